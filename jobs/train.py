@@ -1,0 +1,73 @@
+"""Train a model: python jobs/train.py [--check] [CONFIG.yaml] [dotted.key=value ...]"""
+
+import argparse
+import sys
+
+import _path  # noqa: F401  (first: it finds shoal)
+
+from shoal import console
+from shoal.cluster.claim import find_folder, finished_result
+from shoal.cluster.config import RunConfig, home, tracking_uri
+from shoal.cluster.fit import fit, request_stop
+from shoal.cluster.plan import check
+from shoal.config import describe, load
+
+
+def main(arguments: list[str]) -> int:
+    """Check, train, and say where the result is."""
+    parser = argparse.ArgumentParser(
+        usage="python jobs/train.py [--check] [CONFIG.yaml] [dotted.key=value ...]",
+        description="Train a PyTorch model on a Ray cluster, recorded in MLflow.",
+        epilog="keys (type, default, meaning):\n" + describe(RunConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="check everything and start nothing")
+    parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
+    given = parser.parse_intermixed_args(arguments)
+    files = [text for text in given.settings if "=" not in text]
+    if len(files) > 1:
+        parser.error(f"one config file at most, not {' and '.join(files)}")
+    config = load(RunConfig, files[0] if files else None, [text for text in given.settings if "=" in text])
+
+    folder = find_folder(config, claim=not given.check)
+    done = finished_result(folder)
+    if done:
+        print(f"run {done['run_name']} is finished; set if_exists=new to train it again")
+        return report(done)
+    plan = check(config)
+    if plan.prepared and plan.size:
+        rows = ", ".join(f"{count} {split}" for split, count in plan.prepared.rows.items())
+        print(f"data    {config.data.source}: {rows} rows")
+        print(f"model   {config.model.name}: {plan.size}")
+    if given.check:
+        print("the config is sound; nothing was started")
+        return 0
+    print(f"run     {folder.uri}")
+    print(f"mlflow  {tracking_uri(config)}", flush=True)
+
+    console.on_interrupt(lambda name: request_stop(folder, name))
+    line = console.ProgressLine()
+    try:
+        result = fit(plan, folder, line)
+    finally:
+        line.close()
+    return report(result)
+
+
+def report(result: dict) -> int:
+    """Print what a person wants to know of a finished run."""
+    metrics = {**result["metrics"], **result["best"]}
+    print(console.table([(name, f"{value:.6g}") for name, value in sorted(metrics.items())]))
+    if result["samples_per_second"]:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
+        print(f"{result['samples_per_second']:,.0f} samples/s; bottleneck: {result['bottleneck']} ({shares})")
+    if result["test_loss"] is not None:
+        accuracy = result["metrics"].get("test/accuracy")
+        print(f"test loss {result['test_loss']:.4f}" + (f", accuracy {accuracy:.4f}" if accuracy is not None else ""))
+    print(f"look at it: make ui  (from {home()})")
+    print(f"result: {result['run_folder']}/result.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

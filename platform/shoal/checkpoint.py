@@ -1,0 +1,285 @@
+"""Checkpoints: complete or absent, written in the background, the last few and the best kept.
+
+A checkpoint is a folder `checkpoints/step-NNNNNN` with weights (safetensors), optimiser and random state, the
+position in the data, the best metrics and the transform. Its manifest lists every file's size and SHA-256.
+"""
+
+import hashlib
+import io
+import json
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from shoal.config import Section
+from shoal.errors import CheckpointError
+from shoal.runfolder import CHECKPOINTS, RunFolder
+
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
+PREPARED = "prepared.json"
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
+    keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
+
+
+@dataclass
+class Progress:
+    """Where training stands: all that the next step depends on besides weights and optimiser.
+
+    The position in the data is the step: batch `step % steps_per_epoch` of epoch `step // steps_per_epoch`.
+    """
+
+    step: int = 0
+    samples: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    reached_target: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, copied to the host so that training may go on."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    progress: Progress
+    random: list[dict[str, Any]]
+
+
+def random_state() -> dict[str, Any]:
+    """Return this process's random states: torch, CUDA, NumPy, Python."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words), gauss_next))
+
+
+def snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, random: list[dict[str, Any]]
+) -> Snapshot:
+    """Copy weights and optimiser state to the host."""
+    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    # A copy, since the caller's goes on counting while this one is being written.
+    frozen = Progress(**{**asdict(progress)})
+    return Snapshot(weights, _to_host(optimizer.state_dict()), frozen, random)
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: RunFolder, keep: int = 2) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, snapshot: Snapshot, facts: Mapping[str, Any], prepared: bytes) -> str:
+        """Write a checkpoint complete or not at all, then drop what retention no longer holds.
+
+        Returns:
+            its name.
+        """
+        files = {
+            WEIGHTS: _weights_bytes(snapshot.weights),
+            OPTIMIZER: _torch_bytes({"optimizer": snapshot.optimizer, "random": snapshot.random}),
+            STATE: json.dumps({**asdict(snapshot.progress), **facts}).encode(),
+            PREPARED: prepared,
+        }
+        name = f"step-{snapshot.progress.step:06d}"
+        manifest = {file: {"bytes": len(data), "sha256": _sha256(data)} for file, data in files.items()}
+        local = self._folder.local(CHECKPOINTS)
+        if local:
+            local.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=local))
+        for file, data in {**files, MANIFEST: json.dumps(manifest).encode()}.items():
+            with (part / file).open("wb") as stream:
+                stream.write(data)
+        self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=MANIFEST)
+        self._retain()
+        return name
+
+    def names(self) -> list[str]:
+        """Return the complete checkpoints, oldest first."""
+        names = [name for name in self._folder.names(CHECKPOINTS) if name.startswith("step-")]
+        whole = [name for name in names if self._folder.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}")]
+        return sorted(whole, key=lambda name: int(name.removeprefix("step-")))
+
+    def latest(self) -> tuple[str | None, list[str]]:
+        """Return the newest sound checkpoint, and a complaint for each corrupt one that is newer.
+
+        Raises:
+            CheckpointError: there are checkpoints and all of them are corrupt.
+        """
+        complaints: list[str] = []
+        names = self.names()
+        for name in reversed(names):
+            problem = self._problem(name)
+            if problem is None:
+                return name, complaints
+            complaints.append(f"checkpoint '{self._folder.uri}/{CHECKPOINTS}/{name}' is corrupt ({problem})")
+        if names:
+            raise CheckpointError(
+                f"{complaints[0]} and no earlier one is sound: delete '{self._folder.uri}' to start over, "
+                "or set if_exists=new"
+            )
+        return None, complaints
+
+    def best(self) -> str | None:
+        """Return the checkpoint with the lowest validation loss, or None when nothing was evaluated."""
+        names = self.names()
+        step = self.state(names[-1])["best"].get("best/step") if names else None
+        name = f"step-{int(step):06d}" if step is not None else None
+        return name if name in names else None
+
+    def state(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(self._read(name, STATE)))
+
+    def progress(self, name: str) -> Progress:
+        state = self.state(name)
+        return Progress(**{key: state[key] for key in Progress.__dataclass_fields__})
+
+    def prepared(self, name: str) -> bytes:
+        return self._read(name, PREPARED)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        return dict(load_safetensors(self._read(name, WEIGHTS)))
+
+    def optimizer(self, name: str) -> dict[str, Any]:
+        """Return {"optimizer": state dict, "random": one state per worker}."""
+        return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
+
+    def _read(self, name: str, file: str) -> bytes:
+        return self._folder.read(f"{CHECKPOINTS}/{name}/{file}")
+
+    def _problem(self, name: str) -> str | None:
+        try:
+            manifest = json.loads(self._read(name, MANIFEST))
+            for file, facts in manifest.items():
+                data = self._read(name, file)
+                if len(data) != facts["bytes"]:
+                    return f"{file} has {len(data)} bytes, not {facts['bytes']}"
+                if _sha256(data) != facts["sha256"]:
+                    return f"{file} does not match its SHA-256"
+            missing = {WEIGHTS, OPTIMIZER, STATE, PREPARED} - set(manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return f"{missing.pop()} is missing" if missing else None
+
+    def _retain(self) -> None:
+        names = self.names()
+        keep = set(names[-self._keep :]) | {self.best()}
+        for name in names:
+            if name not in keep:
+                # The manifest goes first: what remains of an interrupted deletion is no checkpoint.
+                self._folder.delete(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+                self._folder.delete(f"{CHECKPOINTS}/{name}")
+
+
+class BackgroundSaver:
+    """Saves in a thread, one checkpoint in flight; a failure shows at the next call."""
+
+    def __init__(self, store: CheckpointStore, facts: Mapping[str, Any], prepared: bytes) -> None:
+        self._store, self._facts, self._prepared = store, facts, prepared
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.blocked_s = 0.0
+
+    def save(self, snapshot: Snapshot) -> None:
+        self.wait()
+        self._thread = threading.Thread(target=self._work, args=(snapshot,), name="shoal-checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint in flight, and raise what went wrong with it."""
+        since = time.perf_counter()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        self.blocked_s += time.perf_counter() - since
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self, snapshot: Snapshot) -> None:
+        try:
+            self._store.save(snapshot, self._facts, self._prepared)
+        except BaseException as error:
+            self._error = error
+
+
+def restore(
+    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> Progress:
+    """Load weights and optimiser state in place and return the progress.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    weights = store.weights(name)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"checkpoint '{name}' is of another model ({reason}): resume with the model it was made with"
+        ) from None
+    if optimizer is not None:
+        optimizer.load_state_dict(store.optimizer(name)["optimizer"])
+    return store.progress(name)
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _to_host(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_to_host(inner) for inner in value]
+    return value
+
+
+def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    # Tied weights are one tensor under two names; safetensors wants them apart.
+    apart: dict[int, str] = {}
+    out = {}
+    for name, tensor in weights.items():
+        shared = tensor.untyped_storage().data_ptr() in apart and tensor.numel() > 0
+        out[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+        apart[tensor.untyped_storage().data_ptr()] = name
+    return save_safetensors(out)
+
+
+def _torch_bytes(value: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,106 @@
+"""Which folder a run gets: begun anew, continued, or refused."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.cluster.config import FREE_ON_RESUME, RunConfig, storage_uri
+from shoal.config import build, flatten
+from shoal.errors import ConfigError, StorageError
+from shoal.runfolder import CONFIG, IDENTITY, RESULT, RunFolder
+from shoal.storage import Folder
+
+
+def find_folder(config: RunConfig, claim: bool = True) -> RunFolder:
+    """Return the folder this run continues or begins, after the checks of `if_exists`.
+
+    Raises:
+        UserError: the name is taken, in use, or holds a run of another config.
+    """
+    storage = Folder(f"{storage_uri(config)}/{config.experiment_name}")
+    if claim:
+        storage.create()
+    elif storage.is_local:
+        _check_writable(storage)
+    if config.run_name is None:
+        return _unnamed_folder(config, storage)
+    folder = RunFolder(f"{storage.uri}/{config.run_name}")
+    if not folder.exists(IDENTITY):
+        return folder
+    if config.if_exists == "fail":
+        raise ConfigError(
+            f"run_name='{config.run_name}' exists in '{storage.uri}' and if_exists=fail: choose another "
+            "run_name, or set if_exists=resume or new"
+        )
+    if config.if_exists == "new":
+        return _numbered_folder(storage, config.run_name)
+    holder = folder.holder()
+    if holder:
+        raise ConfigError(
+            f"run_name='{config.run_name}' is being trained by process {holder['pid']} on "
+            f"{holder['host'].split()[0]}: wait for it, or choose another run_name"
+        )
+    _check_same_config(config, folder)
+    return folder
+
+
+def finished_result(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the result of a run that is done already, or None."""
+    result = folder.read_json(RESULT)
+    return result if result and result["status"] == "FINISHED" else None
+
+
+def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
+    earlier = flatten(build(RunConfig, yaml.safe_load(folder.read(CONFIG))))
+    now = flatten(config)
+    changed = [
+        f"{key}: {earlier[key]} then, {now[key]} now"
+        for key in now
+        if earlier[key] != now[key] and not key.startswith(FREE_ON_RESUME) and key != "data.resident"
+    ]
+    if changed:
+        raise ConfigError(
+            f"run_name='{config.run_name}' was begun with another config ({'; '.join(changed)}): resume with the "
+            "same, choose another run_name, or set if_exists=new"
+        )
+
+
+def _unnamed_folder(config: RunConfig, storage: Folder) -> RunFolder:
+    """Continue an unfinished run of the same config that nobody is at, else begin a new one."""
+    flat = {key: value for key, value in flatten(config).items() if not key.startswith(FREE_ON_RESUME)}
+    flat.pop("data.resident")
+    digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    source = config.data.source.partition("?")[0].rpartition("/")[2]
+    words = f"{config.model.name}-{source}".replace(":", "-").replace("*", "").replace(".", "-")
+    stem = f"{words}-{digest}"
+    for number in range(1, 10_000):
+        folder = RunFolder(f"{storage.uri}/{stem}-{number}")
+        if not folder.exists(IDENTITY):
+            return folder
+        is_open = finished_result(folder) is None and folder.holder() is None
+        if is_open and config.if_exists == "resume":
+            return folder
+    raise StorageError(f"'{storage.uri}' holds 10000 runs named {stem}: set run_name, or clear it up")
+
+
+def _numbered_folder(storage: Folder, name: str) -> RunFolder:
+    number = 2
+    while storage.exists(f"{name}-{number}"):
+        number += 1
+    return RunFolder(f"{storage.uri}/{name}-{number}")
+
+
+def _check_writable(storage: Folder) -> None:
+    """Whether the folder could be made and written, without making it."""
+    path = Path(storage.uri)
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        raise StorageError(
+            f"storage_path '{storage.uri}' cannot be written ('{path}' is not a folder this user may write): "
+            "give another storage_path"
+        )

@@ -1,0 +1,109 @@
+"""The whole config of a run: every section joined, and the `scale` section. Imports no ray."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from shoal.checkpoint import CheckpointConfig
+from shoal.config import Section
+from shoal.data.config import DataConfig
+from shoal.errors import nearest
+from shoal.models.config import ModelConfig
+from shoal.optim import OptimConfig
+from shoal.tasks import TaskName
+from shoal.track.config import TrackConfig
+from shoal.train import TrainConfig
+
+VALIDATION_METRICS = {
+    "classification": ("val/loss", "val/accuracy"),
+    "regression": ("val/loss", "val/rmse", "val/mae", "val/r2"),
+}
+
+# What may differ when a run is resumed: it changes where and how, not what is computed.
+FREE_ON_RESUME = ("run_name", "experiment_name", "storage_path", "if_exists", "scale.", "checkpoint.", "track.")
+
+
+class ScaleConfig(Section):
+    num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 trains in this process without Ray")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="a GPU for each worker; auto: if there are enough")
+    cpus_per_worker: float = Field(1.0, gt=0, description="may be a fraction, e.g. 0.5")
+    max_failures: int = Field(3, ge=0, description="how many lost workers or nodes a run survives")
+
+
+class RunConfig(Section):
+    run_name: str | None = Field(
+        None, description="null: made from the config; an unfinished run of the same config is resumed"
+    )
+    experiment_name: str = Field("shoal", description="of MLflow, and the folder above the run's")
+    storage_path: str = Field("runs", description="where run folders are; a folder all nodes share, or s3://")
+    if_exists: Literal["resume", "fail", "new"] = Field("resume", description="what to do about a run of this name")
+    seed: int = Field(0, ge=0, lt=2**63, description="of splits, order, weights and everything random")
+    task: TaskName = Field("classification", description="what is learnt")
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
+
+    @field_validator("run_name", "experiment_name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or name.startswith(".") or "/" in name or "\\" in name):
+            raise ValueError("it names a folder: no slash, no leading dot, not empty")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        known = VALIDATION_METRICS[self.task]
+        for name in self.train.target:
+            if name not in known:
+                raise ValueError(
+                    f"train.target names '{name}'{nearest(name, known)}: a {self.task} reports {', '.join(known)}"
+                )
+        if self.train.target and not self.data.validation_fraction:
+            raise ValueError("train.target needs a validation split: set data.validation_fraction above 0")
+        if self.data.global_batch_size < self.scale.num_workers:
+            raise ValueError(
+                f"data.global_batch_size={self.data.global_batch_size} is less than "
+                f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch"
+            )
+        return self
+
+
+def home() -> Path:
+    """The folder that relative paths of storage and tracking are under.
+
+    The working directory; inside `ray job submit` that is an upload which Ray deletes, so there it is
+    `$SHOAL_HOME`, else `~/shoal`.
+    """
+    named = os.environ.get("SHOAL_HOME")
+    if named:
+        return Path(named).expanduser().resolve()
+    is_upload = "runtime_resources" in Path.cwd().parts
+    return Path.home() / "shoal" if is_upload else Path.cwd()
+
+
+def storage_uri(config: RunConfig) -> str:
+    """The absolute storage_path."""
+    if "://" in config.storage_path:
+        return config.storage_path.rstrip("/")
+    return str(home() / Path(config.storage_path).expanduser())
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """The tracking URI in force, with the path of an SQLite file made absolute."""
+    uri = config.track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not os.path.isabs(path):
+        return f"sqlite:///{home() / path}"
+    return uri
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment of an SQLite store keeps artifacts: beside the database file."""
+    path = uri.removeprefix("sqlite:///")
+    return (Path(path).parent / "mlartifacts").as_uri() if path != uri else None

@@ -1,0 +1,83 @@
+"""What MLflow is told of a run besides metrics: few params, tags, the data set, the environment."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from shoal.cluster import session
+from shoal.cluster.config import RunConfig
+from shoal.config import flatten
+from shoal.data.prepare import Prepared
+from shoal.models import Size
+
+PARAMS = (
+    "seed",
+    "task",
+    "data.source",
+    "data.global_batch_size",
+    "model.name",
+    "model.width",
+    "model.depth",
+    "optim.name",
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.schedule",
+    "train.epochs",
+    "train.precision",
+)
+
+
+def facts_of(config: RunConfig, prepared: Prepared, size: Size) -> dict[str, Any]:
+    flat = flatten(config)
+    transform = prepared.transform
+    columns = [{"name": column.name, "kind": column.kind} for column in transform.columns[:200]]
+    source = config.data.source
+    return {
+        "params": {key: flat[key] for key in PARAMS} | {"model.parameters": size.parameters},
+        "tags": {
+            "mlflow.note.content": f"{source}, {config.model.name}: {size}",
+            "shoal.flops_per_sample": size.flops_per_sample,
+            "shoal.model_bytes": size.bytes,
+            "shoal.num_workers": config.scale.num_workers,
+        },
+        "contexts": ["training"],
+        "dataset": {
+            "name": source.partition("?")[0][-250:],
+            "digest": prepared.fingerprint,
+            "source_type": source.partition(":")[0],
+            "source": json.dumps({"uri": source}),
+            "schema": json.dumps({"columns": columns, "label": transform.label.name}),
+            "profile": json.dumps({"rows": prepared.rows, "classes": len(transform.label.classes)}),
+        },
+        "model": size.as_dict(),
+        "environment": _environment(),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    packages = {name.metadata["Name"]: name.version for name in importlib.metadata.distributions()}
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(session.local_gpus())],
+        "git": _git(),
+        "argv": sys.argv,
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    if not shutil.which("git"):
+        return None
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return None
+    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True)
+    return {"commit": head.stdout.strip(), "is_dirty": bool(changed.stdout.strip())}

@@ -1,0 +1,195 @@
+"""Reads a source with Ray Data and deals its rows to the workers, in Ray's object store.
+
+The work on a block is `shoal.data.prepare`'s; here it is mapped over blocks that no single process holds.
+"""
+
+import io
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from shoal.data.order import SPLITS, VALIDATION
+from shoal.data.prepare import (
+    Dealt,
+    Prepared,
+    Recipe,
+    Summary,
+    combine,
+    deal,
+    deal_here,
+    finish,
+    merge,
+    splits_of,
+    summarise,
+)
+from shoal.data.sources import (
+    Block,
+    Source,
+    file_schema,
+    item_block,
+    read_npz,
+    synthetic_block,
+    synthetic_options,
+    table_to_block,
+)
+
+Ref = Any  # ray.ObjectRef[Dealt]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A source's blocks in the object store, in the source's order."""
+
+    refs: list[Any]
+    splits: list[str | None]
+    rows: list[int]
+
+    @property
+    def first_rows(self) -> list[int]:
+        return [sum(self.rows[:number]) for number in range(len(self.rows))]
+
+
+def put_small(source: Source, recipe: Recipe, prepared: Prepared, num_workers: int) -> list[list[Ref]]:
+    """Deal a source that this process has read already; returns one object for each worker."""
+    return [[ray.put(dealt)] for dealt in deal_here(source, recipe, prepared, num_workers)]
+
+
+def read_blocks(source: Source) -> Blocks:
+    """Read with Ray Data's readers, in parallel, keeping the order of rows."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    refs: list[Any] = []
+    splits: list[str | None] = []
+    parts = source.value.items() if source.scheme == "splits" else [(None, source)]
+    for split, part in parts:
+        for given, dataset in _datasets(part):
+            found = dataset.to_arrow_refs()
+            refs += found
+            splits += [split or given] * len(found)
+    rows = ray.get([_count.remote(ref) for ref in refs])
+    kept = [number for number, count in enumerate(rows) if count]
+    return Blocks([refs[n] for n in kept], [splits[n] for n in kept], [rows[n] for n in kept])
+
+
+def prepare_blocks(blocks: Blocks, recipe: Recipe, fingerprint: str) -> tuple[Prepared, list[dict[str, int]]]:
+    """Check and fit over all blocks; also returns how many rows of each split lie before each block."""
+    has_validation = VALIDATION in blocks.splits
+    summaries: list[Summary] = ray.get(
+        [
+            _summarise.remote(ref, first, given, has_validation, recipe)
+            for ref, first, given in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
+        ]
+    )
+    before, count = [], dict.fromkeys(SPLITS, 0)
+    for summary in summaries:
+        before.append(dict(count))
+        count = {name: count[name] + summary.rows[name] for name in SPLITS}
+    return finish(merge(summaries), recipe, fingerprint), before
+
+
+def deal_blocks(
+    blocks: Blocks, before: list[dict[str, int]], prepared: Prepared, recipe: Recipe, num_workers: int, joined: bool
+) -> list[list[Ref]]:
+    """Transform all blocks and deal their rows; returns each worker's objects, one if `joined`."""
+    has_validation = VALIDATION in blocks.splits
+    hands: list[list[Ref]] = [[] for _ in range(num_workers)]
+    told = ray.put((prepared, recipe))
+    rows = zip(blocks.refs, blocks.first_rows, blocks.splits, before, strict=True)
+    for ref, first, given, earlier in rows:
+        task = _deal.options(num_returns=num_workers)
+        dealt = task.remote(ref, first, given, has_validation, earlier, told, num_workers)
+        for hand, piece in zip(hands, dealt if num_workers > 1 else [dealt], strict=True):
+            hand.append(piece)
+    if joined:
+        hands = [[_join.remote(*hand)] for hand in hands]
+    ray.wait([ref for hand in hands for ref in hand], num_returns=sum(map(len, hands)), fetch_local=False)
+    return hands
+
+
+def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
+    """Return the source as Ray Datasets, each with the split it is said to be."""
+    paths = list(source.paths)
+    match source.scheme:
+        case "csv":
+            from pyarrow import csv
+
+            convert = csv.ConvertOptions(strings_can_be_null=True, column_types=file_schema(source))
+            return [(None, ray.data.read_csv(paths, convert_options=convert))]
+        case "parquet":
+            return [(None, ray.data.read_parquet(paths))]
+        case "json":
+            return [(None, ray.data.read_json(paths))]
+        case "npz":
+            files = ray.data.read_binary_files(paths, include_paths=True)
+            return [(None, files.map_batches(_npz_rows, batch_size=1))]
+        case "synthetic":
+            options = synthetic_options(source.uri)
+            rows = options.pop("rows")
+            return [(None, ray.data.range(rows).map_batches(_synthetic_rows, fn_kwargs=options))]
+        case "indexed":
+            rows = ray.data.range(len(source.value))
+            return [(None, rows.map_batches(_item_rows, fn_kwargs={"dataset": source.value}))]
+        case "huggingface":
+            named = [(part.split, rows) for part, rows in zip(source.parts, source.value.values(), strict=True)]
+            return [(split, ray.data.from_huggingface(rows)) for split, rows in named]
+        case "ray":
+            return [(None, source.value)]
+        case _:
+            return [(None, ray.data.from_arrow(_to_table(block))) for _, block in source.blocks()]
+
+
+def _npz_rows(batch: dict[str, np.ndarray]) -> Block:
+    return read_npz(io.BytesIO(batch["bytes"][0]), str(batch["path"][0]))
+
+
+def _synthetic_rows(batch: dict[str, np.ndarray], **options: Any) -> Block:
+    rows = batch["id"]
+    return synthetic_block(first=int(rows[0]), rows=len(rows), **options)
+
+
+def _item_rows(batch: dict[str, np.ndarray], dataset: Any) -> Block:
+    return item_block([dataset[int(row)] for row in batch["id"]])
+
+
+def _to_table(block: Block) -> pa.Table:
+    columns = {name: list(column) if column.ndim > 1 else column for name, column in block.items()}
+    return pa.table(columns)
+
+
+@ray.remote(num_cpus=0.5)
+def _count(table: pa.Table) -> int:
+    return int(table.num_rows)
+
+
+@ray.remote(num_cpus=0.5)
+def _summarise(table: pa.Table, first: int, given: str | None, has_validation: bool, recipe: Recipe) -> Summary:
+    split = splits_of(recipe, first, table.num_rows, given, has_validation)
+    return summarise(table_to_block(table), split, recipe)
+
+
+@ray.remote(num_cpus=0.5)
+def _deal(
+    table: pa.Table,
+    first: int,
+    given: str | None,
+    has_validation: bool,
+    before: dict[str, int],
+    told: tuple[Prepared, Recipe],
+    num_workers: int,
+) -> Any:
+    prepared, recipe = told
+    split = splits_of(recipe, first, table.num_rows, given, has_validation)
+    hands = deal(table_to_block(table), split, before, prepared, recipe, num_workers)
+    return hands if num_workers > 1 else hands[0]
+
+
+@ray.remote(num_cpus=0.5)
+def _join(*parts: Dealt) -> Dealt:
+    return combine(list(parts))

@@ -1,0 +1,45 @@
+"""A run that was checked: config, data, model and machine fit together, and nothing is started yet."""
+
+from dataclasses import dataclass
+
+import torch
+
+from shoal.cluster import session
+from shoal.cluster.config import RunConfig
+from shoal.data.prepare import Prepared, Recipe, prepare_here
+from shoal.data.sources import Source, open_source
+from shoal.models import Size, build, find_builder, measure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that was checked against its data, its model and this machine; nothing is started yet."""
+
+    config: RunConfig
+    source: Source
+    recipe: Recipe
+    prepared: Prepared | None  # None: the data is too large to look at before there is a cluster
+    size: Size | None
+
+
+def check(config: RunConfig) -> Plan:
+    """Check all that can be checked before anything is started.
+
+    Raises:
+        UserError: the first rule that is broken.
+    """
+    session.check_local(config.scale, session.address())
+    find_builder(config.model.name)
+    source = open_source(config.data.source)
+    recipe = Recipe(config.data, config.seed, config.task == "classification", source.is_ready)
+    if config.scale.num_workers and not source.is_small:
+        return Plan(config, source, recipe, None, None)
+    prepared = prepare_here(source, recipe)
+    return Plan(config, source, recipe, prepared, measure_model(config, prepared))
+
+
+def measure_model(config: RunConfig, prepared: Prepared) -> Size:
+    shape = prepared.transform.input_shape
+    is_whole = prepared.transform.columns[0].kind == "ready" and prepared.transform.columns[0].dtype.startswith("int")
+    sample = torch.zeros((1, *shape), dtype=torch.int64 if is_whole else torch.float32)
+    return measure(build(config.model, shape, prepared.transform.outputs, config.seed), sample)

@@ -1,0 +1,132 @@
+"""A Ray session: join the cluster there is, or start one here, with Ray's own noise kept down."""
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+from shoal.cluster.config import ScaleConfig
+from shoal.errors import ConfigError
+
+CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
+
+# Measured on 2 cores (docs/design.md): an empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without.
+TRAIN_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+
+
+def address() -> str | None:
+    """Return the address of the cluster to join: RAY_ADDRESS, else one that runs on this machine, else None.
+
+    After an unclean stop Ray's own file still names a cluster that is gone, and `ray.init` would fail on it;
+    here it counts only if something answers.
+    """
+    named = os.environ.get("RAY_ADDRESS")
+    if named:
+        return named
+    try:
+        found = CLUSTER_FILE.read_text().strip()
+        host, _, port = found.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=1):
+            return found
+    except (OSError, ValueError):
+        return None
+
+
+def check_local(scale: ScaleConfig, address: str | None) -> None:
+    """Refuse what this machine cannot hold, before Ray is started; a cluster to join is checked once joined.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
+    if scale.num_workers == 0 or address is not None:
+        return
+    _check(scale, cpus=float(os.cpu_count() or 1), gpus=local_gpus(), where="this machine")
+
+
+def local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
+    """Join or start a cluster; return whether each worker gets a GPU.
+
+    Args:
+        spare_cpus: CPUs that Ray Data needs beside the workers, to be added to a cluster started here.
+
+    Raises:
+        ConfigError: the cluster is too small, or does not answer.
+    """
+    for name, value in TRAIN_ENV.items():
+        os.environ.setdefault(name, value)
+    found = address()
+    if found is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if found is None:
+                cpus = (os.cpu_count() or 1) + spare_cpus
+                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+            else:
+                ray.init(found, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"the Ray cluster at '{found or 'this machine'}' cannot be used ({reason}): start it, or unset "
+                "RAY_ADDRESS to let Shoal start one here"
+            ) from error
+    has = ray.cluster_resources()
+    cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
+    _check(scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None))
+    return bool(scale.use_gpu and gpus >= scale.num_workers)
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that was started here ends with it."""
+    import ray
+
+    ray.shutdown()
+
+
+def object_store_bytes() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("object_store_memory", 0))
+
+
+def memory_bytes() -> int:
+    return int(psutil.virtual_memory().available)
+
+
+def _check(scale: ScaleConfig, cpus: float, gpus: int, where: str, spare: int = 0) -> None:
+    workers = scale.num_workers
+    if scale.use_gpu is True and workers > gpus:
+        raise ConfigError(
+            f"scale.num_workers={workers} with scale.use_gpu=true needs {workers} GPUs and {where} has {gpus}: "
+            f"lower scale.num_workers, or set scale.use_gpu=auto"
+        )
+    needed = workers * scale.cpus_per_worker
+    if needed > cpus + 1e-9:
+        kept = f" ({spare} are kept for Ray Data, which streams)" if spare else ""
+        raise ConfigError(
+            f"scale.num_workers={workers} x scale.cpus_per_worker={scale.cpus_per_worker:g} needs {needed:g} CPUs "
+            f"and {where} has {cpus:g}{kept}: set scale.cpus_per_worker={max(cpus, 0.1) / workers:.2g} or lower "
+            "scale.num_workers"
+        )

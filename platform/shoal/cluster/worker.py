@@ -1,0 +1,243 @@
+"""One worker's part of a run, from the config and its shard to trained weights. Imports no ray.
+
+`scale.num_workers=0` calls `work` in the driver's own process; with workers, Ray Train calls it in each.
+"""
+
+import os
+import random
+import socket
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shoal.checkpoint import (
+    BackgroundSaver,
+    CheckpointStore,
+    Progress,
+    random_state,
+    restore,
+    set_random_state,
+    snapshot,
+)
+from shoal.cluster.config import RunConfig
+from shoal.collective import Collective, undisturbed
+from shoal.data.order import TEST, TRAIN, VALIDATION
+from shoal.data.prepare import Dealt, Prepared, Recipe
+from shoal.data.shard import ResidentShard, Rows, Shard
+from shoal.evaluate import evaluate
+from shoal.models import build
+from shoal.optim import build_optimizer, learning_rate
+from shoal.runfolder import STOP, RunFolder
+from shoal.tasks import Classification, Task, make_task
+from shoal.track.journal import Journal, NoJournal
+from shoal.track.system import SystemMonitor
+from shoal.train import Clock, Job, total_steps, train
+
+OUTCOME = "outcome.json"
+STOP_POLL_S = {True: 0.2, False: 5.0}  # by whether the run folder is on a disk
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver tells every worker; picklable."""
+
+    config: RunConfig
+    folder: str
+    attempt: int
+    prepared: Prepared
+    recipe: Recipe
+
+
+def work(told: Assignment, shard: Shard, collective: Collective, device: torch.device) -> None:
+    """Train this worker's part to the end or to a requested stop; rank 0 leaves `outcome.json`.
+
+    Raises:
+        StorageError: this node does not see the run folder.
+        CheckpointError: no checkpoint is sound, or the one found is of another model.
+        DivergedError: the loss is not finite.
+    """
+    config, prepared = told.config, told.prepared
+    folder = RunFolder(told.folder)
+    identity = folder.identity()
+    _make_deterministic(config, device)
+    is_first = collective.rank == 0
+    task = make_task(config.task, prepared.transform.outputs, prepared.transform.label.std)
+    model = build(config.model, prepared.transform.input_shape, prepared.transform.outputs, config.seed).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    store = CheckpointStore(folder, config.checkpoint.keep)
+    forward = collective.wrap(model, lambda module: _rehearse(module, model, task, shard))
+    progress = _resume(store, model, optimizer, collective, config.seed)
+    journal = Journal(folder, told.attempt) if is_first else NoJournal()
+    monitor = SystemMonitor(journal, identity["start_ms"]) if isinstance(journal, Journal) else None
+    if monitor:
+        monitor.start()
+    facts = {"attempt": told.attempt, "num_workers": collective.size, "run_key": identity["key"]}
+    saver = BackgroundSaver(store, facts, prepared.model_dump_json().encode())
+    clock, started, done_before = Clock(), time.perf_counter(), progress.seconds
+
+    def save(progress: Progress) -> None:
+        states = collective.gather(random_state())
+        progress.seconds = done_before + time.perf_counter() - started
+        if is_first:
+            journal.sync()
+            run_id = (folder.read_json("run.json") or {}).get("run_id")
+            facts["mlflow_run_id"] = run_id
+            saver.save(snapshot(model, optimizer, progress, states))
+
+    steps = total_steps(config.train, shard.lanes.steps)
+    job = Job(
+        config=config.train,
+        model=model,
+        forward=forward,
+        optimizer=optimizer,
+        learning_rate=lambda step: learning_rate(config.optim, step, steps),
+        clip_norm=config.optim.clip_norm,
+        task=task,
+        shard=shard,
+        collective=collective,
+        record=_Paced(journal, clock, progress),
+        save=save,
+        is_stop_requested=_StopFile(folder) if is_first else (lambda: False),
+        save_every=config.checkpoint.every_steps,
+        record_every=config.track.every_steps,
+        has_validation=prepared.rows[VALIDATION] > 0,
+    )
+    try:
+        is_finished = train(job, progress, clock)
+        seconds = time.perf_counter() - started
+        outcome = _final_evaluation(job, prepared) if is_finished else {}
+    finally:
+        saver.wait()
+        if monitor:
+            monitor.stop()
+        journal.sync()
+    if is_first:
+        journal.points(progress.step, outcome.get("test_metrics", {}))
+        journal.sync()
+        folder.write_json(
+            OUTCOME,
+            {
+                "is_finished": is_finished,
+                "progress": asdict(progress),
+                "steps_planned": steps,
+                "seconds": done_before + seconds,
+                "attempt_seconds": seconds,
+                "shares": _shares(clock, seconds),
+                "world_size": collective.size,
+                "device": str(device),
+                "transport": getattr(collective, "transport", None),
+                "checkpoint_blocked_s": saver.blocked_s,
+                "host": socket.gethostname(),
+                **outcome,
+            },
+        )
+
+
+def resident_shard(told: Assignment, dealt: Dealt, rank: int, size: int, device: torch.device) -> ResidentShard:
+    """Make a shard of the rows this worker was dealt, on its device."""
+    rows = {name: Rows.of(*arrays, device) for name, arrays in dealt.items()}
+    return ResidentShard(told.prepared.lanes(told.recipe, rank, size), rows.pop(TRAIN), rows)
+
+
+class _Paced:
+    """Adds throughput to what the loop records at each evaluation."""
+
+    def __init__(self, journal: Journal | NoJournal, clock: Clock, progress: Progress) -> None:
+        self._journal, self._clock, self._progress = journal, clock, progress
+        self._samples, self._busy = progress.samples, 0.0
+
+    def points(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
+        if "val/loss" in metrics:
+            busy = sum(self._clock.spent[name] for name in ("data", "compute", "gradient_sync"))
+            rate = (self._progress.samples - self._samples) / max(busy - self._busy, 1e-9)
+            self._samples, self._busy = self._progress.samples, busy
+            metrics = {**metrics, "perf/samples_per_second": rate}
+        self._journal.points(step, metrics, at_s)
+
+    def flush(self) -> None:
+        self._journal.flush()
+
+
+class _StopFile:
+    """Whether the driver asked for a stop, looked up a few times a second at most."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._next, self._found = folder, 0.0, False
+
+    def __call__(self) -> bool:
+        if not self._found and time.monotonic() >= self._next:
+            self._found = self._folder.exists(STOP)
+            self._next = time.monotonic() + STOP_POLL_S[self._folder.is_local]
+        return self._found
+
+
+def _make_deterministic(config: RunConfig, device: torch.device) -> None:
+    """Same config, same worker count: the same bits."""
+    torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _rehearse(module: nn.Module, model: nn.Module, task: Task, shard: Shard) -> None:
+    """One forward and backward that leaves gradients and nothing else."""
+    batch = next(shard.batches(epoch=0, start=0))
+    with undisturbed(model):
+        module.train()
+        task.loss(module(batch.inputs), batch).backward()
+
+
+def _resume(
+    store: CheckpointStore, model: nn.Module, optimizer: torch.optim.Optimizer, collective: Collective, seed: int
+) -> Progress:
+    """Load the newest sound checkpoint, the same on every worker, or start with seeded random states."""
+    name: str | None = None
+    if collective.rank == 0:
+        name, _ = store.latest()  # the driver has told of corrupt ones
+    name = collective.broadcast(name)
+    states = store.optimizer(name)["random"] if name else []
+    _seed_randomness(seed, collective.rank)
+    if name is None:
+        return Progress()
+    progress = restore(store, name, model, optimizer)
+    if len(states) == collective.size:
+        set_random_state(states[collective.rank])
+    else:
+        _seed_randomness(seed + progress.step, collective.rank)
+    return progress
+
+
+def _seed_randomness(seed: int, rank: int) -> None:
+    """Each worker draws numbers of its own (dropout), a function of the seed and its rank."""
+    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+def _final_evaluation(job: Job, prepared: Prepared) -> dict[str, Any]:
+    """Measure on the test split, or on the validation split where there is none; each sample once."""
+    splits = [name for name in (TEST, VALIDATION) if prepared.rows[name]]
+    if not splits:
+        return {}
+    sums = evaluate(job.model, job.task, job.shard, splits[0], job.collective.add_up)
+    measured = job.task.metrics(sums)
+    outcome: dict[str, Any] = {"split": splits[0]}
+    if splits[0] == TEST:
+        outcome["test_metrics"] = {f"test/{name}": value for name, value in measured.items()}
+    if isinstance(job.task, Classification) and (counts := job.task.confusion(sums)) is not None:
+        outcome["confusion"] = counts.tolist()
+    if prepared.rows[VALIDATION]:
+        final = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective.add_up)
+        outcome["val_metrics"] = {f"val/{name}": value for name, value in job.task.metrics(final).items()}
+    return outcome
+
+
+def _shares(clock: Clock, seconds: float) -> dict[str, float]:
+    names = ("data", "compute", "gradient_sync", "evaluate", "checkpoint", "tracking")
+    return {name: clock.spent[name] / max(seconds, 1e-9) for name in names}

@@ -1,0 +1,243 @@
+"""Ray Train workers: the data dealt to them, TorchTrainer around `work`, and what to do when one is lost."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shoal.cluster import session
+from shoal.cluster.config import ScaleConfig
+from shoal.cluster.plan import Plan
+from shoal.cluster.worker import Assignment, resident_shard, work
+from shoal.collective import Group
+from shoal.data.order import SPLITS
+from shoal.data.prepare import Prepared
+from shoal.errors import Interrupted, TrainingError
+from shoal.runfolder import ERROR, STOP, RunFolder
+
+logger = logging.getLogger(__name__)
+
+# Resident shards share Ray's object store with whatever else is in it.
+RESIDENT_STORE_SHARE = 0.5
+STOP_PATIENCE_S = 60.0
+RAY_STATE = ".ray"
+
+# What a surviving worker sees when another dies; the death itself is the cause.
+PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Where each worker's rows lie in the object store, and how it shall read them."""
+
+    hands: list[list[Any]]
+    resident: bool
+
+
+class Workers:
+    """A Ray session for one run."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._scale = plan, plan.config.scale
+        self._use_gpu = False
+
+    def __enter__(self) -> "Workers":
+        spare = 0 if self._plan.config.data.resident is True or self._is_surely_resident() else 1
+        self._use_gpu = session.connect(self._scale, spare)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        session.disconnect()
+
+    def prepare(self) -> Prepared:
+        """Deal the rows to the workers; a source too large for the driver is first checked and fitted here.
+
+        Raises:
+            DataError: what only reading all rows could tell.
+        """
+        from shoal.cluster import ingest
+
+        plan, count = self._plan, self._scale.num_workers
+        if plan.prepared is not None:
+            resident = self._is_resident(plan.prepared)
+            self._dealt = Dealt(ingest.put_small(plan.source, plan.recipe, plan.prepared, count), resident)
+            return plan.prepared
+        blocks = ingest.read_blocks(plan.source)
+        prepared, before = ingest.prepare_blocks(blocks, plan.recipe, plan.source.fingerprint)
+        resident = self._is_resident(prepared)
+        self._dealt = Dealt(ingest.deal_blocks(blocks, before, prepared, plan.recipe, count, resident), resident)
+        return prepared
+
+    def train(self, told: Assignment, folder: RunFolder) -> None:
+        """Run `work` on all workers, again after lost ones, until it ends.
+
+        Raises:
+            TrainingError: user code raised, or more workers were lost than `scale.max_failures`.
+            Interrupted: the stop file is there and the workers did not end by themselves.
+        """
+        lost = 0
+        while True:
+            error = self._attempt(told, folder, lost)
+            if error is None:
+                return
+            if folder.exists(STOP):
+                raise Interrupted("interrupted; the same command resumes from the last checkpoint")
+            if not decide_retry(error, lost, self._scale.max_failures):
+                raise _as_shoal_error(error, folder, lost, self._scale) from error
+            lost += 1
+            logger.warning(
+                "a worker was lost (%s); resuming from the last checkpoint, %d of %d", _name(error), lost,
+                self._scale.max_failures,
+            )
+
+    def _attempt(self, told: Assignment, folder: RunFolder, lost: int) -> BaseException | None:
+        """Fit once, in a thread: Ray's signal handler must not replace ours, and a stop must not wait for ever."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        folder.delete(ERROR)
+        resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"told": told, "dealt": self._dealt},
+            torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=self._scale.num_workers, use_gpu=self._use_gpu, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{told.attempt}-{lost}",
+                storage_path=f"{folder.uri}/{RAY_STATE}",
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        outcome: list[BaseException | None] = []
+
+        def run() -> None:
+            try:
+                trainer.fit()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, name="shoal-trainer", daemon=True)
+        thread.start()
+        stop_seen: float | None = None
+        while thread.is_alive():
+            thread.join(timeout=0.1)
+            if stop_seen is None and folder.is_local and folder.exists(STOP):
+                stop_seen = time.monotonic()
+            if stop_seen and time.monotonic() - stop_seen > STOP_PATIENCE_S:
+                raise Interrupted(f"interrupted; the workers did not stop within {STOP_PATIENCE_S:.0f} s")
+        with contextlib.suppress(OSError):
+            folder.delete(RAY_STATE)
+        return outcome[0]
+
+    def _is_resident(self, prepared: Prepared) -> bool:
+        wish = self._plan.config.data.resident
+        if wish != "auto":
+            return wish
+        nbytes = sum(prepared.rows[name] for name in SPLITS) * prepared.row_bytes
+        room = session.object_store_bytes() * RESIDENT_STORE_SHARE
+        if nbytes > room:
+            logger.info("data of %.1f GB exceeds %.1f GB of object store: it is streamed", nbytes / 1e9, room / 1e9)
+        return nbytes <= room
+
+    def _is_surely_resident(self) -> bool:
+        return self._plan.config.data.resident == "auto" and self._plan.source.is_small
+
+
+def decide_retry(error: BaseException, lost: int, max_failures: int) -> bool:
+    """Whether a failed attempt is worth another: a lost worker or node is, an exception in user code is not."""
+    return lost < max_failures and any(is_loss(cause) for cause in _causes(error))
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether this is Ray's word for a process or node that died."""
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+    from ray.train import ControllerError
+
+    losses = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, ControllerError)
+    return isinstance(error, losses) or any(word in str(error) for word in PEER_ERRORS)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    failures = getattr(error, "worker_failures", {}) or {}
+    return [error, *failures.values()]
+
+
+def _name(error: BaseException) -> str:
+    return ", ".join(f"rank {rank}: {type(cause).__name__}" for rank, cause in _failures(error)) or type(error).__name__
+
+
+def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
+    return sorted((getattr(error, "worker_failures", {}) or {}).items())
+
+
+def _as_shoal_error(error: BaseException, folder: RunFolder, lost: int, scale: ScaleConfig) -> TrainingError:
+    """Say what happened in the terms of whoever can mend it."""
+    noted = folder.read_json(ERROR)
+    if noted and not any(word in noted["message"] for word in PEER_ERRORS):
+        logger.debug("%s", noted["traceback"])
+        told = TrainingError(
+            f"worker {noted['rank']} on {noted['host']}: {noted['type']}: {noted['message']} ({noted['where']})"
+        )
+        told.exit_code = noted["exit_code"]
+        return told
+    if lost >= scale.max_failures and any(is_loss(cause) for cause in _causes(error)):
+        return TrainingError(
+            f"workers were lost {lost + 1} times ({_name(error)}), more than scale.max_failures={scale.max_failures}: "
+            "raise it, or look into the node's memory; the same command resumes from the last checkpoint"
+        )
+    return TrainingError(f"{_name(error)}: {str(error).splitlines()[0]}")
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls in each worker."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    told, dealt = config["told"], config["dealt"]
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    try:
+        device = ray.train.torch.get_device()
+        torch.set_num_threads(max(1, int(told.config.scale.cpus_per_worker)))
+        shard: Any
+        if dealt.resident:
+            shard = resident_shard(told, ray.get(dealt.hands[rank][0]), rank, size, device)
+        else:
+            from shoal.cluster.stream import StreamingShard
+
+            shard = StreamingShard(told.prepared.lanes(told.recipe, rank, size), dealt.hands[rank], device)
+        work(told, shard, Group(device), device)
+    except Exception as error:
+        _note(error, RunFolder(told.folder), rank)
+        raise
+
+
+def _note(error: Exception, folder: RunFolder, rank: int) -> None:
+    """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
+    import socket
+
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
+    note = {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "where": where,
+        "traceback": "".join(traceback.format_exception(error)),
+        "exit_code": getattr(error, "exit_code", 1),
+    }
+    with contextlib.suppress(OSError):
+        earlier = json.loads(folder.read(ERROR)) if folder.exists(ERROR) else None
+        if earlier is None or any(word in earlier["message"] for word in PEER_ERRORS):
+            folder.write_json(ERROR, note)

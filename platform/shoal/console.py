@@ -1,0 +1,147 @@
+"""What a job's person sees: progress, warnings, one `error:` line, the result. Only jobs call it."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TextIO
+
+from shoal.errors import ShoalError
+
+LIVE_S = 0.2
+PLAIN_S = 10.0
+
+
+def run(main: Callable[[list[str]], int]) -> int:
+    """Call a job's main; a ShoalError becomes one line on stderr and its exit code."""
+    _warn_on_stderr()
+    try:
+        return main(sys.argv[1:])
+    except ShoalError as error:
+        if os.environ.get("SHOAL_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def on_interrupt(stop: Callable[[str], None]) -> None:
+    """Call `stop(signal name)` at the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
+    heard = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if heard:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        heard.append(number)
+        name = signal.Signals(number).name
+        print(f"\n{name}: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
+        stop(name)
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+class ProgressLine:
+    """One live line on a terminal; a plain line now and then elsewhere."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        self._out, self._is_live = out, out.isatty()
+        self._shown_s, self._shown_step = 0.0, -1
+        self._began: tuple[float, int] | None = None
+        self._note = ""
+
+    def __call__(self, status: Any) -> None:
+        """Show a `shoal.cluster.fit.Status`."""
+        now = time.monotonic()
+        if status.note != self._note:
+            self._note = status.note
+            self._end_line()
+            self._write(status.note + " ...", end="\n")
+            return
+        if self._began is None and status.step:
+            self._began = (now, status.step)
+        is_last = status.step == status.steps and self._shown_step != status.step
+        pause = LIVE_S if self._is_live else PLAIN_S
+        if status.step == self._shown_step or (now - self._shown_s < pause and not is_last):
+            return
+        self._shown_s, self._shown_step = now, status.step
+        self._write(self._text(status, now), end="" if self._is_live else "\n")
+
+    def close(self) -> None:
+        self._end_line()
+
+    def _text(self, status: Any, now: float) -> str:
+        if not status.step:
+            return f"starting workers; {status.steps} steps to go"
+        parts = [f"step {status.step}/{status.steps}"]
+        for name in ("train/loss", "val/loss", "val/accuracy", "val/rmse"):
+            if name in status.metrics:
+                parts.append(f"{name} {status.metrics[name]:.4g}")
+        began, first = self._began or (now, status.step)
+        steps_per_s = (status.step - first) / (now - began) if now - began > 0.5 else 0.0
+        if steps_per_s:
+            parts.append(f"{steps_per_s:.0f} steps/s")
+            if status.step < status.steps:
+                parts.append(f"ETA {duration((status.steps - status.step) / steps_per_s)}")
+        return "  ".join(parts)
+
+    def _write(self, text: str, end: str) -> None:
+        start = "\r\x1b[2K" if self._is_live else ""
+        if self._is_live:
+            text = text[: max(20, _columns() - 1)]
+        self._out.write(start + text + end)
+        self._out.flush()
+
+    def _end_line(self) -> None:
+        if self._is_live and self._shown_step >= 0:
+            self._out.write("\n")
+            self._out.flush()
+            self._shown_step = -1
+
+
+def duration(seconds: float) -> str:
+    """Write 3725 as '1:02:05' and 65 as '1:05'."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Lay out rows in columns; the first is aligned left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 80
+
+
+def _warn_on_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Warning())
+    log = logging.getLogger("shoal")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if os.environ.get("SHOAL_TRACEBACK") == "1" else logging.INFO)
+    log.propagate = False
+
+
+class _Warning(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        word = {"WARNING": "warning: ", "ERROR": "error: "}.get(record.levelname, "")
+        return f"{word}{record.getMessage()}"

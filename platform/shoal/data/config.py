@@ -1,0 +1,31 @@
+"""The `data` section of the config."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shoal.config import Section
+
+
+class DataConfig(Section):
+    source: str = Field(
+        "sklearn:digits",
+        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, huggingface:NAME, "
+        "synthetic:classification?rows=..., or package.module:function",
+    )
+    label: str = Field("target", description="the column to predict")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out while training")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out to the end")
+    global_batch_size: int = Field(64, ge=1, description="samples per optimiser step, over all workers")
+    resident: bool | Literal["auto"] = Field(
+        "auto", description="keep each worker's shard in memory; false streams it through Ray Data"
+    )
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> "DataConfig":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"data.validation_fraction={self.validation_fraction} and data.test_fraction="
+                f"{self.test_fraction} leave nothing to train on: their sum must be below 1"
+            )
+        return self

@@ -1,0 +1,270 @@
+"""From blocks of rows to what training needs: the checks, the fitted transform, each worker's rows.
+
+Three pure functions over one block each (`summarise`, `merge`, `deal`) and one that decides (`finish`): the
+driver maps them over blocks it read itself, `shoal.cluster.ingest` over blocks in Ray's object store.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from shoal.data.config import DataConfig
+from shoal.data.order import SPLITS, TRAIN, VALIDATION, Lanes, split_rows
+from shoal.data.sources import Block, Source
+from shoal.data.transform import ColumnStats, Label, Moments, Transform, as_classes, as_numbers
+from shoal.errors import DataError, nearest
+
+MAX_CLASSES = 10_000
+
+# One worker's rows of a block, by split: (inputs [n, ...], targets [n]).
+Dealt = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides how rows are treated, besides the rows."""
+
+    data: DataConfig
+    seed: int
+    is_classification: bool
+    is_ready: bool
+
+
+class Prepared(BaseModel):
+    """All that is known of the data before a worker starts; it goes into every checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+    transform: Transform
+    rows: dict[str, int]
+    fingerprint: str
+    row_bytes: int
+
+    def lanes(self, recipe: Recipe, worker: int = 0, num_workers: int = 1) -> Lanes:
+        return Lanes(self.rows[TRAIN], recipe.data.global_batch_size, recipe.seed, worker, num_workers)
+
+
+@dataclass
+class Summary:
+    """What blocks hold, mergeable: rows by split, columns of the training rows, the label."""
+
+    rows: dict[str, int]
+    names: tuple[str, ...]
+    columns: dict[str, ColumnStats] = field(default_factory=dict)
+    label_missing: int = 0
+    label_is_fractional: bool = False
+    label_is_text: bool = False
+    label_counts: Counter[bool | int | str] = field(default_factory=Counter)
+    label_moments: Moments | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(self.rows.values())
+
+
+def splits_of(recipe: Recipe, first_row: int, rows: int, given: str | None, has_validation: bool) -> np.ndarray:
+    """Return each row's split as an index into `SPLITS`; a split that the source gives stands.
+
+    Of a given training split without a validation split beside it, `validation_fraction` is held out.
+    """
+    if given is None:
+        data = recipe.data
+        numbers = np.arange(first_row, first_row + rows)
+        return split_rows(recipe.seed, numbers, data.validation_fraction, data.test_fraction)
+    if given == TRAIN and not has_validation:
+        numbers = np.arange(first_row, first_row + rows)
+        return split_rows(recipe.seed, numbers, recipe.data.validation_fraction, 0.0)
+    return np.full(rows, SPLITS.index(given), dtype=np.int8)
+
+
+def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
+    """Summarise one block.
+
+    Raises:
+        DataError: there is no such label column.
+    """
+    label = recipe.data.label
+    if label not in block:
+        raise DataError(
+            f"data.label='{label}' is not a column of '{recipe.data.source}'{nearest(label, block)}: "
+            f"its columns are {', '.join(list(block)[:20])}"
+        )
+    train = split == 0
+    values = block[label]
+    if values.ndim > 1 and values.shape[1:] != (1,):
+        raise DataError(
+            f"data.label='{label}' has shape {values.shape[1:]} per row: it must be one value per row"
+        )
+    values = values.reshape(len(values))
+    missing = pd.isna(values)
+    known = values[~missing]
+    summary = Summary(
+        rows={name: int((split == number).sum()) for number, name in enumerate(SPLITS)},
+        names=tuple(block),
+        columns={
+            name: ColumnStats.of(column[train], recipe.is_ready) for name, column in block.items() if name != label
+        },
+        label_missing=int(missing.sum()),
+        label_is_text=known.dtype == object and any(isinstance(value, str) for value in known),
+    )
+    if recipe.is_classification:
+        summary.label_is_fractional = bool(
+            known.dtype.kind == "f" and len(known) and not np.all(known == np.floor(known))
+        )
+        if not summary.label_is_fractional:
+            summary.label_counts = Counter(as_classes(known))
+    elif not summary.label_is_text:
+        summary.label_moments = Moments.of(as_numbers(values[train]))
+    return summary
+
+
+def merge(summaries: Iterable[Summary]) -> Summary:
+    """Join the summaries of all blocks, in their order."""
+    joined: Summary | None = None
+    for other in summaries:
+        if joined is None:
+            joined = other
+            continue
+        if set(other.names) != set(joined.names):
+            odd = sorted(set(other.names) ^ set(joined.names))
+            raise DataError(f"column '{odd[0]}' is in only a part of the data: every part needs the same columns")
+        moments = joined.label_moments
+        joined = Summary(
+            rows={name: joined.rows[name] + other.rows[name] for name in SPLITS},
+            names=joined.names,
+            columns={name: stats.merge(other.columns[name], name) for name, stats in joined.columns.items()},
+            label_missing=joined.label_missing + other.label_missing,
+            label_is_fractional=joined.label_is_fractional or other.label_is_fractional,
+            label_is_text=joined.label_is_text or other.label_is_text,
+            label_counts=joined.label_counts + other.label_counts,
+            label_moments=moments.merge(other.label_moments) if moments and other.label_moments else moments,
+        )
+    if joined is None or joined.total == 0:
+        raise DataError("the data is empty: it has 0 rows")
+    return joined
+
+
+def finish(summary: Summary, recipe: Recipe, fingerprint: str) -> Prepared:
+    """Check the whole data and fit the transform.
+
+    Raises:
+        DataError: a rule is broken; the message has the value, the rule and the remedy.
+    """
+    data, total = recipe.data, summary.total
+    if summary.label_missing:
+        raise DataError(
+            f"data.label='{data.label}' is missing (NaN) in {summary.label_missing} of {total} rows: "
+            "every row needs a label; fill or drop these rows"
+        )
+    if not summary.columns:
+        raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
+    _check_splits(summary.rows, data)
+    label = _fit_label(summary, recipe)
+    columns = tuple(stats.fit(name) for name, stats in summary.columns.items())
+    transform = Transform(columns=columns, label=label)
+    row_bytes = 4 * int(np.prod(transform.input_shape)) + (8 if recipe.is_classification else 4)
+    return Prepared(transform=transform, rows=summary.rows, fingerprint=fingerprint, row_bytes=row_bytes)
+
+
+def deal(
+    block: Block, split: np.ndarray, before: dict[str, int], prepared: Prepared, recipe: Recipe, num_workers: int
+) -> list[Dealt]:
+    """Transform one block and give each worker its rows.
+
+    Args:
+        before: the number of rows of each split in all earlier blocks.
+    """
+    inputs, targets = prepared.transform.features(block), prepared.transform.targets(block)
+    lanes = prepared.lanes(recipe)
+    hands: list[Dealt] = [{} for _ in range(num_workers)]
+    for number, name in enumerate(SPLITS):
+        here = np.flatnonzero(split == number)
+        rank = before[name] + np.arange(len(here))
+        place = rank % lanes.batch_size if name == TRAIN else rank
+        for worker, hand in enumerate(hands):
+            mine = here[place % num_workers == worker]
+            # A whole block, as is the rule for one worker, is passed on without a copy.
+            rows = slice(None) if len(mine) == len(targets) else mine
+            hand[name] = (inputs[rows], targets[rows])
+    return hands
+
+
+def combine(parts: list[Dealt]) -> Dealt:
+    """Join one worker's rows of several blocks."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: (np.concatenate([part[name][0] for part in parts]), np.concatenate([part[name][1] for part in parts]))
+        for name in SPLITS
+    }
+
+
+def number_blocks(source: Source, recipe: Recipe) -> Iterable[tuple[Block, np.ndarray]]:
+    """Yield each block that this process reads, with the split of its rows."""
+    given = {part.split for part in source.parts}
+    row = 0
+    for split, block in source.blocks():
+        rows = len(next(iter(block.values()))) if block else 0
+        yield block, splits_of(recipe, row, rows, split, VALIDATION in given)
+        row += rows
+
+
+def prepare_here(source: Source, recipe: Recipe) -> Prepared:
+    """Check and fit in this process, block by block."""
+    summary = merge(summarise(block, split, recipe) for block, split in number_blocks(source, recipe))
+    return finish(summary, recipe, source.fingerprint)
+
+
+def deal_here(source: Source, recipe: Recipe, prepared: Prepared, num_workers: int) -> list[Dealt]:
+    """Transform and deal in this process; returns each worker's rows."""
+    before = dict.fromkeys(SPLITS, 0)
+    hands: list[list[Dealt]] = [[] for _ in range(num_workers)]
+    for block, split in number_blocks(source, recipe):
+        for hand, dealt in zip(hands, deal(block, split, before, prepared, recipe, num_workers), strict=True):
+            hand.append(dealt)
+        before = {name: before[name] + int((split == number).sum()) for number, name in enumerate(SPLITS)}
+    return [combine(hand) for hand in hands]
+
+
+def _check_splits(rows: dict[str, int], data: DataConfig) -> None:
+    if rows[TRAIN] < data.global_batch_size:
+        raise DataError(
+            f"data.global_batch_size={data.global_batch_size} is larger than the {rows[TRAIN]} training rows "
+            f"of '{data.source}': set it to {rows[TRAIN]} or less"
+        )
+    if data.validation_fraction and not rows[VALIDATION]:
+        raise DataError(
+            f"data.validation_fraction={data.validation_fraction} of {sum(rows.values())} rows came out empty: "
+            "raise it, or set it to 0 to train without validation"
+        )
+
+
+def _fit_label(summary: Summary, recipe: Recipe) -> Label:
+    data = recipe.data
+    if not recipe.is_classification:
+        if summary.label_is_text:
+            raise DataError(
+                f"data.label='{data.label}' holds text: task=regression needs numbers; set task=classification"
+            )
+        assert summary.label_moments is not None
+        mean, std = summary.label_moments.fitted()
+        return Label(name=data.label, mean=mean, std=std)
+    if summary.label_is_fractional:
+        raise DataError(
+            f"data.label='{data.label}' holds fractions: task=classification needs classes; set task=regression"
+        )
+    classes = sorted(summary.label_counts, key=lambda value: (isinstance(value, str), value))
+    if len(classes) < 2:
+        raise DataError(
+            f"data.label='{data.label}' has one class ({classes[0]!r}) in all {summary.total} rows: "
+            "classification needs at least two; name another label"
+        )
+    if len(classes) > MAX_CLASSES:
+        raise DataError(
+            f"data.label='{data.label}' has {len(classes)} classes in {summary.total} rows, more than "
+            f"{MAX_CLASSES}: name another label, or set task=regression"
+        )
+    return Label(name=data.label, classes=tuple(classes))

@@ -1,0 +1,283 @@
+"""The fitted transform: raw columns to the tensors a model takes, and back from outputs to labels.
+
+Fitted on the training split alone and kept with every checkpoint and model, so that prediction applies the
+very same one. It knows columns; it does not know files, splits or models.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from shoal.errors import DataError, nearest
+
+# A text column keeps its most frequent values; the rest share one "other" column.
+MAX_CATEGORIES = 100
+
+Kind = Literal["number", "category", "tensor", "ready"]
+
+
+class Column(BaseModel):
+    """How one raw column becomes features.
+
+    number: (x - mean) / std, missing as the mean, and a 0/1 column that says so where training had any.
+    category: one column per kept value and one for any other or none.
+    tensor: as number, per element for [rows, n], over all elements for more dimensions.
+    ready: as it is.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    kind: Kind
+    shape: tuple[int, ...] = ()
+    dtype: str = "float64"
+    mean: list[float] | float = 0.0
+    std: list[float] | float = 1.0
+    has_missing: bool = False
+    categories: tuple[str, ...] = ()
+
+    def features(self, values: np.ndarray) -> np.ndarray:
+        """Return [rows, columns], or [rows, ...] for a tensor of more dimensions."""
+        if self.kind == "ready":
+            return values.astype(np.float32) if values.dtype.kind in "fub" else values.astype(np.int64)
+        if self.kind == "category":
+            return self._one_hot(values)
+        numbers = as_numbers(values)
+        if numbers.shape[1:] != self.shape:
+            raise DataError(
+                f"column '{self.name}' has shape {numbers.shape[1:]} per row: the model was trained on {self.shape}"
+            )
+        scaled = ((numbers - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
+        missing = np.isnan(scaled)
+        scaled[missing] = 0.0
+        if self.kind == "tensor":
+            return scaled
+        parts = [scaled[:, None], missing[:, None].astype(np.float32)]
+        return np.concatenate(parts if self.has_missing else parts[:1], axis=1)
+
+    def _one_hot(self, values: np.ndarray) -> np.ndarray:
+        place = {category: number for number, category in enumerate(self.categories)}
+        index = np.fromiter((place.get(str(value), len(place)) for value in values), np.int64, len(values))
+        return np.eye(len(place) + 1, dtype=np.float32)[index]
+
+
+class Label(BaseModel):
+    """How the label column becomes targets: class numbers, or standardised values."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    classes: tuple[bool | int | str, ...] = ()
+    mean: float = 0.0
+    std: float = 1.0
+
+    def targets(self, values: np.ndarray) -> np.ndarray:
+        """Return [rows] int64 class numbers or float32 standardised values.
+
+        Raises:
+            DataError: a value is missing, or is a class that training never saw.
+        """
+        if not self.classes:
+            numbers = as_numbers(values)
+            return ((numbers - self.mean) / self.std).astype(np.float32)
+        place = {name: number for number, name in enumerate(self.classes)}
+        plain = as_classes(values)
+        unknown = next((value for value in plain if value not in place), None)
+        if unknown is not None:
+            raise DataError(
+                f"label column '{self.name}' holds {unknown!r}, which is not among the {len(place)} classes "
+                f"of the model ({', '.join(map(str, self.classes[:10]))}): drop these rows, or train with them"
+            )
+        return np.fromiter((place[value] for value in plain), np.int64, len(plain))
+
+    def values(self, outputs: np.ndarray) -> np.ndarray:
+        """Turn class numbers [rows] or standardised values [rows] back into labels."""
+        if self.classes:
+            return np.asarray(self.classes)[outputs]
+        return outputs.astype(np.float64) * self.std + self.mean
+
+
+class Transform(BaseModel):
+    """Columns to features and label to targets, as fitted."""
+
+    model_config = ConfigDict(frozen=True)
+    columns: tuple[Column, ...]
+    label: Label
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's features."""
+        only = self.columns[0]
+        if len(self.columns) == 1 and only.kind in ("tensor", "ready"):
+            return only.shape
+        return (sum(self._width(column) for column in self.columns),)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model must put out per sample."""
+        return len(self.label.classes) or 1
+
+    def features(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return [rows, *input_shape], float32 (or int64 where the data is ready and whole-numbered).
+
+        Raises:
+            DataError: a column is missing.
+        """
+        for column in self.columns:
+            if column.name not in block:
+                raise DataError(
+                    f"column '{column.name}' is missing{nearest(column.name, block)}: the model needs "
+                    f"{', '.join(column.name for column in self.columns[:20])}"
+                )
+        parts = [column.features(block[column.name]) for column in self.columns]
+        if len(parts) == 1:
+            return np.ascontiguousarray(parts[0])
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+    def targets(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self.label.name not in block:
+            raise DataError(
+                f"label column '{self.label.name}' is missing{nearest(self.label.name, block)}: "
+                f"the columns are {', '.join(block)}"
+            )
+        return self.label.targets(block[self.label.name])
+
+    @staticmethod
+    def _width(column: Column) -> int:
+        if column.kind == "category":
+            return len(column.categories) + 1
+        return int(np.prod(column.shape)) + column.has_missing
+
+
+@dataclass
+class Moments:
+    """Count, mean and squared deviations, merged after Chan, Golub and LeVeque (1979), eq. 2.1."""
+
+    count: np.ndarray
+    mean: np.ndarray
+    deviations: np.ndarray
+
+    @classmethod
+    def of(cls, numbers: np.ndarray) -> "Moments":
+        """Summarise [rows, ...] over the rows, NaN left out."""
+        there = ~np.isnan(numbers)
+        count = there.sum(axis=0)
+        known = np.where(there, numbers, 0.0)
+        mean = known.sum(axis=0) / np.maximum(count, 1)
+        deviations = np.where(there, (numbers - mean) ** 2, 0.0).sum(axis=0)
+        return cls(count, mean, deviations)
+
+    def merge(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        safe = np.maximum(count, 1)
+        delta = other.mean - self.mean
+        mean = self.mean + delta * other.count / safe
+        deviations = self.deviations + other.deviations + delta**2 * self.count * other.count / safe
+        return Moments(count, mean, deviations)
+
+    def fitted(self) -> tuple[Any, Any]:
+        """Return (mean, std), rounded to float32 so that no order of summation shows; a constant's std is 1."""
+        std = np.sqrt(self.deviations / np.maximum(self.count, 1))
+        std = np.where(std > 1e-12 * np.maximum(np.abs(self.mean), 1.0), std, 1.0)
+        return _listed(self.mean), _listed(std)
+
+
+@dataclass
+class ColumnStats:
+    """What training rows say about one column, mergeable over blocks."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    rows: int
+    missing: int
+    moments: Moments | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, values: np.ndarray, is_ready: bool) -> "ColumnStats":
+        kind: Kind = "ready" if is_ready else _kind(values)
+        stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
+        if kind == "category":
+            there = ~pd.isna(values)
+            stats.counts = Counter(map(str, values[there]))
+            stats.missing = int((~there).sum())
+        elif kind != "ready":
+            numbers = as_numbers(values)
+            stats.missing = int(np.isnan(numbers).sum())
+            flat = numbers.reshape(-1) if numbers.ndim > 2 else numbers
+            stats.moments = Moments.of(flat)
+        return stats
+
+    def merge(self, other: "ColumnStats", name: str) -> "ColumnStats":
+        if self.rows == 0 or other.rows == 0:
+            return other if self.rows == 0 else self
+        if self.kind != other.kind or self.shape != other.shape:
+            raise DataError(
+                f"column '{name}' is {self.kind} {self.shape} in one part of the data and {other.kind} "
+                f"{other.shape} in another: make it one type throughout"
+            )
+        moments = self.moments.merge(other.moments) if self.moments and other.moments else None
+        return ColumnStats(
+            self.kind,
+            self.shape,
+            self.dtype,
+            self.rows + other.rows,
+            self.missing + other.missing,
+            moments,
+            self.counts + other.counts,
+        )
+
+    def fit(self, name: str) -> Column:
+        if self.kind == "ready":
+            return Column(name=name, kind="ready", shape=self.shape, dtype=self.dtype)
+        if self.kind == "category":
+            frequent = sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CATEGORIES]
+            categories = tuple(sorted(value for value, _ in frequent))
+            return Column(name=name, kind="category", dtype="object", categories=categories)
+        assert self.moments is not None
+        mean, std = self.moments.fitted()
+        return Column(
+            name=name,
+            kind=self.kind,
+            shape=self.shape,
+            dtype=self.dtype,
+            mean=mean,
+            std=std,
+            has_missing=self.kind == "number" and self.missing > 0,
+        )
+
+
+def as_numbers(values: np.ndarray) -> np.ndarray:
+    """Return float64 with NaN for what is missing."""
+    if values.dtype == object:
+        return pd.to_numeric(pd.Series(values.ravel()), errors="coerce").to_numpy(np.float64).reshape(values.shape)
+    numbers = values.astype(np.float64)
+    return np.where(np.isinf(numbers), np.nan, numbers)
+
+
+def as_classes(values: np.ndarray) -> list[bool | int | str]:
+    """Return label values as plain Python: 3.0 is class 3."""
+    if values.dtype.kind == "f":
+        return [int(value) if float(value).is_integer() else str(value) for value in values]
+    if values.dtype.kind == "O":
+        return [value if isinstance(value, bool | int | str) else str(value) for value in values]
+    return list(values.tolist())
+
+
+def _kind(values: np.ndarray) -> Kind:
+    if values.ndim > 1:
+        return "tensor"
+    if values.dtype.kind in "iufb":
+        return "number"
+    there = values[~pd.isna(values)]
+    is_numeric = len(there) > 0 and all(isinstance(value, bool | int | float | np.number) for value in there)
+    return "number" if is_numeric else "category"
+
+
+def _listed(numbers: np.ndarray) -> Any:
+    rounded = np.asarray(numbers, dtype=np.float32).astype(np.float64)
+    return rounded.tolist()

@@ -1,0 +1,64 @@
+"""The error tree. Knows what went wrong for whom; does not know how it is printed.
+
+Every class is picklable (it crosses process boundaries on a cluster) and is also the standard-library
+error a caller would expect to catch.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShoalError(Exception):
+    """Base of everything Shoal raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(ShoalError, ValueError):
+    """The input is wrong: the message holds the value, the rule and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config key or value that cannot be used."""
+
+
+class DataError(UserError):
+    """A data source that cannot be trained on."""
+
+
+class ModelError(UserError):
+    """A model that cannot be built, found or loaded."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is corrupt or does not fit the run."""
+
+
+class StorageError(UserError, OSError):
+    """A folder that cannot be read, written or shared."""
+
+
+class DivergedError(ShoalError, ArithmeticError):
+    """The training loss stopped being a finite number."""
+
+
+class TrainingError(ShoalError, RuntimeError):
+    """The training itself failed: user code raised, or workers were lost too often."""
+
+
+class VerificationError(ShoalError, RuntimeError):
+    """A saved model did not reproduce the metric of the model that was trained."""
+
+
+class Interrupted(ShoalError):
+    """The run was asked to stop (SIGINT or SIGTERM) and did, after a checkpoint."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a " (did you mean 'x'?)" for the closest known word, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""

@@ -1,0 +1,64 @@
+"""A user's own function or class by its import path, `package.module:name`."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shoal.errors import UserError, nearest
+
+
+def is_path(text: str) -> bool:
+    """Whether a name reads as `package.module:name` rather than a scheme such as `csv:data.csv`."""
+    module, colon, name = text.partition(":")
+    dotted = all(part.isidentifier() for part in module.split("."))
+    return bool(colon) and dotted and name.partition("?")[0].isidentifier()
+
+
+def find(path: str, key: str) -> Callable[..., Any]:
+    """Import `package.module:name`, looking in the working directory first.
+
+    Raises:
+        UserError: the module does not import, has no such name, or the name cannot be called.
+    """
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"{key}='{path}': module '{module_name}' does not import ({type(error).__name__}: {error}): "
+            "mend it, or run where it can be found (the working directory is searched first)"
+        ) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise UserError(
+            f"{key}='{path}': module '{module_name}' has no '{name}'{nearest(name, vars(module))}: "
+            "name a function or class it defines"
+        )
+    if not callable(found):
+        raise UserError(
+            f"{key}='{path}': '{name}' is a {type(found).__name__}, which cannot be called: "
+            "name a function or class"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def call_with(function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Call a function with all of `given` and those of `offered` that its signature names.
+
+    A keyword the function does not take is refused with the nearest one it does.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in given:
+        if name not in parameters and not takes_any:
+            raise UserError(
+                f"{function.__name__}() takes no '{name}'{nearest(name, parameters)}: "
+                f"its parameters are {', '.join(parameters) or 'none'}"
+            )
+    wanted = {name: value for name, value in offered.items() if name in parameters or takes_any}
+    return function(**(wanted | given))

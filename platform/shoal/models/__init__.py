@@ -1,0 +1,119 @@
+"""Models: plain `nn.Module`s by name, or a user's own by import path, each with a width and a depth."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shoal.errors import ModelError, UserError, nearest
+from shoal.importing import call_with, find, is_path
+from shoal.models.config import ModelConfig
+from shoal.models.mlp import MLP
+
+REGISTRY: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
+
+
+def find_builder(name: str) -> Callable[..., Any]:
+    """Return the builder a `model.name` means.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if is_path(name):
+        return find(name, "model.name")
+    raise ModelError(
+        f"model.name='{name}' is not known{nearest(name, REGISTRY)}: "
+        f"write {', '.join(REGISTRY)} or package.module:Builder"
+    )
+
+
+def build(config: ModelConfig, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+    """Build a model with weights that are a pure function of the seed.
+
+    A builder is given those of `inputs`, `outputs`, `width`, `depth` that its signature names, and all of
+    `model.args`. `inputs` is the number of features, or the shape of a sample that has more dimensions.
+
+    Raises:
+        UserError: the builder refuses, raises, or returns something else than a module.
+    """
+    builder = find_builder(config.name)
+    inputs = input_shape if builder is MLP or len(input_shape) != 1 else input_shape[0]
+    offered = {"inputs": inputs, "outputs": outputs, "width": config.width, "depth": config.depth}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model = call_with(builder, offered, config.args)
+        except UserError as error:
+            raise ModelError(f"model.args={config.args}: {error}") from None
+        except Exception as error:
+            raise ModelError(
+                f"model.name='{config.name}' raised {type(error).__name__}: {error}: mend the builder or its "
+                f"arguments ({', '.join(f'{key}={value}' for key, value in (offered | config.args).items())})"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model.name='{config.name}' returned a {type(model).__name__}: a builder returns a torch.nn.Module"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size and complexity."""
+
+    parameters: int
+    bytes: int
+    flops_per_sample: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} parameters, {readable(self.bytes)}B, "
+            f"{readable(self.flops_per_sample)}FLOPs forward per sample"
+        )
+
+
+def measure(model: nn.Module, sample: torch.Tensor) -> Size:
+    """Count parameters, bytes (with buffers) and the multiply-adds of one forward pass, 2 FLOPs each.
+
+    Args:
+        sample: [1, *inputs].
+
+    Raises:
+        ModelError: the model does not take such a sample.
+    """
+    was_training = model.training
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model(sample)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {error}): "
+            "its builder is given `inputs` and `outputs` when its signature names them"
+        ) from error
+    finally:
+        model.train(was_training)
+    tensors = [*model.parameters(), *model.buffers()]
+    return Size(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        flops_per_sample=int(counter.get_total_flops()),
+    )
+
+
+def readable(number: float) -> str:
+    """Write 137354 as '137.4 k'."""
+    if number < 1000:
+        return f"{number:.0f} "
+    exponent = min(int(math.log10(number) // 3), 5)
+    return f"{number / 1000**exponent:.1f} {' kMGTP'[exponent]}"

@@ -1,0 +1,123 @@
+"""The run folder: the one place that knows how a run's files are named.
+
+`storage_path/experiment_name/run_name/` holds everything true about a run; MLflow is a projection of it.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.errors import StorageError
+from shoal.storage import Folder
+
+CONFIG = "config.yaml"
+IDENTITY = "run.json"
+LEASE = "lease.json"
+STOP = "stop"
+RESULT = "result.json"
+ERROR = "error.json"
+JOURNAL = "journal"
+SHIPPED = "shipped.json"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+PICTURES = "pictures"
+FACTS = "facts.json"
+PREPARED = "prepared.json"
+
+LEASE_S = 60.0
+
+
+class RunFolder(Folder):
+    """A run's folder, with its identity, its lease and its small JSON files."""
+
+    def read_json(self, name: str) -> Any:
+        """Return a JSON file's content, or None when the file is absent."""
+        try:
+            return json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write(name, json.dumps(content, indent=2).encode())
+
+    def update_json(self, name: str, **changes: Any) -> None:
+        self.write_json(name, (self.read_json(name) or {}) | changes)
+
+    def identity(self) -> dict[str, Any]:
+        """Who this run is: key, name, experiment, tracking_uri, run_id, status.
+
+        Raises:
+            StorageError: the folder is not visible from this node, or is no run's folder.
+        """
+        identity = self.read_json(IDENTITY)
+        if identity is None:
+            raise StorageError(
+                f"run folder '{self.uri}' is not there, seen from host {socket.gethostname()}: "
+                "storage_path must be one folder that all nodes share (NFS, s3://)"
+            )
+        return dict(identity)
+
+    def mint(self, **identity: Any) -> None:
+        """Give the run its identity, once; later calls change nothing."""
+        if not self.exists(IDENTITY):
+            key = uuid.uuid4().hex
+            self.write_json(IDENTITY, {"key": key, "start_ms": _now_ms(), "status": "RUNNING"} | identity)
+
+    def take_lease(self) -> int:
+        """Claim the folder for this process and return the number of this attempt, from 1."""
+        attempt = int((self.read_json(LEASE) or {}).get("attempt", 0)) + 1
+        self.write_json(LEASE, _this_process() | {"attempt": attempt, "beat_ms": _now_ms()})
+        return attempt
+
+    def beat(self) -> None:
+        """Say that the process holding the lease is alive."""
+        self.update_json(LEASE, beat_ms=_now_ms())
+
+    def drop_lease(self) -> None:
+        self.update_json(LEASE, pid=None)
+
+    def holder(self) -> dict[str, Any] | None:
+        """Return the lease of the live process that holds this folder, or None."""
+        lease = self.read_json(LEASE)
+        return lease if lease and is_alive(lease) else None
+
+
+def is_alive(lease: Mapping[str, Any]) -> bool:
+    """Whether the process of a lease still runs: looked up on its own host, else by its last beat."""
+    if lease.get("pid") is None:
+        return False
+    if lease["host"] == _this_process()["host"]:
+        return _started(int(lease["pid"])) == lease["started"]
+    return _now_ms() - int(lease["beat_ms"]) < LEASE_S * 1000
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _host() -> str:
+    """A name for this machine's process table: pids mean nothing outside it."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}".strip()
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, or None when it is gone: a pid alone may have been given to another."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.Error:
+        return None
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,230 @@
+"""Brings an MLflow run level with a run folder, as often as one likes, with the same outcome each time.
+
+With `shoal.track.registry` and `shoal.track.verify` the only place that imports mlflow. Every write is
+idempotent: the run is found again by the key its folder minted, a metric point keeps the time it was first
+noted with (MLflow keeps one of equal points), artifacts are overwritten by themselves.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shoal.runfolder import (
+    CONFIG,
+    FACTS,
+    IDENTITY,
+    JOURNAL,
+    MODEL,
+    PICTURES,
+    RESULT,
+    SHIPPED,
+    RunFolder,
+    is_alive,
+)
+from shoal.track.journal import JournalReader, Point
+
+KEY_TAG, LEASE_TAG, REASON_TAG = "shoal.run", "shoal.lease", "shoal.reason"
+BATCH = 1000  # MLflow's own limit for one log_batch
+LEASE_BEAT_S = 15.0
+
+logger = logging.getLogger(__name__)
+
+
+def connect(tracking_uri: str) -> Any:
+    """Return an MlflowClient that gives up within seconds, its store initialised."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri, tracking_uri)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    client.search_experiments(max_results=1)
+    return client
+
+
+class Mirror:
+    """One run folder's projection into MLflow. Every method may raise whatever MLflow raises."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._identity = folder.identity()
+        self._reader = JournalReader(folder, folder.read_json(f"{JOURNAL}/{SHIPPED}"))
+        self._unsent: list[Point] = []
+        self._client: Any = None
+        self.run_id: str | None = self._identity.get("run_id")
+        self.experiment_id: str | None = None
+        self._beaten_s = 0.0
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            self._client = connect(self._identity["tracking_uri"])
+        return self._client
+
+    @property
+    def is_open(self) -> bool:
+        return self.experiment_id is not None
+
+    def open(self) -> None:
+        """Find or create the run, and give it its params, tags, inputs and first artifacts."""
+        self.experiment_id = self._find_experiment()
+        run = self._find_run() or self._create_run()
+        self.run_id = run.info.run_id
+        if self._identity.get("run_id") != self.run_id:
+            self._folder.update_json(IDENTITY, run_id=self.run_id)
+            self._forget_position()
+        self._describe(run)
+
+    def ship(self) -> int:
+        """Send the points noted since the last call; return how many there were."""
+        from mlflow.entities import Metric
+
+        self._unsent += self._reader.read()
+        sent = 0
+        while self._unsent:
+            batch = self._unsent[:BATCH]
+            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
+            self.client.log_batch(self.run_id, metrics=metrics)
+            del self._unsent[: len(batch)]
+            sent += len(batch)
+        if sent:
+            self._folder.write_json(f"{JOURNAL}/{SHIPPED}", self._reader.position)
+        return sent
+
+    @property
+    def waiting(self) -> int:
+        """How many points were read and not yet taken by MLflow."""
+        self._unsent += self._reader.read()
+        return len(self._unsent)
+
+    def beat(self) -> None:
+        """Renew the lease that tells other processes that this run is alive."""
+        if time.monotonic() - self._beaten_s > LEASE_BEAT_S:
+            self._client.set_tag(self.run_id, LEASE_TAG, json.dumps(self._folder.holder()))
+            self._beaten_s = time.monotonic()
+
+    def close(self) -> None:
+        """Send what is left: points, pictures, result, model, registration; then the final status."""
+        self.ship()
+        self._upload_pictures()
+        self._upload(RESULT)
+        if self._folder.exists(f"{MODEL}/MLmodel"):
+            from shoal.track.registry import publish_model
+
+            publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id))
+        identity = self._folder.identity()
+        self.close_run(identity["status"], identity.get("reason"), identity.get("end_ms"))
+
+    def close_run(self, status: str, reason: str | None = None, end_ms: int | None = None) -> None:
+        """Set the run's final status (FINISHED, FAILED or KILLED) and why."""
+        if reason:
+            self.client.set_tag(self.run_id, REASON_TAG, reason[:5000])
+        self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
+
+    def _find_experiment(self) -> str:
+        name = self._identity["experiment"]
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            with contextlib.suppress(Exception):  # another process may make it first
+                self.client.create_experiment(name, artifact_location=self._identity.get("artifact_location"))
+            found = self.client.get_experiment_by_name(name)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _find_run(self) -> Any:
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{KEY_TAG}` = '{self._identity['key']}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def _create_run(self) -> Any:
+        tags = {KEY_TAG: self._identity["key"], "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
+        tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
+        return self.client.create_run(
+            self.experiment_id, self._identity["start_ms"], tags, self._identity["name"]
+        )
+
+    def _forget_position(self) -> None:
+        """The run is new to this store: all points are still to be sent."""
+        self._reader, self._unsent = JournalReader(self._folder), []
+
+    def _describe(self, run: Any) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        if run.info.status != "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        facts = self._folder.read_json(FACTS)
+        if facts is None:
+            return
+        known = run.data.params
+        params = [Param(key, str(value)) for key, value in facts["params"].items() if key not in known]
+        tags = [RunTag(key, str(value)) for key, value in facts["tags"].items()]
+        self.client.log_batch(self.run_id, params=params, tags=tags)
+        datasets = [
+            DatasetInput(Dataset(**facts["dataset"]), [InputTag("mlflow.data.context", context)])
+            for context in facts["contexts"]
+        ]
+        for dataset in datasets:
+            self.client.log_inputs(self.run_id, [dataset])
+        self._upload(CONFIG)
+        self._upload(FACTS)
+
+    def _upload(self, name: str, where: str | None = None) -> None:
+        if self._folder.exists(name):
+            with self._on_disk(name) as path:
+                self.client.log_artifact(self.run_id, str(path), where)
+
+    def _upload_pictures(self) -> None:
+        for name in self._folder.names(PICTURES):
+            self._upload(f"{PICTURES}/{name}", PICTURES)
+
+    @contextlib.contextmanager
+    def _on_disk(self, name: str) -> Iterator[Path]:
+        local = self._folder.local(name)
+        if local:
+            yield local
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / Path(name).name
+            path.write_bytes(self._folder.read(name))
+            yield path
+
+
+def reap(client: Any) -> list[str]:
+    """Close runs that say RUNNING while the process that led them is gone; return their names.
+
+    A run is judged by the lease in its tags: on this host by its process, elsewhere by its last beat.
+    """
+    closed = []
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, f"attributes.status = 'RUNNING' and tags.`{LEASE_TAG}` != ''")
+    for run in found:
+        lease = json.loads(run.data.tags[LEASE_TAG])
+        if lease is None or is_alive(lease):
+            continue
+        reason = f"the process that led this run (pid {lease['pid']} on {lease['host'].split()[0]}) is gone"
+        client.set_tag(run.info.run_id, REASON_TAG, reason)
+        client.set_terminated(run.info.run_id, "FAILED")
+        closed.append(run.info.run_name)
+    return closed
+
+
+def sync(folder: RunFolder) -> str:
+    """Bring MLflow level with a run folder, once and completely; return the run's id."""
+    mirror = Mirror(folder)
+    mirror.open()
+    mirror.close()
+    return str(mirror.run_id)

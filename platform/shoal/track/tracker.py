@@ -1,0 +1,88 @@
+"""The background shipper: keeps MLflow close behind the journal while a run lasts, and never in its way."""
+
+import logging
+import threading
+import time
+
+from shoal.runfolder import RunFolder
+from shoal.track.mirror import LEASE_BEAT_S, Mirror, reap
+
+SHIP_EVERY_S = 1.0
+RETRY_S = (1.0, 2.0, 5.0, 10.0)
+CLOSE_NEVER_SEEN_S = 3.0
+CLOSE_LOST_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """A thread that ships a run's points; whatever MLflow does, training does not notice."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._mirror = Mirror(folder)
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._was_seen = False
+        self._status: str | None = None
+        self.problem: str | None = None
+        self._thread = threading.Thread(target=self._work, name="shoal-tracker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_started(self) -> bool:
+        return self._thread.ident is not None
+
+    @property
+    def run_id(self) -> str | None:
+        return self._mirror.run_id
+
+    def close(self) -> bool:
+        """Deliver everything, for as long as it may take while MLflow answers; return whether it all arrived."""
+        self._is_closing = True
+        self._wake.set()
+        self._thread.join()
+        return self.problem is None
+
+    def mark(self, status: str, reason: str) -> None:
+        """Set the run's status now, ahead of `close`: the process may have seconds to live."""
+        try:
+            if self._mirror.is_open:
+                self._mirror.close_run(status, reason)
+        except Exception as error:
+            logger.debug("status not delivered: %s", error)
+
+    def _work(self) -> None:
+        failures = 0
+        closing_since: float | None = None
+        while True:
+            if self._is_closing and closing_since is None:
+                closing_since, failures = time.monotonic(), 0
+            try:
+                self._once(is_last=closing_since is not None)
+                self.problem, failures = None, 0
+                if closing_since is not None:
+                    return
+            except Exception as error:
+                self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                logger.debug("MLflow did not take it", exc_info=True)
+                patience = CLOSE_LOST_S if self._was_seen else CLOSE_NEVER_SEEN_S
+                if closing_since is not None and time.monotonic() - closing_since > patience:
+                    return
+                failures += 1
+            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else SHIP_EVERY_S
+            self._wake.wait(min(pause, LEASE_BEAT_S))
+            self._wake.clear()
+
+    def _once(self, is_last: bool) -> None:
+        if not self._mirror.is_open:
+            self._mirror.open()
+            self._was_seen = True
+            reap(self._mirror.client)
+        if is_last:
+            self._mirror.close()
+            return
+        self._mirror.ship()
+        self._mirror.beat()

@@ -1,0 +1,230 @@
+"""THE LOOP: forward, backward, clip, update, until the preset epochs, steps or metric.
+
+Every collaborator is an argument. It knows no Ray and no MLflow; where the data lies, how gradients are added
+up, where metrics and checkpoints go, is theirs to know.
+"""
+
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from shoal.checkpoint import Progress
+from shoal.collective import Collective
+from shoal.config import Section
+from shoal.data.order import VALIDATION
+from shoal.data.shard import Batch, Shard
+from shoal.errors import DivergedError
+from shoal.evaluate import evaluate
+from shoal.metrics import reaches, update_best
+from shoal.tasks import Task
+
+PUBLISH_S = 0.25
+MAX_UNPUBLISHED = 500
+
+
+class TrainConfig(Section):
+    epochs: int = Field(20, ge=1, description="passes over the training rows, unless max_steps ends it before")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps after which training ends")
+    target: dict[str, float] = Field(
+        default_factory=dict, description="stop as soon as these are reached, e.g. {val/accuracy: 0.97}"
+    )
+    evaluate_every_steps: int | None = Field(None, ge=1, description="null: every epoch")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of forward and backward; weights stay fp32")
+
+
+class Record(Protocol):
+    """Where metric points go; all but rank 0's discard them."""
+
+    def points(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """The collaborators of one worker's training."""
+
+    config: TrainConfig
+    model: nn.Module
+    forward: nn.Module  # the model, with its gradients added up over the workers in backward
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    clip_norm: float | None
+    task: Task
+    shard: Shard
+    collective: Collective
+    record: Record
+    save: Callable[[Progress], None]
+    is_stop_requested: Callable[[], bool]
+    save_every: int | None = None
+    record_every: int = 1
+    has_validation: bool = True
+
+
+@dataclass
+class Clock:
+    """Seconds by what they were spent on."""
+
+    spent: Counter[str] = field(default_factory=Counter)
+
+    @contextlib.contextmanager
+    def on(self, name: str) -> Iterator[None]:
+        since = time.perf_counter()
+        yield
+        self.spent[name] += time.perf_counter() - since
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Return the step at which training ends if no target is reached before."""
+    return min(config.epochs * steps_per_epoch, config.max_steps or 2**62)
+
+
+def train(job: Job, progress: Progress, clock: Clock) -> bool:
+    """Train from where `progress` stands, updating it; return False when asked to stop before the end.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    per_epoch = job.shard.lanes.steps
+    last = total_steps(job.config, per_epoch)
+    losses = Losses(job, clock, progress.step)
+    job.forward.train()
+    while progress.step < last and not progress.reached_target:
+        epoch, number = divmod(progress.step, per_epoch)
+        for batch in _timed(job.shard.batches(epoch, number), clock):
+            losses.add(update(job, batch, progress.step, clock), batch.count)
+            progress.step += 1
+            progress.samples += batch.count
+            is_last = progress.step == last
+            evaluates = is_last or progress.step % (job.config.evaluate_every_steps or per_epoch) == 0
+            saves = is_last or progress.step % (job.save_every or per_epoch) == 0
+            if not (evaluates or saves or losses.are_due(progress.step)):
+                continue
+            stops = losses.publish(progress)
+            is_best = evaluates and job.has_validation and _evaluate(job, progress, clock)
+            if saves or is_best or stops or progress.reached_target:
+                with clock.on("checkpoint"):
+                    job.record.flush()
+                    job.save(progress)
+            if stops and not is_last:
+                return False
+            if is_last or progress.reached_target:
+                break
+    return True
+
+
+def update(job: Job, batch: Batch, step: int, clock: Clock) -> Tensor:
+    """Make one optimiser step and return this worker's sum of losses, still on its device."""
+    since, waited = time.perf_counter(), job.collective.waited_s
+    for group in job.optimizer.param_groups:
+        group["lr"] = job.learning_rate(step)
+    with _autocast(job.config.precision, batch.inputs.device.type):
+        outputs = job.forward(batch.inputs)
+    loss = job.task.loss(outputs, batch)
+    if batch.is_filler:
+        loss = loss * 0.0
+    # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
+    (loss / batch.count).backward()  # type: ignore[no-untyped-call]
+    job.collective.after_backward()
+    if job.clip_norm is not None:
+        nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm)
+    job.optimizer.step()
+    job.optimizer.zero_grad()
+    waited = job.collective.waited_s - waited
+    clock.spent["gradient_sync"] += waited
+    clock.spent["compute"] += time.perf_counter() - since - waited
+    return loss.detach()
+
+
+class Losses:
+    """Loss sums that wait to be added up over the workers: together, a few times a second, not step by step."""
+
+    def __init__(self, job: Job, clock: Clock, step: int) -> None:
+        self._job, self._clock = job, clock
+        self._waiting: list[tuple[Tensor, int, float]] = []
+        self._due = step + 1
+        self._rate = Rate()
+
+    def add(self, loss_sum: Tensor, count: int) -> None:
+        self._waiting.append((loss_sum, count, time.time()))
+
+    def are_due(self, step: int) -> bool:
+        return step >= self._due
+
+    def publish(self, progress: Progress) -> bool:
+        """Record the mean loss of every waiting step; return whether any worker was asked to stop.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        job = self._job
+        with self._clock.on("tracking"):
+            is_stopping = float(job.is_stop_requested())
+            wish = float(self._rate.steps_per(PUBLISH_S, len(self._waiting))) if job.collective.rank == 0 else 0.0
+            losses = torch.stack([loss.double() for loss, _, _ in self._waiting])
+            asides = torch.tensor([is_stopping, wish], dtype=torch.float64, device=losses.device)
+            *sums, stopping, interval = job.collective.add_up(torch.cat([losses, asides])).tolist()
+            first = progress.step - len(sums) + 1
+            for step, total, (_, count, at_s) in zip(range(first, progress.step + 1), sums, self._waiting, strict=True):
+                if not math.isfinite(total):
+                    job.record.flush()
+                    raise DivergedError(
+                        f"train/loss is {total} at step {step}: lower optim.lr (now {job.learning_rate(step - 1):g}), "
+                        "set optim.clip_norm, or look for extreme values in the data"
+                    )
+                if step % job.record_every == 0:
+                    job.record.points(step, {"train/loss": total / count}, at_s)
+            job.record.flush()
+            self._waiting.clear()
+            self._due = progress.step + int(interval)
+        return stopping > 0
+
+
+class Rate:
+    """How many steps fit into a time, from how long the last ones took."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def steps_per(self, seconds: float, steps: int) -> int:
+        now = time.perf_counter()
+        since, self._since = self._since, now
+        if since is None:
+            return 1
+        return max(1, min(MAX_UNPUBLISHED, int(seconds * steps / max(now - since, 1e-9))))
+
+
+def _evaluate(job: Job, progress: Progress, clock: Clock) -> bool:
+    """Evaluate on the validation split, record, and return whether the loss is the best so far."""
+    with clock.on("evaluate"):
+        sums = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective.add_up)
+    metrics = {f"val/{name}": value for name, value in job.task.metrics(sums).items()}
+    progress.metrics = metrics
+    progress.best = update_best(progress.best, metrics, progress.step)
+    wanted = job.config.target
+    progress.reached_target = bool(wanted) and all(
+        reaches(name, metrics[name], target) for name, target in wanted.items()
+    )
+    job.record.points(progress.step, {**metrics, **progress.best})
+    return progress.best.get("best/step") == progress.step
+
+
+def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+    while True:
+        with clock.on("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _autocast(precision: str, device: str) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
