@@ -7,7 +7,7 @@ import _path  # noqa: F401  (first: it finds shoal)
 
 from shoal import console
 from shoal.cluster.claim import find_folder, finished_result
-from shoal.cluster.config import RunConfig, home, tracking_uri
+from shoal.cluster.config import RunConfig, home, resolve_tracking_uri
 from shoal.cluster.fit import fit, request_stop
 from shoal.cluster.plan import check
 from shoal.config import describe, load
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         print("the config is sound; nothing was started")
         return 0
     print(f"run     {folder.uri}")
-    print(f"mlflow  {tracking_uri(config)}", flush=True)
+    print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
     console.on_interrupt(lambda name: request_stop(folder, name))
     line = console.ProgressLine()

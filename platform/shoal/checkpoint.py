@@ -32,7 +32,7 @@ PREPARED = "prepared.json"
 
 
 class CheckpointConfig(Section):
-    every_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch")
+    every_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch, at least 100 steps")
     keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
 
 

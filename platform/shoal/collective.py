@@ -7,6 +7,7 @@ torch.distributed; it does not know Ray.
 
 import mmap
 import os
+import pickle
 import platform
 import tempfile
 import time
@@ -48,6 +49,10 @@ class Collective(Protocol):
         """Return a module whose backward adds the gradients up over the workers (a sum, not a mean)."""
         ...
 
+    def align(self, model: nn.Module) -> None:
+        """Give every worker rank 0's buffers (running statistics), which are the ones that are saved."""
+        ...
+
     def after_backward(self) -> None:
         """Account for the time that the gradient sum kept this worker waiting."""
         ...
@@ -69,6 +74,9 @@ class Alone:
 
     def wrap(self, model: nn.Module, rehearse: Callable[[nn.Module], None]) -> nn.Module:
         return model
+
+    def align(self, model: nn.Module) -> None:
+        pass
 
     def after_backward(self) -> None:
         pass
@@ -96,6 +104,8 @@ class Group:
         return total
 
     def gather(self, value: Any) -> list[Any]:
+        if self._shared:
+            return self._shared.gather(value)
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
@@ -125,6 +135,12 @@ class Group:
             rehearse(wrapped)
             model.zero_grad()
         return wrapped
+
+    def align(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for buffer in model.buffers():
+                mine = buffer if self.rank == 0 else torch.zeros_like(buffer)
+                buffer.copy_(self.add_up(mine.contiguous()))
 
     def after_backward(self) -> None:
         if self._launched is not None:
@@ -198,6 +214,20 @@ class SharedMemory:
         step = CHUNK_BYTES // flat.element_size()
         for first in range(0, len(flat), step):
             self._add_chunk(flat[first : first + step])
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's picklable value, by rank: each adds its bytes into a row of zeros."""
+        mine = pickle.dumps(value)
+        lengths = torch.zeros(self._size, dtype=torch.int64)
+        lengths[self._rank] = len(mine)
+        self.all_reduce(lengths)
+        rows = torch.zeros((self._size, int(lengths.max())), dtype=torch.uint8)
+        rows[self._rank, : len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        self.all_reduce(rows)
+        return [
+            pickle.loads(row[:length].numpy().tobytes())
+            for row, length in zip(rows, lengths.tolist(), strict=True)
+        ]
 
     def _add_chunk(self, chunk: Tensor) -> None:
         self._round += 1

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TextIO
@@ -14,6 +15,7 @@ from shoal.errors import ShoalError
 
 LIVE_S = 0.2
 PLAIN_S = 10.0
+RATE_S = 10.0
 
 
 def run(main: Callable[[list[str]], int]) -> int:
@@ -55,7 +57,7 @@ class ProgressLine:
     def __init__(self, out: TextIO = sys.stdout) -> None:
         self._out, self._is_live = out, out.isatty()
         self._shown_s, self._shown_step = 0.0, -1
-        self._began: tuple[float, int] | None = None
+        self._seen: deque[tuple[float, int]] = deque()
         self._note = ""
 
     def __call__(self, status: Any) -> None:
@@ -66,8 +68,10 @@ class ProgressLine:
             self._end_line()
             self._write(status.note + " ...", end="\n")
             return
-        if self._began is None and status.step:
-            self._began = (now, status.step)
+        if status.is_training and (not self._seen or status.step != self._seen[-1][1]):
+            self._seen.append((now, status.step))
+        while self._seen and now - self._seen[0][0] > RATE_S:
+            self._seen.popleft()
         is_last = status.step == status.steps and self._shown_step != status.step
         pause = LIVE_S if self._is_live else PLAIN_S
         if status.step == self._shown_step or (now - self._shown_s < pause and not is_last):
@@ -80,13 +84,15 @@ class ProgressLine:
 
     def _text(self, status: Any, now: float) -> str:
         if not status.step:
-            return f"starting workers; {status.steps} steps to go"
+            return f"starting; {status.steps} steps to go"
+        if not status.is_training:
+            return f"resuming; step {status.step} of {status.steps} was reached before"
         parts = [f"step {status.step}/{status.steps}"]
         for name in ("train/loss", "val/loss", "val/accuracy", "val/rmse"):
             if name in status.metrics:
                 parts.append(f"{name} {status.metrics[name]:.4g}")
-        began, first = self._began or (now, status.step)
-        steps_per_s = (status.step - first) / (now - began) if now - began > 0.5 else 0.0
+        (since, first), (until, last) = (self._seen[0], self._seen[-1]) if self._seen else ((now, 0), (now, 0))
+        steps_per_s = (last - first) / (until - since) if until - since > 0.2 else 0.0
         if steps_per_s:
             parts.append(f"{steps_per_s:.0f} steps/s")
             if status.step < status.steps:

@@ -1,24 +1,18 @@
 """Evaluation: every sample of a split once, over all workers; sums reduced, then divided."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from shoal.collective import Collective
 from shoal.data.shard import Shard
 from shoal.tasks import Task
 
 BATCH_SIZE = 1024
 
 
-def evaluate(
-    model: nn.Module, task: Task, shard: Shard, split: str, add_up: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return the task's sums over all workers' samples of a split.
-
-    Args:
-        add_up: adds a float64 vector over the workers.
-    """
+def evaluate(model: nn.Module, task: Task, shard: Shard, split: str, collective: Collective) -> Tensor:
+    """Return the task's sums over all workers' samples of a split, measured with the same model on each."""
+    collective.align(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     sums = torch.zeros(task.sums_size, dtype=torch.float64, device=device)
     was_training = model.training
@@ -27,4 +21,4 @@ def evaluate(
         for batch in shard.held_out(split, BATCH_SIZE):
             sums += task.sums(model(batch.inputs), batch)
     model.train(was_training)
-    return add_up(sums)
+    return collective.add_up(sums)

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from shoal.data.config import DataConfig
+from shoal.data.prepare import Recipe
 from shoal.data.shard import Batch
 from shoal.data.sources import Block, to_array
 from shoal.data.transform import Transform
@@ -30,8 +32,8 @@ BATCH_ROWS = 4096
 class Predictor:
     """A model that takes raw rows."""
 
-    def __init__(self, model: torch.nn.Module, transform: Transform, task: Task) -> None:
-        self.model, self.transform, self.task = model.eval(), transform, task
+    def __init__(self, model: torch.nn.Module, transform: Transform, task: Task, trained_on: Recipe) -> None:
+        self.model, self.transform, self.task, self.trained_on = model.eval(), transform, task, trained_on
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -50,7 +52,11 @@ class Predictor:
         model = build(ModelConfig(**facts["model"]), transform.input_shape, transform.outputs, seed=0)
         model.load_state_dict(weights)
         task = make_task(facts["task"], len(transform.label.classes), transform.label.std)
-        return cls(model, transform, task)
+        is_ready = transform.columns[0].kind == "ready"
+        is_classification = facts["task"] == "classification"
+        return cls(
+            model, transform, task, Recipe(DataConfig(**facts["data"]), facts["seed"], is_classification, is_ready)
+        )
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64."""
@@ -83,10 +89,24 @@ class Predictor:
         return self.task.sums(self.outputs(block), Batch(torch.empty(0), targets, count=len(targets)))
 
 
-def describe(model: ModelConfig, transform: Transform, task: TaskName) -> str:
-    """Return what `Predictor.load` needs besides the weights, as JSON."""
-    facts = {"model": model.model_dump(), "transform": transform.model_dump(), "task": task}
+def describe(model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int) -> str:
+    """Return what `Predictor.load` needs besides the weights, and what it was trained on, as JSON."""
+    facts = {
+        "model": model.model_dump(),
+        "transform": transform.model_dump(),
+        "task": task,
+        "data": data.model_dump(),
+        "seed": seed,
+    }
     return json.dumps(facts)
+
+
+def weights_folder(model: str | Path) -> Path:
+    """Return the folder that `Predictor.load` takes, inside a saved MLflow model."""
+    data = Path(model) / "data"
+    if not data.is_dir():
+        raise ModelError(f"'{model}' is no MLflow model that Shoal wrote: give a run folder, runs:/ID or models:/NAME@ALIAS")
+    return next(path for path in data.iterdir() if path.is_dir())
 
 
 def as_block(data: Any, transform: Transform) -> Block:

@@ -28,6 +28,7 @@ from shoal.tasks import Task
 
 PUBLISH_S = 0.25
 MAX_UNPUBLISHED = 500
+MIN_SAVE_STEPS = 100
 
 
 class TrainConfig(Section):
@@ -87,6 +88,11 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(config.epochs * steps_per_epoch, config.max_steps or 2**62)
 
 
+def save_interval(steps_per_epoch: int) -> int:
+    """Return the default steps between checkpoints: whole epochs, as many as make at least MIN_SAVE_STEPS."""
+    return steps_per_epoch * math.ceil(MIN_SAVE_STEPS / steps_per_epoch)
+
+
 def train(job: Job, progress: Progress, clock: Clock) -> bool:
     """Train from where `progress` stands, updating it; return False when asked to stop before the end.
 
@@ -105,7 +111,7 @@ def train(job: Job, progress: Progress, clock: Clock) -> bool:
             progress.samples += batch.count
             is_last = progress.step == last
             evaluates = is_last or progress.step % (job.config.evaluate_every_steps or per_epoch) == 0
-            saves = is_last or progress.step % (job.save_every or per_epoch) == 0
+            saves = is_last or progress.step % (job.save_every or save_interval(per_epoch)) == 0
             if not (evaluates or saves or losses.are_due(progress.step)):
                 continue
             stops = losses.publish(progress)
@@ -205,7 +211,7 @@ class Rate:
 def _evaluate(job: Job, progress: Progress, clock: Clock) -> bool:
     """Evaluate on the validation split, record, and return whether the loss is the best so far."""
     with clock.on("evaluate"):
-        sums = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective.add_up)
+        sums = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective)
     metrics = {f"val/{name}": value for name, value in job.task.metrics(sums).items()}
     progress.metrics = metrics
     progress.best = update_best(progress.best, metrics, progress.step)

@@ -94,9 +94,9 @@ def storage_uri(config: RunConfig) -> str:
     return str(home() / Path(config.storage_path).expanduser())
 
 
-def tracking_uri(config: RunConfig) -> str:
+def resolve_tracking_uri(track: TrackConfig) -> str:
     """The tracking URI in force, with the path of an SQLite file made absolute."""
-    uri = config.track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
     if path != uri and not os.path.isabs(path):
         return f"sqlite:///{home() / path}"

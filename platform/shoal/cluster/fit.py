@@ -19,7 +19,7 @@ from shoal.checkpoint import WEIGHTS, CheckpointStore
 from shoal.cluster import session
 from shoal.cluster.config import (
     artifact_location,
-    tracking_uri,
+    resolve_tracking_uri,
 )
 from shoal.cluster.facts import facts_of
 from shoal.cluster.plan import Plan, measure_model
@@ -67,6 +67,7 @@ class Status:
     steps: int
     metrics: dict[str, float]
     note: str = ""
+    is_training: bool = False  # whether this attempt has made a step
 
 
 Listener = Callable[[Status], None]
@@ -132,6 +133,8 @@ class _Run:
                 self.tracker.problem,
                 self.folder.uri,
             )
+        if self.config.scale.num_workers:
+            session.disconnect()
         self.folder.drop_lease()
         self.guardian.tell(DONE)
 
@@ -158,7 +161,7 @@ class _Run:
         return result
 
     def _mint(self) -> None:
-        config, uri = self.config, tracking_uri(self.config)
+        config, uri = self.config, resolve_tracking_uri(self.config.track)
         self.folder.create()
         name = self.folder.uri.rpartition("/")[2]
         self.attempt = self.folder.take_lease()
@@ -213,12 +216,12 @@ class _Run:
     def _train_on_cluster(self) -> None:
         from shoal.cluster.workers import Workers
 
-        with Workers(self.plan) as workers:
-            prepared = workers.prepare()
-            if self.plan.prepared is None:
-                self._state_facts(prepared, measure_model(self.config, prepared))
-            with self._watching(prepared):
-                workers.train(self._assignment(prepared), self.folder)
+        workers = Workers(self.plan)
+        prepared = workers.prepare()
+        if self.plan.prepared is None:
+            self._state_facts(prepared, measure_model(self.config, prepared))
+        with self._watching(prepared):
+            workers.train(self._assignment(prepared), self.folder)
 
     def _assignment(self, prepared: Prepared) -> Assignment:
         return Assignment(self.config, self.folder.uri, self.attempt, prepared, self.plan.recipe)
@@ -253,13 +256,12 @@ class _Run:
             store = CheckpointStore(self.folder)
             name = f"step-{outcome['progress']['step']:06d}"
             (data / WEIGHTS).write_bytes(self.folder.read(f"checkpoints/{name}/{WEIGHTS}"))
-            (data / DESCRIPTION).write_text(describe(config.model, self.prepared.transform, config.task))
+            (data / DESCRIPTION).write_text(describe(config.model, self.prepared.transform, config.task, config.data, config.seed))
             save_model(model, data, _example(self.plan, split), config.model.name)
             verified = None
             if expected:
-                recipe = {"data": config.data.model_dump(), "seed": config.seed, "task": config.task, "split": split}
                 plain = {key.partition("/")[2]: value for key, value in expected.items()}
-                verify(model, recipe, plain)
+                verify(model, split, plain)
                 metric = f"{split[:3] if split == VALIDATION else split}/loss"
                 verified = {"metric": metric, "value": expected[metric], "data": self.prepared.fingerprint}
             self.folder.put_folder(model, MODEL)
@@ -315,9 +317,11 @@ class _Watcher:
         self._thread = threading.Thread(target=self._work, name="shoal-watcher", daemon=True)
         self._metrics: dict[str, float] = {}
         self._step = 0
+        self._began_at: int | None = None
 
     def __enter__(self) -> None:
         self._tell()
+        self._began_at = self._step
         self._thread.start()
 
     def __exit__(self, *_: Any) -> None:
@@ -334,7 +338,8 @@ class _Watcher:
             self._metrics[point.key] = point.value
             if not point.key.startswith("system/"):
                 self._step = max(self._step, point.step)
-        self._listen(Status(self._step, self._steps, dict(self._metrics)))
+        is_training = self._began_at is not None and self._step > self._began_at
+        self._listen(Status(self._step, self._steps, dict(self._metrics), is_training=is_training))
 
 
 def _example(plan: Plan, split: str) -> dict[str, np.ndarray]:
@@ -352,5 +357,5 @@ def _rate(outcome: dict[str, Any], seconds: float | None) -> float | None:
     if not shares or not seconds:
         return None
     busy = seconds * sum(shares[name] for name in ("data", "compute", "gradient_sync"))
-    samples = outcome["progress"]["samples"] - outcome.get("samples_before", 0)
+    samples = outcome["progress"]["samples"] - outcome["samples_before"]
     return float(samples / busy) if busy > 0 else None

@@ -1,13 +1,16 @@
 """A run that was checked: config, data, model and machine fit together, and nothing is started yet."""
 
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
 from shoal.cluster import session
 from shoal.cluster.config import RunConfig
 from shoal.data.prepare import Prepared, Recipe, prepare_here
-from shoal.data.sources import Source, open_source
+from shoal.data.sources import Source, is_function, open_source
+from shoal.importing import find
 from shoal.models import Size, build, find_builder, measure
 
 
@@ -30,6 +33,8 @@ def check(config: RunConfig) -> Plan:
     """
     session.check_local(config.scale, session.address())
     find_builder(config.model.name)
+    if config.scale.num_workers and _uses_ray(config.data.source):
+        session.connect(config.scale, spare_cpus=1)  # the user's function would start Ray in its own way
     source = open_source(config.data.source)
     recipe = Recipe(config.data, config.seed, config.task == "classification", source.is_ready)
     if config.scale.num_workers and not source.is_small:
@@ -43,3 +48,13 @@ def measure_model(config: RunConfig, prepared: Prepared) -> Size:
     is_whole = prepared.transform.columns[0].kind == "ready" and prepared.transform.columns[0].dtype.startswith("int")
     sample = torch.zeros((1, *shape), dtype=torch.int64 if is_whole else torch.float32)
     return measure(build(config.model, shape, prepared.transform.outputs, config.seed), sample)
+
+
+def _uses_ray(uri: str) -> bool:
+    """Whether a source is a user's function whose module imports Ray."""
+    if not is_function(uri):
+        return False
+    function = find(uri.partition("?")[0], "data.source")
+    names = vars(sys.modules[function.__module__]) if function.__module__ in sys.modules else {}
+    modules = (getattr(value, "__name__", "") for value in names.values() if isinstance(value, ModuleType))
+    return any(name.partition(".")[0] == "ray" for name in modules)

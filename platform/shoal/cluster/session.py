@@ -2,13 +2,17 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
 
 import psutil
 
 from shoal.cluster.config import ScaleConfig
 from shoal.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
 
@@ -78,6 +82,8 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
 
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    _silence_raylet()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
@@ -92,10 +98,22 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
                 f"the Ray cluster at '{found or 'this machine'}' cannot be used ({reason}): start it, or unset "
                 "RAY_ADDRESS to let Shoal start one here"
             ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's core installs handlers of its own, which would abort where ours writes a checkpoint.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
     _check(scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None))
     return bool(scale.use_gpu and gpus >= scale.num_workers)
+
+
+def _silence_raylet() -> None:
+    """Send what raylets say of lost workers to the log: Ray prints it whatever `log_to_driver` says."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, **_: logger.debug("%s", data.get("lines"))
 
 
 def disconnect() -> None:

@@ -78,6 +78,7 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
     facts = {"attempt": told.attempt, "num_workers": collective.size, "run_key": identity["key"]}
     saver = BackgroundSaver(store, facts, prepared.model_dump_json().encode())
     clock, started, done_before = Clock(), time.perf_counter(), progress.seconds
+    samples_before = progress.samples
 
     def save(progress: Progress) -> None:
         states = collective.gather(random_state())
@@ -126,6 +127,7 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
                 "steps_planned": steps,
                 "seconds": done_before + seconds,
                 "attempt_seconds": seconds,
+                "samples_before": samples_before,
                 "shares": _shares(clock, seconds),
                 "world_size": collective.size,
                 "device": str(device),
@@ -225,7 +227,7 @@ def _final_evaluation(job: Job, prepared: Prepared) -> dict[str, Any]:
     splits = [name for name in (TEST, VALIDATION) if prepared.rows[name]]
     if not splits:
         return {}
-    sums = evaluate(job.model, job.task, job.shard, splits[0], job.collective.add_up)
+    sums = evaluate(job.model, job.task, job.shard, splits[0], job.collective)
     measured = job.task.metrics(sums)
     outcome: dict[str, Any] = {"split": splits[0]}
     if splits[0] == TEST:
@@ -233,7 +235,7 @@ def _final_evaluation(job: Job, prepared: Prepared) -> dict[str, Any]:
     if isinstance(job.task, Classification) and (counts := job.task.confusion(sums)) is not None:
         outcome["confusion"] = counts.tolist()
     if prepared.rows[VALIDATION]:
-        final = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective.add_up)
+        final = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective)
         outcome["val_metrics"] = {f"val/{name}": value for name, value in job.task.metrics(final).items()}
     return outcome
 

@@ -41,19 +41,12 @@ class Dealt:
 
 
 class Workers:
-    """A Ray session for one run."""
+    """The Ray Train workers of one run; the session is left open for whatever follows the training."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._scale = plan, plan.config.scale
-        self._use_gpu = False
-
-    def __enter__(self) -> "Workers":
-        spare = 0 if self._plan.config.data.resident is True or self._is_surely_resident() else 1
+        spare = 0 if plan.config.data.resident is True or self._is_surely_resident() else 1
         self._use_gpu = session.connect(self._scale, spare)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        session.disconnect()
 
     def prepare(self) -> Prepared:
         """Deal the rows to the workers; a source too large for the driver is first checked and fitted here.
@@ -163,7 +156,8 @@ def is_loss(error: BaseException) -> bool:
     from ray.train import ControllerError
 
     losses = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, ControllerError)
-    return isinstance(error, losses) or any(word in str(error) for word in PEER_ERRORS)
+    is_unhealthy = type(error).__name__.startswith("WorkerHealthCheck")  # Ray Train's own, not public
+    return isinstance(error, losses) or is_unhealthy or any(word in str(error) for word in PEER_ERRORS)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

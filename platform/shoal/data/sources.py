@@ -113,12 +113,17 @@ def open_source(uri: str) -> Source:
     if colon and scheme in _SCHEMES:
         opened = {"sklearn": _sklearn, "synthetic": _synthetic, "huggingface": _huggingface}
         return opened[scheme](uri, rest) if scheme in opened else _files(uri, scheme, rest)
-    if is_path(uri):
+    if is_function(uri):
         return _function(uri)
     raise DataError(
         f"data.source='{uri}' is not known{nearest(scheme, _SCHEMES)}: write one of "
         f"{', '.join(f'{name}:' for name in _SCHEMES)} or package.module:function"
     )
+
+
+def is_function(uri: str) -> bool:
+    """Whether a source is a user's function, `package.module:function`."""
+    return uri.partition(":")[0] not in _SCHEMES and is_path(uri)
 
 
 def of_value(uri: str, value: Any) -> Source:
@@ -165,10 +170,9 @@ def to_array(column: Any) -> np.ndarray:
     """Turn a pandas column into an array; lists of one length become a tensor [rows, ...]."""
     if str(column.dtype) in ("category", "string", "str"):
         return np.asarray(column.astype(object).where(column.notna(), None), dtype=object)
-    if column.dtype.kind in "mM" or str(column.dtype).startswith("datetime"):
-        seconds = column.astype("datetime64[ns, UTC]" if getattr(column.dtype, "tz", None) else "datetime64[ns]")
-        seconds = seconds.astype("int64").to_numpy().astype(np.float64) / 1e9
-        return np.where(column.isna(), np.nan, seconds)
+    if column.dtype.kind == "M":
+        naive = column.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(column.dtype, "tz", None) else column
+        return np.asarray(naive.to_numpy(dtype="datetime64[ns]"))
     if hasattr(column.dtype, "na_value") and column.dtype.kind in "iufb" and column.isna().any():
         return np.asarray(column.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan))
     array = np.asarray(column.to_numpy())

@@ -252,7 +252,10 @@ class ColumnStats:
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:
-    """Return float64 with NaN for what is missing."""
+    """Return float64 with NaN for what is missing; times in seconds since 1970."""
+    if values.dtype.kind in "mM":
+        unit = "datetime64[ns]" if values.dtype.kind == "M" else "timedelta64[ns]"
+        return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e9)
     if values.dtype == object:
         return pd.to_numeric(pd.Series(values.ravel()), errors="coerce").to_numpy(np.float64).reshape(values.shape)
     numbers = values.astype(np.float64)
@@ -271,7 +274,7 @@ def as_classes(values: np.ndarray) -> list[bool | int | str]:
 def _kind(values: np.ndarray) -> Kind:
     if values.ndim > 1:
         return "tensor"
-    if values.dtype.kind in "iufb":
+    if values.dtype.kind in "iufbmM":
         return "number"
     there = values[~pd.isna(values)]
     is_numeric = len(there) > 0 and all(isinstance(value, bool | int | float | np.number) for value in there)

@@ -106,17 +106,18 @@ def _register(client: Any, name: str, model_id: str, run_id: str, identity: dict
 
 
 def _loosen(signature: Any, transform: Transform) -> None:
-    """Texts may be missing and whole numbers may come as fractions where the transform takes them."""
+    """Texts may be missing, since the transform takes that; numbers are as wide as numbers go."""
     from mlflow.types import ColSpec, DataType, Schema
 
     if signature.inputs.is_tensor_spec():
         return
-    kinds = {column.name: column.kind for column in transform.columns}
+    columns = {column.name: column for column in transform.columns}
     specs = []
     for spec in signature.inputs.inputs:
-        if kinds[spec.name] == "category":
+        column = columns[spec.name]
+        if column.kind == "category":
             specs.append(ColSpec(DataType.string, spec.name, required=False))
-        elif kinds[spec.name] == "number":
+        elif column.kind == "number" and column.dtype.startswith("float"):
             specs.append(ColSpec(DataType.double, spec.name))
         else:
             specs.append(spec)

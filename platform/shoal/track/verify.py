@@ -1,7 +1,6 @@
 """Reloads a saved model in a process of its own and measures it on the split it was evaluated on.
 
-`python -m shoal.track.verify MODEL` reads {"data": ..., "seed": ..., "task": ..., "split": ...} from stdin and
-prints the metrics as JSON.
+`python -m shoal.track.verify MODEL SPLIT` prints the metrics as JSON.
 """
 
 import json
@@ -9,7 +8,6 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,20 +16,14 @@ from shoal.errors import VerificationError
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 
 
-def verify(model: Path, recipe: dict[str, Any], expected: dict[str, float]) -> None:
-    """Raise unless a clean process that loads the model finds the expected metrics.
-
-    Args:
-        recipe: the config's `data` section, `seed`, `task` and the `split` to measure on.
+def verify(model: Path, split: str, expected: dict[str, float]) -> None:
+    """Raise unless a clean process that loads the model finds the expected metrics on a split of its own data.
 
     Raises:
         VerificationError: it does not load, or measures something else.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "shoal.track.verify", str(model)],
-        input=json.dumps(recipe),
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "shoal.track.verify", str(model), split], capture_output=True, text=True
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no output"]
@@ -44,49 +36,39 @@ def verify(model: Path, recipe: dict[str, Any], expected: dict[str, float]) -> N
             )
 
 
-def measure(model: str, recipe: dict[str, Any]) -> dict[str, float]:
-    """Load with MLflow and measure on raw rows, going through the very predict a consumer calls."""
+def measure(model: str, split: str) -> dict[str, float]:
+    """Load with MLflow and measure on raw rows, going through the very predict that a consumer calls."""
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     from mlflow import pyfunc
 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
-    from shoal.data.config import DataConfig
     from shoal.data.order import SPLITS
-    from shoal.data.prepare import Recipe, number_blocks
+    from shoal.data.prepare import number_blocks
     from shoal.data.sources import open_source
-    from shoal.predict import Predictor, as_rows
+    from shoal.predict import Predictor, as_rows, weights_folder
 
-    facts = Predictor.load(Path(model) / "data" / _data_folder(model))
-    source = open_source(recipe["data"]["source"])
-    order = Recipe(DataConfig(**recipe["data"]), recipe["seed"], recipe["task"] == "classification", source.is_ready)
-    total, sums = 0, None
-    for block, split in number_blocks(source, order):
-        mine = split == SPLITS.index(recipe["split"])
+    own = Predictor.load(weights_folder(model))
+    sums = None
+    for block, splits in number_blocks(open_source(own.trained_on.data.source), own.trained_on):
+        mine = splits == SPLITS.index(split)
         if not mine.any():
             continue
         part = {name: column[mine] for name, column in block.items()}
-        measured = facts.sums(part)
-        predicted = loaded.predict(as_rows(part, facts.transform))["prediction"].to_numpy()
-        if not _same(predicted, facts, part):
+        predicted = loaded.predict(as_rows(part, own.transform))["prediction"].to_numpy()
+        if not _agree(predicted, own.predict(part)["prediction"].to_numpy()):
             raise VerificationError("pyfunc's predictions differ from the model's own")
+        measured = own.sums(part)
         sums = measured if sums is None else sums + measured
-        total += int(mine.sum())
     if sums is None:
-        raise VerificationError(f"there are no {recipe['split']} rows to measure on")
-    return facts.task.metrics(sums)
+        raise VerificationError(f"there are no {split} rows to measure on")
+    return own.task.metrics(sums)
 
 
-def _data_folder(model: str) -> str:
-    inner = [path.name for path in (Path(model) / "data").iterdir()]
-    return inner[0] if inner else ""
-
-
-def _same(predicted: np.ndarray, facts: Any, part: dict[str, np.ndarray]) -> bool:
-    own = facts.predict(part)["prediction"].to_numpy()
-    if own.dtype.kind == "f":
-        return bool(np.allclose(predicted.astype(float), own, rtol=1e-5))
-    return bool((predicted == own).all())
+def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+    if other.dtype.kind == "f":
+        return bool(np.allclose(one.astype(float), other, rtol=1e-5))
+    return bool((one == other).all())
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], json.loads(sys.stdin.read()))))
+    print(json.dumps(measure(sys.argv[1], sys.argv[2])))

@@ -1,0 +1,71 @@
+# The one door: `make help` lists what is behind it.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+INSTALLED_BENCH := $(VENV)/.installed-bench
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
+
+PRINT_STORE := from shoal.cluster.config import resolve_tracking_uri; \
+	from shoal.track.config import TrackConfig; print(resolve_tracking_uri(TrackConfig()))
+
+ARGS ?=
+PORT ?= 5000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check ui bench
+
+help: ## list the targets
+	@echo 'make TARGET [ARGS="..."]'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED) ## make .venv with all that is needed; the others call it
+	@:
+
+# torch comes first and by itself: it is the large one, so its download is the one worth watching.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -m pip --version > /dev/null 2>&1 || { \
+		for python in python3.11 python3; do \
+			$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && break; \
+			python=; \
+		done; \
+		test -n "$$python" || { echo 'error: no Python 3.11 or newer is on PATH: install it' >&2; exit 2; }; \
+		echo "setup: $(VENV) with $$($$python --version)"; \
+		$$python -m venv --clear $(VENV) || { \
+			echo "error: $$python -m venv failed: install its venv module (Debian: python3-venv)" >&2; exit 2; }; \
+	}
+	@echo 'setup: $(TORCH), once; this is the large one'
+	@$(PIP_INSTALL) $(TORCH)
+	@echo 'setup: the rest, a few minutes, once'
+	@$(PIP_INSTALL) --quiet --editable '.[dev]'
+	@touch $@
+
+train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes the config
+	@$(PYTHON) jobs/train.py jobs/configs/digits.yaml $(ARGS)
+
+test: setup ## run the tests; ARGS="tests/unit -k name" picks some
+	@$(PYTHON) -m pytest $(ARGS)
+
+check: setup ## formatting, lint, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+# Shoal itself says which store is in force, so the UI never opens another one than the runs went to. One server
+# process and no job runners: 0.5 GB of memory, where MLflow's defaults take over 2 GB.
+ui: setup ## open the MLflow UI on the store that runs go to; PORT=5000
+	@store=$$($(PYTHON) -c '$(PRINT_STORE)') || exit; \
+	case "$$store" in \
+		http://*|https://*) echo "MLflow runs already, at $$store" ;; \
+		*) echo "MLflow on $$store: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
+			MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+				exec $(VENV)/bin/mlflow ui --backend-store-uri "$$store" --port $(PORT) --workers 1 ;; \
+	esac
+
+bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of the README
+	@$(PYTHON) benchmarks/all.py $(ARGS)
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	@$(PIP_INSTALL) --quiet --editable '.[dev,bench]'
+	@touch $@

@@ -1,0 +1,63 @@
+"""Shoal's training loop in this process, on rows made here: no Ray, no workers, nothing else running."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from harness import BATCH_PER_WORKER, CLASSES, FEATURES
+from shoal.checkpoint import Progress
+from shoal.collective import Alone
+from shoal.data.order import Lanes
+from shoal.data.shard import ResidentShard, Rows
+from shoal.models.mlp import MLP
+from shoal.optim import OptimConfig, build_optimizer
+from shoal.tasks import Classification
+from shoal.train import Clock, Job, Record, TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Wall seconds of a loop: from begin to end, and the share that it says went into tracking."""
+
+    since_s: float
+    until_s: float
+    tracking_share: float
+
+    @property
+    def seconds(self) -> float:
+        return self.until_s - self.since_s
+
+
+def make_shard(rows: int) -> ResidentShard:
+    """Make a resident shard of the reference shape; one worker's part of the reference batch per step."""
+    torch.manual_seed(0)
+    made = Rows(torch.randn(rows, FEATURES), torch.randint(CLASSES, (rows,)))
+    return ResidentShard(Lanes(rows, BATCH_PER_WORKER, seed=0), made, {})
+
+
+def run_loop(shard: ResidentShard, epochs: int, record: Record, record_every: int = 1) -> Spent:
+    """Train the reference model for some epochs and return what it took."""
+    model = MLP((FEATURES,), CLASSES)
+    optim = OptimConfig()
+    clock = Clock()
+    job = Job(
+        config=TrainConfig(epochs=epochs),
+        model=model,
+        forward=model,
+        optimizer=build_optimizer(model, optim),
+        learning_rate=lambda step: optim.lr,
+        clip_norm=None,
+        task=Classification(CLASSES),
+        shard=shard,
+        collective=Alone(),
+        record=record,
+        save=lambda progress: None,
+        is_stop_requested=lambda: False,
+        record_every=record_every,
+        has_validation=False,
+    )
+    since_s = time.time()
+    train(job, Progress(), clock)
+    until_s = time.time()
+    return Spent(since_s, until_s, clock.spent["tracking"] / (until_s - since_s))

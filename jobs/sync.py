@@ -1,0 +1,44 @@
+"""Deliver a run folder to MLflow, completely; a second time changes nothing: python jobs/sync.py RUN_FOLDER"""
+
+import argparse
+import sys
+
+import _path  # noqa: F401  (first: it finds shoal)
+
+from shoal import console
+from shoal.errors import TrainingError, UserError
+from shoal.runfolder import IDENTITY, RunFolder
+from shoal.track.mirror import sync
+
+
+def main(arguments: list[str]) -> int:
+    """Find the folder, deliver it, say where it is."""
+    parser = argparse.ArgumentParser(usage="python jobs/sync.py RUN_FOLDER [track.tracking_uri=URI]")
+    parser.add_argument("run", help="a run folder: storage_path/experiment_name/run_name, local or s3://")
+    parser.add_argument("setting", nargs="?", help="track.tracking_uri=URI delivers to another server")
+    given = parser.parse_args(arguments)
+    folder = RunFolder(given.run)
+    if not folder.exists(IDENTITY):
+        raise UserError(f"'{given.run}' is no run folder (it holds no {IDENTITY}): give the folder a run was written to")
+    if folder.holder():
+        raise UserError(f"'{given.run}' is still being trained: its own process delivers it; wait for its end")
+    if given.setting:
+        key, _, uri = given.setting.partition("=")
+        if key != "track.tracking_uri" or not uri:
+            raise UserError(f"'{given.setting}' is not understood: write track.tracking_uri=URI")
+        folder.update_json(IDENTITY, tracking_uri=uri)
+    try:
+        run_id = sync(folder)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise TrainingError(
+            f"MLflow at {folder.identity()['tracking_uri']} does not take it ({type(error).__name__}: {reason}): "
+            "nothing is lost; try again when it answers"
+        ) from error
+    print(f"delivered to {folder.identity()['tracking_uri']} as run {run_id}")
+    print(f"result: {folder.uri}/result.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

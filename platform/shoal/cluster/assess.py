@@ -1,0 +1,153 @@
+"""Evaluation of a finished model on rows it was not trained on, recorded as a run of its own. Needs no ray."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from shoal.cluster.config import artifact_location, home
+from shoal.config import Section
+from shoal.data.order import SPLITS, TEST, VALIDATION
+from shoal.data.prepare import number_blocks
+from shoal.data.sources import open_source
+from shoal.errors import DataError
+from shoal.predict import Predictor
+from shoal.runfolder import FACTS, IDENTITY, PICTURES, RESULT, RunFolder
+from shoal.tasks import Classification, per_class
+from shoal.track.config import TrackConfig
+from shoal.track.journal import Journal
+from shoal.track.pictures import confusion_matrix
+from shoal.track.tracker import Tracker
+
+
+class AssessedData(Section):
+    source: str | None = Field(None, description="all rows of another source; null: the split held out in training")
+    label: str | None = Field(None, description="the label column there; null: as in training")
+
+
+class AssessConfig(Section):
+    experiment_name: str = Field("evaluations", description="of MLflow, and the folder above the run's")
+    storage_path: str = Field("runs", description="where the result goes")
+    data: AssessedData = Field(default_factory=AssessedData)
+    track: TrackConfig = Field(default_factory=TrackConfig)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What was measured.
+
+    Attributes:
+        metrics: loss, accuracy, ... over all rows.
+        classes: per class precision, recall and support, by column; None for a regression.
+        confusion: [true class, predicted class] counts.
+    """
+
+    rows: int
+    split: str
+    source: str
+    metrics: dict[str, float]
+    names: tuple[Any, ...]
+    classes: dict[str, list[float]] | None
+    confusion: np.ndarray | None
+
+
+def assess(predictor: Predictor, config: AssessConfig) -> Assessment:
+    """Measure a model on each row once.
+
+    Raises:
+        DataError: no rows, a missing column, or a label the model does not know.
+    """
+    recipe, other = predictor.trained_on, config.data.source
+    label = predictor.transform.label
+    if config.data.label:
+        renamed = label.model_copy(update={"name": config.data.label})
+        transform = predictor.transform.model_copy(update={"label": renamed})
+        predictor = Predictor(predictor.model, transform, predictor.task, recipe)
+    source = open_source(other or recipe.data.source)
+    total: dict[str, Tensor] = {}
+    for block, splits in number_blocks(source, recipe):
+        for number, split in enumerate(SPLITS):
+            mine = np.ones(len(splits), bool) if other else splits == number
+            name = "all" if other else split
+            if mine.any() and not (other and number):
+                sums = predictor.sums({column: values[mine] for column, values in block.items()})
+                total[name] = total[name] + sums if name in total else sums
+    split = next((name for name in ("all", TEST, VALIDATION) if name in total), None)
+    if split is None:
+        raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
+    sums = total[split]
+    confusion = predictor.task.confusion(sums) if isinstance(predictor.task, Classification) else None
+    return Assessment(
+        rows=int(sums[0]),
+        split=split,
+        source=source.uri,
+        metrics=predictor.task.metrics(sums),
+        names=label.classes,
+        classes=dict(per_class(confusion)) if confusion is not None else None,
+        confusion=confusion.numpy() if confusion is not None else None,
+    )
+
+
+def record(measured: Assessment, model: str, name: str, config: AssessConfig, tracking_uri: str) -> dict[str, Any]:
+    """Write a run folder with the result and bring MLflow level with it."""
+    storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
+    base, number = f"{storage}/{config.experiment_name}/{name}", 1
+    while (folder := RunFolder(f"{base}-{number}")).exists(IDENTITY):
+        number += 1
+    folder.create()
+    attempt = folder.take_lease()
+    folder.mint(
+        name=f"{name}-{number}",
+        experiment=config.experiment_name,
+        tracking_uri=tracking_uri,
+        artifact_location=artifact_location(tracking_uri),
+    )
+    dataset = {"name": Path(measured.source).name[-250:], "digest": str(measured.rows), "source_type": "shoal"}
+    folder.write_json(
+        FACTS,
+        {
+            "params": {"model": model, "data.source": measured.source, "split": measured.split},
+            "tags": {"shoal.job": "evaluate"},
+            "contexts": ["evaluation"],
+            "dataset": {**dataset, "source": measured.source},
+        },
+    )
+    journal = Journal(folder, attempt)
+    journal.points(0, {f"test/{key}": value for key, value in measured.metrics.items()})
+    journal.sync()
+    if measured.confusion is not None:
+        picture = confusion_matrix(measured.confusion, measured.names, f"{name}: {measured.split}")
+        folder.write(f"{PICTURES}/confusion_matrix.png", picture)
+    tracker = Tracker(folder)
+    result = {
+        "status": "FINISHED",
+        "model": model,
+        "data_source": measured.source,
+        "split": measured.split,
+        "rows": measured.rows,
+        "metrics": measured.metrics,
+        "per_class": _by_class(measured),
+        "tracking_uri": tracking_uri,
+        "run_folder": folder.uri,
+    }
+    folder.write_json(RESULT, result)
+    folder.update_json(IDENTITY, status="FINISHED", end_ms=int(time.time() * 1000))
+    tracker.start()
+    is_delivered = tracker.close()
+    result = {**result, "mlflow_run_id": tracker.run_id, "is_delivered": is_delivered}
+    folder.write_json(RESULT, result)
+    folder.drop_lease()
+    return result
+
+
+def _by_class(measured: Assessment) -> dict[str, dict[str, float]] | None:
+    if measured.classes is None:
+        return None
+    return {
+        str(name): {key: column[number] for key, column in measured.classes.items()}
+        for number, name in enumerate(measured.names)
+    }

@@ -1,0 +1,144 @@
+"""Shared by the unit tests: a recipe, an in-memory source, one torch thread."""
+
+import json
+import logging
+import subprocess
+import sys
+import uuid
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.data.config import DataConfig
+from shoal.data.prepare import Recipe
+from shoal.runfolder import CONFIG, FACTS, IDENTITY, PICTURES, RESULT, RunFolder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def recipe():
+    """Make a Recipe: `recipe(seed=1, is_classification=False, global_batch_size=8)`."""
+
+    def make(seed=0, is_classification=True, is_ready=False, **data):
+        return Recipe(DataConfig(**({"global_batch_size": 8} | data)), seed, is_classification, is_ready)
+
+    return make
+
+
+@pytest.fixture
+def rows():
+    """120 rows: two numeric columns, one of text, a label that depends on them."""
+    draw = np.random.default_rng(0)
+    size = draw.normal(10.0, 3.0, 120)
+    color = draw.choice(np.array(["red", "green", "blue"], dtype=object), 120)
+    return {
+        "size": size,
+        "count": draw.integers(0, 50, 120),
+        "color": color,
+        "target": (size > 10).astype(np.int64),
+    }
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch, request):
+    """Write a user's module into the working directory and return its import name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(text):
+        name = f"user_{abs(hash(request.node.nodeid))}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A bucket of a real S3 server in this process; returns `s3://bucket`."""
+    from urllib.request import Request, urlopen
+
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        urlopen(Request(f"http://{host}:{port}/bucket", method="PUT"))
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """The URI of an empty folder, on a disk and in an object store."""
+    if request.param == "local":
+        return str(tmp_path / "place")
+    return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory):
+    """The URI of a real SQLite store; making its tables takes two seconds, so it is made once."""
+    from shoal.track.mirror import connect
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    connect(uri)
+    return uri
+
+
+@pytest.fixture
+def client(mlflow_store):
+    from shoal.track.mirror import connect
+
+    return connect(mlflow_store)
+
+
+FACTS_OF_A_RUN = {
+    "params": {"optim.lr": 0.001, "model.name": "mlp"},
+    "tags": {"shoal.num_workers": 2},
+    "contexts": ["training"],
+    "dataset": {
+        "name": "sklearn:digits",
+        "digest": "0123456789abcdef",
+        "source_type": "sklearn",
+        "source": json.dumps({"uri": "sklearn:digits"}),
+        "schema": json.dumps({"columns": []}),
+        "profile": json.dumps({"rows": {"train": 10}}),
+    },
+}
+
+
+@pytest.fixture
+def run(mlflow_store, tmp_path):
+    """Make a run folder as `shoal.cluster.fit` leaves one."""
+
+    def make(name="run", status="FINISHED", **identity):
+        folder = RunFolder(str(tmp_path / name))
+        folder.mint(
+            name=name,
+            experiment=f"experiment {tmp_path.name}",
+            tracking_uri=mlflow_store,
+            artifact_location=(tmp_path / "artifacts").as_uri(),
+        )
+        folder.update_json(IDENTITY, status=status, **identity)
+        folder.write(CONFIG, b"seed: 0\n")
+        folder.write_json(FACTS, FACTS_OF_A_RUN)
+        folder.write_json(RESULT, {"status": status})
+        folder.write(f"{PICTURES}/loss_curve.png", b"png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gone_process():
+    """The host, pid and start of a process that has ended, as a lease names it."""
+    code = "from shoal.runfolder import _this_process; import json; print(json.dumps(_this_process()))"
+    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

@@ -1,0 +1,176 @@
+import pytest
+import torch
+from torch import nn
+
+from shoal.errors import ModelError, UserError
+from shoal.models import build, find_builder, measure, readable
+from shoal.models.config import ModelConfig
+from shoal.models.mlp import MLP
+
+USER = """
+import torch
+from torch import nn
+
+def asks_for_all(inputs, outputs, width, depth, dropout=0.0):
+    model = nn.Linear(inputs, outputs)
+    model.asked = (inputs, outputs, width, depth, dropout)
+    return model
+
+def asks_for_none():
+    return nn.Linear(4, 3)
+
+def asks_for_width(width, *, scale=1.0):
+    model = nn.Linear(4, 3)
+    model.asked = (width, scale)
+    return model
+
+class Net(nn.Module):
+    def __init__(self, inputs, **rest):
+        super().__init__()
+        self.inputs, self.rest = inputs, rest
+
+def returns_a_string(width):
+    return "a model"
+
+def raises():
+    raise RuntimeError("no such file: weights.pt")
+
+def random_weights():
+    return nn.Linear(4, 3)
+
+not_callable = 3
+"""
+
+
+@pytest.fixture
+def mine(user_module):
+    return user_module(USER)
+
+
+def sizes(model):
+    return [(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, nn.Linear)]
+
+
+def make(name="mlp", inputs=(4,), outputs=3, seed=0, **config):
+    return build(ModelConfig(name=name, **config), inputs, outputs, seed)
+
+
+def same(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_reference_is_1000_128_64_10():
+    model = make(inputs=(1000,), outputs=10)
+    assert sizes(model) == [(1000, 128), (128, 64), (64, 10)]
+    size = measure(model, torch.zeros(1, 1000))
+    assert size.parameters == 1000 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
+    assert size.bytes == 4 * size.parameters
+    assert size.flops_per_sample == 2 * (1000 * 128 + 128 * 64 + 64 * 10)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "expected"),
+    [
+        (128, 0, [(4, 3)]),
+        (8, 1, [(4, 8), (8, 3)]),
+        (8, 3, [(4, 8), (8, 4), (4, 2), (2, 3)]),
+        (2, 4, [(4, 2), (2, 1), (1, 1), (1, 1), (1, 3)]),
+    ],
+)
+def test_each_hidden_layer_of_the_mlp_has_half_the_width_of_the_one_before(width, depth, expected):
+    assert sizes(make(width=width, depth=depth)) == expected
+
+
+def test_the_mlp_flattens_samples_of_more_dimensions():
+    model = make(inputs=(2, 3, 4))
+    assert model(torch.zeros(5, 2, 3, 4)).shape == (5, 3)
+
+
+def test_dropout_acts_in_training_only():
+    model, x = make(args={"dropout": 0.5}), torch.ones(64, 4)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_weights_are_a_function_of_the_seed_alone(mine):
+    for name in ("mlp", f"{mine}:random_weights"):
+        torch.manual_seed(1)
+        first = make(name, seed=7)
+        torch.manual_seed(2)
+        assert same(first, make(name, seed=7))
+        assert not same(first, make(name, seed=8))
+
+
+def test_building_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    make(seed=7)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_users_builder_is_given_only_what_its_signature_names(mine):
+    assert make(f"{mine}:asks_for_all", width=16, depth=5).asked == (4, 3, 16, 5, 0.0)
+    assert make(f"{mine}:asks_for_width", width=16).asked == (16, 1.0)
+    assert make(f"{mine}:Net").rest == {"outputs": 3, "width": 128, "depth": 2}
+    assert sizes(make(f"{mine}:asks_for_none")) == [(4, 3)]
+
+
+def test_a_users_builder_gets_the_whole_shape_of_samples_with_more_dimensions(mine):
+    assert make(f"{mine}:Net", inputs=(3, 8, 8)).inputs == (3, 8, 8)
+
+
+def test_further_arguments_reach_the_builder_and_beat_what_is_offered(mine):
+    assert make(f"{mine}:asks_for_all", args={"dropout": 0.5, "width": 2}).asked == (4, 3, 2, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kind", "pieces"),
+    [
+        ("mpl", {}, ModelError, ["model.name='mpl' is not known", "did you mean 'mlp'"]),
+        ("mlp", {"dropuot": 1}, ModelError, ["takes no 'dropuot'", "did you mean 'dropout'"]),
+        ("{}:asks_for_width", {"scal": 1}, ModelError, ["takes no 'scal'", "did you mean 'scale'"]),
+        ("{}:asks_for_non", {}, UserError, ["has no 'asks_for_non'", "did you mean 'asks_for_none'"]),
+        ("{}:not_callable", {}, UserError, ["is a int, which cannot be called"]),
+        ("{}:returns_a_string", {}, ModelError, ["returned a str", "torch.nn.Module"]),
+        ("{}:raises", {}, ModelError, ["raised RuntimeError: no such file: weights.pt"]),
+    ],
+)
+def test_a_builder_that_cannot_be_used_is_refused_with_the_reason(mine, name, args, kind, pieces):
+    with pytest.raises(kind) as caught:
+        make(name.format(mine), args=args)
+    assert all(piece in str(caught.value) for piece in pieces), str(caught.value)
+
+
+def test_finding_a_builder_builds_nothing(mine):
+    assert find_builder("mlp") is MLP
+    assert find_builder(f"{mine}:raises").__name__ == "raises"
+
+
+def test_measuring_counts_buffers_in_bytes_and_leaves_model_and_mode_as_they_were():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    size = measure(model, torch.ones(1, 4))
+    assert size.flops_per_sample == 2 * (4 * 8 + 8 * 3)
+    assert size.bytes == 4 * size.parameters + 4 * 8 * 2 + 8
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_convolution_counts_its_multiply_adds():
+    model = nn.Conv2d(3, 8, kernel_size=3, bias=False)
+    assert measure(model, torch.zeros(1, 3, 10, 10)).flops_per_sample == 2 * (8 * 8) * 8 * 3 * 9
+
+
+def test_a_model_that_does_not_take_the_sample_is_refused_with_its_shape():
+    with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 5\)"):
+        measure(nn.Linear(4, 3), torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 "), (999, "999 "), (1000, "1.0 k"), (137354, "137.4 k"), (2.5e9, "2.5 G")]
+)
+def test_large_numbers_are_written_for_people(number, text):
+    assert readable(number) == text
