@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from quiet import Timing
+from quiet import Quiet, Timing
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -80,11 +81,19 @@ class Report:
 
 
 def main(measure: Callable[[int], Report], repeat: int = 5) -> None:
-    """Run a benchmark as a script: `[--repeat N] [--json FILE]`."""
+    """Run a benchmark as a script: `[--repeat N] [--patience SECONDS] [--json FILE]`."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--repeat", type=int, default=repeat, help=f"rounds (default {repeat})")
     parser.add_argument("--json", type=Path, help="also write the report here")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=Quiet.patience_s,
+        help="seconds that a timing waits for others to leave the machine alone (default %(default)g; 0: as it comes)",
+    )
     given = parser.parse_args()
+    Quiet.patience_s = given.patience
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     since = time.monotonic()
     report = measure(given.repeat)
     print_report(report)

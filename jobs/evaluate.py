@@ -9,7 +9,6 @@ import sys
 import tempfile
 
 import _path  # noqa: F401  (first: it finds shoal)
-
 from shoal import console
 from shoal.cluster.assess import AssessConfig, Assessment, assess, record
 from shoal.cluster.config import resolve_tracking_uri
@@ -39,7 +38,9 @@ def main(arguments: list[str]) -> int:
     name = "evaluate-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", given.model.rstrip("/").rpartition("/")[2])
     result = record(measured, given.model, name, config, tracking_uri)
     if not result["is_delivered"]:
-        print(f"warning: MLflow at {tracking_uri} does not answer; later: python jobs/sync.py {result['run_folder']}")
+        print(
+            f"warning: MLflow at {tracking_uri} does not answer; later: python jobs/sync.py {result['run_folder']}"
+        )
     print(f"result: {result['run_folder']}/result.json")
     return 0
 

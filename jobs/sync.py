@@ -4,7 +4,6 @@ import argparse
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
-
 from shoal import console
 from shoal.errors import TrainingError, UserError
 from shoal.runfolder import IDENTITY, RunFolder
@@ -19,9 +18,13 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     folder = RunFolder(given.run)
     if not folder.exists(IDENTITY):
-        raise UserError(f"'{given.run}' is no run folder (it holds no {IDENTITY}): give the folder a run was written to")
+        raise UserError(
+            f"'{given.run}' is no run folder (it holds no {IDENTITY}): give the folder a run was written to"
+        )
     if folder.holder():
-        raise UserError(f"'{given.run}' is still being trained: its own process delivers it; wait for its end")
+        raise UserError(
+            f"'{given.run}' is still being trained: its own process delivers it; wait for its end"
+        )
     if given.setting:
         key, _, uri = given.setting.partition("=")
         if key != "track.tracking_uri" or not uri:

@@ -4,7 +4,6 @@ import argparse
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
-
 from shoal import console
 from shoal.cluster.claim import find_folder, finished_result
 from shoal.cluster.config import RunConfig, home, resolve_tracking_uri
@@ -29,7 +28,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"one config file at most, not {' and '.join(files)}")
     config = load(RunConfig, files[0] if files else None, [text for text in given.settings if "=" in text])
 
-    folder = find_folder(config, claim=not given.check)
+    folder = find_folder(config)
     done = finished_result(folder)
     if done:
         print(f"run {done['run_name']} is finished; set if_exists=new to train it again")
@@ -63,7 +62,10 @@ def report(result: dict) -> int:
         print(f"{result['samples_per_second']:,.0f} samples/s; bottleneck: {result['bottleneck']} ({shares})")
     if result["test_loss"] is not None:
         accuracy = result["metrics"].get("test/accuracy")
-        print(f"test loss {result['test_loss']:.4f}" + (f", accuracy {accuracy:.4f}" if accuracy is not None else ""))
+        print(
+            f"test loss {result['test_loss']:.4f}"
+            + (f", accuracy {accuracy:.4f}" if accuracy is not None else "")
+        )
     print(f"look at it: make ui  (from {home()})")
     print(f"result: {result['run_folder']}/result.json")
     return 0

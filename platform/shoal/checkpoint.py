@@ -32,7 +32,9 @@ PREPARED = "prepared.json"
 
 
 class CheckpointConfig(Section):
-    every_steps: int | None = Field(None, ge=1, description="steps between checkpoints; null: every epoch, at least 100 steps")
+    every_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: every epoch, at least 100 steps"
+    )
     keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
 
 
@@ -272,7 +274,7 @@ def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
         shared = tensor.untyped_storage().data_ptr() in apart and tensor.numel() > 0
         out[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
         apart[tensor.untyped_storage().data_ptr()] = name
-    return save_safetensors(out)
+    return bytes(save_safetensors(out))
 
 
 def _torch_bytes(value: Any) -> bytes:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 CHUNK_BYTES = 8 << 20
@@ -139,7 +140,8 @@ class Group:
     def align(self, model: nn.Module) -> None:
         with torch.no_grad():
             for buffer in model.buffers():
-                mine = buffer if self.rank == 0 else torch.zeros_like(buffer)
+                # float64 holds every float32 and every whole number that buffers count to.
+                mine = buffer.double() if self.rank == 0 else torch.zeros_like(buffer, dtype=torch.float64)
                 buffer.copy_(self.add_up(mine.contiguous()))
 
     def after_backward(self) -> None:
@@ -147,7 +149,7 @@ class Group:
             self.waited_s += time.perf_counter() - self._launched
             self._launched = None
 
-    def _shared_hook(self, _: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _shared_hook(self, _: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         assert self._shared is not None
         since = time.perf_counter()
         buffer = bucket.buffer()
@@ -157,7 +159,7 @@ class Group:
         done.set_result(buffer)
         return done
 
-    def _network_hook(self, _: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _network_hook(self, _: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         self._launched = time.perf_counter()
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

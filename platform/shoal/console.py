@@ -16,6 +16,7 @@ from shoal.errors import ShoalError
 LIVE_S = 0.2
 PLAIN_S = 10.0
 RATE_S = 10.0
+SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse")
 
 
 def run(main: Callable[[list[str]], int]) -> int:
@@ -35,7 +36,7 @@ def run(main: Callable[[list[str]], int]) -> int:
 
 def on_interrupt(stop: Callable[[str], None]) -> None:
     """Call `stop(signal name)` at the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
-    heard = []
+    heard: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
         if heard:
@@ -88,16 +89,21 @@ class ProgressLine:
         if not status.is_training:
             return f"resuming; step {status.step} of {status.steps} was reached before"
         parts = [f"step {status.step}/{status.steps}"]
-        for name in ("train/loss", "val/loss", "val/accuracy", "val/rmse"):
-            if name in status.metrics:
-                parts.append(f"{name} {status.metrics[name]:.4g}")
-        (since, first), (until, last) = (self._seen[0], self._seen[-1]) if self._seen else ((now, 0), (now, 0))
-        steps_per_s = (last - first) / (until - since) if until - since > 0.2 else 0.0
+        shown = [name for name in SHOWN if name in status.metrics]
+        parts += [f"{name} {status.metrics[name]:.4g}" for name in shown]
+        steps_per_s = self._rate()
         if steps_per_s:
             parts.append(f"{steps_per_s:.0f} steps/s")
             if status.step < status.steps:
                 parts.append(f"ETA {duration((status.steps - status.step) / steps_per_s)}")
         return "  ".join(parts)
+
+    def _rate(self) -> float:
+        """Steps per second over the last RATE_S seconds; 0 when there is too little to tell."""
+        if not self._seen:
+            return 0.0
+        (since, first), (until, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (until - since) if until - since > 0.2 else 0.0
 
     def _write(self, text: str, end: str) -> None:
         start = "\r\x1b[2K" if self._is_live else ""

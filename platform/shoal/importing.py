@@ -61,4 +61,4 @@ def call_with(function: Callable[..., Any], offered: Mapping[str, Any], given: M
                 f"its parameters are {', '.join(parameters) or 'none'}"
             )
     wanted = {name: value for name, value in offered.items() if name in parameters or takes_any}
-    return function(**(wanted | given))
+    return function(**{**wanted, **given})

@@ -47,7 +47,9 @@ class Predictor:
             facts = json.loads((folder / DESCRIPTION).read_text())
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError) as error:
-            raise ModelError(f"'{folder}' holds no Shoal model ({error}): give a folder that training wrote") from None
+            raise ModelError(
+                f"'{folder}' holds no Shoal model ({error}): give a folder that training wrote"
+            ) from None
         transform = Transform.model_validate(facts["transform"])
         model = build(ModelConfig(**facts["model"]), transform.input_shape, transform.outputs, seed=0)
         model.load_state_dict(weights)
@@ -55,7 +57,10 @@ class Predictor:
         is_ready = transform.columns[0].kind == "ready"
         is_classification = facts["task"] == "classification"
         return cls(
-            model, transform, task, Recipe(DataConfig(**facts["data"]), facts["seed"], is_classification, is_ready)
+            model,
+            transform,
+            task,
+            Recipe(DataConfig(**facts["data"]), facts["seed"], is_classification, is_ready),
         )
 
     def outputs(self, block: Block) -> Tensor:
@@ -105,7 +110,9 @@ def weights_folder(model: str | Path) -> Path:
     """Return the folder that `Predictor.load` takes, inside a saved MLflow model."""
     data = Path(model) / "data"
     if not data.is_dir():
-        raise ModelError(f"'{model}' is no MLflow model that Shoal wrote: give a run folder, runs:/ID or models:/NAME@ALIAS")
+        raise ModelError(
+            f"'{model}' is no MLflow model that Shoal wrote: give a run folder, runs:/ID or models:/NAME@ALIAS"
+        )
     return next(path for path in data.iterdir() if path.is_dir())
 
 

@@ -91,7 +91,7 @@ def is_alive(lease: Mapping[str, Any]) -> bool:
     if lease.get("pid") is None:
         return False
     if lease["host"] == _this_process()["host"]:
-        return _started(int(lease["pid"])) == lease["started"]
+        return bool(_started(int(lease["pid"])) == lease["started"])
     return _now_ms() - int(lease["beat_ms"]) < LEASE_S * 1000
 
 

@@ -7,7 +7,7 @@ up, where metrics and checkpoints go, is theirs to know.
 import contextlib
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -32,13 +32,17 @@ MIN_SAVE_STEPS = 100
 
 
 class TrainConfig(Section):
-    epochs: int = Field(20, ge=1, description="passes over the training rows, unless max_steps ends it before")
+    epochs: int = Field(
+        20, ge=1, description="passes over the training rows, unless max_steps ends it before"
+    )
     max_steps: int | None = Field(None, ge=1, description="optimiser steps after which training ends")
     target: dict[str, float] = Field(
         default_factory=dict, description="stop as soon as these are reached, e.g. {val/accuracy: 0.97}"
     )
     evaluate_every_steps: int | None = Field(None, ge=1, description="null: every epoch")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of forward and backward; weights stay fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of forward and backward; weights stay fp32"
+    )
 
 
 class Record(Protocol):
@@ -74,7 +78,7 @@ class Job:
 class Clock:
     """Seconds by what they were spent on."""
 
-    spent: Counter[str] = field(default_factory=Counter)
+    spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextlib.contextmanager
     def on(self, name: str) -> Iterator[None]:
@@ -174,12 +178,18 @@ class Losses:
         job = self._job
         with self._clock.on("tracking"):
             is_stopping = float(job.is_stop_requested())
-            wish = float(self._rate.steps_per(PUBLISH_S, len(self._waiting))) if job.collective.rank == 0 else 0.0
+            wish = (
+                float(self._rate.steps_per(PUBLISH_S, len(self._waiting)))
+                if job.collective.rank == 0
+                else 0.0
+            )
             losses = torch.stack([loss.double() for loss, _, _ in self._waiting])
             asides = torch.tensor([is_stopping, wish], dtype=torch.float64, device=losses.device)
             *sums, stopping, interval = job.collective.add_up(torch.cat([losses, asides])).tolist()
             first = progress.step - len(sums) + 1
-            for step, total, (_, count, at_s) in zip(range(first, progress.step + 1), sums, self._waiting, strict=True):
+            for step, total, (_, count, at_s) in zip(
+                range(first, progress.step + 1), sums, self._waiting, strict=True
+            ):
                 if not math.isfinite(total):
                     job.record.flush()
                     raise DivergedError(
@@ -191,7 +201,7 @@ class Losses:
             job.record.flush()
             self._waiting.clear()
             self._due = progress.step + int(interval)
-        return stopping > 0
+        return bool(stopping > 0)
 
 
 class Rate:

@@ -19,7 +19,16 @@ LAYERS = [
     ["shoal", "errors"],
     ["config", "storage", "importing", "metrics", "collective", "data.order", "models.mlp"],
     # The parts: data, models, what is learnt and how.
-    ["runfolder", "space", "data", "data.config", "data.sources", "data.transform", "data.shard", "models.config"],
+    [
+        "runfolder",
+        "space",
+        "data",
+        "data.config",
+        "data.sources",
+        "data.transform",
+        "data.shard",
+        "models.config",
+    ],
     ["data.prepare", "models", "tasks", "optim", "parametrization"],
     # What they leave behind.
     ["checkpoint", "evaluate", "track", "track.config", "track.journal", "compress"],
@@ -32,7 +41,14 @@ LAYERS = [
     ["track.tracker", "track.guardian", "track.resolve"],
     # Running on a cluster.
     ["cluster", "cluster.config"],
-    ["cluster.session", "cluster.claim", "cluster.worker", "cluster.stream", "cluster.ingest", "cluster.assess"],
+    [
+        "cluster.session",
+        "cluster.claim",
+        "cluster.worker",
+        "cluster.stream",
+        "cluster.ingest",
+        "cluster.assess",
+    ],
     ["cluster.plan", "cluster.facts"],
     ["cluster.workers"],
     ["cluster.fit"],
@@ -41,7 +57,9 @@ LAYERS = [
     ["console"],
 ]
 RANKS = {
-    "shoal" if name == "shoal" else f"shoal.{name}": rank for rank, names in enumerate(LAYERS) for name in names
+    "shoal" if name == "shoal" else f"shoal.{name}": rank
+    for rank, names in enumerate(LAYERS)
+    for name in names
 }
 
 RAY_MODULES = {
@@ -72,7 +90,9 @@ def imports(path: Path, at_top: bool = False) -> Iterator[str]:
 def importers(package: str) -> set[str]:
     """The modules of shoal that import a package anywhere."""
     return {
-        name for name, path in MODULES.items() if any(found.split(".")[0] == package for found in imports(path))
+        name
+        for name, path in MODULES.items()
+        if any(found.split(".")[0] == package for found in imports(path))
     }
 
 
@@ -117,7 +137,9 @@ def test_importing_shoal_loads_neither_torch_nor_ray_nor_mlflow_nor_pandas():
 
 def test_what_runs_before_a_cluster_or_inside_a_worker_loads_neither_ray_nor_mlflow():
     names = ("config", "claim", "plan", "worker")
-    found = loaded("; ".join(f"import shoal.cluster.{name}" for name in names) + "; import shoal.train, shoal.predict")
+    found = loaded(
+        "; ".join(f"import shoal.cluster.{name}" for name in names) + "; import shoal.train, shoal.predict"
+    )
     assert found & {"ray", "mlflow"} == set()
 
 

@@ -88,9 +88,7 @@ def work(rank, size, folder):
         mine = numbers(rank)
         group.add_up(mine)
         found["input is left alone"] = torch.equal(mine, numbers(rank))
-        found["rounds"] = [
-            group.add_up(torch.tensor([float(rank + round_)])).item() for round_ in range(200)
-        ]
+        found["rounds"] = [group.add_up(torch.tensor([float(rank + round_)])).item() for round_ in range(200)]
         found["gathered"] = group.gather({"rank": rank, "rest": "x" * (1000 * rank)})
         found["told"] = group.broadcast({"from": rank})
         found["maps"] = [line.strip() for line in open("/proc/self/maps") if "/dev/shm/shoal-" in line]
@@ -127,7 +125,7 @@ def crew(request, tmp_path_factory):
     size, folder = request.param, str(tmp_path_factory.mktemp("crew"))
     context = multiprocessing.get_context("forkserver")
     # Imported once: DistributedDataParallel's first use imports torch._dynamo, which takes each process seconds.
-    context.set_forkserver_preload(["shoal.collective", "torch._dynamo", "torch._inductor", "pytest"])
+    context.set_forkserver_preload(["torch._dynamo", "torch._inductor", "pytest"])
     workers = [context.Process(target=work, args=(rank, size, folder)) for rank in range(size)]
     for worker in workers:
         worker.start()

@@ -52,6 +52,7 @@ def test_a_target_can_be_set_by_its_own_dotted_key():
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "0.001", ".001", "1.0e-3"])
 def test_every_way_to_write_a_small_float_is_that_float(file, text):
     assert load(RunConfig, None, [f"optim.lr={text}"]).optim.lr == 0.001
+    assert load(RunConfig, None, [f"model.args={{dropout: {text}}}"]).model.args == {"dropout": 0.001}
     assert load(RunConfig, file(f"optim: {{lr: {text}}}")).optim.lr == 0.001
 
 
@@ -71,6 +72,7 @@ def test_null_unsets_an_optional_key(file):
         ("train.epoch", "train.epochs"),
         ("model.widht", "model.width"),
         ("num_workers", "scale.num_workers"),
+        ("lr", "optim.lr"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(file, key, meant):

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def combinations():
 def test_a_rows_split_depends_on_seed_and_number_alone_however_the_rows_are_chunked():
     whole = split_rows(3, np.arange(10_000), 0.2, 0.1)
     cuts = [0, 1, 17, 4096, 9_999, 10_000]
-    chunked = [split_rows(3, np.arange(a, b), 0.2, 0.1) for a, b in zip(cuts, cuts[1:], strict=False)]
+    chunked = [split_rows(3, np.arange(a, b), 0.2, 0.1) for a, b in itertools.pairwise(cuts)]
     np.testing.assert_array_equal(np.concatenate(chunked), whole)
     backwards = split_rows(3, np.arange(10_000)[::-1], 0.2, 0.1)[::-1]
     np.testing.assert_array_equal(backwards, whole)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +19,7 @@ def source(*blocks, split=None, is_ready=False):
 def cut(block, *places):
     total = len(next(iter(block.values())))
     edges = [0, *places, total]
-    return [{n: c[a:b] for n, c in block.items()} for a, b in zip(edges, edges[1:], strict=False)]
+    return [{n: c[a:b] for n, c in block.items()} for a, b in itertools.pairwise(edges)]
 
 
 def splits(block, recipe):
@@ -25,8 +27,8 @@ def splits(block, recipe):
 
 
 def problem(block, recipe):
+    src = of_value("mine:rows", block) if isinstance(block, dict) else block
     with pytest.raises(DataError) as caught:
-        src = of_value("mine:rows", block) if isinstance(block, dict) else block
         deal_here(src, recipe, prepare_here(src, recipe), 2)
     return str(caught.value)
 
@@ -66,7 +68,9 @@ def test_rows_read_block_by_block_are_prepared_as_rows_read_whole(rows, recipe, 
     again = prepare_here(blocks, made)
     assert again.transform == prepared.transform
     assert again.rows == prepared.rows
-    for one, other in zip(deal_here(whole, made, prepared, 3), deal_here(blocks, made, again, 3), strict=True):
+    for one, other in zip(
+        deal_here(whole, made, prepared, 3), deal_here(blocks, made, again, 3), strict=True
+    ):
         for name in SPLITS:
             np.testing.assert_array_equal(one[name][0], other[name][0])
             np.testing.assert_array_equal(one[name][1], other[name][1])

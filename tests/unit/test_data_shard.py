@@ -37,7 +37,7 @@ def test_the_workers_batches_put_together_are_the_batches_of_one(rows, batch_siz
         parts = [list(shard.batches(epoch, 0)) for shard in crew(rows, batch_size, workers)]
         assert {len(part) for part in parts} == {len(whole)}
         for one, *many in zip(whole, *parts, strict=True):
-            assert sorted(sum(map(counted, many), [])) == sorted(counted(one))
+            assert sorted(row for batch in many for row in counted(batch)) == sorted(counted(one))
             assert {batch.count for batch in many} == {one.count} == {len(counted(one))}
 
 

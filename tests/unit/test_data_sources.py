@@ -169,7 +169,9 @@ def test_several_npz_files_follow_each_other(here):
         ("a.csv", b"x,y\n1,2\n", "csv:c/*.csv", ["no file 'c/*.csv'"]),
     ],
 )
-def test_a_file_that_cannot_be_read_is_an_error_with_the_source_and_the_remedy(here, name, content, uri, pieces):
+def test_a_file_that_cannot_be_read_is_an_error_with_the_source_and_the_remedy(
+    here, name, content, uri, pieces
+):
     here(name, content)
     message = problem(uri)
     assert all(piece in message for piece in [f"data.source='{uri}'", *pieces]), message

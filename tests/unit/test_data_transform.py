@@ -128,7 +128,13 @@ def test_rows_of_another_shape_are_refused():
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [("float64", "float32"), ("uint8", "float32"), ("bool", "float32"), ("int32", "int64"), ("int64", "int64")],
+    [
+        ("float64", "float32"),
+        ("uint8", "float32"),
+        ("bool", "float32"),
+        ("int32", "int64"),
+        ("int64", "int64"),
+    ],
 )
 def test_ready_features_keep_their_values_as_float32_or_int64(dtype, expected):
     values = np.array([[0, 1], [1, 0]], dtype=dtype)

@@ -5,9 +5,7 @@ import pytest
 from shoal import errors
 
 KINDS = [
-    kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, errors.ShoalError)
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ShoalError)
 ]
 
 

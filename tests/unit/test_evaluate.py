@@ -49,5 +49,7 @@ def test_evaluation_leaves_the_model_as_it_was():
 
 
 def test_a_worker_without_a_row_adds_nothing():
-    empty = ResidentShard(Lanes(1, 1, 0), None, {"validation": Rows(torch.empty(0, 4), torch.empty(0).long())})
+    empty = ResidentShard(
+        Lanes(1, 1, 0), None, {"validation": Rows(torch.empty(0, 4), torch.empty(0).long())}
+    )
     assert evaluate(model(), Classification(3), empty, "validation", lambda sums: sums).sum() == 0

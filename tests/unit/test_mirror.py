@@ -7,6 +7,7 @@ from shoal.runfolder import CONFIG, FACTS, IDENTITY, JOURNAL, LEASE, PICTURES, R
 from shoal.track.journal import Journal
 from shoal.track.mirror import KEY_TAG, LEASE_TAG, REASON_TAG, Mirror, reap, sync
 
+
 def note(folder, steps, attempt=1, value=lambda step: 1 / step):
     journal = Journal(folder, attempt)
     for step in steps:
@@ -174,7 +175,9 @@ def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process):
     elsewhere = {"host": "elsewhere pid:[1]", "pid": 1, "started": "1.00"}
     runs = {
         "dead here": running(client, run("a", status="RUNNING"), {**gone_process, "beat_ms": now}),
-        "silent elsewhere": running(client, run("b", status="RUNNING"), {**elsewhere, "beat_ms": now - 120_000}),
+        "silent elsewhere": running(
+            client, run("b", status="RUNNING"), {**elsewhere, "beat_ms": now - 120_000}
+        ),
         "alive here": running(client, own, mine),
         "alive elsewhere": running(client, run("c", status="RUNNING"), {**elsewhere, "beat_ms": now}),
         "without a lease": running(client, run("d", status="RUNNING"), None),

@@ -48,7 +48,9 @@ def mine(user_module):
 
 
 def sizes(model):
-    return [(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return [
+        (layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, nn.Linear)
+    ]
 
 
 def make(name="mlp", inputs=(4,), outputs=3, seed=0, **config):

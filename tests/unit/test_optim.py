@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -34,7 +35,7 @@ def test_warmup_rises_in_equal_steps_to_the_peak_and_never_beyond(schedule):
 def test_a_decaying_schedule_starts_at_the_peak_never_rises_and_ends_near_but_above_zero(schedule):
     rates = curve(schedule=schedule)
     assert rates[0] == pytest.approx(0.1)
-    assert all(b <= a for a, b in zip(rates, rates[1:], strict=False))
+    assert all(b <= a for a, b in itertools.pairwise(rates))
     assert 0 < rates[-1] < 0.1 / 10
 
 
@@ -52,7 +53,9 @@ def test_each_schedule_has_its_shape():
 def test_past_the_end_and_with_nothing_but_warmup_the_rate_stays_within_bounds():
     config = OptimConfig(lr=0.1, schedule="cosine", warmup_steps=10)
     assert learning_rate(config, 500, TOTAL) == pytest.approx(0.0)
-    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(
+        [0.01, 0.02, 0.03, 0.04, 0.05]
+    )
 
 
 @pytest.mark.parametrize(

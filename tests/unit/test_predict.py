@@ -22,8 +22,8 @@ def saved(recipe, tmp_path):
     def make(block, task="classification", **data):
         made = recipe(is_classification=task == "classification", **data)
         prepared = prepare_here(of_value("mine:rows", block), made)
-        config = ModelConfig(width=16)
-        model = build(config, prepared.transform.input_shape, prepared.transform.outputs, seed=3)
+        config = ModelConfig(width=16, args={"dropout": 0.5})
+        model = build(config, prepared.transform.input_shape, prepared.transform.outputs, seed=3).eval()
         save_file(model.state_dict(), tmp_path / WEIGHTS)
         (tmp_path / DESCRIPTION).write_text(describe(config, prepared.transform, task, made.data, made.seed))
         return Predictor.load(tmp_path), model, made

@@ -199,10 +199,10 @@ def test_a_reader_never_sees_a_part_of_what_is_being_written(tmp_path):
     assert folder.names() == ["a"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     folder = Folder(str(tmp_path))
-    folder.write("a", b"old")
-    with pytest.raises(TypeError):
-        folder.write("a", "text, not bytes")
-    assert folder.read("a") == b"old"
+    folder.write("a/b", b"old")
+    with pytest.raises(IsADirectoryError):
+        folder.write("a", b"a file in place of a folder")
     assert folder.names() == ["a"]
+    assert folder.read("a/b") == b"old"

@@ -34,12 +34,16 @@ def test_points_arrive_while_the_run_lasts_and_the_rest_at_its_end(client, run):
     note(folder, range(1, 4))
     tracker = Tracker(folder)
     tracker.start()
-    wait_for(lambda: tracker.run_id and client.get_run(tracker.run_id).data.metrics.get("train/loss") == 1 / 3)
+    wait_for(
+        lambda: tracker.run_id and client.get_run(tracker.run_id).data.metrics.get("train/loss") == 1 / 3
+    )
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
     note(folder, range(4, 9))
     ended(folder)
     assert tracker.close()
-    assert [point.step for point in client.get_metric_history(tracker.run_id, "train/loss")] == list(range(1, 9))
+    assert [point.step for point in client.get_metric_history(tracker.run_id, "train/loss")] == list(
+        range(1, 9)
+    )
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
@@ -96,7 +100,9 @@ def test_what_a_store_missed_while_it_was_away_it_gets_when_it_is_back(client, r
     note(folder, range(1, 4))
     tracker = Tracker(folder)
     with monkeypatch.context() as away:
-        away.setattr(type(client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("away")))
+        away.setattr(
+            type(client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("away"))
+        )
         tracker.start()
         wait_for(lambda: tracker.problem)
         assert "away" in tracker.problem

@@ -25,7 +25,9 @@ from shoal.track.tracker import Tracker
 
 
 class AssessedData(Section):
-    source: str | None = Field(None, description="all rows of another source; null: the split held out in training")
+    source: str | None = Field(
+        None, description="all rows of another source; null: the split held out in training"
+    )
     label: str | None = Field(None, description="the label column there; null: as in training")
 
 
@@ -72,18 +74,18 @@ def assess(predictor: Predictor, config: AssessConfig) -> Assessment:
     for block, splits in number_blocks(source, recipe):
         for number, split in enumerate(SPLITS):
             mine = np.ones(len(splits), bool) if other else splits == number
-            name = "all" if other else split
+            name: str = "all" if other else split
             if mine.any() and not (other and number):
                 sums = predictor.sums({column: values[mine] for column, values in block.items()})
                 total[name] = total[name] + sums if name in total else sums
-    split = next((name for name in ("all", TEST, VALIDATION) if name in total), None)
-    if split is None:
+    found = next((name for name in ("all", TEST, VALIDATION) if name in total), None)
+    if found is None:
         raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
-    sums = total[split]
+    sums = total[found]
     confusion = predictor.task.confusion(sums) if isinstance(predictor.task, Classification) else None
     return Assessment(
         rows=int(sums[0]),
-        split=split,
+        split=found,
         source=source.uri,
         metrics=predictor.task.metrics(sums),
         names=label.classes,
@@ -92,7 +94,9 @@ def assess(predictor: Predictor, config: AssessConfig) -> Assessment:
     )
 
 
-def record(measured: Assessment, model: str, name: str, config: AssessConfig, tracking_uri: str) -> dict[str, Any]:
+def record(
+    measured: Assessment, model: str, name: str, config: AssessConfig, tracking_uri: str
+) -> dict[str, Any]:
     """Write a run folder with the result and bring MLflow level with it."""
     storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
     base, number = f"{storage}/{config.experiment_name}/{name}", 1
@@ -106,7 +110,11 @@ def record(measured: Assessment, model: str, name: str, config: AssessConfig, tr
         tracking_uri=tracking_uri,
         artifact_location=artifact_location(tracking_uri),
     )
-    dataset = {"name": Path(measured.source).name[-250:], "digest": str(measured.rows), "source_type": "shoal"}
+    dataset = {
+        "name": Path(measured.source).name[-250:],
+        "digest": str(measured.rows),
+        "source_type": "shoal",
+    }
     folder.write_json(
         FACTS,
         {

@@ -15,16 +15,14 @@ from shoal.runfolder import CONFIG, IDENTITY, RESULT, RunFolder
 from shoal.storage import Folder
 
 
-def find_folder(config: RunConfig, claim: bool = True) -> RunFolder:
-    """Return the folder this run continues or begins, after the checks of `if_exists`.
+def find_folder(config: RunConfig) -> RunFolder:
+    """Return the folder this run continues or begins, after the checks of `if_exists`; nothing is made.
 
     Raises:
         UserError: the name is taken, in use, or holds a run of another config.
     """
     storage = Folder(f"{storage_uri(config)}/{config.experiment_name}")
-    if claim:
-        storage.create()
-    elif storage.is_local:
+    if storage.is_local:
         _check_writable(storage)
     if config.run_name is None:
         return _unnamed_folder(config, storage)
@@ -99,7 +97,7 @@ def _check_writable(storage: Folder) -> None:
     path = Path(storage.uri)
     while not path.exists():
         path = path.parent
-    if not path.is_dir() or not os.access(path, os.W_OK):
+    if not path.is_dir() or not os.access(path, os.W_OK) or os.statvfs(path).f_flag & os.ST_RDONLY:
         raise StorageError(
             f"storage_path '{storage.uri}' cannot be written ('{path}' is not a folder this user may write): "
             "give another storage_path"

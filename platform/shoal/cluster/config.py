@@ -22,12 +22,22 @@ VALIDATION_METRICS = {
 }
 
 # What may differ when a run is resumed: it changes where and how, not what is computed.
-FREE_ON_RESUME = ("run_name", "experiment_name", "storage_path", "if_exists", "scale.", "checkpoint.", "track.")
+FREE_ON_RESUME = (
+    "run_name",
+    "experiment_name",
+    "storage_path",
+    "if_exists",
+    "scale.",
+    "checkpoint.",
+    "track.",
+)
 
 
 class ScaleConfig(Section):
     num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 trains in this process without Ray")
-    use_gpu: bool | Literal["auto"] = Field("auto", description="a GPU for each worker; auto: if there are enough")
+    use_gpu: bool | Literal["auto"] = Field(
+        "auto", description="a GPU for each worker; auto: if there are enough"
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="may be a fraction, e.g. 0.5")
     max_failures: int = Field(3, ge=0, description="how many lost workers or nodes a run survives")
 
@@ -38,7 +48,9 @@ class RunConfig(Section):
     )
     experiment_name: str = Field("shoal", description="of MLflow, and the folder above the run's")
     storage_path: str = Field("runs", description="where run folders are; a folder all nodes share, or s3://")
-    if_exists: Literal["resume", "fail", "new"] = Field("resume", description="what to do about a run of this name")
+    if_exists: Literal["resume", "fail", "new"] = Field(
+        "resume", description="what to do about a run of this name"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of splits, order, weights and everything random")
     task: TaskName = Field("classification", description="what is learnt")
     data: DataConfig = Field(default_factory=DataConfig)

@@ -47,7 +47,7 @@ from shoal.runfolder import (
     STOP,
     RunFolder,
 )
-from shoal.track.guardian import DONE, Guardian
+from shoal.track.guardian import DONE, KILLED, Guardian
 from shoal.track.journal import JournalReader
 from shoal.track.pictures import confusion_matrix, loss_curve
 from shoal.track.registry import save_model
@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 5.0
 WATCH_S = 0.25
+
+
 @dataclass(frozen=True)
 class Status:
     """Where a running fit stands, for whoever shows it."""
@@ -87,7 +89,7 @@ def fit(plan: Plan, folder: RunFolder, listen: Listener = lambda status: None) -
 
 
 def request_stop(folder: RunFolder, why: str) -> None:
-    """Ask a running fit to write a checkpoint and end."""
+    """Ask a running fit to write a checkpoint and end; `why` is the signal's name, for the record."""
     folder.write(STOP, why.encode())
 
 
@@ -101,6 +103,8 @@ class _Run:
 
     def __enter__(self) -> "_Run":
         _, complaints = CheckpointStore(self.folder).latest()
+        if self.plan.prepared:
+            self._check_unchanged(self.plan.prepared)
         self._mint()
         for complaint in complaints:
             logger.warning("%s; an earlier one is used", complaint)
@@ -150,11 +154,15 @@ class _Run:
         if not self.outcome["is_finished"]:
             self.folder.delete(STOP)
             step = self.outcome["progress"]["step"]
-            raise Interrupted(f"interrupted at step {step}, after a checkpoint; the same command resumes there")
+            raise Interrupted(
+                f"interrupted at step {step}, after a checkpoint; the same command resumes there"
+            )
 
     def finish(self) -> dict[str, Any]:
         """Draw, save and verify the model, and write the result."""
-        self.listen(Status(self.outcome["progress"]["step"], self.outcome["steps_planned"], {}, "verifying the model"))
+        self.listen(
+            Status(self.outcome["progress"]["step"], self.outcome["steps_planned"], {}, "verifying the model")
+        )
         self._draw()
         self._save_and_verify()
         result = self._write_result({"status": "FINISHED"})
@@ -166,7 +174,10 @@ class _Run:
         name = self.folder.uri.rpartition("/")[2]
         self.attempt = self.folder.take_lease()
         self.folder.mint(
-            name=name, experiment=config.experiment_name, tracking_uri=uri, artifact_location=artifact_location(uri)
+            name=name,
+            experiment=config.experiment_name,
+            tracking_uri=uri,
+            artifact_location=artifact_location(uri),
         )
         self.folder.update_json(
             IDENTITY,
@@ -188,16 +199,19 @@ class _Run:
 
     def _state_facts(self, prepared: Prepared, size: Size) -> None:
         """Write down what MLflow is to know of the run, and let it be told."""
+        if not self.folder.exists(FACTS):
+            self.folder.write_json(FACTS, facts_of(self.config, prepared, size))
+        self.prepared = prepared
+        self.tracker.start()
+
+    def _check_unchanged(self, prepared: Prepared) -> None:
+        """Refuse to go on with other data than the run began with."""
         earlier = self.folder.read_json(FACTS)
         if earlier and earlier["dataset"]["digest"] != prepared.fingerprint:
             raise DataError(
                 f"data.source='{self.config.data.source}' has changed since this run began (fingerprint "
                 f"{earlier['dataset']['digest']}, now {prepared.fingerprint}): set if_exists=new to train on it"
             )
-        if earlier is None:
-            self.folder.write_json(FACTS, facts_of(self.config, prepared, size))
-        self.prepared = prepared
-        self.tracker.start()
 
     def _train_here(self) -> None:
         prepared = self.plan.prepared
@@ -219,6 +233,7 @@ class _Run:
         workers = Workers(self.plan)
         prepared = workers.prepare()
         if self.plan.prepared is None:
+            self._check_unchanged(prepared)
             self._state_facts(prepared, measure_model(self.config, prepared))
         with self._watching(prepared):
             workers.train(self._assignment(prepared), self.folder)
@@ -228,21 +243,27 @@ class _Run:
 
     def _watching(self, prepared: Prepared) -> "_Watcher":
         steps = total_steps(self.config.train, prepared.lanes(self.plan.recipe).steps)
-        return _Watcher(self.folder, steps, self.listen)
+        return _Watcher(self.folder, steps, self.listen, self._mark_killed)
+
+    def _mark_killed(self) -> None:
+        """Record the interrupt before the workers have stopped: this process may have seconds to live."""
+        self.guardian.tell(KILLED)
+        self.tracker.mark("KILLED", f"interrupted by {self.folder.read(STOP).decode()}")
 
     def _draw(self) -> None:
         points: dict[str, list[tuple[int, float]]] = {}
         for point in JournalReader(self.folder).read():
             points.setdefault(point.key, []).append((point.step, point.value))
-        curves = {name: points[name] for name in ("train/loss", "val/loss") if name in points}
-        name = self.folder.identity()["name"]
+        names = [name for name in ("train/loss", "val/loss") if name in points]
+        curves = {str(name): points[name] for name in names}
+        title = self.folder.identity()["name"]
         if curves:
-            self.folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, name))
+            self.folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
         if "confusion" in self.outcome:
             counts = np.array(self.outcome["confusion"])
             classes = self.prepared.transform.label.classes
-            title = f"{name}: {self.outcome['split']} split"
-            self.folder.write(f"{PICTURES}/confusion_matrix.png", confusion_matrix(counts, classes, title))
+            matrix = confusion_matrix(counts, classes, f"{title}: {self.outcome['split']} split")
+            self.folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
 
     def _save_and_verify(self) -> None:
         """Save the final weights as a pyfunc model and have a clean process reproduce their metric."""
@@ -256,7 +277,9 @@ class _Run:
             store = CheckpointStore(self.folder)
             name = f"step-{outcome['progress']['step']:06d}"
             (data / WEIGHTS).write_bytes(self.folder.read(f"checkpoints/{name}/{WEIGHTS}"))
-            (data / DESCRIPTION).write_text(describe(config.model, self.prepared.transform, config.task, config.data, config.seed))
+            (data / DESCRIPTION).write_text(
+                describe(config.model, self.prepared.transform, config.task, config.data, config.seed)
+            )
             save_model(model, data, _example(self.plan, split), config.model.name)
             verified = None
             if expected:
@@ -311,8 +334,12 @@ class _Run:
 class _Watcher:
     """Tells the listener how the journal grows, while the workers work."""
 
-    def __init__(self, folder: RunFolder, steps: int, listen: Listener) -> None:
+    def __init__(
+        self, folder: RunFolder, steps: int, listen: Listener, on_stop: Callable[[], None]
+    ) -> None:
         self._reader, self._steps, self._listen = JournalReader(folder), steps, listen
+        self._folder, self._on_stop = folder, on_stop
+        self._is_stopping = False
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shoal-watcher", daemon=True)
         self._metrics: dict[str, float] = {}
@@ -334,6 +361,9 @@ class _Watcher:
             self._tell()
 
     def _tell(self) -> None:
+        if not self._is_stopping and self._folder.exists(STOP):
+            self._is_stopping = True
+            self._on_stop()
         for point in self._reader.read():
             self._metrics[point.key] = point.value
             if not point.key.startswith("system/"):

@@ -95,7 +95,12 @@ def prepare_blocks(blocks: Blocks, recipe: Recipe, fingerprint: str) -> tuple[Pr
 
 
 def deal_blocks(
-    blocks: Blocks, before: list[dict[str, int]], prepared: Prepared, recipe: Recipe, num_workers: int, joined: bool
+    blocks: Blocks,
+    before: list[dict[str, int]],
+    prepared: Prepared,
+    recipe: Recipe,
+    num_workers: int,
+    joined: bool,
 ) -> list[list[Ref]]:
     """Transform all blocks and deal their rows; returns each worker's objects, one if `joined`."""
     has_validation = VALIDATION in blocks.splits
@@ -137,7 +142,9 @@ def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
             rows = ray.data.range(len(source.value))
             return [(None, rows.map_batches(_item_rows, fn_kwargs={"dataset": source.value}))]
         case "huggingface":
-            named = [(part.split, rows) for part, rows in zip(source.parts, source.value.values(), strict=True)]
+            named = [
+                (part.split, rows) for part, rows in zip(source.parts, source.value.values(), strict=True)
+            ]
             return [(split, ray.data.from_huggingface(rows)) for split, rows in named]
         case "ray":
             return [(None, source.value)]
@@ -169,7 +176,9 @@ def _count(table: pa.Table) -> int:
 
 
 @ray.remote(num_cpus=0.5)
-def _summarise(table: pa.Table, first: int, given: str | None, has_validation: bool, recipe: Recipe) -> Summary:
+def _summarise(
+    table: pa.Table, first: int, given: str | None, has_validation: bool, recipe: Recipe
+) -> Summary:
     split = splits_of(recipe, first, table.num_rows, given, has_validation)
     return summarise(table_to_block(table), split, recipe)
 

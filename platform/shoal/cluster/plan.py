@@ -45,7 +45,9 @@ def check(config: RunConfig) -> Plan:
 
 def measure_model(config: RunConfig, prepared: Prepared) -> Size:
     shape = prepared.transform.input_shape
-    is_whole = prepared.transform.columns[0].kind == "ready" and prepared.transform.columns[0].dtype.startswith("int")
+    is_whole = prepared.transform.columns[0].kind == "ready" and prepared.transform.columns[
+        0
+    ].dtype.startswith("int")
     sample = torch.zeros((1, *shape), dtype=torch.int64 if is_whole else torch.float32)
     return measure(build(config.model, shape, prepared.transform.outputs, config.seed), sample)
 

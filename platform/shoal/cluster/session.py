@@ -104,7 +104,9 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
             signal.signal(number, handler)
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
-    _check(scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None))
+    _check(
+        scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None)
+    )
     return bool(scale.use_gpu and gpus >= scale.num_workers)
 
 

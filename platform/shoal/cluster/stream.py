@@ -45,7 +45,8 @@ class StreamingShard:
 
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
         for piece in self._pieces:
-            rows = Rows.of(*ray.get(piece)[split], self._device)
+            inputs, targets = ray.get(piece)[split]
+            rows = Rows.of(inputs, targets, self._device)
             for first in range(0, len(rows), batch_size):
                 part = slice(first, first + batch_size)
                 yield Batch(rows.inputs[part], rows.targets[part], count=len(rows.targets[part]))

@@ -66,7 +66,9 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
     _make_deterministic(config, device)
     is_first = collective.rank == 0
     task = make_task(config.task, prepared.transform.outputs, prepared.transform.label.std)
-    model = build(config.model, prepared.transform.input_shape, prepared.transform.outputs, config.seed).to(device)
+    model = build(config.model, prepared.transform.input_shape, prepared.transform.outputs, config.seed).to(
+        device
+    )
     optimizer = build_optimizer(model, config.optim)
     store = CheckpointStore(folder, config.checkpoint.keep)
     forward = collective.wrap(model, lambda module: _rehearse(module, model, task, shard))
@@ -139,7 +141,9 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
         )
 
 
-def resident_shard(told: Assignment, dealt: Dealt, rank: int, size: int, device: torch.device) -> ResidentShard:
+def resident_shard(
+    told: Assignment, dealt: Dealt, rank: int, size: int, device: torch.device
+) -> ResidentShard:
     """Make a shard of the rows this worker was dealt, on its device."""
     rows = {name: Rows.of(*arrays, device) for name, arrays in dealt.items()}
     return ResidentShard(told.prepared.lanes(told.recipe, rank, size), rows.pop(TRAIN), rows)
@@ -195,7 +199,11 @@ def _rehearse(module: nn.Module, model: nn.Module, task: Task, shard: Shard) -> 
 
 
 def _resume(
-    store: CheckpointStore, model: nn.Module, optimizer: torch.optim.Optimizer, collective: Collective, seed: int
+    store: CheckpointStore,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    collective: Collective,
+    seed: int,
 ) -> Progress:
     """Load the newest sound checkpoint, the same on every worker, or start with seeded random states."""
     name: str | None = None

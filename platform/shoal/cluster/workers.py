@@ -20,6 +20,7 @@ from shoal.data.order import SPLITS
 from shoal.data.prepare import Prepared
 from shoal.errors import Interrupted, TrainingError
 from shoal.runfolder import ERROR, STOP, RunFolder
+from shoal.track.journal import journal_name
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,9 @@ class Workers:
         blocks = ingest.read_blocks(plan.source)
         prepared, before = ingest.prepare_blocks(blocks, plan.recipe, plan.source.fingerprint)
         resident = self._is_resident(prepared)
-        self._dealt = Dealt(ingest.deal_blocks(blocks, before, prepared, plan.recipe, count, resident), resident)
+        self._dealt = Dealt(
+            ingest.deal_blocks(blocks, before, prepared, plan.recipe, count, resident), resident
+        )
         return prepared
 
     def train(self, told: Assignment, folder: RunFolder) -> None:
@@ -85,7 +88,9 @@ class Workers:
                 raise _as_shoal_error(error, folder, lost, self._scale) from error
             lost += 1
             logger.warning(
-                "a worker was lost (%s); resuming from the last checkpoint, %d of %d", _name(error), lost,
+                "a worker was lost (%s); resuming from the last checkpoint, %d of %d",
+                _name(error),
+                lost,
                 self._scale.max_failures,
             )
 
@@ -125,6 +130,8 @@ class Workers:
             thread.join(timeout=0.1)
             if stop_seen is None and folder.is_local and folder.exists(STOP):
                 stop_seen = time.monotonic()
+            if stop_seen and not folder.exists(journal_name(told.attempt)):
+                raise Interrupted("interrupted before the first step; the same command resumes")
             if stop_seen and time.monotonic() - stop_seen > STOP_PATIENCE_S:
                 raise Interrupted(f"interrupted; the workers did not stop within {STOP_PATIENCE_S:.0f} s")
         with contextlib.suppress(OSError):
@@ -138,7 +145,9 @@ class Workers:
         nbytes = sum(prepared.rows[name] for name in SPLITS) * prepared.row_bytes
         room = session.object_store_bytes() * RESIDENT_STORE_SHARE
         if nbytes > room:
-            logger.info("data of %.1f GB exceeds %.1f GB of object store: it is streamed", nbytes / 1e9, room / 1e9)
+            logger.info(
+                "data of %.1f GB exceeds %.1f GB of object store: it is streamed", nbytes / 1e9, room / 1e9
+            )
         return nbytes <= room
 
     def _is_surely_resident(self) -> bool:
@@ -152,10 +161,23 @@ def decide_retry(error: BaseException, lost: int, max_failures: int) -> bool:
 
 def is_loss(error: BaseException) -> bool:
     """Whether this is Ray's word for a process or node that died."""
-    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayActorError,
+        WorkerCrashedError,
+    )
     from ray.train import ControllerError
 
-    losses = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError, ObjectLostError, ControllerError)
+    losses = (
+        RayActorError,
+        NodeDiedError,
+        WorkerCrashedError,
+        OutOfMemoryError,
+        ObjectLostError,
+        ControllerError,
+    )
     is_unhealthy = type(error).__name__.startswith("WorkerHealthCheck")  # Ray Train's own, not public
     return isinstance(error, losses) or is_unhealthy or any(word in str(error) for word in PEER_ERRORS)
 
@@ -166,7 +188,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _name(error: BaseException) -> str:
-    return ", ".join(f"rank {rank}: {type(cause).__name__}" for rank, cause in _failures(error)) or type(error).__name__
+    return (
+        ", ".join(f"rank {rank}: {type(cause).__name__}" for rank, cause in _failures(error))
+        or type(error).__name__
+    )
 
 
 def _failures(error: BaseException) -> list[tuple[int, BaseException]]:

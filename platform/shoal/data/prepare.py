@@ -65,7 +65,9 @@ class Summary:
         return sum(self.rows.values())
 
 
-def splits_of(recipe: Recipe, first_row: int, rows: int, given: str | None, has_validation: bool) -> np.ndarray:
+def splits_of(
+    recipe: Recipe, first_row: int, rows: int, given: str | None, has_validation: bool
+) -> np.ndarray:
     """Return each row's split as an index into `SPLITS`; a split that the source gives stands.
 
     Of a given training split without a validation split beside it, `validation_fraction` is held out.
@@ -105,7 +107,9 @@ def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
         rows={name: int((split == number).sum()) for number, name in enumerate(SPLITS)},
         names=tuple(block),
         columns={
-            name: ColumnStats.of(column[train], recipe.is_ready) for name, column in block.items() if name != label
+            name: ColumnStats.of(column[train], recipe.is_ready)
+            for name, column in block.items()
+            if name != label
         },
         label_missing=int(missing.sum()),
         label_is_text=known.dtype == object and any(isinstance(value, str) for value in known),
@@ -130,7 +134,9 @@ def merge(summaries: Iterable[Summary]) -> Summary:
             continue
         if set(other.names) != set(joined.names):
             odd = sorted(set(other.names) ^ set(joined.names))
-            raise DataError(f"column '{odd[0]}' is in only a part of the data: every part needs the same columns")
+            raise DataError(
+                f"column '{odd[0]}' is in only a part of the data: every part needs the same columns"
+            )
         moments = joined.label_moments
         joined = Summary(
             rows={name: joined.rows[name] + other.rows[name] for name in SPLITS},
@@ -170,7 +176,12 @@ def finish(summary: Summary, recipe: Recipe, fingerprint: str) -> Prepared:
 
 
 def deal(
-    block: Block, split: np.ndarray, before: dict[str, int], prepared: Prepared, recipe: Recipe, num_workers: int
+    block: Block,
+    split: np.ndarray,
+    before: dict[str, int],
+    prepared: Prepared,
+    recipe: Recipe,
+    num_workers: int,
 ) -> list[Dealt]:
     """Transform one block and give each worker its rows.
 
@@ -197,7 +208,10 @@ def combine(parts: list[Dealt]) -> Dealt:
     if len(parts) == 1:
         return parts[0]
     return {
-        name: (np.concatenate([part[name][0] for part in parts]), np.concatenate([part[name][1] for part in parts]))
+        name: (
+            np.concatenate([part[name][0] for part in parts]),
+            np.concatenate([part[name][1] for part in parts]),
+        )
         for name in SPLITS
     }
 

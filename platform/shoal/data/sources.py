@@ -32,7 +32,13 @@ Block = dict[str, np.ndarray]
 IN_DRIVER_BYTES = 256 << 20
 HASHED_BYTES = 1 << 30
 
-_SPLIT_NAMES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
+_SPLIT_NAMES = {
+    "train": TRAIN,
+    "validation": VALIDATION,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "test": TEST,
+}
 _FILE_SCHEMES = ("csv", "parquet", "json", "npz")
 _SCHEMES = ("sklearn", *_FILE_SCHEMES, "huggingface", "synthetic")
 _SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
@@ -131,7 +137,9 @@ def of_value(uri: str, value: Any) -> Source:
     if isinstance(value, Mapping) and value and set(value) <= set(_SPLIT_NAMES):
         inner = {_SPLIT_NAMES[name]: of_value(uri, part) for name, part in value.items()}
         if TRAIN not in inner:
-            raise DataError(f"data.source='{uri}' returned splits {', '.join(value)}: 'train' must be among them")
+            raise DataError(
+                f"data.source='{uri}' returned splits {', '.join(value)}: 'train' must be among them"
+            )
         return Source(
             uri,
             "splits",
@@ -141,7 +149,9 @@ def of_value(uri: str, value: Any) -> Source:
             value=inner,
         )
     if is_ray_dataset(value):
-        return Source(uri, "ray", (Part(lambda: _ray_blocks(value)),), nbytes=IN_DRIVER_BYTES + 1, value=value)
+        return Source(
+            uri, "ray", (Part(lambda: _ray_blocks(value)),), nbytes=IN_DRIVER_BYTES + 1, value=value
+        )
     if isinstance(value, Mapping):
         block = {name: np.asarray(column) for name, column in value.items()}
         return _in_memory(uri, block)
@@ -171,7 +181,9 @@ def to_array(column: Any) -> np.ndarray:
     if str(column.dtype) in ("category", "string", "str"):
         return np.asarray(column.astype(object).where(column.notna(), None), dtype=object)
     if column.dtype.kind == "M":
-        naive = column.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(column.dtype, "tz", None) else column
+        naive = (
+            column.dt.tz_convert("UTC").dt.tz_localize(None) if getattr(column.dtype, "tz", None) else column
+        )
         return np.asarray(naive.to_numpy(dtype="datetime64[ns]"))
     if hasattr(column.dtype, "na_value") and column.dtype.kind in "iufb" and column.isna().any():
         return np.asarray(column.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan))
@@ -441,7 +453,9 @@ def _huggingface(uri: str, name: str) -> Source:
 
 
 def _is_saved_to_disk(path: str) -> bool:
-    return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_info.json", "dataset_dict.json"))
+    return any(
+        os.path.exists(os.path.join(path, name)) for name in ("dataset_info.json", "dataset_dict.json")
+    )
 
 
 def _function(uri: str) -> Source:
@@ -480,9 +494,7 @@ def _indexed(uri: str, dataset: Any) -> Source:
         for first in range(0, len(dataset), step):
             yield item_block([dataset[row] for row in range(first, min(first + step, len(dataset)))])
 
-    return Source(
-        uri, "indexed", (Part(read),), nbytes=size * len(dataset), is_ready=True, value=dataset
-    )
+    return Source(uri, "indexed", (Part(read),), nbytes=size * len(dataset), is_ready=True, value=dataset)
 
 
 def _ray_blocks(dataset: Any) -> Iterator[Block]:

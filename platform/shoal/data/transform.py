@@ -55,7 +55,7 @@ class Column(BaseModel):
         missing = np.isnan(scaled)
         scaled[missing] = 0.0
         if self.kind == "tensor":
-            return scaled
+            return np.asarray(scaled)
         parts = [scaled[:, None], missing[:, None].astype(np.float32)]
         return np.concatenate(parts if self.has_missing else parts[:1], axis=1)
 
@@ -96,7 +96,7 @@ class Label(BaseModel):
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Turn class numbers [rows] or standardised values [rows] back into labels."""
         if self.classes:
-            return np.asarray(self.classes)[outputs]
+            return np.asarray(np.asarray(self.classes)[outputs])
         return outputs.astype(np.float64) * self.std + self.mean
 
 
@@ -257,7 +257,8 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
         unit = "datetime64[ns]" if values.dtype.kind == "M" else "timedelta64[ns]"
         return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e9)
     if values.dtype == object:
-        return pd.to_numeric(pd.Series(values.ravel()), errors="coerce").to_numpy(np.float64).reshape(values.shape)
+        flat = pd.to_numeric(pd.Series(values.ravel()), errors="coerce")
+        return np.asarray(flat.to_numpy(np.float64)).reshape(values.shape)
     numbers = values.astype(np.float64)
     return np.where(np.isinf(numbers), np.nan, numbers)
 

@@ -1,5 +1,6 @@
 """A multilayer perceptron whose layers halve: width, width/2, ... (the reference is 128, 64)."""
 
+import itertools
 import math
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [math.prod(inputs), *(max(1, width >> level) for level in range(depth))]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))

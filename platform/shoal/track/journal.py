@@ -15,6 +15,11 @@ from typing import Any
 from shoal.runfolder import JOURNAL, RunFolder
 
 
+def journal_name(attempt: int) -> str:
+    """Return the name of an attempt's journal inside the run folder."""
+    return f"{JOURNAL}/{attempt:04d}.jsonl"
+
+
 @dataclass(frozen=True)
 class Point:
     """One value of one metric."""
@@ -28,8 +33,8 @@ class Point:
 class Journal:
     """Writes points of one attempt; safe to call from several threads."""
 
-    def __init__(self, folder: RunFolder, attempt: int, writer: str = "train") -> None:
-        self._out = folder.appender(f"{JOURNAL}/{attempt:04d}-{writer}.jsonl")
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        self._out = folder.appender(journal_name(attempt))
         self._lock = threading.Lock()
         self._lines: list[str] = []
         self.points_written = 0

@@ -44,7 +44,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
         for row, column in np.ndindex(counts.shape):
             if counts[row, column]:
                 color = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+                axes.text(
+                    column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
+                )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     return _png(figure)

@@ -31,10 +31,14 @@ def find_model(uri: str, tracking_uri: str, scratch: str) -> Path:
             "or models:/NAME@ALIAS"
         )
     if not folder.exists(f"{MODEL}/MLmodel"):
-        raise ModelError(f"run folder '{uri}' holds no model yet: let the run finish first (the same command resumes)")
+        raise ModelError(
+            f"run folder '{uri}' holds no model yet: let the run finish first (the same command resumes)"
+        )
     found = weights_folder(folder.get_folder(MODEL, Path(tempfile.mkdtemp(dir=scratch)) / MODEL))
     if not (found / WEIGHTS).is_file():
-        raise ModelError(f"run folder '{uri}' holds a model without {WEIGHTS}: train it again with if_exists=new")
+        raise ModelError(
+            f"run folder '{uri}' holds a model without {WEIGHTS}: train it again with if_exists=new"
+        )
     return found
 
 
@@ -49,7 +53,9 @@ def _download(uri: str, tracking_uri: str, scratch: str) -> Path:
             run = client.get_run(run_id)
             logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
             if not logged:
-                raise ModelError(f"model '{uri}': that run logged no model: let it finish, or give another run")
+                raise ModelError(
+                    f"model '{uri}': that run logged no model: let it finish, or give another run"
+                )
             uri = f"models:/{logged[0].model_id}"
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp(dir=scratch)))
     except ModelError:

@@ -1,0 +1,82 @@
+"""The result does not depend on the machines: worker counts, residency and the way of reading change nothing."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, Place, Trace, assert_close, assert_equal
+
+SETTINGS = ("data.source=synthetic:classification?rows=3000&features=100", "train.epochs=4", "run_name=run")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    place = Place(tmp_path_factory.mktemp("alone"), {})
+    place.train(*SETTINGS, "scale.num_workers=0")
+    return Trace.of(place.folder("run"))
+
+
+def test_four_workers_on_fractional_cpus_agree_with_none_and_repeat_bit_for_bit(
+    shared: Place, alone: Trace
+) -> None:
+    four = ("scale.num_workers=4", "scale.cpus_per_worker=0.5")
+    shared.train(*SETTINGS, *four)
+    shared.train(*SETTINGS, *four, "experiment_name=again")
+    assert_close(Trace.of(shared.folder("run")), alone)
+    assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "again")))
+
+
+def test_one_worker_agrees_with_none(shared: Place, alone: Trace) -> None:
+    shared.train(*SETTINGS, "scale.num_workers=1")
+    assert_close(Trace.of(shared.folder("run")), alone)
+
+
+def test_streamed_through_ray_data_is_resident_bit_for_bit(shared: Place, alone: Trace) -> None:
+    short = (*SETTINGS[:1], "train.epochs=2", "run_name=run")
+    shared.train(*short, "data.resident=false")
+    shared.train(*short, "data.resident=true", "experiment_name=resident")
+    assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "resident")))
+
+
+def test_a_run_resumes_on_another_number_of_workers(shared: Place, alone: Trace) -> None:
+    shared.train(*SETTINGS, "scale.num_workers=1", "train.max_steps=70", "experiment_name=part")
+    process = shared.start("train", *SETTINGS, "scale.num_workers=2", "checkpoint.every_steps=20")
+    shared.wait_for_step(process, "run", 30)
+    process.kill()
+    process.communicate()
+    shared.train(*SETTINGS, "scale.num_workers=1")
+    assert_close(Trace.of(shared.folder("run")), alone)
+
+
+def test_large_sources_through_ray_datas_readers_give_the_same_as_small_ones(
+    shared: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet parts of different types, read by Ray Data because the limit for the driver is set to nothing."""
+    random = np.random.default_rng(0)
+    folder = shared.path / "parts" / "inner"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        rows = 200 + number
+        frame = pd.DataFrame(
+            {
+                "size": random.normal(size=rows) if number else random.integers(0, 9, rows).astype(float),
+                "city": random.choice(["Oslo", "Lima", None], rows),
+                "kind": random.choice(["a", "b"], rows),
+            }
+        )
+        frame.to_parquet(folder.parent / f"{number}.parquet" if number else folder / "0.parquet")
+    settings = ("data.source=parquet:parts", "data.label=kind", "train.epochs=2", "run_name=run")
+    shared.train(*settings)
+    for name, value in shared.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(shared.path)
+    monkeypatch.setattr("shoal.data.sources.IN_DRIVER_BYTES", 0)
+    monkeypatch.setattr(sys, "argv", ["train.py", *settings, "experiment_name=large"])
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(ROOT) / "jobs" / "train.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "large")))

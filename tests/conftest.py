@@ -1,0 +1,262 @@
+"""What tests share: jobs run as their users run them, one small Ray cluster for the session, MLflow to look into."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from shoal.runfolder import RunFolder
+from shoal.track.journal import JournalReader
+
+ROOT = Path(__file__).resolve().parents[1]
+TRACKED = ("train/", "val/", "test/", "best/")
+
+
+@dataclass
+class Finished:
+    """A job that ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        last = self.out.strip().splitlines()[-1]
+        assert last.startswith("result: "), self.out + self.err
+        return dict(json.loads(Path(last.removeprefix("result: ")).read_text()))
+
+
+class Place:
+    """A working directory with a runs/ folder and an mlflow.db of its own."""
+
+    def __init__(self, path: Path, env: dict[str, str]) -> None:
+        self.path = path
+        self.env = {**os.environ, "RAY_AUTH_MODE": "disabled", **env}
+        self.env.pop("MLFLOW_TRACKING_URI", None)
+
+    def start(self, job: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
+            cwd=self.path,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, job: str, *arguments: str, **env: str) -> Finished:
+        since = time.monotonic()
+        process = self.start(job, *arguments, **env)
+        return self.wait(process, since)
+
+    def wait(self, process: subprocess.Popen[str], since: float | None = None) -> Finished:
+        since = time.monotonic() if since is None else since
+        try:
+            out, err = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"the job did not end within 240 s:\n{out}\n{err}")
+        return Finished(process.returncode, out, err, time.monotonic() - since)
+
+    def train(self, *arguments: str, **env: str) -> dict[str, Any]:
+        done = self.run("train", *arguments, **env)
+        assert done.code == 0, done.out + done.err
+        return done.result
+
+    def folder(self, run: str, experiment: str = "shoal") -> RunFolder:
+        return RunFolder(str(self.path / "runs" / experiment / run))
+
+    def wait_for_step(self, process: subprocess.Popen[str], run: str, step: int) -> None:
+        """Wait until a run's journal holds a training step."""
+        folder, until = self.folder(run), time.monotonic() + 120
+        while time.monotonic() < until:
+            points = JournalReader(folder).read()
+            if any(point.key == "train/loss" and point.step >= step for point in points):
+                return
+            if process.poll() is not None:
+                pytest.fail(f"the job ended before step {step}: {process.communicate()}")
+            time.sleep(0.05)
+        process.kill()
+        pytest.fail(f"step {step} was not reached: {process.communicate()}")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run left behind: final weights, and every recorded value."""
+
+    checkpoint: str
+    weights: dict[str, np.ndarray]
+    points: dict[tuple[str, int], float]
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> "Trace":
+        local = folder.local("checkpoints")
+        assert local is not None
+        last = max(local.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        read = JournalReader(folder).read()
+        points = {(point.key, point.step): point.value for point in read if point.key.startswith(TRACKED)}
+        return cls(last.name, load_file(last / "model.safetensors"), points)
+
+
+def assert_equal(one: Trace, other: Trace) -> None:
+    """Same final step, same weights and same records, bit for bit."""
+    assert one.checkpoint == other.checkpoint
+    for name, tensor in one.weights.items():
+        assert np.array_equal(tensor, other.weights[name]), name
+    assert one.points == other.points
+
+
+def assert_close(one: Trace, other: Trace, relative: float = 1e-4) -> None:
+    """Same steps; weights and records within a relative tolerance."""
+    assert one.checkpoint == other.checkpoint
+    for name, tensor in one.weights.items():
+        assert np.abs(tensor - other.weights[name]).max() <= relative * np.abs(tensor).max(), name
+    assert one.points.keys() == other.points.keys()
+    for key, value in one.points.items():
+        assert other.points[key] == pytest.approx(value, rel=relative), key
+
+
+def mlflow_record(tracking_uri: str, run_id: str) -> tuple[Any, dict[tuple[str, int], float]]:
+    """Return an MLflow run and its metric history; each step of a key must be there exactly once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri)
+    run = client.get_run(run_id)
+    history: dict[tuple[str, int], float] = {}
+    for key in run.data.metrics:
+        if key.startswith(TRACKED):
+            for metric in client.get_metric_history(run_id, key):
+                assert (key, metric.step) not in history, f"{key} at step {metric.step} is there twice"
+                history[key, metric.step] = metric.value
+    return run, history
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A fresh working directory; jobs start a Ray cluster of their own when they need one."""
+    return Place(tmp_path, {})
+
+
+@pytest.fixture
+def shared(tmp_path: Path, cluster: dict[str, str]) -> Place:
+    """A fresh working directory; jobs join the session's cluster."""
+    return Place(tmp_path, {"RAY_ADDRESS": cluster["address"]})
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[dict[str, str]]:
+    """One small Ray cluster for the session, with a dashboard for job submission."""
+    script = (
+        "import json, sys, ray\n"
+        f"found = ray.init('local', num_cpus=4, include_dashboard=True, dashboard_port={free_port()},"
+        " log_to_driver=False)\n"
+        "print(json.dumps({'address': found.address_info['gcs_address'], 'dashboard': found.dashboard_url}))\n"
+        "sys.stdout.flush()\n"
+        "sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.communicate("")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The Ray Train worker processes below a job's own cluster."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Server:
+    """A real MLflow server on a port of its own, which can be killed and started again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._port = path, free_port()
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        import urllib.request
+
+        command = ["server", "--backend-store-uri", f"sqlite:///{self._path}/server.db"]
+        command += ["--artifacts-destination", str(self._path / "artifacts"), "--port", str(self._port)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command, "--workers", "1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+                return
+            except OSError:
+                time.sleep(0.2)
+        pytest.fail("the MLflow server did not start")
+
+    def kill(self) -> None:
+        """End the server and its children at once."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    running = Server(tmp_path)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def eventually(check: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for something to become true."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if check():
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{what}: not within {seconds:.0f} s")

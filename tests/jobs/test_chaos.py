@@ -1,0 +1,154 @@
+"""Whatever is killed, the run ends up like its undisturbed twin: weights bit for bit, each step recorded once."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import (
+    Place,
+    Server,
+    Trace,
+    assert_equal,
+    eventually,
+    mlflow_record,
+    train_workers,
+)
+
+pytestmark = pytest.mark.chaos
+
+# About 6 s of training in 4 000 steps, so that a kill at a given step hits it; dropout, so that random states count.
+SETTINGS = (
+    "train.epochs=174",
+    "run_name=run",
+    "model.args={dropout: 0.1}",
+    "checkpoint.every_steps=150",
+    "train.evaluate_every_steps=200",
+)
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory, cluster: dict[str, str]) -> Trace:
+    place = Place(tmp_path_factory.mktemp("twin"), {"RAY_ADDRESS": cluster["address"]})
+    place.train(*SETTINGS)
+    return Trace.of(place.folder("run"))
+
+
+def assert_like_twin(place: Place, twin: Trace, tracking_uri: str | None = None) -> None:
+    folder = place.folder("run")
+    assert_equal(Trace.of(folder), twin)
+    uri = tracking_uri or f"sqlite:///{place.path}/mlflow.db"
+    run, history = mlflow_record(uri, folder.identity()["run_id"])
+    assert run.info.status == "FINISHED"
+    assert history == twin.points
+
+
+@pytest.mark.parametrize(("rank", "step"), [(0, 700), (1, 2110)])
+def test_killed_worker(place: Place, twin: Trace, rank: int, step: int) -> None:
+    process = place.start("train", *SETTINGS)
+    place.wait_for_step(process, "run", step)
+    train_workers(process)[rank].kill()
+    done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert "a worker was lost" in done.err
+    assert "(raylet)" not in done.out + done.err
+    assert_like_twin(place, twin)
+
+
+def test_killed_driver_is_closed_by_its_guardian_and_resumed_by_the_same_command(
+    place: Place, twin: Trace
+) -> None:
+    process = place.start("train", *SETTINGS)
+    place.wait_for_step(process, "run", 1300)
+    process.kill()
+    process.communicate()
+    folder = place.folder("run")
+
+    def is_closed() -> bool:
+        return folder.identity()["status"] == "FAILED"
+
+    eventually(is_closed, 30, "the guardian closes the run")
+    done = place.run("train", *SETTINGS)
+    assert done.code == 0, done.out + done.err
+    assert_like_twin(place, twin)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_a_checkpoint_and_a_killed_run(
+    place: Place, twin: Trace, number: signal.Signals
+) -> None:
+    process = place.start("train", *SETTINGS)
+    place.wait_for_step(process, "run", 1000)
+    process.send_signal(number)
+    done = place.wait(process)
+    assert done.code == 130, done.out + done.err
+    assert len(done.errors) == 1
+    assert done.seconds < 30
+    folder = place.folder("run")
+    run, _ = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.identity()["run_id"])
+    assert run.info.status == "KILLED"
+    assert place.run("train", *SETTINGS).code == 0
+    assert_like_twin(place, twin)
+
+
+def test_killed_in_process_run_resumes(place: Place) -> None:
+    settings = (*SETTINGS, "scale.num_workers=0")
+    place.train(*settings, "experiment_name=twin")
+    process = place.start("train", *settings)
+    place.wait_for_step(process, "run", 900)
+    process.kill()
+    process.communicate()
+    place.train(*settings)
+    assert_equal(Trace.of(place.folder("run")), Trace.of(place.folder("run", "twin")))
+
+
+def test_killed_tracking_server_costs_nothing(shared: Place, server: Server, twin: Trace) -> None:
+    process = shared.start("train", *SETTINGS, f"track.tracking_uri={server.uri}")
+    shared.wait_for_step(process, "run", 800)
+    server.kill()
+    shared.wait_for_step(process, "run", 2500)
+    server.start()
+    done = shared.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert_like_twin(shared, twin, server.uri)
+
+
+def test_no_tracking_server_at_all_and_delivery_afterwards(
+    shared: Place, tmp_path: Path, twin: Trace
+) -> None:
+    late = Server(tmp_path)
+    done = shared.run("train", *SETTINGS, f"track.tracking_uri={late.uri}")
+    assert done.code == 0, done.out + done.err
+    assert "does not answer" in done.err
+    assert "jobs/sync.py" in done.err
+    folder = str(shared.path / "runs" / "shoal" / "run")
+    late.start()
+    try:
+        for _ in range(2):
+            synced = shared.run("sync", folder)
+            assert synced.code == 0, synced.err
+            assert_like_twin(shared, twin, late.uri)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(late.uri)
+        experiment = client.get_experiment_by_name("shoal")
+        assert len(client.search_runs([experiment.experiment_id])) == 1
+        assert len(client.search_logged_models([experiment.experiment_id])) == 1
+    finally:
+        late.kill()
+
+
+def test_nothing_is_left_running(place: Place) -> None:
+    process = place.start("train", *SETTINGS)
+    place.wait_for_step(process, "run", 300)
+    import psutil
+
+    below = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    def are_gone() -> bool:
+        return not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in below)
+
+    eventually(are_gone, 40, "workers, raylet and guardian end after the driver's death")

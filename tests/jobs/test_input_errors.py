@@ -1,0 +1,123 @@
+"""Bad input: exit 2, one `error:` line with value and remedy, nothing started and no run created."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Place
+
+FILES = {
+    "one.csv": "a,target\n1,0\n2,0\n3,0\n",
+    "nan.csv": "a,target\n1,0\n2,\n3,1\n",
+    "headers.csv": "a,target\n",
+    "empty.csv": "",
+    "bad.yaml": "a: [1\nb: }\n",
+    "mine.py": "number = 3\n\ndef text(inputs):\n    return 'no module'\n",
+}
+
+CASES = {
+    "unknown key": (["optim.lrr=1"], ["'optim.lrr'", "did you mean 'optim.lr'"]),
+    "wrong type": (["train.epochs=many"], ["train.epochs='many'", "integer"]),
+    "negative lr": (["optim.lr=-1"], ["optim.lr=-1", "greater than 0"]),
+    "missing file": (["data.source=csv:none.csv"], ["none.csv"]),
+    "missing label": (["data.source=csv:one.csv", "data.label=tarjet"], ["did you mean 'target'"]),
+    "empty file": (["data.source=csv:empty.csv"], ["empty"]),
+    "no rows": (["data.source=csv:headers.csv"], ["0 rows"]),
+    "one class": (["data.source=csv:one.csv", "data.global_batch_size=2"], ["one class"]),
+    "NaN label": (["data.source=csv:nan.csv", "data.global_batch_size=2"], ["NaN", "1 of 3 rows"]),
+    "batch too large": (["data.global_batch_size=99999"], ["99999", "1426"]),
+    "too many GPUs": (["scale.use_gpu=true", "scale.num_workers=64"], ["64 GPUs"]),
+    "too many CPUs": (["scale.num_workers=64"], ["scale.cpus_per_worker"]),
+    "unwritable storage": (["storage_path=mine.py/runs"], ["storage_path", "cannot be written"]),
+    "builder not callable": (["model.name=mine:number"], ["cannot be called"]),
+    "builder returns no module": (["model.name=mine:text"], ["torch.nn.Module"]),
+    "YAML does not parse": (["bad.yaml"], ["bad.yaml", "line 2"]),
+    "unknown target": (["train.target={val/acc: 0.9}"], ["did you mean 'val/accuracy'"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_refuses(place: Place, case: str) -> None:
+    for name, text in FILES.items():
+        (place.path / name).write_text(text)
+    arguments, words = CASES[case]
+    done = place.run("train", *arguments)
+    assert done.code == 2, done.out + done.err
+    assert len(done.err.splitlines()) == len(done.errors) == 1, done.err
+    for word in words:
+        assert word in done.errors[0]
+    assert not (place.path / "runs").exists()
+    assert not (place.path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("model", ["runs/nothing", "runs:/0123", "models:/nobody@champion"])
+def test_evaluation_refuses_an_unknown_model(place: Place, model: str) -> None:
+    done = place.run("evaluate", model)
+    assert done.code == 2, done.out + done.err
+    assert len(done.errors) == 1
+    assert "not known" in done.errors[0]
+
+
+def test_check_validates_and_starts_nothing(place: Place) -> None:
+    done = place.run("train", "--check", "train.epochs=3")
+    assert done.code == 0, done.err
+    assert "17,226 parameters" in done.out
+    assert list(place.path.iterdir()) == []
+
+
+def test_help_names_every_key(place: Place) -> None:
+    from shoal.cluster.config import RunConfig
+    from shoal.config import fields
+
+    done = place.run("train", "--help")
+    assert done.code == 0
+    for key, _ in fields(RunConfig):
+        assert f"  {key} " in done.out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("trained"), {})
+    place.train("scale.num_workers=0", "train.epochs=8", "run_name=run")
+    return place
+
+
+def test_a_name_that_exists_with_if_exists_fail(trained: Place) -> None:
+    done = trained.run("train", "run_name=run", "if_exists=fail")
+    assert done.code == 2
+    assert "if_exists=fail" in done.errors[0]
+
+
+def test_another_config_under_the_same_name(trained: Place) -> None:
+    done = trained.run("train", "run_name=run", "optim.lr=0.5", "train.epochs=8")
+    assert done.code == 2
+    assert "optim.lr: 0.001 then, 0.5 now" in done.errors[0]
+
+
+def test_the_same_command_again_reports_the_finished_run(trained: Place) -> None:
+    result = trained.train("run_name=run", "train.epochs=8", "scale.num_workers=0")
+    assert result["run_name"] == "run"
+    assert result["attempt"] == 1
+
+
+def test_corrupt_checkpoints(trained: Place) -> None:
+    """The newest one is named and the one before it used; with none left it is an error."""
+    folder = trained.path / "runs" / "shoal" / "run"
+    (folder / "result.json").unlink()
+    checkpoints = sorted((folder / "checkpoints").iterdir())
+    _spoil(checkpoints[-1])
+    done = trained.run("train", "run_name=run", "train.epochs=8", "scale.num_workers=0")
+    assert done.code == 0, done.err
+    assert f"warning: checkpoint '{checkpoints[-1]}' is corrupt" in done.err
+    (folder / "result.json").unlink()
+    for checkpoint in (folder / "checkpoints").iterdir():
+        _spoil(checkpoint)
+    done = trained.run("train", "run_name=run", "train.epochs=8", "scale.num_workers=0")
+    assert done.code == 2, done.out + done.err
+    assert "corrupt" in done.errors[0]
+
+
+def _spoil(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)

@@ -1,0 +1,99 @@
+"""`ray job submit` with the working directory uploaded, and `ray job stop`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, eventually
+
+
+def ray_job(cluster: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    verb, *rest = arguments
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "job",
+            verb,
+            "--address",
+            f"http://{cluster['dashboard']}",
+            *rest,
+        ],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    """A copy of what a checkout holds, without what .rayignore leaves behind."""
+    target = tmp_path / "checkout"
+    for name in ("platform", "jobs"):
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    return target
+
+
+def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: Path) -> None:
+    settings = [f"storage_path={tmp_path}/runs", f"track.tracking_uri=sqlite:///{tmp_path}/mlflow.db"]
+    done = ray_job(
+        cluster,
+        "submit",
+        "--working-dir",
+        str(upload),
+        "--",
+        sys.executable,
+        "jobs/train.py",
+        "train.epochs=2",
+        *settings,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "result: " in done.stdout
+    assert list(tmp_path.glob("runs/shoal/*/result.json"))
+
+
+def test_stopped_job_is_recorded_as_killed_and_leaves_nothing(
+    cluster: dict[str, str], upload: Path, tmp_path: Path
+) -> None:
+    import json
+
+    import ray
+    from mlflow import MlflowClient
+    from ray.util.state import list_placement_groups
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [
+        "jobs/train.py",
+        "train.epochs=100000",
+        f"storage_path={tmp_path}/runs",
+        f"track.tracking_uri={uri}",
+    ]
+    submitted = ray_job(
+        cluster, "submit", "--no-wait", "--submission-id", f"stop-{os.getpid()}", "--working-dir", str(upload),
+        "--", sys.executable, *command, "run_name=run",
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stderr
+    folder = tmp_path / "runs" / "shoal" / "run"
+    eventually(lambda: any((folder / "journal").glob("*.jsonl")), 90, "the job trains")
+    eventually(lambda: "run_id" in json.loads((folder / "run.json").read_text()), 20, "MLflow knows the run")
+    stopped = ray_job(cluster, "stop", f"stop-{os.getpid()}")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    client = MlflowClient(uri)
+    eventually(lambda: client.get_run(run_id).info.status == "KILLED", 30, "the run is KILLED")
+    ray.init(cluster["address"], log_to_driver=False)
+    try:
+        eventually(
+            lambda: all(group.state == "REMOVED" for group in list_placement_groups(limit=1000)),
+            30,
+            "groups are freed",
+        )
+    finally:
+        ray.shutdown()
