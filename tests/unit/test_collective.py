@@ -1,11 +1,13 @@
 """Two and three real processes; each works through `work` below and leaves what it found in a file."""
 
+import glob
 import multiprocessing
 import os
 import platform
 import signal
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,22 @@ def summed_gradient(group, rank):
     return found
 
 
+def statistics(rank):
+    """A model with the buffers of a worker that saw other data than the others."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model.register_buffer("seen", torch.tensor([rank == 0, rank == 1]))
+    model(torch.randn(5 + rank, 3))
+    model[0].num_batches_tracked += rank
+    return model
+
+
+def aligned(group, rank):
+    model = statistics(rank)
+    group.align(model)
+    return dict(model.named_buffers())
+
+
 def work(rank, size, folder):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -92,6 +110,7 @@ def work(rank, size, folder):
         found["gathered"] = group.gather({"rank": rank, "rest": "x" * (1000 * rank)})
         found["told"] = group.broadcast({"from": rank})
         found["maps"] = [line.strip() for line in open("/proc/self/maps") if "/dev/shm/shoal-" in line]
+        found["aligned"] = aligned(group, rank)
         frozen = net().requires_grad_(False)
         found["frozen is not wrapped"] = group.wrap(frozen, lambda module: None) is frozen
         network = Group(CPU, shared_memory=False)
@@ -113,6 +132,10 @@ def work(rank, size, folder):
             group.add_up(numbers(rank))
         except ConnectionError as error:
             found["loss"] = (str(error), time.monotonic() - since)
+        # Whoever leaves first would be the one that the others miss.
+        Path(f"{folder}/{rank}.left").touch()
+        while time.monotonic() - since < 30 and len(glob.glob(f"{folder}/*.left")) < size - 1:
+            time.sleep(0.02)
     except BaseException:
         found["problem"] = traceback.format_exc()
     torch.save(found, f"{folder}/{rank}.pt")
@@ -177,6 +200,15 @@ def test_values_of_any_kind_and_size_are_gathered_and_told(crew):
     assert all(facts["gathered"] == expected for facts in crew)
     assert all(facts["network gathered"] == list(range(len(crew))) for facts in crew)
     assert all(facts["told"] == {"from": 0} for facts in crew)
+
+
+def test_aligned_workers_have_the_buffers_of_the_first(crew):
+    expected = dict(statistics(0).named_buffers())
+    for facts in crew:
+        assert {name: tensor.dtype for name, tensor in facts["aligned"].items()} == {
+            name: tensor.dtype for name, tensor in expected.items()
+        }
+        assert all(torch.equal(facts["aligned"][name], tensor) for name, tensor in expected.items())
 
 
 def test_a_frozen_model_is_not_wrapped(crew):

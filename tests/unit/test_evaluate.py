@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from shoal import evaluate as module
+from shoal.collective import Alone
 from shoal.data.order import Lanes
 from shoal.data.shard import ResidentShard, Rows
 from shoal.evaluate import evaluate
@@ -28,7 +29,7 @@ def model():
 
 def total(workers):
     task, made = Classification(3), model()
-    return sum(evaluate(made, task, shard, "validation", lambda sums: sums) for shard in shards(workers))
+    return sum(evaluate(made, task, shard, "validation", Alone()) for shard in shards(workers))
 
 
 def test_every_sample_counts_once_whatever_the_number_of_workers_and_batches(monkeypatch):
@@ -42,7 +43,7 @@ def test_every_sample_counts_once_whatever_the_number_of_workers_and_batches(mon
 def test_evaluation_leaves_the_model_as_it_was():
     made = model()
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    evaluate(made, Classification(3), shards(1)[0], "validation", lambda sums: sums)
+    evaluate(made, Classification(3), shards(1)[0], "validation", Alone())
     assert made.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
     assert all(parameter.grad is None for parameter in made.parameters())
@@ -52,4 +53,4 @@ def test_a_worker_without_a_row_adds_nothing():
     empty = ResidentShard(
         Lanes(1, 1, 0), None, {"validation": Rows(torch.empty(0, 4), torch.empty(0).long())}
     )
-    assert evaluate(model(), Classification(3), empty, "validation", lambda sums: sums).sum() == 0
+    assert evaluate(model(), Classification(3), empty, "validation", Alone()).sum() == 0

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from shoal.runfolder import JOURNAL, RunFolder
-from shoal.track.journal import Journal, JournalReader, NoJournal, Point
+from shoal.runfolder import RunFolder
+from shoal.track.journal import Journal, JournalReader, NoJournal, Point, journal_name
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_reading_resumes_from_a_position_kept_as_json(folder):
 
 def test_a_line_torn_by_a_crash_is_left_unread_until_it_is_whole(local):
     note(local, 1, [1])
-    path = local.local(f"{JOURNAL}/0001-train.jsonl")
+    path = local.local(journal_name(1))
     with path.open("ab") as file:
         file.write(b'{"step": 2, "ms": 1, "metr')
     reader = JournalReader(local)
@@ -112,7 +112,7 @@ def test_a_line_torn_by_a_crash_is_left_unread_until_it_is_whole(local):
 @pytest.mark.parametrize("attempt", [1, 2], ids=["same attempt, restarted by Ray", "next attempt"])
 def test_after_a_torn_line_a_new_writer_goes_on_and_the_reader_follows(local, attempt):
     note(local, 1, [1])
-    with local.local(f"{JOURNAL}/0001-train.jsonl").open("ab") as file:
+    with local.local(journal_name(1)).open("ab") as file:
         file.write(b'{"step": 2, "ms": 1, "metr')
     reader = JournalReader(local)
     assert steps(reader.read()) == [1]

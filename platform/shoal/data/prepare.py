@@ -167,8 +167,8 @@ def finish(summary: Summary, recipe: Recipe, fingerprint: str) -> Prepared:
         )
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
-    _check_splits(summary.rows, data)
     label = _fit_label(summary, recipe)
+    _check_splits(summary.rows, data)
     columns = tuple(stats.fit(name) for name, stats in summary.columns.items())
     transform = Transform(columns=columns, label=label)
     row_bytes = 4 * int(np.prod(transform.input_shape)) + (8 if recipe.is_classification else 4)
