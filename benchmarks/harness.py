@@ -115,7 +115,9 @@ def print_report(report: Report) -> None:
     for note in report.notes:
         print(f"\n{note}")
     if report.figures:
-        print("\n" + table([("required", "is", "target", ""), *(figure.cells() for figure in report.figures)]))
+        print(
+            "\n" + table([("required", "is", "target", ""), *(figure.cells() for figure in report.figures)])
+        )
     print(flush=True)
 
 
@@ -308,4 +310,5 @@ def write_reference_data(path: Path, rows: int = ROWS) -> None:
 
     options = synthetic_options(reference_source(rows))
     count = options.pop("rows")
-    np.savez(path, **synthetic_block(first=0, rows=count, **options))
+    block = synthetic_block(first=0, rows=count, **options)
+    np.savez(path, features=block["features"], target=block["target"])

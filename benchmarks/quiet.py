@@ -1,6 +1,7 @@
 """Timing on a machine that others use too: wait until it is quiet, and time again what was disturbed.
 
-What others use is the CPU time of the whole machine less that of this process and all that descend from it.
+What others use is the CPU time of the whole machine less that of this process and all that descend from it. A
+timing that they disturbed is taken again, peer's and ours alike, whatever it came to.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 SAMPLE_S = 0.5
-TOLERATED = 0.05  # share of all CPUs that others may use while something is timed
+TOLERATED = 0.10  # share of all CPUs that others may use while something is timed
 ATTEMPTS = 3
 
 
@@ -72,7 +73,8 @@ class Neighbours:
     """Samples what others use, while it is open."""
 
     def __init__(self) -> None:
-        self._samples = [_sample()]
+        self._own: dict[tuple[int, float], float] = {}  # CPU seconds by process; of those that ended too
+        self._samples = [self._sample()]
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -83,7 +85,7 @@ class Neighbours:
     def __exit__(self, *_: object) -> None:
         self._quit.set()
         self._thread.join()
-        self._samples.append(_sample())
+        self._samples.append(self._sample())
 
     def share(self, since_s: float, until_s: float) -> float:
         """Return which share of all CPUs others used within a window."""
@@ -95,7 +97,17 @@ class Neighbours:
 
     def _work(self) -> None:
         while not self._quit.wait(SAMPLE_S):
-            self._samples.append(_sample())
+            self._samples.append(self._sample())
+
+    def _sample(self) -> tuple[float, float, float]:
+        """Return the time, and the CPU seconds spent so far by the machine and by this process's family."""
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                spent = process.cpu_times()
+                self._own[process.pid, process.create_time()] = spent.user + spent.system
+        total = psutil.cpu_times()
+        return time.time(), total.user + total.nice + total.system, sum(self._own.values())
 
 
 def wait_for_quiet(patience_s: float) -> None:
@@ -106,14 +118,3 @@ def wait_for_quiet(patience_s: float) -> None:
             time.sleep(2)
         if neighbours.share(0.0, time.time()) <= TOLERATED:
             return
-
-
-def _sample() -> tuple[float, float, float]:
-    """Return the time, and the CPU seconds spent so far by the machine and by this process's family."""
-    spent = psutil.cpu_times()
-    own = 0.0
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            own += sum(process.cpu_times()[:4])  # its own and that of children it has waited for
-    return time.time(), spent.user + spent.nice + spent.system, own

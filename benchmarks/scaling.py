@@ -38,17 +38,17 @@ def measure(repeat: int) -> Report:
             seconds[rows].append(quiet.value(partial(epoch_seconds, shard)))
         progress(f"round {number + 1}/{repeat}: {', '.join(f'{seconds[rows][-1]:.2f} s' for rows in SIZES)}")
     base = SIZES[0]
-    rows = [Row(f"{size:,} rows: an epoch", seconds[size], "s") for size in SIZES]
-    rows += [Row(f"{size:,} rows: a step", _per_step_us(seconds[size], size), "us") for size in SIZES]
+    lines = [Row(f"{size:,} rows: an epoch", seconds[size], "s") for size in SIZES]
+    lines += [Row(f"{size:,} rows: a step", _per_step_us(seconds[size], size), "us") for size in SIZES]
     figures = []
     for size in SIZES[1:]:
         times = size // base
         change = [100 * (ratio / times - 1) for ratio in ratios(seconds[size], seconds[base])]
-        row = Row(f"{times} times the rows: a row's time differs by", change, "%")
-        rows.append(row)
+        line = Row(f"{times} times the rows: a row's time differs by", change, "%")
+        lines.append(line)
         name = f"change of a row's time at {times} times the rows"
-        figures.append(Figure(name, abs(row.median), MOST, is_at_least=False, unit="%"))
-    return Report("The loop's time against rows", rows, figures, [quiet.note])
+        figures.append(Figure(name, abs(line.median), MOST, is_at_least=False, unit="%"))
+    return Report("The loop's time against rows", lines, figures, [quiet.note])
 
 
 def _per_step_us(seconds: list[float], rows: int) -> list[float]:

@@ -39,8 +39,18 @@ STEPS = 20
 def bare_ray(cluster: Cluster, data: Path) -> Timing:
     """Return seconds to the first step of the bare script."""
     out = data.with_name("bare.json")
-    command = [sys.executable, str(PEERS / "ray_train.py"), f"--data={data}", f"--steps={STEPS}", f"--out={out}"]
-    command += [f"--batch-size={BATCH_PER_WORKER}", f"--workers={WORKERS}", f"--storage-path={data.parent}/ray"]
+    command = [
+        sys.executable,
+        str(PEERS / "ray_train.py"),
+        f"--data={data}",
+        f"--steps={STEPS}",
+        f"--out={out}",
+    ]
+    command += [
+        f"--batch-size={BATCH_PER_WORKER}",
+        f"--workers={WORKERS}",
+        f"--storage-path={data.parent}/ray",
+    ]
     started_s = time.time()
     run(command, environment(RAY_ADDRESS=cluster.address))
     first_s = json.loads(out.read_text())

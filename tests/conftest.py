@@ -221,6 +221,7 @@ class Server:
         command += ["--artifacts-destination", str(self._path / "artifacts"), "--port", str(self._port)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command, "--workers", "1"],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

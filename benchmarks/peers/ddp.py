@@ -32,7 +32,7 @@ def main() -> None:
     torch.manual_seed(0)
     with np.load(given.data) as arrays:
         dataset = TensorDataset(torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["target"]))
-    sampler = DistributedSampler(dataset)
+    sampler: DistributedSampler[TensorDataset] = DistributedSampler(dataset)
     loader = DataLoader(dataset, batch_size=given.batch_size, sampler=sampler)
     layers = nn.Sequential(nn.Linear(1000, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     model = DistributedDataParallel(layers, gradient_as_bucket_view=given.tuned)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def indexed(
-    dataset: TensorDataset, sampler: DistributedSampler, batch_size: int
+    dataset: TensorDataset, sampler: DistributedSampler[TensorDataset], batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     inputs, targets = dataset.tensors
     for rows in torch.tensor(list(sampler)).split(batch_size):

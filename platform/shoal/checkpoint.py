@@ -123,7 +123,7 @@ class CheckpointStore:
             with (part / file).open("wb") as stream:
                 stream.write(data)
         self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=MANIFEST)
-        self._retain()
+        self._retain(name)
         return name
 
     def names(self) -> list[str]:
@@ -154,7 +154,9 @@ class CheckpointStore:
 
     def best(self) -> str | None:
         """Return the checkpoint with the lowest validation loss, or None when nothing was evaluated."""
-        names = self.names()
+        return self._best(self.names())
+
+    def _best(self, names: list[str]) -> str | None:
         step = self.state(names[-1])["best"].get("best/step") if names else None
         name = f"step-{int(step):06d}" if step is not None else None
         return name if name in names else None
@@ -193,9 +195,14 @@ class CheckpointStore:
             return f"{type(error).__name__}: {error}"
         return f"{missing.pop()} is missing" if missing else None
 
-    def _retain(self) -> None:
+    def _retain(self, saved: str) -> None:
+        """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after."""
+        for leftover in self._folder.names(CHECKPOINTS):
+            if leftover.startswith(".part-"):
+                self._folder.delete(f"{CHECKPOINTS}/{leftover}")
         names = self.names()
-        keep = set(names[-self._keep :]) | {self.best()}
+        sound = names[: names.index(saved) + 1]
+        keep = set(sound[-self._keep :]) | {self._best(sound)}
         for name in names:
             if name not in keep:
                 # The manifest goes first: what remains of an interrupted deletion is no checkpoint.

@@ -162,7 +162,7 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(str(part) for part in finding["loc"] if not _is_branch(part))
     known = dict(fields(schema))
     if finding["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(key, known)}: `--help` lists every key"
+        return f"unknown key '{key}'{_meant(key, known)}: `--help` lists every key"
     message = finding["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     value = finding.get("input")
     if finding["type"] in ("model_type", "model_attributes_type"):
@@ -171,6 +171,12 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     if field is None:
         return message
     return f"{key}={value!r}: {message} (type: {_type_name(field.annotation)}; {field.description})"
+
+
+def _meant(key: str, known: Mapping[str, FieldInfo]) -> str:
+    """`lr` is most likely meant as `optim.lr`."""
+    same = next((name for name in known if name.rpartition(".")[2] == key), None)
+    return f" (did you mean '{same}'?)" if same else nearest(key, known)
 
 
 def _is_branch(part: int | str) -> bool:

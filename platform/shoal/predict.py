@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Predictor:
         try:
             facts = json.loads((folder / DESCRIPTION).read_text())
             weights = load_file(folder / WEIGHTS)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"'{folder}' holds no Shoal model ({error}): give a folder that training wrote"
             ) from None

@@ -35,6 +35,11 @@ class Folder:
             root = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
             self._fs, self._root, self.uri = arrow_fs.LocalFileSystem(), root, root
             return
+        if "?" in uri:
+            raise StorageError(
+                f"storage '{uri}' has options after '?': give s3://bucket/prefix alone, and set AWS_ENDPOINT_URL "
+                "and AWS_DEFAULT_REGION for a server of your own"
+            )
         try:
             self._fs, self._root = arrow_fs.FileSystem.from_uri(uri)
         except (OSError, ValueError) as error:
@@ -168,7 +173,8 @@ class _FileAppender:
         self._file: BinaryIO = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        while data:  # a raw write may take less than all
+            data = data[self._file.write(data) :]
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -180,7 +186,11 @@ class _PartAppender:
     PART_S = 5.0
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._folder, self._stem, self._number = folder, name, 0
+        self._folder, self._stem = folder, name
+        parent, _, stem = name.rpartition("/")
+        earlier = [part for part in folder.names(parent) if part.startswith(f"{stem}.")]
+        # A worker that is restarted opens its journal again: its parts follow those that are there.
+        self._number = max((int(part.rpartition(".")[2]) + 1 for part in earlier), default=0)
         self._gathered, self._since = b"", time.monotonic()
 
     def write(self, data: bytes) -> None:

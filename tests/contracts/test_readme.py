@@ -1,5 +1,6 @@
 """The README is true: its tree, its links, the keys and targets it names, and the example it gives."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -51,6 +52,12 @@ def tracked() -> list[str]:
 def anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def documented_result() -> set[str]:
+    section = README.partition("## result.json")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
 def test_every_file_is_in_the_tree():
@@ -121,7 +128,8 @@ def test_the_example_of_an_own_model_trains(tmp_path):
         line = command.replace(".venv/bin/python", sys.executable) + more
         done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("runs/shoal/*/result.json"))) == 1
+    (result,) = tmp_path.glob("runs/shoal/*/result.json")
+    assert set(json.loads(result.read_text())) == documented_result() - {"reason"}
 
 
 def _is_in_a_test_folder(path: str, paths: dict[str, str]) -> bool:

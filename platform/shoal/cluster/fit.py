@@ -99,6 +99,7 @@ class _Run:
     def __init__(self, plan: Plan, folder: RunFolder, listen: Listener) -> None:
         self.plan, self.folder, self.listen = plan, folder, listen
         self.config = plan.config
+        self.size = plan.size
         self.started = time.time()
 
     def __enter__(self) -> "_Run":
@@ -201,7 +202,7 @@ class _Run:
         """Write down what MLflow is to know of the run, and let it be told."""
         if not self.folder.exists(FACTS):
             self.folder.write_json(FACTS, facts_of(self.config, prepared, size))
-        self.prepared = prepared
+        self.prepared, self.size = prepared, size
         self.tracker.start()
 
     def _check_unchanged(self, prepared: Prepared) -> None:
@@ -311,7 +312,7 @@ class _Run:
             "metrics": progress.get("metrics", {}) | outcome.get("test_metrics", {}),
             "test_loss": outcome.get("test_metrics", {}).get("test/loss"),
             "best": progress.get("best", {}),
-            "model": self.plan.size.as_dict() if self.plan.size else None,
+            "model": self.size.as_dict() if self.size else None,
             "steps": progress.get("step"),
             "samples_seen": progress.get("samples"),
             "reached_target": progress.get("reached_target"),
@@ -334,9 +335,7 @@ class _Run:
 class _Watcher:
     """Tells the listener how the journal grows, while the workers work."""
 
-    def __init__(
-        self, folder: RunFolder, steps: int, listen: Listener, on_stop: Callable[[], None]
-    ) -> None:
+    def __init__(self, folder: RunFolder, steps: int, listen: Listener, on_stop: Callable[[], None]) -> None:
         self._reader, self._steps, self._listen = JournalReader(folder), steps, listen
         self._folder, self._on_stop = folder, on_stop
         self._is_stopping = False

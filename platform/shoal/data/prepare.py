@@ -55,6 +55,7 @@ class Summary:
     names: tuple[str, ...]
     columns: dict[str, ColumnStats] = field(default_factory=dict)
     label_missing: int = 0
+    label_infinite: int = 0
     label_is_fractional: bool = False
     label_is_text: bool = False
     label_counts: Counter[bool | int | str] = field(default_factory=Counter)
@@ -112,7 +113,9 @@ def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
             if name != label
         },
         label_missing=int(missing.sum()),
-        label_is_text=known.dtype == object and any(isinstance(value, str) for value in known),
+        label_is_text=known.dtype.kind in "US"
+        or (known.dtype == object and any(isinstance(value, str) for value in known)),
+        label_infinite=int(np.isinf(known).sum()) if known.dtype.kind == "f" else 0,
     )
     if recipe.is_classification:
         summary.label_is_fractional = bool(
@@ -143,6 +146,7 @@ def merge(summaries: Iterable[Summary]) -> Summary:
             names=joined.names,
             columns={name: stats.merge(other.columns[name], name) for name, stats in joined.columns.items()},
             label_missing=joined.label_missing + other.label_missing,
+            label_infinite=joined.label_infinite + other.label_infinite,
             label_is_fractional=joined.label_is_fractional or other.label_is_fractional,
             label_is_text=joined.label_is_text or other.label_is_text,
             label_counts=joined.label_counts + other.label_counts,
@@ -164,6 +168,11 @@ def finish(summary: Summary, recipe: Recipe, fingerprint: str) -> Prepared:
         raise DataError(
             f"data.label='{data.label}' is missing (NaN) in {summary.label_missing} of {total} rows: "
             "every row needs a label; fill or drop these rows"
+        )
+    if summary.label_infinite:
+        raise DataError(
+            f"data.label='{data.label}' is infinite (inf) in {summary.label_infinite} of {total} rows: "
+            "every label must be finite; drop these rows"
         )
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")

@@ -153,7 +153,17 @@ def of_value(uri: str, value: Any) -> Source:
             uri, "ray", (Part(lambda: _ray_blocks(value)),), nbytes=IN_DRIVER_BYTES + 1, value=value
         )
     if isinstance(value, Mapping):
-        block = {name: np.asarray(column) for name, column in value.items()}
+        block = {str(name): np.asarray(column) for name, column in value.items()}
+        for name, column in block.items():
+            if column.ndim == 0:
+                raise DataError(
+                    f"data.source='{uri}' returned one value as column '{name}': return an array of rows"
+                )
+        lengths = {name: len(column) for name, column in block.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"data.source='{uri}' returned columns of different lengths {lengths}: rows must match"
+            )
         return _in_memory(uri, block)
     if hasattr(value, "to_pandas"):
         value = value.to_pandas()
@@ -173,7 +183,14 @@ def is_ray_dataset(value: Any) -> bool:
 
 def table_to_block(table: pa.Table) -> Block:
     """Turn an Arrow table into arrays: missing numbers are NaN, missing texts None."""
-    return {name: to_array(table.column(name).to_pandas()) for name in table.column_names}
+    return {
+        name: to_array(_plain(table.column(name)).to_pandas(date_as_object=False))
+        for name in table.column_names
+    }
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
 
 
 def to_array(column: Any) -> np.ndarray:
@@ -322,7 +339,7 @@ def _files(uri: str, scheme: str, location: str) -> Source:
                 for path in paths:
                     filesystem, inner = filesystem_of(path)
                     with filesystem.open_input_stream(inner) as stream:
-                        yield table_to_block(pa.Table.from_pylist(json.loads(stream.read())))
+                        yield table_to_block(_records(json.loads(stream.read())))
             else:
                 yield from _read_tables(scheme, paths)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -398,7 +415,9 @@ def _expand(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]
             paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
         else:
             paths = [path for path in glob.glob(os.path.expanduser(location)) if os.path.isfile(path)]
-        paths = sorted(path for path in paths if not os.path.basename(path).startswith((".", "_")))
+        paths = sorted(
+            path for path in paths if path == location or not os.path.basename(path).startswith((".", "_"))
+        )
         nbytes = sum(_size(path) for path in paths)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"data.source='{uri}' cannot be listed ({error}): check the address") from None
@@ -410,6 +429,14 @@ def _expand(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]
     if nbytes == 0:
         raise DataError(f"data.source='{uri}' is empty (0 bytes): give a file with rows")
     return tuple(paths), nbytes
+
+
+def _records(rows: list[Any]) -> pa.Table:
+    """A table of JSON objects, with every key that any of them has."""
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its items are not all objects")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _is_json_array(path: str) -> bool:

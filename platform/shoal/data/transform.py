@@ -80,6 +80,7 @@ class Label(BaseModel):
         Raises:
             DataError: a value is missing, or is a class that training never saw.
         """
+        values = values.reshape(len(values))
         if not self.classes:
             numbers = as_numbers(values)
             return ((numbers - self.mean) / self.std).astype(np.float32)
@@ -179,10 +180,10 @@ class Moments:
         return Moments(count, mean, deviations)
 
     def fitted(self) -> tuple[Any, Any]:
-        """Return (mean, std), rounded to float32 so that no order of summation shows; a constant's std is 1."""
+        """Return (mean, std), rounded so that no order of summation shows; a constant has std 1."""
         std = np.sqrt(self.deviations / np.maximum(self.count, 1))
-        std = np.where(std > 1e-12 * np.maximum(np.abs(self.mean), 1.0), std, 1.0)
-        return _listed(self.mean), _listed(std)
+        std = np.where(std > 1e-12 * np.abs(self.mean), std, 1.0)
+        return _listed(self.mean, std), _listed(std, std)
 
 
 @dataclass
@@ -258,7 +259,7 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
         return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e9)
     if values.dtype == object:
         flat = pd.to_numeric(pd.Series(values.ravel()), errors="coerce")
-        return np.asarray(flat.to_numpy(np.float64)).reshape(values.shape)
+        values = np.asarray(flat.to_numpy(np.float64)).reshape(values.shape)
     numbers = values.astype(np.float64)
     return np.where(np.isinf(numbers), np.nan, numbers)
 
@@ -268,8 +269,16 @@ def as_classes(values: np.ndarray) -> list[bool | int | str]:
     if values.dtype.kind == "f":
         return [int(value) if float(value).is_integer() else str(value) for value in values]
     if values.dtype.kind == "O":
-        return [value if isinstance(value, bool | int | str) else str(value) for value in values]
+        return [_as_class(value) for value in values]
     return list(values.tolist())
+
+
+def _as_class(value: Any) -> bool | int | str:
+    if isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float | np.number) and float(value).is_integer():
+        return int(value)
+    return str(value)
 
 
 def _kind(values: np.ndarray) -> Kind:
@@ -282,6 +291,6 @@ def _kind(values: np.ndarray) -> Kind:
     return "number" if is_numeric else "category"
 
 
-def _listed(numbers: np.ndarray) -> Any:
-    rounded = np.asarray(numbers, dtype=np.float32).astype(np.float64)
-    return rounded.tolist()
+def _listed(numbers: np.ndarray, std: np.ndarray) -> Any:
+    unit = np.ldexp(1.0, np.frexp(std)[1] - 24)
+    return (np.round(numbers / unit) * unit).tolist()

@@ -36,7 +36,8 @@ class Journal:
     def __init__(self, folder: RunFolder, attempt: int) -> None:
         self._out = folder.appender(journal_name(attempt))
         self._lock = threading.Lock()
-        self._lines: list[str] = []
+        # A writer that was killed may have left half a line: ours begin on a new one.
+        self._lines = ["\n"] if folder.exists(journal_name(attempt)) else []
         self.points_written = 0
 
     def points(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
@@ -105,7 +106,10 @@ class JournalReader:
         self._offsets[name] = offset + len(whole)
         points: list[Point] = []
         for line in whole.splitlines():
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # torn by a crash
             for key, value in entry["metrics"].items():
                 if entry["step"] > self._steps.get(key, -1):
                     self._steps[key] = entry["step"]

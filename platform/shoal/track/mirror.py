@@ -44,12 +44,15 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow
+
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri, tracking_uri)
-    for name in ("mlflow", "alembic"):
+    # MLflow looks models up through its global address, whatever the client was given.
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    for name in ("mlflow", "alembic"):  # the first client sets them anew
         logging.getLogger(name).setLevel(logging.ERROR)
     client.search_experiments(max_results=1)
     return client
@@ -86,6 +89,9 @@ class Mirror:
         if self._identity.get("run_id") != self.run_id:
             self._folder.update_json(IDENTITY, run_id=self.run_id)
             self._forget_position()
+        # Before the run says RUNNING: whoever reaps must not find it with the lease of an earlier attempt.
+        if self._folder.holder():
+            self.beat()
         self._describe(run)
 
     def ship(self) -> int:
@@ -126,6 +132,12 @@ class Mirror:
 
             publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id))
         identity = self._folder.identity()
+        if identity["status"] == "RUNNING":
+            if self._folder.holder():
+                return
+            reason = "the driver died; the same command resumes the run"
+            self._folder.update_json(IDENTITY, status="FAILED", reason=reason)
+            identity = self._folder.identity()
         self.close_run(identity["status"], identity.get("reason"), identity.get("end_ms"))
 
     def close_run(self, status: str, reason: str | None = None, end_ms: int | None = None) -> None:

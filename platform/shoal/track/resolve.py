@@ -45,12 +45,13 @@ def find_model(uri: str, tracking_uri: str, scratch: str) -> Path:
 def _download(uri: str, tracking_uri: str, scratch: str) -> Path:
     path = tracking_uri.removeprefix("sqlite:///")
     if path != tracking_uri and not Path(path).exists():
-        raise ModelError(f"model '{uri}' is not known: there is no MLflow store at {tracking_uri}: set track.tracking_uri")
+        raise ModelError(
+            f"model '{uri}' is not known: there is no MLflow store at {tracking_uri}: set track.tracking_uri"
+        )
     try:
         client = connect(tracking_uri)
         import mlflow
 
-        mlflow.set_tracking_uri(tracking_uri)
         if uri.startswith("runs:/"):
             run_id = uri.removeprefix("runs:/").partition("/")[0]
             run = client.get_run(run_id)
