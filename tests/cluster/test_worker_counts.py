@@ -30,11 +30,6 @@ def test_four_workers_on_fractional_cpus_agree_with_none_and_repeat_bit_for_bit(
     assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "again")))
 
 
-def test_one_worker_agrees_with_none(shared: Place, alone: Trace) -> None:
-    shared.train(*SETTINGS, "scale.num_workers=1")
-    assert_close(Trace.of(shared.folder("run")), alone)
-
-
 def test_streamed_through_ray_data_is_resident_bit_for_bit(shared: Place, alone: Trace) -> None:
     short = (*SETTINGS[:1], "train.epochs=2", "run_name=run")
     shared.train(*short, "data.resident=false")
@@ -43,7 +38,6 @@ def test_streamed_through_ray_data_is_resident_bit_for_bit(shared: Place, alone:
 
 
 def test_a_run_resumes_on_another_number_of_workers(shared: Place, alone: Trace) -> None:
-    shared.train(*SETTINGS, "scale.num_workers=1", "train.max_steps=70", "experiment_name=part")
     process = shared.start("train", *SETTINGS, "scale.num_workers=2", "checkpoint.every_steps=20")
     shared.wait_for_step(process, "run", 30)
     process.kill()

@@ -1,9 +1,9 @@
 """Whatever is killed, the run ends up like its undisturbed twin: weights bit for bit, each step recorded once."""
 
-import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import (
@@ -18,7 +18,7 @@ from conftest import (
 
 pytestmark = pytest.mark.chaos
 
-# About 6 s of training in 4 000 steps, so that a kill at a given step hits it; dropout, so that random states count.
+# Some seconds of training in 4 000 steps, so that a kill at a given step hits it; dropout, so that random states count.
 SETTINGS = (
     "train.epochs=174",
     "run_name=run",
@@ -44,11 +44,10 @@ def assert_like_twin(place: Place, twin: Trace, tracking_uri: str | None = None)
     assert history == twin.points
 
 
-@pytest.mark.parametrize(("rank", "step"), [(0, 700), (1, 2110)])
-def test_killed_worker(place: Place, twin: Trace, rank: int, step: int) -> None:
+def test_killed_worker(place: Place, twin: Trace) -> None:
     process = place.start("train", *SETTINGS)
-    place.wait_for_step(process, "run", step)
-    train_workers(process)[rank].kill()
+    place.wait_for_step(process, "run", 1700)
+    train_workers(process)[1].kill()
     done = place.wait(process)
     assert done.code == 0, done.out + done.err
     assert "a worker was lost" in done.err
@@ -56,11 +55,19 @@ def test_killed_worker(place: Place, twin: Trace, rank: int, step: int) -> None:
     assert_like_twin(place, twin)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_killed_driver_is_closed_by_its_guardian_and_resumed_by_the_same_command(
     place: Place, twin: Trace
 ) -> None:
     process = place.start("train", *SETTINGS)
     place.wait_for_step(process, "run", 1300)
+    below = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
     folder = place.folder("run")
@@ -69,6 +76,7 @@ def test_killed_driver_is_closed_by_its_guardian_and_resumed_by_the_same_command
         return folder.identity()["status"] == "FAILED"
 
     eventually(is_closed, 30, "the guardian closes the run")
+    eventually(lambda: not any(is_alive(child) for child in below), 40, "workers, raylet and guardian end")
     done = place.run("train", *SETTINGS)
     assert done.code == 0, done.out + done.err
     assert_like_twin(place, twin)
@@ -88,8 +96,9 @@ def test_interrupt_leaves_a_checkpoint_and_a_killed_run(
     folder = place.folder("run")
     run, _ = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.identity()["run_id"])
     assert run.info.status == "KILLED"
-    assert place.run("train", *SETTINGS).code == 0
-    assert_like_twin(place, twin)
+    if number == signal.SIGTERM:  # once is enough: the kinds differ before the checkpoint only
+        assert place.run("train", *SETTINGS).code == 0
+        assert_like_twin(place, twin)
 
 
 def test_killed_in_process_run_resumes(place: Place) -> None:
@@ -137,18 +146,3 @@ def test_no_tracking_server_at_all_and_delivery_afterwards(
         assert len(client.search_logged_models([experiment.experiment_id])) == 1
     finally:
         late.kill()
-
-
-def test_nothing_is_left_running(place: Place) -> None:
-    process = place.start("train", *SETTINGS)
-    place.wait_for_step(process, "run", 300)
-    import psutil
-
-    below = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-
-    def are_gone() -> bool:
-        return not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in below)
-
-    eventually(are_gone, 40, "workers, raylet and guardian end after the driver's death")
