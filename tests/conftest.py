@@ -139,7 +139,7 @@ def mlflow_record(tracking_uri: str, run_id: str) -> tuple[Any, dict[tuple[str, 
     """Return an MLflow run and its metric history; each step of a key must be there exactly once."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri)
+    client = MlflowClient(tracking_uri, tracking_uri)
     run = client.get_run(run_id)
     history: dict[tuple[str, int], float] = {}
     for key in run.data.metrics:

@@ -140,7 +140,7 @@ def test_no_tracking_server_at_all_and_delivery_afterwards(
             assert_like_twin(shared, twin, late.uri)
         from mlflow import MlflowClient
 
-        client = MlflowClient(late.uri)
+        client = MlflowClient(late.uri, late.uri)
         experiment = client.get_experiment_by_name("shoal")
         assert len(client.search_runs([experiment.experiment_id])) == 1
         assert len(client.search_logged_models([experiment.experiment_id])) == 1

@@ -87,7 +87,7 @@ def test_stopped_job_is_recorded_as_killed_and_leaves_nothing(
     stopped = ray_job(cluster, "stop", f"stop-{os.getpid()}")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     run_id = json.loads((folder / "run.json").read_text())["run_id"]
-    client = MlflowClient(uri)
+    client = MlflowClient(uri, uri)
     eventually(lambda: client.get_run(run_id).info.status == "KILLED", 30, "the run is KILLED")
     ray.init(cluster["address"], log_to_driver=False)
     try:

@@ -67,7 +67,7 @@ def test_digits_are_learnt_and_everything_is_in_mlflow(digits: Place) -> None:
     assert run.inputs.dataset_inputs[0].dataset.name == "sklearn:digits"
     from mlflow import MlflowClient
 
-    client = MlflowClient(result["tracking_uri"])
+    client = MlflowClient(result["tracking_uri"], result["tracking_uri"])
     assert {"config.yaml", "facts.json", "pictures", "result.json"} <= {
         item.path for item in client.list_artifacts(run.info.run_id)
     }
@@ -83,6 +83,7 @@ def test_the_registered_model_predicts_raw_rows_in_a_plain_process(digits: Place
 
     result = digits.first  # type: ignore[attr-defined]
     mlflow.set_tracking_uri(result["tracking_uri"])
+    mlflow.set_registry_uri(result["tracking_uri"])
     model = mlflow.pyfunc.load_model("models:/digits@champion")
     assert model.metadata.signature is not None
     frame = load_digits(as_frame=True).frame
@@ -112,7 +113,7 @@ def test_a_worse_model_does_not_become_champion(digits: Place) -> None:
 
     first = digits.first  # type: ignore[attr-defined]
     digits.train(str(ROOT / "jobs/configs/digits.yaml"), "train.epochs=1", "scale.num_workers=0")
-    client = MlflowClient(first["tracking_uri"])
+    client = MlflowClient(first["tracking_uri"], first["tracking_uri"])
     assert client.get_model_version_by_alias("digits", "champion").run_id == first["mlflow_run_id"]
     assert len(client.search_model_versions("name='digits'")) == 2
 

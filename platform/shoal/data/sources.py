@@ -428,7 +428,8 @@ def _expand(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]
         )
     if nbytes == 0:
         raise DataError(f"data.source='{uri}' is empty (0 bytes): give a file with rows")
-    return tuple(paths), nbytes
+    # Absolute: processes of a cluster that was there before have working directories of their own.
+    return tuple(path if "://" in path else os.path.abspath(path) for path in paths), nbytes
 
 
 def _records(rows: list[Any]) -> pa.Table:

@@ -50,7 +50,6 @@ def connect(tracking_uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     # MLflow looks models up through its global address, whatever the client was given.
     mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
     for name in ("mlflow", "alembic"):  # the first client sets them anew
         logging.getLogger(name).setLevel(logging.ERROR)

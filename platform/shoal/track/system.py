@@ -26,8 +26,10 @@ class SystemMonitor:
         self._thread.start()
 
     def stop(self) -> None:
+        """End, after a last sample: the shortest run has one too."""
         self._stopped.set()
         self._thread.join()
+        self._note()
 
     def sample(self) -> dict[str, float]:
         memory, disk, net = psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
@@ -48,6 +50,9 @@ class SystemMonitor:
     def _work(self) -> None:
         pause = FIRST_S
         while not self._stopped.wait(pause):
-            tick = int((time.time() - self._start_s) // EVERY_S)
-            self._journal.points(tick, self.sample())
+            self._note()
             pause = EVERY_S
+
+    def _note(self) -> None:
+        tick = int((time.time() - self._start_s) // EVERY_S)
+        self._journal.points(tick, self.sample())
