@@ -297,7 +297,9 @@ def run_shoal(folder: Path, address: str, *settings: str) -> ShoalRun:
     started_s = time.time()
     run(command, environment(RAY_ADDRESS=address))
     (made,) = set(folder.glob("runs/*/*")) - before
-    lines = [json.loads(line) for file in made.glob("journal/*.jsonl") for line in file.open()]
+    lines = [
+        json.loads(line) for file in made.glob("journal/*.jsonl") for line in file.open() if line.strip()
+    ]
     ends = {line["step"]: line["ms"] / 1000 for line in lines if "train/loss" in line["metrics"]}
     return ShoalRun(started_s, json.loads((made / "result.json").read_text()), ends)
 

@@ -34,10 +34,10 @@ class Journal:
     """Writes points of one attempt; safe to call from several threads."""
 
     def __init__(self, folder: RunFolder, attempt: int) -> None:
-        self._out = folder.appender(journal_name(attempt))
-        self._lock = threading.Lock()
         # A writer that was killed may have left half a line: ours begin on a new one.
         self._lines = ["\n"] if folder.exists(journal_name(attempt)) else []
+        self._out = folder.appender(journal_name(attempt))
+        self._lock = threading.Lock()
         self.points_written = 0
 
     def points(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
