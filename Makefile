@@ -14,7 +14,7 @@ ARGS ?=
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check ui bench
+.PHONY: help setup train tune test check ui bench
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -43,6 +43,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes the config
 	@$(PYTHON) jobs/train.py jobs/configs/digits.yaml $(ARGS)
+
+tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
+	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
 test: setup ## run the tests; ARGS="tests/unit -k name" picks some
 	@$(PYTHON) -m pytest $(ARGS)

@@ -7,7 +7,7 @@ import _path  # noqa: F401  (first: it finds shoal)
 from shoal import console
 from shoal.errors import TrainingError, UserError
 from shoal.runfolder import IDENTITY, RunFolder
-from shoal.track.mirror import sync
+from shoal.track.sweep import sync
 
 
 def main(arguments: list[str]) -> int:

@@ -5,9 +5,10 @@ import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal import console
+from shoal.cluster.attempt import request_stop
 from shoal.cluster.claim import find_folder, finished_result
 from shoal.cluster.config import RunConfig, home, resolve_tracking_uri
-from shoal.cluster.fit import fit, request_stop
+from shoal.cluster.fit import fit
 from shoal.cluster.plan import check
 from shoal.config import describe, load
 

@@ -38,17 +38,26 @@ def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] =
     Raises:
         ConfigError: the file does not parse, or a key or value is refused.
     """
+    return build(schema, read(path, overrides))
+
+
+def read(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what a file and settings say, as a nested mapping that no schema has seen yet.
+
+    Raises:
+        ConfigError: the file does not parse, or a setting is none.
+    """
     tree = _read_yaml(path) if path else {}
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:
             raise ConfigError(f"'{override}' is not a setting: write it as key=value, e.g. optim.lr=0.01")
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = yaml.load(text, Loader=Loader)
         except yaml.YAMLError:
             value = text
         _assign(tree, key.strip(), value)
-    return build(schema, tree)
+    return tree
 
 
 def build(schema: type[Tree], tree: Mapping[str, Any]) -> Tree:
@@ -100,14 +109,14 @@ def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             yield prefix + name, field
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML that reads `1e-3` as the number everybody means by it (YAML 1.1 wants `1.0e-3`)."""
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -122,7 +131,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
             f"config file '{path}' cannot be read ({error.__class__.__name__}): give the path of a YAML file"
         ) from None
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -163,6 +172,9 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     known = dict(fields(schema))
     if finding["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_meant(key, known)}: `--help` lists every key"
+    cause = finding.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return str(cause)
     message = finding["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     value = finding.get("input")
     if finding["type"] in ("model_type", "model_attributes_type"):

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
@@ -117,6 +117,104 @@ class ProgressLine:
             self._out.write("\n")
             self._out.flush()
             self._shown_step = -1
+
+
+class SweepTable:
+    """A sweep as it runs: a live table on a terminal, a line for each trial that ends elsewhere."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        self._out, self._is_live = out, out.isatty()
+        self._shown_s, self._height, self._note = 0.0, 0, ""
+        self._told: set[str] = set()
+
+    def __call__(self, status: Any) -> None:
+        """Show a `shoal.cluster.tune.SweepStatus`."""
+        now = time.monotonic()
+        if status.note and status.note != self._note:
+            self._note = status.note
+            self.close()
+            print(status.note + " ...", file=self._out, flush=True)
+        elif self._is_live and now - self._shown_s > LIVE_S:
+            self._shown_s = now
+            self._redraw([_sweep_line(status), *map(_running_line, _running(status))])
+        elif not self._is_live:
+            self._tell_ended(status)
+
+    def close(self) -> None:
+        """Leave what is shown where it is."""
+        self._height = 0
+
+    def _redraw(self, lines: list[str]) -> None:
+        up = f"\x1b[{self._height}A" if self._height else ""
+        width = max(20, _columns() - 1)
+        self._out.write(up + "".join(f"\x1b[2K{line[:width]}\n" for line in lines) + "\x1b[J")
+        self._out.flush()
+        self._height = len(lines)
+
+    def _tell_ended(self, status: Any) -> None:
+        for row in status.rows:
+            if row.status not in ("running", "paused", "pending") and row.name not in self._told:
+                self._told.add(row.name)
+                value = f"{status.metric} {row.metric:.4g}" if row.metric is not None else row.reason or ""
+                print(
+                    f"{row.name} {row.status:<10} {value}  {_params(row.params)}  ({_sweep_line(status)})",
+                    file=self._out,
+                    flush=True,
+                )
+
+
+def trial_table(rows: Sequence[Any], metric: str) -> str:
+    """Lay out the trials of a sweep, best first as given; of those that failed, what is known of it."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.params))
+    lines = [("trial", "rank", "status", metric, "steps", "seconds", *keys)]
+    for rank, row in enumerate(rows, 1):
+        value = "" if row.metric is None else f"{row.metric:.5g}"
+        is_ranked = row.status in ("finished", "stopped")
+        params = (_value(row.params.get(key, "")) for key in keys)
+        lines.append(
+            (
+                row.name,
+                str(rank) if is_ranked else "",
+                row.status,
+                value,
+                str(row.steps),
+                f"{row.seconds:.1f}",
+                *params,
+            )
+        )
+    failures = [
+        f"  {row.name} on {row.node or '?'}: {row.error}\n    {row.log}"
+        for row in rows
+        if row.error is not None
+    ]
+    return "\n".join([table(lines), *failures])
+
+
+def _running(status: Any) -> list[Any]:
+    return [row for row in status.rows if row.status == "running"][:8]
+
+
+def _sweep_line(status: Any) -> str:
+    ended = [row for row in status.rows if row.status not in ("running", "paused", "pending")]
+    parts = [f"{len(ended)}/{status.total} trials", f"{status.running} running"]
+    if status.best is not None:
+        parts.append(f"best {status.best.name} {status.metric} {status.best.metric:.4g}")
+    if ended and len(ended) < status.total:
+        parts.append(f"ETA {duration(status.seconds / len(ended) * (status.total - len(ended)))}")
+    return "  ".join(parts)
+
+
+def _running_line(row: Any) -> str:
+    value = f"{row.metric:.4g}" if row.metric is not None else "..."
+    return f"  {row.name}  step {row.steps}  {value}  {_params(row.params)}"
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key}={_value(value)}" for key, value in params.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:

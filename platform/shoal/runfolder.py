@@ -6,6 +6,7 @@
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -27,12 +28,20 @@ MODEL = "model"
 PICTURES = "pictures"
 FACTS = "facts.json"
 PREPARED = "prepared.json"
+TRIALS = "trials"
+REPORTS = "report"
 
 LEASE_S = 60.0
+
+_UPDATING = threading.Lock()
 
 
 class RunFolder(Folder):
     """A run's folder, with its identity, its lease and its small JSON files."""
+
+    def inner(self, name: str) -> "RunFolder":
+        """Return the run folder of a trial inside this one of a sweep."""
+        return RunFolder(f"{self.uri}/{name}")
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's content, or None when the file is absent."""
@@ -45,7 +54,8 @@ class RunFolder(Folder):
         self.write(name, json.dumps(content, indent=2).encode())
 
     def update_json(self, name: str, **changes: Any) -> None:
-        self.write_json(name, (self.read_json(name) or {}) | changes)
+        with _UPDATING:  # the tracker's thread notes run ids where the driver's notes statuses
+            self.write_json(name, (self.read_json(name) or {}) | changes)
 
     def identity(self) -> dict[str, Any]:
         """Who this run is: key, name, experiment, tracking_uri, run_id, status.

@@ -5,6 +5,7 @@ It knows bytes and names. It does not know what a run keeps in them (`shoal.runf
 
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -137,6 +138,15 @@ class Folder:
             self._retry(lambda path=path, inner=inner: self._put(inner, path.read_bytes()))  # type: ignore[misc]
         shutil.rmtree(source)
 
+    def copy_folder(self, source: "Folder", name: str, last: str | None = None) -> None:
+        """Copy a sub-folder from another folder, under the same name, complete or absent (see `put_folder`)."""
+        with tempfile.TemporaryDirectory(dir=self._local_scratch()) as scratch:
+            part = Path(scratch) / "part"
+            part.mkdir()
+            for file in source.names(name):
+                (part / file).write_bytes(source.read(f"{name}/{file}"))
+            self.put_folder(part, name, last)
+
     def get_folder(self, name: str, target: Path) -> Path:
         """Return a local folder with the sub-folder's files, copied to `target` from an object store."""
         if self.is_local:
@@ -149,6 +159,10 @@ class Folder:
     def appender(self, name: str) -> Appender:
         """Open something to append to: one file on a disk, numbered parts in an object store."""
         return _FileAppender(Path(self._path(name))) if self.is_local else _PartAppender(self, name)
+
+    def _local_scratch(self) -> str | None:
+        """A place from which a folder can be moved in with one rename."""
+        return self._root if self.is_local else None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root

@@ -26,6 +26,10 @@ from shoal.evaluate import evaluate
 from shoal.metrics import reaches, update_best
 from shoal.tasks import Task
 
+# How a training ends or is left: at its end, asked to stop by a person, or by who compares it with others.
+Verdict = Literal["continue", "stop", "pause"]
+Ending = Literal["finished", "interrupted", "stop", "pause"]
+
 PUBLISH_S = 0.25
 MAX_UNPUBLISHED = 500
 MIN_SAVE_STEPS = 100
@@ -69,6 +73,9 @@ class Job:
     record: Record
     save: Callable[[Progress], None]
     is_stop_requested: Callable[[], bool]
+    judge: Callable[[Progress], Verdict] = lambda progress: (
+        "continue"
+    )  # asked after each evaluation but the last
     save_every: int | None = None
     record_every: int = 1
     has_validation: bool = True
@@ -97,8 +104,8 @@ def save_interval(steps_per_epoch: int) -> int:
     return steps_per_epoch * math.ceil(MIN_SAVE_STEPS / steps_per_epoch)
 
 
-def train(job: Job, progress: Progress, clock: Clock) -> bool:
-    """Train from where `progress` stands, updating it; return False when asked to stop before the end.
+def train(job: Job, progress: Progress, clock: Clock) -> Ending:
+    """Train from where `progress` stands, updating it; return how it ended, after a checkpoint.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -120,15 +127,19 @@ def train(job: Job, progress: Progress, clock: Clock) -> bool:
                 continue
             stops = losses.publish(progress)
             is_best = evaluates and job.has_validation and _evaluate(job, progress, clock)
-            if saves or is_best or stops or progress.reached_target:
+            has_ended = is_last or progress.reached_target
+            verdict = job.judge(progress) if evaluates and not (has_ended or stops) else "continue"
+            if saves or is_best or stops or has_ended or verdict != "continue":
                 with clock.on("checkpoint"):
                     job.record.flush()
                     job.save(progress)
-            if stops and not is_last:
-                return False
-            if is_last or progress.reached_target:
+            if has_ended:
                 break
-    return True
+            if stops:
+                return "interrupted"
+            if verdict != "continue":
+                return verdict
+    return "finished"
 
 
 def update(job: Job, batch: Batch, step: int, clock: Clock) -> Tensor:

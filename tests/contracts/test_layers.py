@@ -17,11 +17,15 @@ SOURCE = ROOT / "platform"
 LAYERS = [
     # What everything may use.
     ["shoal", "errors"],
-    ["config", "storage", "importing", "metrics", "collective", "data.order", "models.mlp"],
+    ["config", "storage", "importing", "metrics", "collective", "data.order", "models.mlp", "sweep.trials"],
     # The parts: data, models, what is learnt and how.
     [
         "runfolder",
         "space",
+        "sweep",
+        "sweep.config",
+        "sweep.html",
+        "sweep.importance",
         "data",
         "data.config",
         "data.sources",
@@ -29,16 +33,18 @@ LAYERS = [
         "data.shard",
         "models.config",
     ],
-    ["data.prepare", "models", "tasks", "optim", "parametrization"],
+    ["data.prepare", "models", "tasks", "optim", "parametrization", "sweep.engine"],
     # What they leave behind.
-    ["checkpoint", "evaluate", "track", "track.config", "track.journal", "compress"],
+    ["checkpoint", "evaluate", "track", "track.config", "track.journal", "compress", "sweep.search"],
     # The loop, and the trained model.
     ["train", "predict", "track.system", "track.pictures"],
-    ["explain", "export"],
+    ["explain", "export", "sweep.pictures", "sweep.width"],
+    ["sweep.report"],
     # Tracking, towards MLflow.
     ["track.registry", "track.verify"],
     ["track.mirror"],
-    ["track.tracker", "track.guardian", "track.resolve"],
+    ["track.sweep", "track.resolve"],
+    ["track.tracker", "track.guardian"],
     # Running on a cluster.
     ["cluster", "cluster.config"],
     [
@@ -48,13 +54,19 @@ LAYERS = [
         "cluster.stream",
         "cluster.ingest",
         "cluster.assess",
+        "cluster.deliver",
+        "cluster.sweep_config",
+        "cluster.schedulers",
     ],
-    ["cluster.plan", "cluster.facts"],
+    ["cluster.plan", "cluster.facts", "cluster.attempt"],
+    ["cluster.deal", "cluster.sweep_plan"],
     ["cluster.workers"],
-    ["cluster.fit"],
-    ["cluster.tune", "cluster.serve"],
+    ["cluster.trial"],
+    ["cluster.pool"],
+    ["cluster.fit", "cluster.tune", "cluster.serve"],
     # What only jobs use.
     ["console"],
+    ["cluster.forecast"],
 ]
 RANKS = {
     "shoal" if name == "shoal" else f"shoal.{name}": rank
@@ -63,7 +75,8 @@ RANKS = {
 }
 
 RAY_MODULES = {
-    f"shoal.cluster.{name}" for name in ("session", "ingest", "stream", "workers", "tune", "serve")
+    f"shoal.cluster.{name}"
+    for name in ("session", "ingest", "stream", "deal", "workers", "trial", "pool", "schedulers", "serve")
 }
 
 
@@ -158,6 +171,6 @@ def test_importing_a_module_has_no_effect(name):
         for node in ast.parse(MODULES[name].read_text()).body
         if isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Call)
-        and not ast.unparse(node).startswith("_Loader.add_implicit_resolver")  # of the module's own class
+        and not ast.unparse(node).startswith("Loader.add_implicit_resolver")  # of the module's own class
     ]
     assert effects == []

@@ -5,7 +5,8 @@ import pytest
 
 from shoal.runfolder import CONFIG, FACTS, IDENTITY, JOURNAL, LEASE, PICTURES, RESULT, SHIPPED
 from shoal.track.journal import Journal
-from shoal.track.mirror import KEY_TAG, LEASE_TAG, REASON_TAG, Mirror, reap, sync
+from shoal.track.mirror import KEY_TAG, LEASE_TAG, REASON_TAG, Mirror, reap
+from shoal.track.sweep import sync
 
 
 def note(folder, steps, attempt=1, value=lambda step: 1 / step):

@@ -167,7 +167,7 @@ def test_a_run_that_reached_its_target_trains_no_further_when_resumed(make):
 
 def test_a_requested_stop_ends_training_after_a_checkpoint(make):
     run = make(is_stop_requested=lambda step: step >= 4, evaluate_every_steps=2)
-    assert run.train() is False
+    assert run.train() == "interrupted"
     assert run.progress.step in (4, 5, 6)
     assert run.saved[-1] == run.progress.step
     assert max(run.record.of("train/loss")) == run.progress.step
@@ -175,7 +175,7 @@ def test_a_requested_stop_ends_training_after_a_checkpoint(make):
 
 def test_a_stop_requested_at_the_last_step_is_an_ordinary_end(make):
     run = make(max_steps=5, is_stop_requested=lambda step: step >= 5)
-    assert run.train() is True
+    assert run.train() == "finished"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_bit_for_bit_like_its_undis
     twin = make("twin", optim=optim)
     twin.train()
     stopped = make("run", optim=optim, is_stop_requested=lambda step: step >= 12, evaluate_every_steps=13)
-    assert stopped.train() is False
+    assert stopped.train() == "interrupted"
     assert stopped.progress.step % stopped.per_epoch != 0
     torch.manual_seed(999)  # another process's random numbers
     resumed = make("run", optim=optim, seed=5, record=stopped.record).resume()

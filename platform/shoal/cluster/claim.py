@@ -3,20 +3,26 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from shoal.cluster.config import FREE_ON_RESUME, RunConfig, storage_uri
+from shoal.cluster.config import RunConfig, storage_uri
 from shoal.config import build, flatten
 from shoal.errors import ConfigError, StorageError
 from shoal.runfolder import CONFIG, IDENTITY, RESULT, RunFolder
 from shoal.storage import Folder
 
 
-def find_folder(config: RunConfig) -> RunFolder:
+def find_folder(
+    config: RunConfig, is_done: Callable[[RunFolder], bool] = lambda folder: bool(finished_result(folder))
+) -> RunFolder:
     """Return the folder this run continues or begins, after the checks of `if_exists`; nothing is made.
+
+    Args:
+        is_done: whether a folder holds all that the config asks for.
 
     Raises:
         UserError: the name is taken, in use, or holds a run of another config.
@@ -25,7 +31,7 @@ def find_folder(config: RunConfig) -> RunFolder:
     if storage.is_local:
         _check_writable(storage)
     if config.run_name is None:
-        return _unnamed_folder(config, storage)
+        return _unnamed_folder(config, storage, is_done)
     folder = RunFolder(f"{storage.uri}/{config.run_name}")
     if not folder.exists(IDENTITY):
         return folder
@@ -53,12 +59,18 @@ def finished_result(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
-    earlier = flatten(build(RunConfig, yaml.safe_load(folder.read(CONFIG))))
+    kind = type(config)
+    try:
+        earlier = flatten(build(kind, yaml.safe_load(folder.read(CONFIG))))
+    except ConfigError:
+        raise ConfigError(
+            f"run_name='{config.run_name}' is of another kind of job (a run, or a sweep): choose another run_name"
+        ) from None
     now = flatten(config)
     changed = [
         f"{key}: {earlier[key]} then, {now[key]} now"
         for key in now
-        if earlier[key] != now[key] and not key.startswith(FREE_ON_RESUME) and key != "data.resident"
+        if earlier[key] != now[key] and not key.startswith(kind.free_on_resume)
     ]
     if changed:
         raise ConfigError(
@@ -67,19 +79,19 @@ def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
-def _unnamed_folder(config: RunConfig, storage: Folder) -> RunFolder:
+def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFolder], bool]) -> RunFolder:
     """Continue an unfinished run of the same config that nobody is at, else begin a new one."""
-    flat = {key: value for key, value in flatten(config).items() if not key.startswith(FREE_ON_RESUME)}
-    flat.pop("data.resident")
+    free = type(config).free_on_resume
+    flat = {key: value for key, value in flatten(config).items() if not key.startswith(free)}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
     source = config.data.source.partition("?")[0].rpartition("/")[2]
     words = f"{config.model.name}-{source}".replace(":", "-").replace("*", "").replace(".", "-")
-    stem = f"{words}-{digest}"
+    stem = f"{config.name_prefix}{words}-{digest}"
     for number in range(1, 10_000):
         folder = RunFolder(f"{storage.uri}/{stem}-{number}")
         if not folder.exists(IDENTITY):
             return folder
-        is_open = finished_result(folder) is None and folder.holder() is None
+        is_open = folder.holder() is None and not is_done(folder)
         if is_open and config.if_exists == "resume":
             return folder
     raise StorageError(f"'{storage.uri}' holds 10000 runs named {stem}: set run_name, or clear it up")

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
     "scale.",
     "checkpoint.",
     "track.",
+    "data.resident",
 )
 
 
@@ -43,6 +44,9 @@ class ScaleConfig(Section):
 
 
 class RunConfig(Section):
+    free_on_resume: ClassVar[tuple[str, ...]] = FREE_ON_RESUME
+    name_prefix: ClassVar[str] = ""
+
     run_name: str | None = Field(
         None, description="null: made from the config; an unfinished run of the same config is resumed"
     )

@@ -33,7 +33,10 @@ PARAMS = (
 )
 
 
-def facts_of(config: RunConfig, prepared: Prepared, size: Size) -> dict[str, Any]:
+def facts_of(
+    config: RunConfig, prepared: Prepared, size: Size, with_environment: bool = True
+) -> dict[str, Any]:
+    """Return params, tags, data set and size of a run, and the environment it runs in."""
     flat = flatten(config)
     transform = prepared.transform
     columns = [{"name": column.name, "kind": column.kind} for column in transform.columns[:200]]
@@ -56,7 +59,7 @@ def facts_of(config: RunConfig, prepared: Prepared, size: Size) -> dict[str, Any
             "profile": json.dumps({"rows": prepared.rows, "classes": len(transform.label.classes)}),
         },
         "model": size.as_dict(),
-        "environment": _environment(),
+        "environment": _environment() if with_environment else None,
     }
 
 

@@ -1,63 +1,35 @@
 """From a checked plan to a finished run: claims the folder, trains, verifies the model, writes the result.
 
-The same `fit` serves `jobs/train.py`, `ray job submit` and every trial of a sweep.
+`jobs/train.py` calls it; a trial of a sweep goes its own way (`shoal.cluster.tune`) to the same `work`.
 """
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 
-from shoal.checkpoint import WEIGHTS, CheckpointStore
+from shoal.checkpoint import CheckpointStore
 from shoal.cluster import session
-from shoal.cluster.config import (
-    artifact_location,
-    resolve_tracking_uri,
-)
+from shoal.cluster.attempt import Attempt
+from shoal.cluster.deal import deal, spare_cpus
+from shoal.cluster.deliver import draw, save_and_verify
 from shoal.cluster.facts import facts_of
 from shoal.cluster.plan import Plan, measure_model
 from shoal.cluster.worker import OUTCOME, Assignment, resident_shard, work
 from shoal.collective import Alone
-from shoal.config import to_yaml
-from shoal.data.order import SPLITS, TEST, VALIDATION
-from shoal.data.prepare import Prepared, deal_here, number_blocks
-from shoal.errors import (
-    DataError,
-    Interrupted,
-    ShoalError,
-    TrainingError,
-)
+from shoal.data.prepare import Prepared, deal_here
+from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models import Size
-from shoal.predict import DESCRIPTION, describe
-from shoal.runfolder import (
-    CONFIG,
-    ERROR,
-    FACTS,
-    IDENTITY,
-    MODEL,
-    PICTURES,
-    RESULT,
-    STOP,
-    RunFolder,
-)
-from shoal.track.guardian import DONE, KILLED, Guardian
+from shoal.runfolder import ERROR, FACTS, RESULT, STOP, RunFolder
 from shoal.track.journal import JournalReader
-from shoal.track.pictures import confusion_matrix, loss_curve
-from shoal.track.registry import save_model
-from shoal.track.tracker import Tracker
-from shoal.track.verify import verify
 from shoal.train import total_steps
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 5.0
 WATCH_S = 0.25
 
 
@@ -82,66 +54,30 @@ def fit(plan: Plan, folder: RunFolder, listen: Listener = lambda status: None) -
         Interrupted: the folder's stop file appeared; there is a checkpoint and the run is KILLED.
         ShoalError: the run failed; it is recorded as FAILED with the reason.
     """
-    run = _Run(plan, folder, listen)
-    with run:
+    with _Run(plan, folder, listen) as run:
         run.train()
         return run.finish()
 
 
-def request_stop(folder: RunFolder, why: str) -> None:
-    """Ask a running fit to write a checkpoint and end; `why` is the signal's name, for the record."""
-    folder.write(STOP, why.encode())
-
-
-class _Run:
-    """One attempt at a run: everything opened here is closed here, whichever way it ends."""
+class _Run(Attempt):
+    """One attempt at a run."""
 
     def __init__(self, plan: Plan, folder: RunFolder, listen: Listener) -> None:
-        self.plan, self.folder, self.listen = plan, folder, listen
-        self.config = plan.config
+        super().__init__(plan.config, folder)
+        self.plan, self.listen = plan, listen
         self.size = plan.size
-        self.started = time.time()
+        self.is_verified = False
 
-    def __enter__(self) -> "_Run":
+    def __enter__(self) -> Self:
         _, complaints = CheckpointStore(self.folder).latest()
         if self.plan.prepared:
             self._check_unchanged(self.plan.prepared)
-        self._mint()
+        super().__enter__()
         for complaint in complaints:
             logger.warning("%s; an earlier one is used", complaint)
-        self._quit_beating = threading.Event()
-        threading.Thread(target=self._beat, name="shoal-lease", daemon=True).start()
-        self.guardian = Guardian(self.folder.uri)
-        self.tracker = Tracker(self.folder)
         if self.plan.prepared and self.plan.size:
             self._state_facts(self.plan.prepared, self.plan.size)
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if kind is None:
-            status, reason = "FINISHED", None
-        elif issubclass(kind, Interrupted | KeyboardInterrupt):
-            status, reason = "KILLED", str(error) or "interrupted"
-        else:
-            status, reason = "FAILED", f"{kind.__name__}: {error}"
-        self._quit_beating.set()
-        self.folder.update_json(IDENTITY, status=status, reason=reason, end_ms=int(time.time() * 1000))
-        if status != "FINISHED":
-            self._write_result({"status": status, "reason": reason})
-        if not self.tracker.is_started:
-            self.tracker.start()
-        if not self.tracker.close():
-            logger.warning(
-                "MLflow at %s does not answer (%s): everything is kept in the run folder; deliver it later with: "
-                "python jobs/sync.py %s",
-                self.folder.identity()["tracking_uri"],
-                self.tracker.problem,
-                self.folder.uri,
-            )
-        if self.config.scale.num_workers:
-            session.disconnect()
-        self.folder.drop_lease()
-        self.guardian.tell(DONE)
 
     def train(self) -> None:
         """Run the workers until the work is done, restarting after what is not the user's fault."""
@@ -152,7 +88,7 @@ class _Run:
         else:
             self._train_on_cluster()
         self.outcome = self.folder.read_json(OUTCOME)
-        if not self.outcome["is_finished"]:
+        if self.outcome["ended"] == "interrupted":
             self.folder.delete(STOP)
             step = self.outcome["progress"]["step"]
             raise Interrupted(
@@ -164,39 +100,13 @@ class _Run:
         self.listen(
             Status(self.outcome["progress"]["step"], self.outcome["steps_planned"], {}, "verifying the model")
         )
-        self._draw()
-        self._save_and_verify()
-        result = self._write_result({"status": "FINISHED"})
-        return result
-
-    def _mint(self) -> None:
-        config, uri = self.config, resolve_tracking_uri(self.config.track)
-        self.folder.create()
-        name = self.folder.uri.rpartition("/")[2]
-        self.attempt = self.folder.take_lease()
-        self.folder.mint(
-            name=name,
-            experiment=config.experiment_name,
-            tracking_uri=uri,
-            artifact_location=artifact_location(uri),
+        draw(self.folder, self.outcome, self.prepared)
+        plan = self.plan
+        verified = save_and_verify(
+            self.folder, plan.config, plan.source, plan.recipe, self.prepared, self.outcome
         )
-        self.folder.update_json(
-            IDENTITY,
-            status="RUNNING",
-            reason=None,
-            tracking_uri=uri,
-            registered_model_name=config.track.registered_model_name,
-        )
-        named = config.replace({"run_name": name})
-        if not self.folder.exists(CONFIG):
-            self.folder.write(CONFIG, to_yaml(named).encode())
-
-    def _beat(self) -> None:
-        while not self._quit_beating.wait(BEAT_S):
-            try:
-                self.folder.beat()
-            except OSError:
-                logger.debug("lease not renewed", exc_info=True)
+        self.is_verified = verified is not None
+        return self.write_result({"status": "FINISHED"})
 
     def _state_facts(self, prepared: Prepared, size: Size) -> None:
         """Write down what MLflow is to know of the run, and let it be told."""
@@ -231,69 +141,24 @@ class _Run:
     def _train_on_cluster(self) -> None:
         from shoal.cluster.workers import Workers
 
-        workers = Workers(self.plan)
-        prepared = workers.prepare()
+        scale = self.config.scale
+        use_gpu = session.connect(scale, spare_cpus(self.plan))
+        prepared, hands = deal(self.plan, scale.num_workers)
         if self.plan.prepared is None:
             self._check_unchanged(prepared)
             self._state_facts(prepared, measure_model(self.config, prepared))
         with self._watching(prepared):
-            workers.train(self._assignment(prepared), self.folder)
+            Workers(scale, use_gpu, hands).train(self._assignment(prepared), self.folder)
 
     def _assignment(self, prepared: Prepared) -> Assignment:
         return Assignment(self.config, self.folder.uri, self.attempt, prepared, self.plan.recipe)
 
     def _watching(self, prepared: Prepared) -> "_Watcher":
         steps = total_steps(self.config.train, prepared.lanes(self.plan.recipe).steps)
-        return _Watcher(self.folder, steps, self.listen, self._mark_killed)
+        return _Watcher(self.folder, steps, self.listen, self.mark_killed)
 
-    def _mark_killed(self) -> None:
-        """Record the interrupt before the workers have stopped: this process may have seconds to live."""
-        self.guardian.tell(KILLED)
-        self.tracker.mark("KILLED", f"interrupted by {self.folder.read(STOP).decode()}")
-
-    def _draw(self) -> None:
-        points: dict[str, list[tuple[int, float]]] = {}
-        for point in JournalReader(self.folder).read():
-            points.setdefault(point.key, []).append((point.step, point.value))
-        names = [name for name in ("train/loss", "val/loss") if name in points]
-        curves = {str(name): points[name] for name in names}
-        title = self.folder.identity()["name"]
-        if curves:
-            self.folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
-        if "confusion" in self.outcome:
-            counts = np.array(self.outcome["confusion"])
-            classes = self.prepared.transform.label.classes
-            matrix = confusion_matrix(counts, classes, f"{title}: {self.outcome['split']} split")
-            self.folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
-
-    def _save_and_verify(self) -> None:
-        """Save the final weights as a pyfunc model and have a clean process reproduce their metric."""
-        config, outcome = self.config, self.outcome
-        expected, split = outcome.get("val_metrics"), VALIDATION
-        if expected is None:
-            expected, split = outcome.get("test_metrics"), TEST
-        with tempfile.TemporaryDirectory() as scratch:
-            data, model = Path(scratch) / "weights", Path(scratch) / MODEL
-            data.mkdir()
-            store = CheckpointStore(self.folder)
-            name = f"step-{outcome['progress']['step']:06d}"
-            (data / WEIGHTS).write_bytes(self.folder.read(f"checkpoints/{name}/{WEIGHTS}"))
-            (data / DESCRIPTION).write_text(
-                describe(config.model, self.prepared.transform, config.task, config.data, config.seed)
-            )
-            save_model(model, data, _example(self.plan, split), config.model.name)
-            verified = None
-            if expected:
-                plain = {key.partition("/")[2]: value for key, value in expected.items()}
-                verify(model, split, plain)
-                metric = f"{split[:3] if split == VALIDATION else split}/loss"
-                verified = {"metric": metric, "value": expected[metric], "data": self.prepared.fingerprint}
-            self.folder.put_folder(model, MODEL)
-        self.folder.update_json(IDENTITY, verified=verified)
-        self.verified = verified
-        self.best_checkpoint = store.best()
-
-    def _write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
+    def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
+        """Write `result.json`, described in the README."""
         identity = self.folder.identity()
         outcome = self.folder.read_json(OUTCOME) or {}
         progress = outcome.get("progress", {})
@@ -325,7 +190,7 @@ class _Run:
             "shares": shares,
             "bottleneck": max(shares, key=lambda name: shares[name]) if shares else None,
             "checkpoint_blocked_s": outcome.get("checkpoint_blocked_s"),
-            "is_verified": bool(getattr(self, "verified", None)),
+            "is_verified": self.is_verified,
             "attempt": self.attempt,
         }
         self.folder.write_json(RESULT, result)
@@ -369,16 +234,6 @@ class _Watcher:
                 self._step = max(self._step, point.step)
         is_training = self._began_at is not None and self._step > self._began_at
         self._listen(Status(self._step, self._steps, dict(self._metrics), is_training=is_training))
-
-
-def _example(plan: Plan, split: str) -> dict[str, np.ndarray]:
-    """A few raw rows of a split."""
-    for block, number in number_blocks(plan.source, plan.recipe):
-        found = np.flatnonzero(number == SPLITS.index(split))[:5]
-        if len(found) == 0:
-            found = np.arange(min(5, len(number)))
-        return {name: column[found] for name, column in block.items()}
-    raise AssertionError("the data was checked to hold rows")
 
 
 def _rate(outcome: dict[str, Any], seconds: float | None) -> float | None:

@@ -43,6 +43,17 @@ def check(config: RunConfig) -> Plan:
     return Plan(config, source, recipe, prepared, measure_model(config, prepared))
 
 
+def check_data(config: RunConfig) -> Plan:
+    """Check the data of a config alone: those of a trial whose data differ from the others'.
+
+    Raises:
+        DataError: the first rule that is broken.
+    """
+    source = open_source(config.data.source)
+    recipe = Recipe(config.data, config.seed, config.task == "classification", source.is_ready)
+    return Plan(config, source, recipe, prepare_here(source, recipe) if source.is_small else None, None)
+
+
 def measure_model(config: RunConfig, prepared: Prepared) -> Size:
     shape = prepared.transform.input_shape
     is_whole = prepared.transform.columns[0].kind == "ready" and prepared.transform.columns[

@@ -7,8 +7,6 @@ import socket
 import threading
 from pathlib import Path
 
-import psutil
-
 from shoal.cluster.config import ScaleConfig
 from shoal.errors import ConfigError
 
@@ -131,8 +129,11 @@ def object_store_bytes() -> int:
     return int(ray.cluster_resources().get("object_store_memory", 0))
 
 
-def memory_bytes() -> int:
-    return int(psutil.virtual_memory().available)
+def resources() -> dict[str, float]:
+    """Return what the whole cluster has, by Ray's names."""
+    import ray
+
+    return dict(ray.cluster_resources())
 
 
 def _check(scale: ScaleConfig, cpus: float, gpus: int, where: str, spare: int = 0) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,9 +36,13 @@ from shoal.runfolder import STOP, RunFolder
 from shoal.tasks import Classification, Task, make_task
 from shoal.track.journal import Journal, NoJournal
 from shoal.track.system import SystemMonitor
-from shoal.train import Clock, Job, total_steps, train
+from shoal.train import Clock, Job, Verdict, total_steps, train
 
 OUTCOME = "outcome.json"
+
+# Compares a trial with others at an evaluation: (step, metrics) -> whether it goes on.
+Judge = Callable[[int, dict[str, float]], Verdict]
+
 STOP_POLL_S = {True: 0.2, False: 5.0}  # by whether the run folder is on a disk
 
 
@@ -52,8 +57,19 @@ class Assignment:
     recipe: Recipe
 
 
-def work(told: Assignment, shard: Shard, collective: Collective, device: torch.device) -> None:
+def work(
+    told: Assignment,
+    shard: Shard,
+    collective: Collective,
+    device: torch.device,
+    judge: Judge | None = None,
+    watches_system: bool = True,
+) -> None:
     """Train this worker's part to the end or to a requested stop; rank 0 leaves `outcome.json`.
+
+    Args:
+        judge: asked on rank 0 after each evaluation whether training goes on.
+        watches_system: whether the load of this host is noted meanwhile.
 
     Raises:
         StorageError: this node does not see the run folder.
@@ -74,7 +90,11 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
     forward = collective.wrap(model, lambda module: _rehearse(module, model, task, shard))
     progress = _resume(store, model, optimizer, collective, config.seed)
     journal = Journal(folder, told.attempt) if is_first else NoJournal()
-    monitor = SystemMonitor(journal, identity["start_ms"]) if isinstance(journal, Journal) else None
+    monitor = (
+        SystemMonitor(journal, identity["start_ms"])
+        if watches_system and isinstance(journal, Journal)
+        else None
+    )
     if monitor:
         monitor.start()
     facts = {"attempt": told.attempt, "num_workers": collective.size, "run_key": identity["key"]}
@@ -105,14 +125,15 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
         record=_Paced(journal, clock, progress),
         save=save,
         is_stop_requested=_StopFile(folder) if is_first else (lambda: False),
+        judge=lambda progress: _verdict(judge, collective, progress),
         save_every=config.checkpoint.every_steps,
         record_every=config.track.every_steps,
         has_validation=prepared.rows[VALIDATION] > 0,
     )
     try:
-        is_finished = train(job, progress, clock)
+        ended = train(job, progress, clock)
         seconds = time.perf_counter() - started
-        outcome = _final_evaluation(job, prepared) if is_finished else {}
+        outcome = _final_evaluation(job, prepared) if ended in ("finished", "stop") else {}
     finally:
         saver.wait()
         if monitor:
@@ -124,7 +145,7 @@ def work(told: Assignment, shard: Shard, collective: Collective, device: torch.d
         folder.write_json(
             OUTCOME,
             {
-                "is_finished": is_finished,
+                "ended": ended,
                 "progress": asdict(progress),
                 "steps_planned": steps,
                 "seconds": done_before + seconds,
@@ -147,6 +168,14 @@ def resident_shard(
     """Make a shard of the rows this worker was dealt, on its device."""
     rows = {name: Rows.of(*arrays, device) for name, arrays in dealt.items()}
     return ResidentShard(told.prepared.lanes(told.recipe, rank, size), rows.pop(TRAIN), rows)
+
+
+def _verdict(judge: Judge | None, collective: Collective, progress: Progress) -> Verdict:
+    """Ask on rank 0; every worker hears the same."""
+    if judge is None:
+        return "continue"
+    verdict = judge(progress.step, dict(progress.metrics)) if collective.rank == 0 else "continue"
+    return collective.broadcast(verdict)  # type: ignore[no-any-return]
 
 
 class _Paced:

@@ -1,4 +1,4 @@
-"""Ray Train workers: the data dealt to them, TorchTrainer around `work`, and what to do when one is lost."""
+"""Ray Train workers: TorchTrainer around `work`, and what to do when one is lost."""
 
 import contextlib
 import json
@@ -6,26 +6,20 @@ import logging
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from shoal.cluster import session
 from shoal.cluster.config import ScaleConfig
-from shoal.cluster.plan import Plan
-from shoal.cluster.worker import Assignment, resident_shard, work
+from shoal.cluster.deal import Hands, shard_of
+from shoal.cluster.worker import Assignment, Judge, work
 from shoal.collective import Group
-from shoal.data.order import SPLITS
-from shoal.data.prepare import Prepared
 from shoal.errors import Interrupted, TrainingError
 from shoal.runfolder import ERROR, STOP, RunFolder
 from shoal.track.journal import journal_name
 
 logger = logging.getLogger(__name__)
 
-# Resident shards share Ray's object store with whatever else is in it.
-RESIDENT_STORE_SHARE = 0.5
 STOP_PATIENCE_S = 60.0
 RAY_STATE = ".ray"
 
@@ -33,45 +27,17 @@ RAY_STATE = ".ray"
 PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
 
 
-@dataclass(frozen=True)
-class Dealt:
-    """Where each worker's rows lie in the object store, and how it shall read them."""
-
-    hands: list[list[Any]]
-    resident: bool
-
-
 class Workers:
-    """The Ray Train workers of one run; the session is left open for whatever follows the training."""
+    """The Ray Train workers of one run, in a session that is open already."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self._scale = plan, plan.config.scale
-        spare = 0 if plan.config.data.resident is True or self._is_surely_resident() else 1
-        self._use_gpu = session.connect(self._scale, spare)
+    def __init__(self, scale: ScaleConfig, use_gpu: bool, hands: Hands) -> None:
+        self._scale, self._use_gpu, self._hands = scale, use_gpu, hands
 
-    def prepare(self) -> Prepared:
-        """Deal the rows to the workers; a source too large for the driver is first checked and fitted here.
-
-        Raises:
-            DataError: what only reading all rows could tell.
-        """
-        from shoal.cluster import ingest
-
-        plan, count = self._plan, self._scale.num_workers
-        if plan.prepared is not None:
-            resident = self._is_resident(plan.prepared)
-            self._dealt = Dealt(ingest.put_small(plan.source, plan.recipe, plan.prepared, count), resident)
-            return plan.prepared
-        blocks = ingest.read_blocks(plan.source)
-        prepared, before = ingest.prepare_blocks(blocks, plan.recipe, plan.source.fingerprint)
-        resident = self._is_resident(prepared)
-        self._dealt = Dealt(
-            ingest.deal_blocks(blocks, before, prepared, plan.recipe, count, resident), resident
-        )
-        return prepared
-
-    def train(self, told: Assignment, folder: RunFolder) -> None:
+    def train(self, told: Assignment, folder: RunFolder, judge: Judge | None = None) -> None:
         """Run `work` on all workers, again after lost ones, until it ends.
+
+        Args:
+            judge: asked by rank 0, in its own process; picklable.
 
         Raises:
             TrainingError: user code raised, or more workers were lost than `scale.max_failures`.
@@ -79,7 +45,7 @@ class Workers:
         """
         lost = 0
         while True:
-            error = self._attempt(told, folder, lost)
+            error = self._attempt(told, folder, lost, judge)
             if error is None:
                 return
             if folder.exists(STOP):
@@ -94,7 +60,9 @@ class Workers:
                 self._scale.max_failures,
             )
 
-    def _attempt(self, told: Assignment, folder: RunFolder, lost: int) -> BaseException | None:
+    def _attempt(
+        self, told: Assignment, folder: RunFolder, lost: int, judge: Judge | None
+    ) -> BaseException | None:
         """Fit once, in a thread: Ray's signal handler must not replace ours, and a stop must not wait for ever."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -103,7 +71,7 @@ class Workers:
         resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"told": told, "dealt": self._dealt},
+            train_loop_config={"told": told, "hands": self._hands, "judge": judge},
             torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=self._scale.num_workers, use_gpu=self._use_gpu, resources_per_worker=resources
@@ -137,21 +105,6 @@ class Workers:
         with contextlib.suppress(OSError):
             folder.delete(RAY_STATE)
         return outcome[0]
-
-    def _is_resident(self, prepared: Prepared) -> bool:
-        wish = self._plan.config.data.resident
-        if wish != "auto":
-            return wish
-        nbytes = sum(prepared.rows[name] for name in SPLITS) * prepared.row_bytes
-        room = session.object_store_bytes() * RESIDENT_STORE_SHARE
-        if nbytes > room:
-            logger.info(
-                "data of %.1f GB exceeds %.1f GB of object store: it is streamed", nbytes / 1e9, room / 1e9
-            )
-        return nbytes <= room
-
-    def _is_surely_resident(self) -> bool:
-        return self._plan.config.data.resident == "auto" and self._plan.source.is_small
 
 
 def decide_retry(error: BaseException, lost: int, max_failures: int) -> bool:
@@ -218,24 +171,17 @@ def _as_shoal_error(error: BaseException, folder: RunFolder, lost: int, scale: S
 
 def _ray_worker(config: dict[str, Any]) -> None:
     """What Ray Train calls in each worker."""
-    import ray
     import ray.train
     import ray.train.torch
 
-    told, dealt = config["told"], config["dealt"]
+    told, hands = config["told"], config["hands"]
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     try:
         device = ray.train.torch.get_device()
         torch.set_num_threads(max(1, int(told.config.scale.cpus_per_worker)))
-        shard: Any
-        if dealt.resident:
-            shard = resident_shard(told, ray.get(dealt.hands[rank][0]), rank, size, device)
-        else:
-            from shoal.cluster.stream import StreamingShard
-
-            shard = StreamingShard(told.prepared.lanes(told.recipe, rank, size), dealt.hands[rank], device)
-        work(told, shard, Group(device), device)
+        shard = shard_of(told, hands, rank, size, device)
+        work(told, shard, Group(device), device, config["judge"], watches_system=config["judge"] is None)
     except Exception as error:
         _note(error, RunFolder(told.folder), rank)
         raise

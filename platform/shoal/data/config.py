@@ -16,6 +16,12 @@ class DataConfig(Section):
     label: str = Field("target", description="the column to predict")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out while training")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out to the end")
+    split_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="of the splits; null: seed. A sweep sets it: all trials hold out the same rows",
+    )
     global_batch_size: int = Field(64, ge=1, description="samples per optimiser step, over all workers")
     resident: bool | Literal["auto"] = Field(
         "auto", description="keep each worker's shard in memory; false streams it through Ray Data"

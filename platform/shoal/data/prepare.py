@@ -33,6 +33,10 @@ class Recipe:
     is_classification: bool
     is_ready: bool
 
+    @property
+    def split_seed(self) -> int:
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
 
 class Prepared(BaseModel):
     """All that is known of the data before a worker starts; it goes into every checkpoint."""
@@ -76,10 +80,10 @@ def splits_of(
     if given is None:
         data = recipe.data
         numbers = np.arange(first_row, first_row + rows)
-        return split_rows(recipe.seed, numbers, data.validation_fraction, data.test_fraction)
+        return split_rows(recipe.split_seed, numbers, data.validation_fraction, data.test_fraction)
     if given == TRAIN and not has_validation:
         numbers = np.arange(first_row, first_row + rows)
-        return split_rows(recipe.seed, numbers, recipe.data.validation_fraction, 0.0)
+        return split_rows(recipe.split_seed, numbers, recipe.data.validation_fraction, 0.0)
     return np.full(rows, SPLITS.index(given), dtype=np.int8)
 
 
@@ -252,12 +256,21 @@ def deal_here(source: Source, recipe: Recipe, prepared: Prepared, num_workers: i
     return [combine(hand) for hand in hands]
 
 
-def _check_splits(rows: dict[str, int], data: DataConfig) -> None:
+def check_batch(data: DataConfig, rows: dict[str, int]) -> None:
+    """Refuse a batch that the training rows do not fill.
+
+    Raises:
+        DataError: it is larger than they are.
+    """
     if rows[TRAIN] < data.global_batch_size:
         raise DataError(
             f"data.global_batch_size={data.global_batch_size} is larger than the {rows[TRAIN]} training rows "
             f"of '{data.source}': set it to {rows[TRAIN]} or less"
         )
+
+
+def _check_splits(rows: dict[str, int], data: DataConfig) -> None:
+    check_batch(data, rows)
     if data.validation_fraction and not rows[VALIDATION]:
         raise DataError(
             f"data.validation_fraction={data.validation_fraction} of {sum(rows.values())} rows came out empty: "

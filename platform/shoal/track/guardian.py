@@ -48,7 +48,7 @@ def main(folder_uri: str) -> None:
     package = Path(__file__).resolve().parents[2]
     sys.path[0] = str(package)
     from shoal.runfolder import IDENTITY, RunFolder
-    from shoal.track.mirror import Mirror
+    from shoal.track.sweep import mirror_of
 
     folder = RunFolder(folder_uri)
     if folder.holder() is not None or folder.identity()["status"] != "RUNNING":
@@ -56,7 +56,7 @@ def main(folder_uri: str) -> None:
     status = "KILLED" if KILLED in words else "FAILED"
     reason = "interrupted" if KILLED in words else "the driver died; the same command resumes the run"
     folder.update_json(IDENTITY, status=status, reason=reason)
-    mirror = Mirror(folder)
+    mirror = mirror_of(folder)
     mirror.open()
     mirror.ship()
     if folder.holder() is None:

@@ -31,6 +31,7 @@ from shoal.runfolder import (
 from shoal.track.journal import JournalReader, Point
 
 KEY_TAG, LEASE_TAG, REASON_TAG = "shoal.run", "shoal.lease", "shoal.reason"
+PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # MLflow's own limit for one log_batch
 LEASE_BEAT_S = 15.0
 
@@ -60,18 +61,28 @@ def connect(tracking_uri: str) -> Any:
 class Mirror:
     """One run folder's projection into MLflow. Every method may raise whatever MLflow raises."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, parent: "Mirror | None" = None) -> None:
+        self._folder, self._parent = folder, parent
         self._identity = folder.identity()
         self._reader = JournalReader(folder, folder.read_json(f"{JOURNAL}/{SHIPPED}"))
         self._unsent: list[Point] = []
         self._client: Any = None
         self.run_id: str | None = self._identity.get("run_id")
         self.experiment_id: str | None = None
+        self._tags: dict[str, Any] = {}
         self._beaten_s = 0.0
+        self._children: dict[
+            str, Any
+        ] = {}  # MLflow's runs below this one, by the key that their folders minted
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._identity
 
     @property
     def client(self) -> Any:
+        if self._parent is not None:
+            return self._parent.client
         if self._client is None:
             self._client = connect(self._identity["tracking_uri"])
         return self._client
@@ -82,9 +93,11 @@ class Mirror:
 
     def open(self) -> None:
         """Find or create the run, and give it its params, tags, inputs and first artifacts."""
-        self.experiment_id = self._find_experiment()
+        self.experiment_id = self._parent.experiment_id if self._parent else self._find_experiment()
         run = self._find_run() or self._create_run()
         self.run_id = run.info.run_id
+        if self._parent is not None:
+            self._parent._children[self._identity["key"]] = run
         if self._identity.get("run_id") != self.run_id:
             self._folder.update_json(IDENTITY, run_id=self.run_id)
             self._forget_position()
@@ -118,12 +131,13 @@ class Mirror:
     def beat(self) -> None:
         """Renew the lease that tells other processes that this run is alive."""
         if time.monotonic() - self._beaten_s > LEASE_BEAT_S:
-            self._client.set_tag(self.run_id, LEASE_TAG, json.dumps(self._folder.holder()))
+            self.client.set_tag(self.run_id, LEASE_TAG, json.dumps(self._folder.holder()))
             self._beaten_s = time.monotonic()
 
     def close(self) -> None:
-        """Send what is left: points, pictures, result, model, registration; then the final status."""
+        """Send what is left: points, tags, pictures, result, model, registration; then the final status."""
         self.ship()
+        self._tag()
         self._upload_pictures()
         self._upload(RESULT)
         if self._folder.exists(f"{MODEL}/MLmodel"):
@@ -157,6 +171,8 @@ class Mirror:
         return str(found.experiment_id)
 
     def _find_run(self) -> Any:
+        if self._parent is not None:
+            return self._parent._children.get(self._identity["key"])
         found = self.client.search_runs(
             [self.experiment_id], f"tags.`{KEY_TAG}` = '{self._identity['key']}'", max_results=1
         )
@@ -165,6 +181,8 @@ class Mirror:
     def _create_run(self) -> Any:
         tags = {KEY_TAG: self._identity["key"], "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
         tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
+        if self._parent is not None:
+            tags[PARENT_TAG] = str(self._parent.run_id)
         return self.client.create_run(
             self.experiment_id, self._identity["start_ms"], tags, self._identity["name"]
         )
@@ -185,6 +203,7 @@ class Mirror:
         params = [Param(key, str(value)) for key, value in facts["params"].items() if key not in known]
         tags = [RunTag(key, str(value)) for key, value in facts["tags"].items()]
         self.client.log_batch(self.run_id, params=params, tags=tags)
+        self._tags = facts["tags"]
         datasets = [
             DatasetInput(Dataset(**facts["dataset"]), [InputTag("mlflow.data.context", context)])
             for context in facts["contexts"]
@@ -192,7 +211,20 @@ class Mirror:
         for dataset in datasets:
             self.client.log_inputs(self.run_id, [dataset])
         self._upload(CONFIG)
-        self._upload(FACTS)
+        if self._parent is None:
+            self._upload(FACTS)
+
+    def _tag(self) -> None:
+        """Send the tags that have changed since the run was opened."""
+        from mlflow.entities import RunTag
+
+        facts = self._folder.read_json(FACTS) or {"tags": {}}
+        changed = [
+            RunTag(key, str(value)) for key, value in facts["tags"].items() if self._tags.get(key) != value
+        ]
+        if changed:
+            self.client.log_batch(self.run_id, tags=changed)
+            self._tags = facts["tags"]
 
     def _upload(self, name: str, where: str | None = None) -> None:
         if self._folder.exists(name):
@@ -228,15 +260,11 @@ def reap(client: Any) -> list[str]:
         if lease is None or is_alive(lease):
             continue
         reason = f"the process that led this run (pid {lease['pid']} on {lease['host'].split()[0]}) is gone"
-        client.set_tag(run.info.run_id, REASON_TAG, reason)
-        client.set_terminated(run.info.run_id, "FAILED")
-        closed.append(run.info.run_name)
+        children = client.search_runs(
+            experiments, f"attributes.status = 'RUNNING' and tags.`{PARENT_TAG}` = '{run.info.run_id}'"
+        )
+        for one in [*children, run]:
+            client.set_tag(one.info.run_id, REASON_TAG, reason)
+            client.set_terminated(one.info.run_id, "FAILED")
+            closed.append(one.info.run_name)
     return closed
-
-
-def sync(folder: RunFolder) -> str:
-    """Bring MLflow level with a run folder, once and completely; return the run's id."""
-    mirror = Mirror(folder)
-    mirror.open()
-    mirror.close()
-    return str(mirror.run_id)

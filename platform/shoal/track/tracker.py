@@ -5,7 +5,8 @@ import threading
 import time
 
 from shoal.runfolder import RunFolder
-from shoal.track.mirror import LEASE_BEAT_S, Mirror, reap
+from shoal.track.mirror import LEASE_BEAT_S, reap
+from shoal.track.sweep import mirror_of
 
 SHIP_EVERY_S = 1.0
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
@@ -20,7 +21,7 @@ class Tracker:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._mirror = Mirror(folder)
+        self._mirror = mirror_of(folder)
         self._wake = threading.Event()
         self._is_closing = False
         self._was_seen = False
@@ -38,6 +39,11 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         return self._mirror.run_id
+
+    @property
+    def level_s(self) -> float | None:
+        """When all trials of a sweep were in MLflow, in Unix seconds; None while they are not."""
+        return getattr(self._mirror, "level_s", None)
 
     def close(self) -> bool:
         """Deliver everything, for as long as it may take while MLflow answers; return whether it all arrived."""

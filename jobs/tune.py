@@ -1,0 +1,79 @@
+"""Sweep over learning rate, width or any other key: python jobs/tune.py [CONFIG.yaml] [key=value | key=range ...]"""
+
+import argparse
+import sys
+
+import _path  # noqa: F401  (first: it finds shoal)
+from shoal import console
+from shoal.cluster.attempt import request_stop
+from shoal.cluster.claim import find_folder
+from shoal.cluster.config import home, resolve_tracking_uri
+from shoal.cluster.forecast import forecast
+from shoal.cluster.sweep_config import SweepConfig, load_sweep
+from shoal.cluster.sweep_plan import check_sweep
+from shoal.cluster.tune import covers, finished_sweep, tune
+from shoal.config import describe
+from shoal.sweep.trials import TrialRow
+
+RANGES = """ranges, in Ray Tune's words:
+  key=a,b,c                     each of a list (also grid(a, b, c))
+  'key=choice(a, b, c)'         one of a list at random
+  'key=uniform(0, 1)'           'key=loguniform(1e-4, 1e-1)'   'key=quniform(0, 1, 0.1)'   'key=randint(1, 10)'
+  'key=by(package.module:fn)'   a range that depends on the values chosen so far, given to fn as a dict
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Check, sweep, and say what is best."""
+    parser = argparse.ArgumentParser(
+        usage="python jobs/tune.py [CONFIG.yaml] [dotted.key=value | dotted.key=range ...]",
+        description="Sweep over ranges of a config on a Ray cluster, recorded in MLflow.",
+        epilog=f"{RANGES}\nkeys (type, default, meaning):\n{describe(SweepConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
+    given = parser.parse_intermixed_args(arguments)
+    files = [text for text in given.settings if "=" not in text]
+    if len(files) > 1:
+        parser.error(f"one config file at most, not {' and '.join(files)}")
+    config = load_sweep(files[0] if files else None, [text for text in given.settings if "=" in text])
+
+    plan = check_sweep(config)
+    print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
+    if config.dry_run:
+        print(forecast(plan).text())
+        return 0
+    folder = find_folder(config, lambda folder: covers(finished_sweep(folder), plan.total))
+    done = finished_sweep(folder)
+    if covers(done, plan.total):
+        print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
+        return report(done)
+    print(f"sweep   {folder.uri}: {plan.total} trials")
+    print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
+
+    console.on_interrupt(lambda name: request_stop(folder, name))
+    table = console.SweepTable()
+    try:
+        result = tune(plan, folder, table)
+    finally:
+        table.close()
+    return report(result)
+
+
+def report(result: dict) -> int:
+    """Print what a person wants to know of a finished sweep."""
+    print(console.trial_table([TrialRow(**row) for row in result["rows"]], result["metric"]))
+    for label, text in result["findings"].items():
+        print(f"{label:<12}{text}")
+    if result["width_report"]:
+        print(result["width_report"])
+    best = result["best"]
+    for name, value in sorted(best["metrics"].items()):
+        print(f"  {name:<14}{value:.6g}")
+    print(f"look at it: make ui  (from {home()}); report: {result['run_folder']}/report/report.html")
+    print(f"result: {result['run_folder']}/result.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

@@ -1,0 +1,112 @@
+"""One attempt at a run or a sweep: everything opened here is closed here, whichever way it ends.
+
+It holds the folder's lease, the guardian and the tracker, and leaves status, reason and result behind. It does not
+know what is done in between.
+"""
+
+import logging
+import threading
+import time
+from typing import Any, Self
+
+from shoal.cluster import session
+from shoal.cluster.config import RunConfig, artifact_location, resolve_tracking_uri
+from shoal.config import to_yaml
+from shoal.errors import Interrupted
+from shoal.runfolder import CONFIG, IDENTITY, STOP, RunFolder
+from shoal.track.guardian import DONE, KILLED, Guardian
+from shoal.track.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+
+
+def request_stop(folder: RunFolder, why: str) -> None:
+    """Ask a running attempt to write a checkpoint and end; `why` is the signal's name, for the record."""
+    folder.write(STOP, why.encode())
+
+
+class Attempt:
+    """Opened as a context; `write_result` is called on the way out unless all went well."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, **identity: Any) -> None:
+        self.config, self.folder = config, folder
+        self._identity = identity
+        self.started = time.time()
+
+    def __enter__(self) -> Self:
+        self._mint()
+        self._quit_beating = threading.Event()
+        threading.Thread(target=self._beat, name="shoal-lease", daemon=True).start()
+        self.guardian = Guardian(self.folder.uri)
+        self.tracker = Tracker(self.folder)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if kind is None:
+            status, reason = "FINISHED", None
+        elif issubclass(kind, Interrupted | KeyboardInterrupt):
+            status, reason = "KILLED", str(error) or "interrupted"
+        else:
+            status, reason = "FAILED", f"{kind.__name__}: {error}"
+        self._quit_beating.set()
+        self.folder.update_json(IDENTITY, status=status, reason=reason, end_ms=int(time.time() * 1000))
+        if status != "FINISHED":
+            self.write_result({"status": status, "reason": reason})
+        self._deliver()
+        if self.config.scale.num_workers:
+            session.disconnect()
+        self.folder.drop_lease()
+        self.guardian.tell(DONE)
+
+    def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
+        """Write `result.json`; `ending` holds status and reason."""
+        raise NotImplementedError
+
+    def mark_killed(self) -> None:
+        """Record the interrupt before the workers have stopped: this process may have seconds to live."""
+        self.guardian.tell(KILLED)
+        self.tracker.mark("KILLED", f"interrupted by {self.folder.read(STOP).decode()}")
+
+    def _deliver(self) -> None:
+        if not self.tracker.is_started:
+            self.tracker.start()
+        if not self.tracker.close():
+            logger.warning(
+                "MLflow at %s does not answer (%s): everything is kept in the run folder; deliver it later with: "
+                "python jobs/sync.py %s",
+                self.folder.identity()["tracking_uri"],
+                self.tracker.problem,
+                self.folder.uri,
+            )
+
+    def _mint(self) -> None:
+        config, uri = self.config, resolve_tracking_uri(self.config.track)
+        self.folder.create()
+        name = self.folder.uri.rpartition("/")[2]
+        self.attempt = self.folder.take_lease()
+        self.folder.mint(
+            name=name,
+            experiment=config.experiment_name,
+            tracking_uri=uri,
+            artifact_location=artifact_location(uri),
+            **self._identity,
+        )
+        self.folder.update_json(
+            IDENTITY,
+            status="RUNNING",
+            reason=None,
+            tracking_uri=uri,
+            registered_model_name=config.track.registered_model_name,
+        )
+        named = config.replace({"run_name": name})
+        if not self.folder.exists(CONFIG):
+            self.folder.write(CONFIG, to_yaml(named).encode())
+
+    def _beat(self) -> None:
+        while not self._quit_beating.wait(BEAT_S):
+            try:
+                self.folder.beat()
+            except OSError:
+                logger.debug("lease not renewed", exc_info=True)

@@ -1,0 +1,84 @@
+"""From a finished training to its model: pictures, the pyfunc model, and its proof in a clean process."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.checkpoint import WEIGHTS
+from shoal.cluster.config import RunConfig
+from shoal.data.order import SPLITS, TEST, VALIDATION
+from shoal.data.prepare import Prepared, Recipe, number_blocks
+from shoal.data.sources import Source
+from shoal.predict import DESCRIPTION, describe
+from shoal.runfolder import IDENTITY, MODEL, PICTURES, RunFolder
+from shoal.track.journal import JournalReader
+from shoal.track.pictures import confusion_matrix, loss_curve
+from shoal.track.registry import save_model
+from shoal.track.verify import verify
+
+
+def draw(folder: RunFolder, outcome: dict[str, Any], prepared: Prepared) -> None:
+    """Draw the loss curve, and the confusion matrix of a classification."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for point in JournalReader(folder).read():
+        points.setdefault(point.key, []).append((point.step, point.value))
+    curves = {str(name): points[name] for name in ("train/loss", "val/loss") if name in points}
+    title = folder.identity()["name"]
+    if curves:
+        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
+    if "confusion" in outcome:
+        counts = np.array(outcome["confusion"])
+        matrix = confusion_matrix(
+            counts, prepared.transform.label.classes, f"{title}: {outcome['split']} split"
+        )
+        folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
+
+
+def save_and_verify(
+    folder: RunFolder,
+    config: RunConfig,
+    source: Source,
+    recipe: Recipe,
+    prepared: Prepared,
+    outcome: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Save the final weights as a pyfunc model and have a clean process reproduce their metric.
+
+    Returns:
+        the metric that was reproduced, with its value and the data's fingerprint; None without held-out rows.
+
+    Raises:
+        VerificationError: it does not load, or measures something else.
+    """
+    expected, split = outcome.get("val_metrics"), VALIDATION
+    if expected is None:
+        expected, split = outcome.get("test_metrics"), TEST
+    with tempfile.TemporaryDirectory() as scratch:
+        data, model = Path(scratch) / "weights", Path(scratch) / MODEL
+        data.mkdir()
+        name = f"step-{outcome['progress']['step']:06d}"
+        (data / WEIGHTS).write_bytes(folder.read(f"checkpoints/{name}/{WEIGHTS}"))
+        (data / DESCRIPTION).write_text(
+            describe(config.model, prepared.transform, config.task, config.data, config.seed)
+        )
+        save_model(model, data, _example(source, recipe, split), config.model.name)
+        verified = None
+        if expected:
+            verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
+            metric = f"{split[:3] if split == VALIDATION else split}/loss"
+            verified = {"metric": metric, "value": expected[metric], "data": prepared.fingerprint}
+        folder.put_folder(model, MODEL)
+    folder.update_json(IDENTITY, verified=verified)
+    return verified
+
+
+def _example(source: Source, recipe: Recipe, split: str) -> dict[str, np.ndarray]:
+    """A few raw rows of a split."""
+    for block, number in number_blocks(source, recipe):
+        found = np.flatnonzero(number == SPLITS.index(split))[:5]
+        if len(found) == 0:
+            found = np.arange(min(5, len(number)))
+        return {name: column[found] for name, column in block.items()}
+    raise AssertionError("the data was checked to hold rows")

@@ -1,0 +1,161 @@
+"""The config of a sweep: that of a run, with what is swept and how; makes each trial's config. Imports no ray."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from shoal.cluster.config import FREE_ON_RESUME, VALIDATION_METRICS, RunConfig, ScaleConfig
+from shoal.config import build, fields, read
+from shoal.errors import ConfigError, nearest
+from shoal.metrics import is_higher_better
+from shoal.space import Point, Space, describe_domain, parse_block, parse_setting, point_seed
+from shoal.sweep.config import TuneConfig
+
+DEFAULT_SPACE = {"model.width": "grid(32, 64, 128, 256)", "optim.lr": "loguniform(0.0001, 0.1)"}
+
+# What decides where a trial runs or is kept, and not what it learns.
+NOT_SWEPT = ("run_name", "experiment_name", "storage_path", "if_exists", "track.", "scale.", "checkpoint.")
+OWN_KEYS = ("tune", "space", "dry_run")
+
+
+class TrialScaleConfig(ScaleConfig):
+    num_workers: int = Field(1, ge=1, description="Ray Train workers of each trial")
+
+
+class SweepConfig(RunConfig):
+    free_on_resume: ClassVar[tuple[str, ...]] = (
+        *FREE_ON_RESUME,
+        "dry_run",
+        "tune.num_samples",
+        "tune.max_concurrent_trials",
+        "tune.time_budget_s",
+        "tune.keep",
+        "tune.engine",
+    )
+
+    name_prefix: ClassVar[str] = "sweep-"
+
+    scale: TrialScaleConfig = Field(default_factory=TrialScaleConfig)
+    tune: TuneConfig = Field(default_factory=TuneConfig)
+    space: dict[str, Any] = Field(
+        default_factory=lambda: dict(DEFAULT_SPACE),
+        description="ranges by key, e.g. {optim.lr: 'loguniform(1e-4, 1e-1)'}; on the command line key=range",
+    )
+    dry_run: bool = Field(False, description="print what the sweep would cost, and start nothing")
+
+    @field_validator("space")
+    @classmethod
+    def _is_a_space(cls, block: dict[str, Any]) -> dict[str, str]:
+        space = parse_block(block)
+        known = dict(fields(RunConfig))
+        for key in space:
+            if key not in known and not key.startswith("model.args."):
+                raise ConfigError(
+                    f"space names an unknown key '{key}'{nearest(key, known)}: `--help` lists every key"
+                )
+            if key.startswith(NOT_SWEPT):
+                raise ConfigError(
+                    f"'{key}' cannot be swept: it says where a trial runs or is kept; set it to one value"
+                )
+        if not space:
+            raise ConfigError("nothing is swept: give a range, e.g. 'optim.lr=loguniform(1e-4,1e-1)'")
+        return {key: describe_domain(domain) for key, domain in space.items()}
+
+    @model_validator(mode="after")
+    def _sweeps_something_that_is_reported(self) -> "SweepConfig":
+        known, tune = VALIDATION_METRICS[self.task], self.tune
+        if tune.metric not in known:
+            raise ValueError(
+                f"tune.metric='{tune.metric}' is never reported{nearest(tune.metric, known)}: a {self.task} reports "
+                f"{', '.join(known)}"
+            )
+        if not self.data.validation_fraction:
+            raise ValueError(
+                f"tune.metric='{tune.metric}' needs a validation split: set data.validation_fraction above 0"
+            )
+        if tune.engine == "process" and self.scale.num_workers > 1:
+            raise ValueError(
+                f"tune.engine=process runs a trial in one process, and scale.num_workers={self.scale.num_workers}: "
+                "set tune.engine=auto"
+            )
+        if tune.scheduler == "hyperband" and tune.search == "optuna":
+            raise ValueError(
+                "tune.scheduler=hyperband halves a set of trials that must all be known beforehand, and "
+                "tune.search=optuna brings them one by one: set tune.scheduler=asha, or tune.search=random"
+            )
+        if tune.scheduler == "pbt" and tune.search in ("optuna", "bohb"):
+            raise ValueError(
+                f"tune.scheduler=pbt moves the points itself, and so does tune.search={tune.search}: set "
+                "tune.search=random"
+            )
+        if tune.scheduler == "pbt" and not any(key.startswith("optim.") for key in self.space):
+            raise ValueError(
+                f"tune.scheduler=pbt perturbs keys of optim, and the space has {', '.join(self.space)}: "
+                "add e.g. 'optim.lr=loguniform(1e-4,1e-1)'"
+            )
+        if (tune.search == "bohb") != (tune.scheduler == "hyperband") and tune.search == "bohb":
+            raise ValueError("tune.search=bohb goes with tune.scheduler=hyperband: set both")
+        return self
+
+    @property
+    def mode(self) -> str:
+        return self.tune.mode or ("max" if is_higher_better(self.tune.metric) else "min")
+
+    @property
+    def domains(self) -> Space:
+        return parse_block(self.space)
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.tune.engine == "distributed" or self.scale.num_workers > 1
+
+    def trial(self, point: Point, repeat: int = 0, name: str | None = None) -> RunConfig:
+        """Return the config of the trial at a point.
+
+        Its seed is a function of the sweep's and the point; its rows are split as those of all trials.
+
+        Raises:
+            ConfigError: the point is no valid config.
+        """
+        base = {key: value for key, value in self.model_dump().items() if key not in OWN_KEYS}
+        made: RunConfig = RunConfig.model_validate(base)
+        seeds = {"seed": point_seed(self.seed, point, repeat)}
+        if self.data.split_seed is None:
+            seeds["data.split_seed"] = self.seed
+        return made.replace({"run_name": name, "track.registered_model_name": None} | seeds | point)
+
+
+def load_sweep(path: str | None, settings: Sequence[str]) -> SweepConfig:
+    """Build the config of a sweep from a file and `key=value` or `key=range` settings.
+
+    Ranges on the command line join those of the file's `space:` block. Where neither gives any, the default ones are
+    swept, less the keys that were given a value.
+
+    Raises:
+        ConfigError: a range, key or value is refused.
+    """
+    plain, ranges = [], {}
+    for setting in settings:
+        key, sign, text = (part.strip() for part in setting.partition("="))
+        domain = parse_setting(key, text) if sign and key.partition(".")[0] not in OWN_KEYS else None
+        if domain is None:
+            plain.append(setting)
+        else:
+            ranges[key] = describe_domain(domain)
+    tree = read(path, plain)
+    block = parse_block(tree.pop("space", {}))
+    space = {key: describe_domain(domain) for key, domain in block.items()} | ranges
+    fixed = {setting.partition("=")[0].strip() for setting in plain}
+    if not space:
+        space, fixed = dict(DEFAULT_SPACE), fixed | set(_leaves(tree))
+    tree["space"] = {key: text for key, text in space.items() if key not in fixed}
+    return build(SweepConfig, tree)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

@@ -1,0 +1,168 @@
+"""Runs trials of a sweep, one after another, in a Ray actor that is reused. Knows one trial at a time.
+
+A trial calls the same `work` as `jobs/train.py`: of one worker in this very process, of several through
+`TorchTrainer`, whose workers report to this actor. What happens is told to the sweep's driver as events, when it
+asks for them; the driver answers a report with a verdict where its scheduler gives one.
+"""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from shoal.cluster.deal import Hands, shard_of
+from shoal.cluster.facts import facts_of
+from shoal.cluster.plan import measure_model
+from shoal.cluster.worker import OUTCOME, Assignment, Judge, work
+from shoal.cluster.workers import Workers
+from shoal.collective import Alone
+from shoal.errors import DivergedError, Interrupted
+from shoal.runfolder import ERROR, FACTS, STOP, RunFolder
+from shoal.train import Verdict
+
+# How PyTorch and Python say that memory is used up; the classes alone do not cover the CPU.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the driver tells the actor of one trial; picklable."""
+
+    told: Assignment
+    hands: Hands
+    judges: bool  # whether reports wait for a verdict
+    use_gpu: bool
+    is_distributed: bool
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A trial measured itself."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial's process is free again.
+
+    Attributes:
+        how: finished, stop, pause, interrupted, infeasible or failed.
+        error: of a trial that failed: type, message, where.
+    """
+
+    how: str
+    seconds: float
+    outcome: dict[str, Any]
+    node: str
+    error: dict[str, str] | None = None
+
+
+class TrialRunner:
+    """The actor. Its methods return at once, but for `events`, which waits for the next ones."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Reported | Ended] = queue.SimpleQueue()
+        self._verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
+        self._order: Order | None = None
+
+    def begin(self, order: Order) -> None:
+        """Start a trial in a thread; its end comes as an event."""
+        self._order = order
+        threading.Thread(target=self._work, args=(order,), name="shoal-trial", daemon=True).start()
+
+    def events(self) -> list[Reported | Ended]:
+        """Wait for events and return those there are."""
+        found = [self._events.get()]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._events.get_nowait())
+        return found
+
+    def answer(self, verdict: Verdict) -> None:
+        self._verdicts.put(verdict)
+
+    def report(self, step: int, metrics: dict[str, float]) -> Verdict:
+        """Pass a report on, and its verdict back once there is one."""
+        assert self._order is not None
+        self._events.put(Reported(step, metrics))
+        return self._verdicts.get() if self._order.judges else "continue"
+
+    def _work(self, order: Order) -> None:
+        since = time.perf_counter()
+        folder = RunFolder(order.told.folder)
+        try:
+            for leftover in (STOP, OUTCOME, ERROR):
+                folder.delete(leftover)
+            _state_facts(order, folder)
+            if order.is_distributed:
+                judge: Judge = _RemoteJudge(ray.get_runtime_context().current_actor)
+                Workers(order.told.config.scale, order.use_gpu, order.hands).train(order.told, folder, judge)
+            else:
+                _work_here(order, self.report)
+            outcome = folder.read_json(OUTCOME)
+            ended = Ended(outcome["ended"], time.perf_counter() - since, outcome, socket.gethostname())
+        except BaseException as error:
+            ended = _failed(error, folder, time.perf_counter() - since)
+        self._events.put(ended)
+
+
+class _RemoteJudge:
+    """Asks the trial's actor from another process."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> Verdict:
+        verdict: Verdict = ray.get(self._actor.report.remote(step, metrics))
+        return verdict
+
+
+def _work_here(order: Order, judge: Judge) -> None:
+    device = torch.device("cuda:0" if order.use_gpu else "cpu")
+    shard = shard_of(order.told, order.hands, rank=0, size=1, device=device)
+    work(order.told, shard, Alone(), device, judge, watches_system=False)
+
+
+def _state_facts(order: Order, folder: RunFolder) -> None:
+    """Write down what MLflow is to know of the trial; the environment is the sweep's, not each trial's."""
+    if not folder.exists(FACTS):
+        config, prepared = order.told.config, order.told.prepared
+        size = measure_model(config, prepared)
+        folder.write_json(FACTS, facts_of(config, prepared, size, with_environment=False))
+
+
+def _failed(error: BaseException, folder: RunFolder, seconds: float) -> Ended:
+    noted = folder.read_json(ERROR) or _described(error)
+    folder.write_json(ERROR, noted)
+    return Ended(_how(error, noted), seconds, {}, noted.get("host", socket.gethostname()), noted)
+
+
+def _how(error: BaseException, noted: dict[str, Any]) -> str:
+    if isinstance(error, Interrupted):
+        return "interrupted"
+    is_memory = noted["type"] in ("MemoryError", "OutOfMemoryError") or any(
+        words in noted["message"] for words in OUT_OF_MEMORY
+    )
+    return "infeasible" if is_memory or noted["type"] == DivergedError.__name__ else "failed"
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "rank": 0,
+        "host": socket.gethostname(),
+        "type": type(error).__name__,
+        "message": str(error) or type(error).__name__,
+        "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown",
+        "traceback": "".join(traceback.format_exception(error)),
+        "exit_code": getattr(error, "exit_code", 1),
+    }

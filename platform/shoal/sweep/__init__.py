@@ -1,0 +1,1 @@
+"""Sweeps, without Ray and MLflow: points, trials, and what is reported of them."""

@@ -1,0 +1,105 @@
+"""Brings MLflow level with the folder of a sweep: a parent run, and a child for each trial.
+
+Parent and children are run folders, and each is mirrored as any run is (`shoal.track.mirror`); here it is told which
+run is whose child. A trial that was delivered whole is not looked at again.
+"""
+
+import time
+from typing import Any
+
+from shoal.runfolder import FACTS, IDENTITY, REPORTS, TRIALS, RunFolder
+from shoal.track.mirror import KEY_TAG, PARENT_TAG, Mirror
+
+
+class SweepMirror(Mirror):
+    """The sweep's own run, with those of its trials below it.
+
+    Attributes:
+        level_s: when every trial that had ended was in MLflow for the first time, in Unix seconds.
+        is_thorough: whether trials that were delivered before are delivered again.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder)
+        self.level_s: float | None = None
+        self.is_thorough = False
+        self._trials: dict[str, Mirror] = {}
+        self._delivered: set[str] = set()
+
+    def open(self) -> None:
+        """Find or create the sweep's run, and find those of its trials."""
+        super().open()
+        token: str | None = None
+        while True:
+            found = self.client.search_runs(
+                [self.experiment_id], f"tags.`{PARENT_TAG}` = '{self.run_id}'", page_token=token
+            )
+            self._children |= {run.data.tags.get(KEY_TAG): run for run in found}
+            token = found.token
+            if not token:
+                return
+
+    def ship(self) -> int:
+        """Send what sweep and trials have noted since the last call; close the trials that have ended."""
+        sent = super().ship()
+        left = [name for name in self._folder.names(TRIALS) if name not in self._delivered]
+        for name in left:
+            sent += self._ship_trial(name)
+        if left:
+            self.level_s = time.time() if self._delivered.issuperset(left) else None
+        return sent
+
+    def close(self) -> None:
+        """Deliver every trial, the report, then the sweep itself."""
+        self._delivered.clear()
+        self.ship()
+        if self._folder.holder() is None:
+            for trial in self._trials.values():
+                trial.close()  # nobody is at it any more
+        for name in self._folder.names(REPORTS):
+            self._upload(f"{REPORTS}/{name}")
+        super().close()
+
+    def close_run(self, status: str, reason: str | None = None, end_ms: int | None = None) -> None:
+        """Close the sweep's run, and with it those of trials that nobody is at any more."""
+        for trial in self._trials.values():
+            if trial.is_open:
+                trial.close_run(status, reason, end_ms)
+        super().close_run(status, reason, end_ms)
+
+    def _ship_trial(self, name: str) -> int:
+        folder = self._folder.inner(f"{TRIALS}/{name}")
+        identity = folder.read_json(IDENTITY)
+        if identity is None or (identity["status"] == "RUNNING" and not folder.exists(FACTS)):
+            return 0  # it has not said yet what it is
+        is_delivered = identity.get("delivered_to") == self.identity["tracking_uri"]
+        if is_delivered and not self.is_thorough:
+            self._delivered.add(name)
+            return 0
+        if name not in self._trials:
+            self._trials[name] = Mirror(folder, self)
+        trial = self._trials[name]
+        if not trial.is_open:
+            trial.open()
+        sent = trial.ship()
+        # As read before the points were: an end that comes in between is seen the next time.
+        if identity["status"] != "RUNNING":
+            trial.close()
+            folder.update_json(IDENTITY, delivered_to=self.identity["tracking_uri"])
+            self._delivered.add(name)
+            del self._trials[name]
+        return sent
+
+
+def mirror_of(folder: RunFolder) -> Mirror:
+    """Return the mirror that fits a folder: of a sweep, or of a single run."""
+    return SweepMirror(folder) if folder.identity().get("is_sweep") else Mirror(folder)
+
+
+def sync(folder: RunFolder) -> str:
+    """Bring MLflow level with a run folder, once and completely; return the run's id."""
+    mirror: Any = mirror_of(folder)
+    mirror.is_thorough = True
+    mirror.open()
+    mirror.close()
+    return str(mirror.run_id)
