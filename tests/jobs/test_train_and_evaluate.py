@@ -131,22 +131,22 @@ def test_training_stops_at_the_target(digits: Place) -> None:
     "settings",
     [
         ("data.source=mine:prices?rows=700", "task=regression", "model.args={dropout: 0.0}"),
-        ("data.source=mine:Images",),
+        ("data.source=mine:Images", "scale.num_workers=0"),
     ],
 )
 def test_own_model_and_own_data_by_import_path(shared: Place, settings: tuple[str, ...]) -> None:
     (shared.path / "mine.py").write_text(MINE)
     result = shared.train(*settings, "model.name=mine:Net", "train.epochs=4")
     assert result["is_verified"]
-    assert result["world_size"] == 2
+    assert result["world_size"] == (1 if "scale.num_workers=0" in settings else 2)
 
 
-def test_a_csv_with_categories_and_missing_values(shared: Place) -> None:
+def test_a_csv_with_categories_and_missing_values(place: Place) -> None:
     rows = ["age,town,member,target"]
     for number in range(400):
         age = "" if number % 7 == 0 else str(20 + number % 50)
         town = ("Oslo", "Rome", "")[number % 3]
         rows.append(f"{age},{town},{'true' if number % 2 else 'false'},{'yes' if number % 3 == 0 else 'no'}")
-    (shared.path / "people.csv").write_text("\n".join(rows) + "\n")
-    result = shared.train("data.source=csv:people.csv", "train.epochs=20", "data.global_batch_size=32")
+    (place.path / "people.csv").write_text("\n".join(rows) + "\n")
+    result = place.train("data.source=csv:people.csv", "train.epochs=20", "scale.num_workers=0")
     assert result["metrics"]["test/accuracy"] > 0.95

@@ -16,7 +16,57 @@ from shoal.runfolder import IDENTITY, MODEL, PICTURES, RunFolder
 from shoal.track.journal import JournalReader
 from shoal.track.pictures import confusion_matrix, loss_curve
 from shoal.track.registry import save_model
-from shoal.track.verify import verify
+from shoal.track.verify import Verifier
+
+
+def deliver(
+    folder: RunFolder,
+    config: RunConfig,
+    source: Source,
+    recipe: Recipe,
+    prepared: Prepared,
+    outcome: dict[str, Any],
+) -> bool:
+    """Draw the pictures, save the final weights as a pyfunc model, and have a clean process reproduce their metric.
+
+    Returns:
+        whether it did; False where no rows were held out to measure on.
+
+    Raises:
+        VerificationError: the model does not load, or measures something else.
+    """
+    with Verifier() as verifier, tempfile.TemporaryDirectory() as scratch:
+        draw(folder, outcome, prepared)
+        model = Path(scratch) / MODEL
+        expected, split = outcome.get("val_metrics"), VALIDATION
+        if expected is None:
+            expected, split = outcome.get("test_metrics"), TEST
+        _save(model, folder, config, prepared, outcome, _example(source, recipe, split))
+        verified = None
+        if expected:
+            verifier.verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
+            metric = f"{split[:3] if split == VALIDATION else split}/loss"
+            verified = {"metric": metric, "value": expected[metric], "data": prepared.fingerprint}
+        folder.put_folder(model, MODEL)
+    folder.update_json(IDENTITY, verified=verified)
+    return verified is not None
+
+
+def _save(
+    model: Path,
+    folder: RunFolder,
+    config: RunConfig,
+    prepared: Prepared,
+    outcome: dict[str, Any],
+    example: dict[str, np.ndarray],
+) -> None:
+    data = model.with_name("weights")
+    data.mkdir()
+    name = f"step-{outcome['progress']['step']:06d}"
+    (data / WEIGHTS).write_bytes(folder.read(f"checkpoints/{name}/{WEIGHTS}"))
+    described = describe(config.model, prepared.transform, config.task, config.data, config.seed)
+    (data / DESCRIPTION).write_text(described)
+    save_model(model, data, example, config.model.name)
 
 
 def draw(folder: RunFolder, outcome: dict[str, Any], prepared: Prepared) -> None:
@@ -34,44 +84,6 @@ def draw(folder: RunFolder, outcome: dict[str, Any], prepared: Prepared) -> None
             counts, prepared.transform.label.classes, f"{title}: {outcome['split']} split"
         )
         folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
-
-
-def save_and_verify(
-    folder: RunFolder,
-    config: RunConfig,
-    source: Source,
-    recipe: Recipe,
-    prepared: Prepared,
-    outcome: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Save the final weights as a pyfunc model and have a clean process reproduce their metric.
-
-    Returns:
-        the metric that was reproduced, with its value and the data's fingerprint; None without held-out rows.
-
-    Raises:
-        VerificationError: it does not load, or measures something else.
-    """
-    expected, split = outcome.get("val_metrics"), VALIDATION
-    if expected is None:
-        expected, split = outcome.get("test_metrics"), TEST
-    with tempfile.TemporaryDirectory() as scratch:
-        data, model = Path(scratch) / "weights", Path(scratch) / MODEL
-        data.mkdir()
-        name = f"step-{outcome['progress']['step']:06d}"
-        (data / WEIGHTS).write_bytes(folder.read(f"checkpoints/{name}/{WEIGHTS}"))
-        (data / DESCRIPTION).write_text(
-            describe(config.model, prepared.transform, config.task, config.data, config.seed)
-        )
-        save_model(model, data, _example(source, recipe, split), config.model.name)
-        verified = None
-        if expected:
-            verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
-            metric = f"{split[:3] if split == VALIDATION else split}/loss"
-            verified = {"metric": metric, "value": expected[metric], "data": prepared.fingerprint}
-        folder.put_folder(model, MODEL)
-    folder.update_json(IDENTITY, verified=verified)
-    return verified
 
 
 def _example(source: Source, recipe: Recipe, split: str) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from shoal.checkpoint import CheckpointStore
 from shoal.cluster import session
 from shoal.cluster.attempt import Attempt
 from shoal.cluster.deal import deal, spare_cpus
-from shoal.cluster.deliver import draw, save_and_verify
+from shoal.cluster.deliver import deliver
 from shoal.cluster.facts import facts_of
 from shoal.cluster.plan import Plan, measure_model
 from shoal.cluster.worker import OUTCOME, Assignment, resident_shard, work
@@ -100,12 +100,10 @@ class _Run(Attempt):
         self.listen(
             Status(self.outcome["progress"]["step"], self.outcome["steps_planned"], {}, "verifying the model")
         )
-        draw(self.folder, self.outcome, self.prepared)
         plan = self.plan
-        verified = save_and_verify(
+        self.is_verified = deliver(
             self.folder, plan.config, plan.source, plan.recipe, self.prepared, self.outcome
         )
-        self.is_verified = verified is not None
         return self.write_result({"status": "FINISHED"})
 
     def _state_facts(self, prepared: Prepared, size: Size) -> None:

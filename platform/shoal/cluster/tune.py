@@ -5,6 +5,7 @@ A trial is a run folder below the sweep's, with a journal and checkpoints of its
 runs anything.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ from shoal.cluster import session
 from shoal.cluster.attempt import Attempt, request_stop
 from shoal.cluster.config import RunConfig
 from shoal.cluster.deal import Hands, deal, spare_cpus
-from shoal.cluster.deliver import draw, save_and_verify
+from shoal.cluster.deliver import deliver
 from shoal.cluster.facts import facts_of
 from shoal.cluster.plan import Plan, check_data, measure_model
 from shoal.cluster.pool import Event, Lost, Pool
@@ -29,7 +30,7 @@ from shoal.cluster.trial import Ended, Order, Reported
 from shoal.cluster.worker import OUTCOME, Assignment
 from shoal.config import to_yaml
 from shoal.data.prepare import Prepared, Recipe, check_batch
-from shoal.errors import Interrupted, ShoalError, TrainingError
+from shoal.errors import Interrupted, ShoalError, TrainingError, UserError
 from shoal.runfolder import (
     CHECKPOINTS,
     CONFIG,
@@ -141,12 +142,12 @@ class _Sweep(Attempt):
         self._use_gpu = use_gpu
         self.pool: Pool[Trial] = Pool(slots, self.plan.actor_resources(use_gpu))
         prepared, hands = deal(base, config.scale.num_workers)
-        self._pantry[self._shelf(config.trial({}))] = (base, prepared, hands)
         self._pantry[self._shelf(base.config)] = (base, prepared, hands)
         self._state_facts(prepared)
         self.journal = Journal(self.folder, self.attempt)
-        iterations = max(self._iterations(trial) for trial in self.plan.corner_configs)
-        scheduler = make_scheduler(config.tune, config.domains, config.mode, iterations, config.seed)
+        scheduler = make_scheduler(
+            config.tune, config.domains, config.mode, self._most_evaluations(), config.seed
+        )
         lag = max(LAG, slots)
         self.engine = Engine(self.plan.search(), scheduler, config.tune.repeat, lag, self._recall)
         try:
@@ -249,7 +250,8 @@ class _Sweep(Attempt):
             return
         progress.is_replayed = True
         # What was paused is wanted again: it passes the evaluation that it was paused at.
-        progress.verdicts = dict.fromkeys(progress.verdicts, "continue")
+        passed: dict[Verdict, Verdict] = {"pause": "continue"}
+        progress.verdicts = {step: passed.get(one, one) for step, one in progress.verdicts.items()}
         self._go_on(trial)
 
     def _go_on(self, trial: Trial) -> None:
@@ -299,6 +301,7 @@ class _Sweep(Attempt):
         except ShoalError as error:
             self._refuse(trial, error)
             return
+        progress.error = progress.reason = None
         progress.folder.create()
         progress.folder.mint(
             name=trial.name, experiment=self.config.experiment_name, point=trial.point, repeat=trial.repeat
@@ -672,8 +675,13 @@ class _Sweep(Attempt):
     def _steps(self, config: RunConfig) -> int:
         return total_steps(config.train, self._lanes_steps(config))
 
-    def _iterations(self, config: RunConfig) -> int:
-        return evaluations(config, self._lanes_steps(config))
+    def _most_evaluations(self) -> int:
+        """Return how often the longest trial is evaluated."""
+        found = [1]
+        for config in self.plan.corner_configs:
+            with contextlib.suppress(UserError):  # a corner that cannot be trained
+                found.append(evaluations(config, self._lanes_steps(config)))
+        return max(found)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -685,9 +693,7 @@ class _Sweep(Attempt):
         recipe = Recipe(
             progress.config.data, progress.config.seed, plan.recipe.is_classification, plan.recipe.is_ready
         )
-        draw(progress.folder, outcome, prepared)
-        verified = save_and_verify(progress.folder, progress.config, plan.source, recipe, prepared, outcome)
-        self.is_verified = verified is not None
+        self.is_verified = deliver(progress.folder, progress.config, plan.source, recipe, prepared, outcome)
         name = self.config.track.registered_model_name
         progress.folder.update_json(IDENTITY, registered_model_name=name, delivered_to=None)
 

@@ -133,4 +133,4 @@ def _encoded(space: Space, key: str, value: Any) -> Any:
 
 def _generator(seed: int, number: int) -> np.random.Generator:
     """A stream of its own for each draw: more samples leave earlier ones as they are."""
-    return np.random.Generator(np.random.Philox(key=[seed, number % 2**64]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number % 2**64], dtype=np.uint64)))

@@ -1,6 +1,6 @@
 """Reloads a saved model in a process of its own and measures it on the split it was evaluated on.
 
-`python -m shoal.track.verify MODEL SPLIT` prints the metrics as JSON.
+`python -m shoal.track.verify` reads `[MODEL, SPLIT]` and prints the metrics, both as JSON.
 """
 
 import json
@@ -16,29 +16,44 @@ from shoal.errors import VerificationError
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 
 
-def verify(model: Path, split: str, expected: dict[str, float]) -> None:
-    """Raise unless a clean process that loads the model finds the expected metrics on a split of its own data.
+class Verifier:
+    """A clean process, started while the model is still being saved, so that what it imports costs no time."""
 
-    Raises:
-        VerificationError: it does not load, or measures something else.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "shoal.track.verify", str(model), split], capture_output=True, text=True
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no output"]
-        raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    for name, value in expected.items():
-        if not np.isclose(found[name], value, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
-            raise VerificationError(
-                f"the saved model measures {name}={found[name]:.6g} in a clean process; training measured {value:.6g}"
-            )
+    def __enter__(self) -> "Verifier":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "shoal.track.verify"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def verify(self, model: Path, split: str, expected: dict[str, float]) -> None:
+        """Raise unless the process, loading the model, finds the expected metrics on a split of its own data.
+
+        Raises:
+            VerificationError: it does not load, or measures something else.
+        """
+        out, err = self._process.communicate(json.dumps([str(model), split]))
+        if self._process.returncode:
+            lines = err.strip().splitlines() or ["no output"]
+            raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
+        found = json.loads(out.splitlines()[-1])
+        for name, value in expected.items():
+            if not np.isclose(found[name], value, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
+                raise VerificationError(
+                    f"the saved model measures {name}={found[name]:.6g} in a clean process; training measured "
+                    f"{value:.6g}"
+                )
 
 
 def measure(model: str, split: str) -> dict[str, float]:
     """Load with MLflow and measure on raw rows, going through the very predict that a consumer calls."""
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
     from mlflow import pyfunc
 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
@@ -70,5 +85,14 @@ def _agree(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((one == other).all())
 
 
+def main() -> None:
+    """Import what takes long, then measure the model and split that standard input names."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    import torch  # noqa: F401
+    from mlflow import pyfunc  # noqa: F401
+
+    print(json.dumps(measure(*json.load(sys.stdin))))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2])))
+    main()

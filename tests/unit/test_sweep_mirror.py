@@ -1,0 +1,125 @@
+"""A sweep in MLflow: a parent with a child per trial, the same however often and from wherever it is delivered."""
+
+import json
+import time
+
+import pytest
+from test_mirror import history, note
+
+from shoal.runfolder import FACTS, IDENTITY, LEASE, REPORTS, RESULT, TRIALS
+from shoal.track.journal import Journal
+from shoal.track.mirror import LEASE_TAG, PARENT_TAG, REASON_TAG, reap
+from shoal.track.sweep import SweepMirror, mirror_of, sync
+
+
+@pytest.fixture
+def sweep(run):
+    """Make the folder of a sweep with trials, as `shoal.cluster.tune` leaves one."""
+
+    def make(statuses=("FINISHED", "FINISHED"), status="FINISHED"):
+        folder = run("sweep", status, is_sweep=True, end_ms=2_000_000_000_000)
+        for number, one in enumerate(statuses):
+            trial = folder.inner(f"{TRIALS}/t{number:04d}")
+            trial.mint(
+                name=f"t{number:04d}", experiment=folder.identity()["experiment"], point={"optim.lr": number}
+            )
+            trial.update_json(IDENTITY, status=one, end_ms=2_000_000_000_000)
+            trial.write_json(FACTS, folder.read_json(FACTS) | {"params": {"optim.lr": number}})
+            trial.write_json(RESULT, {"status": one})
+            note(trial, range(1, 4))
+        folder.write(f"{REPORTS}/report.html", b"<html></html>")
+        return folder
+
+    return make
+
+
+def children(client, parent_id):
+    experiment = client.get_run(parent_id).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent_id}'")
+    return {run.info.run_name: run for run in found}
+
+
+def test_each_trial_is_a_child_with_its_own_params_curve_and_status(client, sweep):
+    folder = sweep(("FINISHED", "FAILED"))
+    parent = sync(folder)
+    found = children(client, parent)
+    assert {name: run.info.status for name, run in found.items()} == {"t0000": "FINISHED", "t0001": "FAILED"}
+    assert [run.data.params["optim.lr"] for run in found.values()] == [name[-1] for name in found]
+    for run in found.values():
+        assert [step for step, _, _ in history(client, run.info.run_id)] == [1, 2, 3]
+    assert "report.html" in {item.path for item in client.list_artifacts(parent)}
+
+
+def test_delivering_twice_changes_nothing_and_makes_no_child_twice(client, sweep):
+    folder = sweep()
+    parent = sync(folder)
+    first = {name: (run.info.run_id, run.info.status) for name, run in children(client, parent).items()}
+    for name in folder.names(TRIALS):
+        folder.inner(f"{TRIALS}/{name}").update_json(IDENTITY, run_id=None)
+    assert sync(folder) == parent
+    assert {
+        name: (run.info.run_id, run.info.status) for name, run in children(client, parent).items()
+    } == first
+
+
+def test_a_trial_that_is_delivered_again_within_one_session_is_the_same_child(client, sweep):
+    folder = sweep()
+    mirror = mirror_of(folder)
+    mirror.open()
+    mirror.ship()
+    trial = folder.inner(f"{TRIALS}/t0000")
+    trial.update_json(IDENTITY, delivered_to=None)
+    trial.update_json(FACTS, tags={"shoal.new": "yes"})
+    mirror.close()
+    found = children(client, mirror.run_id)
+    assert len(found) == 2
+    assert found["t0000"].data.tags["shoal.new"] == "yes"
+
+
+def test_what_was_delivered_is_not_looked_at_again_and_it_is_known_when_all_was(client, sweep):
+    folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
+    folder.take_lease()
+    mirror = SweepMirror(folder)
+    mirror.open()
+    assert mirror.ship() == 6
+    assert mirror.level_s is None
+    Journal(folder.inner(f"{TRIALS}/t0000"), attempt=2).sync()
+    note(folder.inner(f"{TRIALS}/t0000"), range(4, 6), attempt=2)
+    assert mirror.ship() == 0
+    folder.inner(f"{TRIALS}/t0001").update_json(IDENTITY, status="FINISHED")
+    mirror.ship()
+    assert mirror.level_s == pytest.approx(time.time(), abs=5)
+    assert {run.info.status for run in children(client, mirror.run_id).values()} == {"FINISHED"}
+
+
+def test_a_sweep_whose_driver_died_is_closed_with_its_trials(client, sweep):
+    folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
+    parent = sync(folder)
+    assert client.get_run(parent).info.status == "FAILED"
+    found = children(client, parent)
+    assert {name: run.info.status for name, run in found.items()} == {"t0000": "FINISHED", "t0001": "FAILED"}
+
+
+def test_whoever_reaps_a_sweep_on_a_lost_host_reaps_its_trials_too(client, sweep, gone_process):
+    folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
+    folder.take_lease()
+    mirror = SweepMirror(folder)
+    mirror.open()
+    mirror.ship()
+    lease = folder.read_json(LEASE) | gone_process
+    client.set_tag(mirror.run_id, LEASE_TAG, json.dumps(lease))
+    assert set(reap(client)) >= {"sweep", "t0001"}
+    found = children(client, mirror.run_id)
+    assert found["t0001"].info.status == "FAILED"
+    assert "is gone" in found["t0001"].data.tags[REASON_TAG]
+    assert found["t0000"].info.status == "FINISHED"
+
+
+def test_a_trial_that_has_not_said_what_it_is_waits(client, sweep):
+    folder = sweep(("RUNNING",), status="RUNNING")
+    folder.take_lease()
+    folder.inner(f"{TRIALS}/t0000").delete(FACTS)
+    mirror = SweepMirror(folder)
+    mirror.open()
+    mirror.ship()
+    assert children(client, mirror.run_id) == {}
