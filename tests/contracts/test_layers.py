@@ -17,7 +17,17 @@ SOURCE = ROOT / "platform"
 LAYERS = [
     # What everything may use.
     ["shoal", "errors"],
-    ["config", "storage", "importing", "metrics", "collective", "data.order", "models.mlp", "sweep.trials"],
+    [
+        "config",
+        "storage",
+        "importing",
+        "metrics",
+        "collective",
+        "data.order",
+        "models.mlp",
+        "models.flops",
+        "sweep.trials",
+    ],
     # The parts: data, models, what is learnt and how.
     [
         "runfolder",

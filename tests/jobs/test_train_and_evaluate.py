@@ -118,6 +118,21 @@ def test_a_worse_model_does_not_become_champion(digits: Place) -> None:
     assert len(client.search_model_versions("name='digits'")) == 2
 
 
+def test_a_saved_model_that_measures_otherwise_is_not_verified(digits: Place) -> None:
+    from shoal.errors import VerificationError
+    from shoal.track.verify import Verifier
+
+    result = digits.first  # type: ignore[attr-defined]
+    model = Path(result["run_folder"]) / "model"
+    measured = {"loss": result["metrics"]["val/loss"], "accuracy": result["metrics"]["val/accuracy"]}
+    with Verifier() as verifier:
+        verifier.verify(model, "validation", measured)
+    with Verifier() as verifier, pytest.raises(VerificationError, match="measures accuracy="):
+        verifier.verify(model, "validation", measured | {"accuracy": 0.5})
+    with Verifier() as verifier, pytest.raises(VerificationError, match="does not load"):
+        verifier.verify(model / "nothing", "validation", measured)
+
+
 def test_training_stops_at_the_target(digits: Place) -> None:
     result = digits.train(
         "train.epochs=200", "train.target={val/accuracy: 0.9}", "scale.num_workers=0", "run_name=target"

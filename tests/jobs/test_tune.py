@@ -263,6 +263,24 @@ def test_seeds_of_a_point_are_averaged(shared: Place) -> None:
     assert "over 2 seeds" in result["findings"]["best point"]
 
 
+def test_a_time_budget_hands_over_the_best_so_far_and_the_same_command_goes_on(shared: Place) -> None:
+    command = (
+        "optim.lr=0.01,0.001,0.0001",
+        "train.epochs=150",
+        "run_name=sweep",
+        "tune.max_concurrent_trials=1",
+    )
+    done = shared.run("tune", *command, "tune.time_budget_s=12")
+    assert done.code == 0, done.out + done.err
+    first = done.result
+    assert first["is_out_of_time"]
+    assert first["trials"]["ended"] < 3
+    assert first["best"]["is_verified"]
+    second = sweep(shared, *command)
+    assert second["trials"] == {"planned": 3, "ended": 3, "finished": 3}
+    assert {status for status, _ in children(second).values()} == {"FINISHED"}
+
+
 def test_a_dry_run_foresees_the_sweep_and_starts_nothing(twin: Place, tmp_path: Path) -> None:
     place = Place(tmp_path, {})
     done = place.run("tune", CONFIG, "dry_run=true")

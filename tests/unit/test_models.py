@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -176,3 +179,30 @@ def test_a_model_that_does_not_take_the_sample_is_refused_with_its_shape():
 )
 def test_large_numbers_are_written_for_people(number, text):
     assert readable(number) == text
+
+
+def test_operations_are_counted_as_pytorchs_own_counter_counts_them_and_without_the_compiler():
+    code = """
+import sys, torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from shoal.models.flops import FlopCounter
+
+layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+cases = [
+    (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)), (2, 3, 8, 8)),
+    (layer, (2, 7, 16)),
+]
+counts = []
+for model, shape in cases:
+    with torch.no_grad(), FlopCounter() as counter:
+        model(torch.zeros(shape))
+    counts.append(counter.total)
+assert "torch._dynamo" not in sys.modules
+for (model, shape), count in zip(cases, counts):
+    with torch.no_grad(), FlopCounterMode(display=False) as theirs:
+        model(torch.zeros(shape))
+    assert count == theirs.get_total_flops() > 0, (model, count, theirs.get_total_flops())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

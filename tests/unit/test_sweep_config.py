@@ -56,7 +56,6 @@ def test_a_trial_has_the_point_and_a_seed_of_its_own_and_holds_out_the_rows_of_a
         (["tune.scheduler=hyperband", "tune.search=optuna"], ["asha"]),
         (["tune.scheduler=pbt", "model.width=32,64"], ["optim"]),
         (["tune.scheduler=pbt", "tune.search=optuna"], ["tune.search=random"]),
-        (["tune.search=bohb"], ["tune.scheduler=hyperband"]),
         (["model.width=64", "optim.lr=0.1"], ["nothing is swept"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -43,6 +43,11 @@ def test_a_grid_search_refuses_random_ranges_and_repeated_grids():
         planned_points(TuneConfig(num_samples=2), parse_block({"seed": [1, 2]}), seed=0)
 
 
+def test_bohb_says_why_not_and_what_instead():
+    with pytest.raises(ConfigError, match=r"hpbandster.*tune.search=optuna"):
+        make_search(TuneConfig(search="bohb"), SPACE, "min", seed=0)
+
+
 def optuna_points(config: TuneConfig, space: dict, values: list[float], seed: int = 0) -> list[dict]:
     search = make_search(config, space, "min", seed)
     assert isinstance(search, OptunaSearch)

@@ -30,6 +30,8 @@ def request_stop(folder: RunFolder, why: str) -> None:
 class Attempt:
     """Opened as a context; `write_result` is called on the way out unless all went well."""
 
+    has_workers_apart = False  # whether what is done in between is other processes' work alone
+
     def __init__(self, config: RunConfig, folder: RunFolder, **identity: Any) -> None:
         self.config, self.folder = config, folder
         self._identity = identity
@@ -40,7 +42,7 @@ class Attempt:
         self._quit_beating = threading.Event()
         threading.Thread(target=self._beat, name="shoal-lease", daemon=True).start()
         self.guardian = Guardian(self.folder.uri)
-        self.tracker = Tracker(self.folder)
+        self.tracker = Tracker(self.folder, self.has_workers_apart)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:

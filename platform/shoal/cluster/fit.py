@@ -66,6 +66,7 @@ class _Run(Attempt):
         super().__init__(plan.config, folder)
         self.plan, self.listen = plan, listen
         self.size = plan.size
+        self.has_workers_apart = plan.config.scale.num_workers > 0
         self.is_verified = False
 
     def __enter__(self) -> Self:

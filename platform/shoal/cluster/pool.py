@@ -2,13 +2,15 @@
 
 import contextlib
 import logging
+import math
+import re
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
-from shoal.cluster.trial import Ended, Order, Reported, TrialRunner
+from shoal.cluster.trial import Began, Ended, Order, Reported, TrialRunner
 from shoal.sweep.engine import Verdict
 
 logger = logging.getLogger(__name__)
@@ -16,7 +18,11 @@ logger = logging.getLogger(__name__)
 Key = TypeVar("Key")
 
 # How Ray says that its memory monitor ended a process.
-MEMORY_WORDS = ("running low on memory", "OutOfMemory", "OOM", "memory pressure")
+MEMORY_WORDS = ("low on memory", "OutOfMemoryError", "memory monitor", "memory usage threshold")
+
+
+# One process that the monitor chose, in its message.
+VICTIM = re.compile(r"Actor\((\w+)\).*?actual memory used=([\d.]+)GB")
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Lost:
     was_out_of_memory: bool
 
 
-Event = Reported | Ended | Lost
+Event = Began | Reported | Ended | Lost
 
 
 class Pool(Generic[Key]):
@@ -75,9 +81,9 @@ class Pool(Generic[Key]):
         key, actor = self._busy.pop(ref)
         try:
             events: list[Event] = ray.get(ref)
-        except RayActorError as error:
+        except RayError as error:
             self._idle.append(self._make())
-            return [(key, _lost(error))]
+            return [(key, _lost(error, actor._actor_id.hex()))]
         if isinstance(events[-1], Ended):
             self._idle.append(actor)
         else:
@@ -91,7 +97,15 @@ class Pool(Generic[Key]):
         return next(actor for held, actor in self._busy.values() if held is key)
 
 
-def _lost(error: RayActorError) -> Lost:
+def _lost(error: RayError, actor_id: str) -> Lost:
     text = str(error)
+    if any(words in text for words in MEMORY_WORDS):
+        return Lost("the node ran out of memory", _is_largest(text, actor_id))
     line = next((line.strip() for line in text.splitlines() if "exit" in line or "died" in line), "")
-    return Lost(line or text.splitlines()[0], any(words in text for words in MEMORY_WORDS))
+    return Lost(line or text.splitlines()[0], False)
+
+
+def _is_largest(text: str, actor_id: str) -> bool:
+    """Whether an actor held most of what Ray's memory monitor freed: it ends others that stand near, too."""
+    held = {name: float(size) for name, size in VICTIM.findall(text)}
+    return held.get(actor_id, math.inf) >= max(held.values(), default=0.0)

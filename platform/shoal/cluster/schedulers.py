@@ -13,8 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray import tune
-from ray.tune import schedulers as ray_schedulers
 
 from shoal.space import Choice, Domain, Grid, LogUniform, Point, QUniform, RandInt, Space, Uniform
 from shoal.sweep.config import TuneConfig
@@ -234,6 +232,10 @@ def make_scheduler(config: TuneConfig, space: Space, mode: str, iterations: int,
     Args:
         iterations: evaluations of the longest trial.
     """
+    if config.scheduler == "none":
+        return Fifo()  # without the seconds that importing Ray Tune takes
+    from ray.tune import schedulers as ray_schedulers
+
     common: dict[str, Any] = {"time_attr": "training_iteration", "metric": "value", "mode": mode}
     match config.scheduler:
         case "asha":
@@ -257,11 +259,12 @@ def make_scheduler(config: TuneConfig, space: Space, mode: str, iterations: int,
             return Populations(
                 lambda number: _population(mutable, every, common, seed + number), frozenset(mutable)
             )
-        case _:
-            return Fifo()
+    raise AssertionError(config.scheduler)
 
 
 def _population(mutable: Mapping[str, Domain], every: int, common: dict[str, Any], seed: int) -> Population:
+    from ray.tune import schedulers as ray_schedulers
+
     scheduler = ray_schedulers.PopulationBasedTraining(
         perturbation_interval=every,
         hyperparam_mutations={key: _mutation(domain) for key, domain in mutable.items()},
@@ -279,6 +282,8 @@ def _clone(ray_trial: RayTrial) -> Clone:
 
 
 def _mutation(domain: Domain) -> Any:
+    from ray import tune
+
     match domain:
         case Grid(values) | Choice(values):
             return list(values)

@@ -84,18 +84,15 @@ class SweepConfig(RunConfig):
                 "tune.scheduler=hyperband halves a set of trials that must all be known beforehand, and "
                 "tune.search=optuna brings them one by one: set tune.scheduler=asha, or tune.search=random"
             )
-        if tune.scheduler == "pbt" and tune.search in ("optuna", "bohb"):
+        if tune.scheduler == "pbt" and tune.search == "optuna":
             raise ValueError(
-                f"tune.scheduler=pbt moves the points itself, and so does tune.search={tune.search}: set "
-                "tune.search=random"
+                "tune.scheduler=pbt moves the points itself, and so does tune.search=optuna: set tune.search=random"
             )
         if tune.scheduler == "pbt" and not any(key.startswith("optim.") for key in self.space):
             raise ValueError(
                 f"tune.scheduler=pbt perturbs keys of optim, and the space has {', '.join(self.space)}: "
                 "add e.g. 'optim.lr=loguniform(1e-4,1e-1)'"
             )
-        if (tune.search == "bohb") != (tune.scheduler == "hyperband") and tune.search == "bohb":
-            raise ValueError("tune.search=bohb goes with tune.scheduler=hyperband: set both")
         return self
 
     @property

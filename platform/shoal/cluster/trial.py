@@ -43,6 +43,13 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Began:
+    """A trial's process has taken it up."""
+
+    node: str
+
+
+@dataclass(frozen=True)
 class Reported:
     """A trial measured itself."""
 
@@ -62,7 +69,6 @@ class Ended:
     how: str
     seconds: float
     outcome: dict[str, Any]
-    node: str
     error: dict[str, str] | None = None
 
 
@@ -70,7 +76,7 @@ class TrialRunner:
     """The actor. Its methods return at once, but for `events`, which waits for the next ones."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[Reported | Ended] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Began | Reported | Ended] = queue.SimpleQueue()
         self._verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
         self._order: Order | None = None
 
@@ -79,7 +85,7 @@ class TrialRunner:
         self._order = order
         threading.Thread(target=self._work, args=(order,), name="shoal-trial", daemon=True).start()
 
-    def events(self) -> list[Reported | Ended]:
+    def events(self) -> list[Began | Reported | Ended]:
         """Wait for events and return those there are."""
         found = [self._events.get()]
         with contextlib.suppress(queue.Empty):
@@ -98,6 +104,7 @@ class TrialRunner:
 
     def _work(self, order: Order) -> None:
         since = time.perf_counter()
+        self._events.put(Began(socket.gethostname()))
         folder = RunFolder(order.told.folder)
         try:
             for leftover in (STOP, OUTCOME, ERROR):
@@ -109,7 +116,7 @@ class TrialRunner:
             else:
                 _work_here(order, self.report)
             outcome = folder.read_json(OUTCOME)
-            ended = Ended(outcome["ended"], time.perf_counter() - since, outcome, socket.gethostname())
+            ended = Ended(outcome["ended"], time.perf_counter() - since, outcome)
         except BaseException as error:
             ended = _failed(error, folder, time.perf_counter() - since)
         self._events.put(ended)
@@ -143,7 +150,7 @@ def _state_facts(order: Order, folder: RunFolder) -> None:
 def _failed(error: BaseException, folder: RunFolder, seconds: float) -> Ended:
     noted = folder.read_json(ERROR) or _described(error)
     folder.write_json(ERROR, noted)
-    return Ended(_how(error, noted), seconds, {}, noted.get("host", socket.gethostname()), noted)
+    return Ended(_how(error, noted), seconds, {}, noted)
 
 
 def _how(error: BaseException, noted: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from shoal.cluster.plan import Plan, check_data, measure_model
 from shoal.cluster.pool import Event, Lost, Pool
 from shoal.cluster.schedulers import Fifo, make_scheduler
 from shoal.cluster.sweep_plan import SweepPlan, evaluations, iteration_at
-from shoal.cluster.trial import Ended, Order, Reported
+from shoal.cluster.trial import Began, Ended, Order, Reported
 from shoal.cluster.worker import OUTCOME, Assignment
 from shoal.config import to_yaml
 from shoal.data.prepare import Prepared, Recipe, check_batch
@@ -331,11 +331,12 @@ class _Sweep(Attempt):
     def _hear(self, trial: Trial, event: Event) -> None:
         progress = self.work[trial]
         match event:
+            case Began(node):
+                progress.node = node
             case Reported(step, metrics):
                 self._hear_report(trial, progress, step, metrics[self.config.tune.metric])
             case Ended():
                 progress.seconds += event.seconds
-                progress.node = event.node
                 self._hear_end(trial, progress, event)
             case Lost(reason, was_out_of_memory):
                 self._hear_loss(trial, progress, reason, was_out_of_memory)
@@ -386,7 +387,8 @@ class _Sweep(Attempt):
             return
         kind = "OutOfMemoryError" if was_out_of_memory else "WorkerLost"
         times = "" if was_out_of_memory else f"its process was lost {progress.losses} times: "
-        progress.error = {"type": kind, "message": f"{times}{reason}", "where": ""}
+        progress.error = {"type": kind, "message": f"{times}{reason}", "where": "", "host": progress.node}
+        progress.folder.write_json(ERROR, progress.error)
         self.engine.fail(trial, "infeasible" if was_out_of_memory else "failed")
         self._close(trial, f"{kind}: {times}{reason}")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from shoal.errors import ModelError, UserError, nearest
 from shoal.importing import call_with, find, is_path
 from shoal.models.config import ModelConfig
+from shoal.models.flops import FlopCounter
 from shoal.models.mlp import MLP
 
 REGISTRY: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
@@ -92,7 +92,7 @@ def measure(model: nn.Module, sample: torch.Tensor) -> Size:
     """
     was_training = model.training
     model.eval()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     try:
         with torch.no_grad(), counter:
             model(sample)
@@ -107,7 +107,7 @@ def measure(model: nn.Module, sample: torch.Tensor) -> Size:
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        flops_per_sample=int(counter.get_total_flops()),
+        flops_per_sample=counter.total,
     )
 
 

@@ -15,8 +15,8 @@ class TuneConfig(Section):
     num_samples: int | None = Field(
         None,
         ge=1,
-        description="draws from the random ranges, each tried at every point of the grids; with optuna and bohb the "
-        "number of points; null: as many as make 16 trials",
+        description="draws from the random ranges, each tried at every point of the grids; with optuna the number "
+        "of points; null: as many as make 16 trials",
     )
     max_concurrent_trials: int | None = Field(None, ge=1, description="null: as many as fit the cluster")
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = Field(

@@ -36,6 +36,11 @@ def make_search(config: TuneConfig, space: Space, mode: str, seed: int) -> Searc
     Raises:
         ConfigError: the space is not one that the search can use.
     """
+    if config.search == "bohb":
+        raise ConfigError(
+            "tune.search=bohb needs hpbandster, which was last released in 2018 and does not go with today's "
+            "ConfigSpace and NumPy: set tune.search=optuna and tune.scheduler=asha"
+        )
     if config.search == "optuna":
         return OptunaSearch(config, space, mode, seed)
     return Planned(planned_points(config, space, seed))

@@ -1,6 +1,7 @@
 """The background shipper: keeps MLflow close behind the journal while a run lasts, and never in its way."""
 
 import logging
+import os
 import threading
 import time
 
@@ -12,6 +13,7 @@ SHIP_EVERY_S = 1.0
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 CLOSE_NEVER_SEEN_S = 3.0
 CLOSE_LOST_S = 30.0
+LOWEST = 19  # as nice counts
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +21,15 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """A thread that ships a run's points; whatever MLflow does, training does not notice."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, gives_way: bool = False) -> None:
+        """Set up, without starting.
+
+        Args:
+            gives_way: whether the thread yields the CPUs to all other processes. Where the workers of a run keep every
+                CPU busy, each waits for whichever is interrupted; where training is in this very process, a thread
+                that yields with the interpreter's lock in its hand would hold it up.
+        """
+        self._folder, self._gives_way = folder, gives_way
         self._mirror = mirror_of(folder)
         self._wake = threading.Event()
         self._is_closing = False
@@ -61,6 +70,8 @@ class Tracker:
             logger.debug("status not delivered: %s", error)
 
     def _work(self) -> None:
+        if self._gives_way:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         failures = 0
         closing_since: float | None = None
         while True:
