@@ -188,7 +188,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from shoal.models.flops import FlopCounter
 
-layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
 cases = [
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)), (2, 3, 8, 8)),
     (layer, (2, 7, 16)),
