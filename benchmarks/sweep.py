@@ -117,7 +117,9 @@ def peer_seconds(name: str, *more: str, trials: int = TRIALS) -> Timing:
 
 
 def shoal(trials: int = TRIALS, epochs: int = EPOCHS, widths: Sequence[int] = WIDTHS) -> Sweep:
-    """Run `jobs/tune.py` as a user does, on a grid, with no cluster to join and a new tracking store.
+    """Run `jobs/tune.py` as a user does, on a grid, with no cluster to join.
+
+    The tracking store is there already, as it is but for the first job of all: MLflow takes 2 s to make its tables.
 
     Raises:
         SystemExit: it failed, or trials are missing in MLflow.
@@ -134,6 +136,7 @@ def shoal(trials: int = TRIALS, epochs: int = EPOCHS, widths: Sequence[int] = WI
         command += [f"model.width={_grid(widths)}", f"optim.lr={_grid(rates)}", "tune.scheduler=none"]
         command += [f"tune.max_concurrent_trials={SIDE_BY_SIDE}", "experiment_name=sweep"]
         command += [f"storage_path={folder}/runs", f"track.tracking_uri=sqlite:///{store}"]
+        run([sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{store}"])
         started_s = time.time()
         samples = run_watched(command, folder)
         *_, last = (folder / "stdout").read_text().split()

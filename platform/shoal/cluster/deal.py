@@ -10,7 +10,7 @@ from shoal.cluster import session
 from shoal.cluster.plan import Plan
 from shoal.cluster.worker import Assignment, resident_shard
 from shoal.data.order import SPLITS
-from shoal.data.prepare import Prepared
+from shoal.data.prepare import Prepared, deal_here
 from shoal.data.shard import Shard
 
 logger = logging.getLogger(__name__)
@@ -39,18 +39,23 @@ def deal(plan: Plan, num_workers: int) -> tuple[Prepared, Hands]:
     Raises:
         DataError: what only reading all rows could tell.
     """
+    if plan.prepared is not None:
+        return plan.prepared, _deal_small(plan, plan.prepared, num_workers)
     from shoal.cluster import ingest
 
-    if plan.prepared is not None:
-        resident = _is_resident(plan, plan.prepared)
-        return plan.prepared, Hands(
-            ingest.put_small(plan.source, plan.recipe, plan.prepared, num_workers), resident
-        )
     blocks = ingest.read_blocks(plan.source)
     prepared, before = ingest.prepare_blocks(blocks, plan.recipe, plan.source.fingerprint)
     resident = _is_resident(plan, prepared)
     pieces = ingest.deal_blocks(blocks, before, prepared, plan.recipe, num_workers, resident)
     return prepared, Hands(pieces, resident)
+
+
+def _deal_small(plan: Plan, prepared: Prepared, num_workers: int) -> Hands:
+    """Deal rows that this process has read already, one object for each worker."""
+    import ray
+
+    dealt = deal_here(plan.source, plan.recipe, prepared, num_workers)
+    return Hands([[ray.put(hand)] for hand in dealt], _is_resident(plan, prepared))
 
 
 def shard_of(told: Assignment, hands: Hands, rank: int, size: int, device: torch.device) -> Shard:

@@ -21,7 +21,6 @@ from shoal.data.prepare import (
     Summary,
     combine,
     deal,
-    deal_here,
     finish,
     merge,
     splits_of,
@@ -52,11 +51,6 @@ class Blocks:
     @property
     def first_rows(self) -> list[int]:
         return [sum(self.rows[:number]) for number in range(len(self.rows))]
-
-
-def put_small(source: Source, recipe: Recipe, prepared: Prepared, num_workers: int) -> list[list[Ref]]:
-    """Deal a source that this process has read already; returns one object for each worker."""
-    return [[ray.put(dealt)] for dealt in deal_here(source, recipe, prepared, num_workers)]
 
 
 def read_blocks(source: Source) -> Blocks:

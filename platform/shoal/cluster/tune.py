@@ -137,13 +137,16 @@ class _Sweep(Attempt):
         """Train all trials; what is left when the time budget ends is left for the same command later."""
         self.folder.delete(STOP)
         config, base = self.config, self.plan.base
+        if base.prepared is not None:
+            self._state_facts(base.prepared)  # MLflow is imported, and its tables made, while Ray starts
         use_gpu = session.connect(config.scale, spare_cpus(base))
         slots = self.plan.slots(session.resources(), spare_cpus(base), use_gpu)
         self._use_gpu = use_gpu
         self.pool: Pool[Trial] = Pool(slots, self.plan.actor_resources(use_gpu))
         prepared, hands = deal(base, config.scale.num_workers)
         self._pantry[self._shelf(base.config)] = (base, prepared, hands)
-        self._state_facts(prepared)
+        if base.prepared is None:
+            self._state_facts(prepared)
         self.journal = Journal(self.folder, self.attempt)
         scheduler = make_scheduler(
             config.tune, config.domains, config.mode, self._most_evaluations(), config.seed
@@ -155,6 +158,7 @@ class _Sweep(Attempt):
         finally:
             self.pool.close()
             self.journal.sync()
+            self.tracker.wake()
 
     def finish(self) -> dict[str, Any]:
         """Rank, hand over the best model, draw the report."""

@@ -54,6 +54,10 @@ class Tracker:
         """When all trials of a sweep were in MLflow, in Unix seconds; None while they are not."""
         return getattr(self._mirror, "level_s", None)
 
+    def wake(self) -> None:
+        """Have what is waiting sent now."""
+        self._wake.set()
+
     def close(self) -> bool:
         """Deliver everything, for as long as it may take while MLflow answers; return whether it all arrived."""
         self._is_closing = True
