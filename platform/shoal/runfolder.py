@@ -6,7 +6,6 @@
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from shoal.storage import Folder
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
+TRACKED = "tracked.json"
 LEASE = "lease.json"
 STOP = "stop"
 RESULT = "result.json"
@@ -32,8 +32,6 @@ TRIALS = "trials"
 REPORTS = "report"
 
 LEASE_S = 60.0
-
-_UPDATING = threading.Lock()
 
 
 class RunFolder(Folder):
@@ -54,11 +52,12 @@ class RunFolder(Folder):
         self.write(name, json.dumps(content, indent=2).encode())
 
     def update_json(self, name: str, **changes: Any) -> None:
-        with _UPDATING:  # the tracker's thread notes run ids where the driver's notes statuses
-            self.write_json(name, (self.read_json(name) or {}) | changes)
+        self.write_json(name, (self.read_json(name) or {}) | changes)
 
     def identity(self) -> dict[str, Any]:
-        """Who this run is: key, name, experiment, tracking_uri, run_id, status.
+        """Who this run is: key, name, experiment, tracking_uri, status; and of MLflow's, once known: run_id.
+
+        What the driver says is in one file and what tracking found in another: each has one writer.
 
         Raises:
             StorageError: the folder is not visible from this node, or is no run's folder.
@@ -69,7 +68,7 @@ class RunFolder(Folder):
                 f"run folder '{self.uri}' is not there, seen from host {socket.gethostname()}: "
                 "storage_path must be one folder that all nodes share (NFS, s3://)"
             )
-        return dict(identity)
+        return dict(identity) | (self.read_json(TRACKED) or {})
 
     def mint(self, **identity: Any) -> None:
         """Give the run its identity, once; later calls change nothing."""

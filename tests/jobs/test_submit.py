@@ -83,10 +83,10 @@ def test_stopped_job_is_recorded_as_killed_and_leaves_nothing(
     assert submitted.returncode == 0, submitted.stderr
     folder = tmp_path / "runs" / "shoal" / "run"
     eventually(lambda: any((folder / "journal").glob("*.jsonl")), 90, "the job trains")
-    eventually(lambda: "run_id" in json.loads((folder / "run.json").read_text()), 20, "MLflow knows the run")
+    eventually(lambda: (folder / "tracked.json").exists(), 20, "MLflow knows the run")
     stopped = ray_job(cluster, "stop", f"stop-{os.getpid()}")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    run_id = json.loads((folder / "tracked.json").read_text())["run_id"]
     client = MlflowClient(uri, uri)
     eventually(lambda: client.get_run(run_id).info.status == "KILLED", 30, "the run is KILLED")
     ray.init(cluster["address"], log_to_driver=False)

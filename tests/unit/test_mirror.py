@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from shoal.runfolder import CONFIG, FACTS, IDENTITY, JOURNAL, LEASE, PICTURES, RESULT, SHIPPED
+from shoal.runfolder import CONFIG, FACTS, IDENTITY, JOURNAL, LEASE, PICTURES, RESULT, SHIPPED, TRACKED
 from shoal.track.journal import Journal
 from shoal.track.mirror import KEY_TAG, LEASE_TAG, REASON_TAG, Mirror, reap
 from shoal.track.sweep import sync
@@ -58,7 +58,7 @@ def test_synchronising_twice_has_the_same_outcome_whatever_was_forgotten_in_betw
     if forgets in ("position", "both"):
         folder.delete(f"{JOURNAL}/{SHIPPED}")
     if forgets in ("run id", "both"):
-        folder.update_json(IDENTITY, run_id=None)
+        folder.update_json(TRACKED, run_id=None)
     assert sync(folder) == run_id
     assert outcome(client, run_id) == first
 
@@ -68,7 +68,7 @@ def test_a_run_is_found_again_by_its_key_not_by_its_name(client, run):
     other.write_json(IDENTITY, {**other.identity(), "name": "same"})
     first, second = sync(one), sync(other)
     assert first != second
-    one.update_json(IDENTITY, run_id=None)
+    one.update_json(TRACKED, run_id=None)
     assert sync(one) == first
 
 

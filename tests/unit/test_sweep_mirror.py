@@ -6,7 +6,7 @@ import time
 import pytest
 from test_mirror import history, note
 
-from shoal.runfolder import FACTS, IDENTITY, LEASE, REPORTS, RESULT, TRIALS
+from shoal.runfolder import FACTS, IDENTITY, LEASE, REPORTS, RESULT, TRACKED, TRIALS
 from shoal.track.journal import Journal
 from shoal.track.mirror import LEASE_TAG, PARENT_TAG, REASON_TAG, reap
 from shoal.track.sweep import SweepMirror, mirror_of, sync
@@ -55,7 +55,7 @@ def test_delivering_twice_changes_nothing_and_makes_no_child_twice(client, sweep
     parent = sync(folder)
     first = {name: (run.info.run_id, run.info.status) for name, run in children(client, parent).items()}
     for name in folder.names(TRIALS):
-        folder.inner(f"{TRIALS}/{name}").update_json(IDENTITY, run_id=None)
+        folder.inner(f"{TRIALS}/{name}").update_json(TRACKED, run_id=None)
     assert sync(folder) == parent
     assert {
         name: (run.info.run_id, run.info.status) for name, run in children(client, parent).items()
@@ -68,7 +68,7 @@ def test_a_trial_that_is_delivered_again_within_one_session_is_the_same_child(cl
     mirror.open()
     mirror.ship()
     trial = folder.inner(f"{TRIALS}/t0000")
-    trial.update_json(IDENTITY, delivered_to=None)
+    trial.update_json(IDENTITY, registered_model_name="new")
     trial.update_json(FACTS, tags={"shoal.new": "yes"})
     mirror.close()
     found = children(client, mirror.run_id)

@@ -15,7 +15,7 @@ from shoal.config import to_yaml
 from shoal.errors import Interrupted
 from shoal.runfolder import CONFIG, IDENTITY, STOP, RunFolder
 from shoal.track.guardian import DONE, KILLED, Guardian
-from shoal.track.tracker import Tracker
+from shoal.track.tracker import Tracker, TrackerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Attempt:
         self._quit_beating = threading.Event()
         threading.Thread(target=self._beat, name="shoal-lease", daemon=True).start()
         self.guardian = Guardian(self.folder.uri)
-        self.tracker = Tracker(self.folder, self.has_workers_apart)
+        self.tracker = self.make_tracker()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
@@ -65,6 +65,9 @@ class Attempt:
     def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
         """Write `result.json`; `ending` holds status and reason."""
         raise NotImplementedError
+
+    def make_tracker(self) -> Tracker | TrackerProcess:
+        return Tracker(self.folder, self.has_workers_apart)
 
     def mark_killed(self) -> None:
         """Record the interrupt before the workers have stopped: this process may have seconds to live."""

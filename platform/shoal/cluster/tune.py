@@ -46,12 +46,14 @@ from shoal.sweep.engine import LAG, Clone, Engine, Planned, Report, Trial, Verdi
 from shoal.sweep.report import Findings, write_report
 from shoal.sweep.trials import TrialRow, best, points, ranked
 from shoal.track.journal import Journal, JournalReader
+from shoal.track.tracker import TrackerProcess
 from shoal.train import total_steps
 
 logger = logging.getLogger(__name__)
 
 WAIT_S = 0.25
 STOP_PATIENCE_S = 30.0
+SETTLE_S = 10.0
 # So many trials that fail in the same way, with none that did not, are the user's error and not the trials'.
 ALIKE = 3
 LINEAGE = "lineage.json"
@@ -133,6 +135,12 @@ class _Sweep(Attempt):
         self._pantry: dict[str, tuple[Plan, Prepared, Hands]] = {}
         self._is_out_of_time = False
 
+    tracker: TrackerProcess
+
+    def make_tracker(self) -> TrackerProcess:
+        """Track in a process of its own: hundreds of trials' records must not keep the driver from their reports."""
+        return TrackerProcess(self.folder)
+
     def run(self) -> None:
         """Train all trials; what is left when the time budget ends is left for the same command later."""
         self.folder.delete(STOP)
@@ -158,13 +166,13 @@ class _Sweep(Attempt):
         finally:
             self.pool.close()
             self.journal.sync()
-            self.tracker.wake()
 
     def finish(self) -> dict[str, Any]:
         """Rank, hand over the best model, draw the report."""
         rows, order = self.rows(), self.best_first()
         if not order:
             raise TrainingError(self._why_nothing_came(rows))
+        self.tracker.settle(SETTLE_S)
         self._tell("verifying the best model")
         self._hand_over(self.engine.trials[order[0].number])
         self._tell("drawing the report")
@@ -310,7 +318,7 @@ class _Sweep(Attempt):
         progress.folder.mint(
             name=trial.name, experiment=self.config.experiment_name, point=trial.point, repeat=trial.repeat
         )
-        progress.folder.update_json(IDENTITY, status="RUNNING", reason=None, delivered_to=None)
+        progress.folder.update_json(IDENTITY, status="RUNNING", reason=None)
         progress.folder.delete(RESULT)
         if not progress.folder.exists(CONFIG):
             progress.folder.write(CONFIG, to_yaml(progress.config).encode())
@@ -701,7 +709,7 @@ class _Sweep(Attempt):
         )
         self.is_verified = deliver(progress.folder, progress.config, plan.source, recipe, prepared, outcome)
         name = self.config.track.registered_model_name
-        progress.folder.update_json(IDENTITY, registered_model_name=name, delivered_to=None)
+        progress.folder.update_json(IDENTITY, registered_model_name=name)
 
     def _state_facts(self, prepared: Prepared) -> None:
         """Write down what MLflow is to know of the sweep, and let it be told."""

@@ -107,8 +107,7 @@ def work(
         progress.seconds = done_before + time.perf_counter() - started
         if is_first:
             journal.sync()
-            run_id = (folder.read_json("run.json") or {}).get("run_id")
-            facts["mlflow_run_id"] = run_id
+            facts["mlflow_run_id"] = folder.identity().get("run_id")
             saver.save(snapshot(model, optimizer, progress, states))
 
     steps = total_steps(config.train, shard.lanes.steps)

@@ -25,6 +25,7 @@ from shoal.runfolder import (
     PICTURES,
     RESULT,
     SHIPPED,
+    TRACKED,
     RunFolder,
     is_alive,
 )
@@ -99,7 +100,7 @@ class Mirror:
         if self._parent is not None:
             self._parent._children[self._identity["key"]] = run
         if self._identity.get("run_id") != self.run_id:
-            self._folder.update_json(IDENTITY, run_id=self.run_id)
+            self._folder.update_json(TRACKED, run_id=self.run_id)
             self._forget_position()
         # Before the run says RUNNING: whoever reaps must not find it with the lease of an earlier attempt.
         if self._folder.holder():

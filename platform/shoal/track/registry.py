@@ -19,7 +19,7 @@ from shoal.data.transform import Transform
 from shoal.importing import is_path
 from shoal.metrics import is_better
 from shoal.predict import Predictor, as_rows
-from shoal.runfolder import IDENTITY, MODEL, RunFolder
+from shoal.runfolder import MODEL, TRACKED, RunFolder
 
 CHAMPION = "champion"
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
@@ -63,7 +63,7 @@ def publish_model(client: Any, folder: RunFolder, experiment_id: str, run_id: st
     name = identity.get("registered_model_name")
     if name and identity.get("verified"):
         version = _register(client, name, model_id, run_id, identity)
-        folder.update_json(IDENTITY, model_version=version)
+        folder.update_json(TRACKED, model_version=version)
 
 
 def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:

@@ -4,10 +4,12 @@ Parent and children are run folders, and each is mirrored as any run is (`shoal.
 run is whose child. A trial that was delivered whole is not looked at again.
 """
 
+import hashlib
+import json
 import time
 from typing import Any
 
-from shoal.runfolder import FACTS, IDENTITY, REPORTS, TRIALS, RunFolder
+from shoal.runfolder import FACTS, IDENTITY, REPORTS, TRACKED, TRIALS, RunFolder
 from shoal.track.mirror import KEY_TAG, PARENT_TAG, Mirror
 
 
@@ -69,11 +71,13 @@ class SweepMirror(Mirror):
 
     def _ship_trial(self, name: str) -> int:
         folder = self._folder.inner(f"{TRIALS}/{name}")
-        identity = folder.read_json(IDENTITY)
-        if identity is None or (identity["status"] == "RUNNING" and not folder.exists(FACTS)):
+        said = folder.read(IDENTITY) if folder.exists(IDENTITY) else b"{}"
+        status = json.loads(said).get("status")
+        if status is None or (status == "RUNNING" and not folder.exists(FACTS)):
             return 0  # it has not said yet what it is
-        is_delivered = identity.get("delivered_to") == self.identity["tracking_uri"]
-        if is_delivered and not self.is_thorough:
+        # A trial that is run again, or whose model is handed over, says something else of itself.
+        delivered = f"{hashlib.sha256(said).hexdigest()} to {self.identity['tracking_uri']}"
+        if (folder.read_json(TRACKED) or {}).get("delivered") == delivered and not self.is_thorough:
             self._delivered.add(name)
             return 0
         if name not in self._trials:
@@ -83,9 +87,9 @@ class SweepMirror(Mirror):
             trial.open()
         sent = trial.ship()
         # As read before the points were: an end that comes in between is seen the next time.
-        if identity["status"] != "RUNNING":
+        if status != "RUNNING":
             trial.close()
-            folder.update_json(IDENTITY, delivered_to=self.identity["tracking_uri"])
+            folder.update_json(TRACKED, delivered=delivered)
             self._delivered.add(name)
             del self._trials[name]
         return sent

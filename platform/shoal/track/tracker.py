@@ -1,7 +1,10 @@
 """The background shipper: keeps MLflow close behind the journal while a run lasts, and never in its way."""
 
+import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -107,3 +110,94 @@ class Tracker:
             return
         self._mirror.ship()
         self._mirror.beat()
+
+
+class TrackerProcess:
+    """The same as `Tracker`, in a process of its own."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self.problem: str | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "shoal.track.tracker", self._folder.uri],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the driver's to hear
+        )
+
+    @property
+    def is_started(self) -> bool:
+        return self._process is not None
+
+    @property
+    def run_id(self) -> str | None:
+        return self._folder.identity().get("run_id")
+
+    @property
+    def level_s(self) -> float | None:
+        """When all trials of a sweep were in MLflow, in Unix seconds; None while they are not."""
+        return self._ask("level")[0]  # type: ignore[no-any-return]
+
+    def settle(self, patience_s: float) -> None:
+        """Wait until all trials that have ended are in MLflow: so long at most, and not where it does not answer."""
+        until = time.monotonic() + patience_s
+        self._ask("wake")
+        while time.monotonic() < until:
+            level_s, problem = self._ask("level")
+            if level_s is not None or problem is not None:
+                return
+            time.sleep(0.05)
+
+    def mark(self, status: str, reason: str) -> None:
+        """Set the run's status now, ahead of `close`: the process may have seconds to live."""
+        self._ask("mark", status, reason)
+
+    def close(self) -> bool:
+        """Deliver everything, for as long as it may take while MLflow answers; return whether it all arrived."""
+        _, self.problem = self._ask("close")
+        if self._process is not None:
+            self._process.communicate()
+        return self.problem is None
+
+    def _ask(self, *words: str) -> tuple[float | None, str | None]:
+        """Say something and return (level_s, problem)."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            return None, "it was not started"
+        try:
+            with self._lock:
+                process.stdin.write(json.dumps(words) + "\n")
+                process.stdin.flush()
+                level_s, problem = json.loads(process.stdout.readline())
+            return level_s, problem
+        except (OSError, ValueError):
+            return None, "the tracking process is gone"
+
+
+def main(folder_uri: str) -> None:
+    """Track a folder and do as standard input says; end without a word when the driver is gone."""
+    tracker = Tracker(RunFolder(folder_uri))
+    tracker.start()
+    for line in sys.stdin:
+        word, *rest = json.loads(line)
+        match word:
+            case "wake":
+                tracker.wake()
+            case "mark":
+                tracker.mark(*rest)
+            case "close":
+                tracker.close()
+        print(json.dumps([tracker.level_s, tracker.problem]), flush=True)
+        if word == "close":
+            return
+    os._exit(1)  # the guardian closes the runs
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
