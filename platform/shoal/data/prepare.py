@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.config import DataConfig
 from shoal.data.order import SPLITS, TRAIN, VALIDATION, Lanes, split_rows
 from shoal.data.sources import Block, Source
-from shoal.data.transform import ColumnStats, Label, Moments, Transform, as_classes, as_numbers
+from shoal.data.transform import ColumnStats, Label, Moments, Transform, as_classes, as_numbers, is_missing
 from shoal.errors import DataError, nearest
 
 MAX_CLASSES = 10_000
@@ -106,7 +105,7 @@ def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
             f"data.label='{label}' has shape {values.shape[1:]} per row: it must be one value per row"
         )
     values = values.reshape(len(values))
-    missing = pd.isna(values)
+    missing = is_missing(values)
     known = values[~missing]
     summary = Summary(
         rows={name: int((split == number).sum()) for number, name in enumerate(SPLITS)},

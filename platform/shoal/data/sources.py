@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
-import pyarrow.dataset as arrow_dataset
 import pyarrow.json as arrow_json
 from pyarrow import fs as arrow_fs
 
@@ -363,7 +362,9 @@ def _read_tables(scheme: str, paths: tuple[str, ...]) -> Iterator[Block]:
             yield table_to_block(pa.Table.from_batches([batch]))
 
 
-def _dataset(scheme: str, paths: tuple[str, ...]) -> arrow_dataset.Dataset:
+def _dataset(scheme: str, paths: tuple[str, ...]) -> Any:
+    import pyarrow.dataset as arrow_dataset  # here, since it brings pandas along, which workers have no use for
+
     formats = {
         "csv": lambda: arrow_dataset.CsvFileFormat(
             parse_options=arrow_csv.ParseOptions(), read_options=_CSV_READ, convert_options=_CSV_CONVERT

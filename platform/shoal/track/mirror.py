@@ -140,7 +140,8 @@ class Mirror:
         self.ship()
         self._tag()
         self._upload_pictures()
-        self._upload(RESULT)
+        if self._parent is None:
+            self._upload(RESULT)
         if self._folder.exists(f"{MODEL}/MLmodel"):
             from shoal.track.registry import publish_model
 
@@ -184,6 +185,8 @@ class Mirror:
         tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
         if self._parent is not None:
             tags[PARENT_TAG] = str(self._parent.run_id)
+        self._tags = (self._folder.read_json(FACTS) or {"tags": {}})["tags"]
+        tags |= {key: str(value) for key, value in self._tags.items()}
         return self.client.create_run(
             self.experiment_id, self._identity["start_ms"], tags, self._identity["name"]
         )
@@ -193,7 +196,7 @@ class Mirror:
         self._reader, self._unsent = JournalReader(self._folder), []
 
     def _describe(self, run: Any) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         if run.info.status != "RUNNING":
             self.client.update_run(self.run_id, status="RUNNING")
@@ -202,9 +205,8 @@ class Mirror:
             return
         known = run.data.params
         params = [Param(key, str(value)) for key, value in facts["params"].items() if key not in known]
-        tags = [RunTag(key, str(value)) for key, value in facts["tags"].items()]
-        self.client.log_batch(self.run_id, params=params, tags=tags)
-        self._tags = facts["tags"]
+        self.client.log_batch(self.run_id, params=params)
+        self._tag()
         datasets = [
             DatasetInput(Dataset(**facts["dataset"]), [InputTag("mlflow.data.context", context)])
             for context in facts["contexts"]
