@@ -20,14 +20,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return Trace.of(place.folder("run"))
 
 
-def test_four_workers_on_fractional_cpus_agree_with_none_and_repeat_bit_for_bit(
-    shared: Place, alone: Trace
-) -> None:
-    four = ("scale.num_workers=4", "scale.cpus_per_worker=0.5")
-    shared.train(*SETTINGS, *four)
-    shared.train(*SETTINGS, *four, "experiment_name=again")
+def test_four_workers_on_fractional_cpus_agree_with_none(shared: Place, alone: Trace) -> None:
+    """That equal counts agree bit for bit is proved where processes are killed (test_chaos.py)."""
+    shared.train(*SETTINGS, "scale.num_workers=4", "scale.cpus_per_worker=0.5")
     assert_close(Trace.of(shared.folder("run")), alone)
-    assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "again")))
 
 
 def test_streamed_through_ray_data_agrees_with_resident(shared: Place) -> None:

@@ -165,7 +165,7 @@ def is_there(process: psutil.Process) -> bool:
 def test_an_interrupt_closes_every_run_and_the_sweep_is_extended_and_finished_later(shared: Place) -> None:
     command = (
         *QUICK,
-        "train.epochs=60",
+        "train.epochs=40",
         "optim.lr=loguniform(1e-4,1e-2)",
         "run_name=sweep",
         "model.width=64,128",
@@ -236,11 +236,11 @@ def test_an_error_of_the_user_ends_the_sweep_after_the_first_few_with_that_error
     "settings",
     [
         ("tune.scheduler=pbt", "optim.lr=loguniform(1e-5,1e-1)", "tune.num_samples=4"),
-        ("tune.scheduler=hyperband", "optim.lr=loguniform(1e-5,1e-1)", "tune.num_samples=5"),
         (
             "tune.search=optuna",
             "optim.lr=loguniform(1e-5,1e-1)",
-            "tune.num_samples=10",
+            "tune.num_samples=4",
+            "tune.repeat=2",
             "tune.scheduler=median",
         ),
     ],
@@ -250,17 +250,15 @@ def test_schedulers_and_searches_come_to_an_end(shared: Place, settings: tuple[s
     result = sweep(shared, *QUICK, *settings)
     assert result["trials"]["planned"] == len(result["rows"]) == len(children(result))
     assert all(row["metric"] is not None for row in result["rows"])
+    if "tune.repeat=2" in settings:
+        numbers = [row["point"] for row in sorted(result["rows"], key=lambda row: row["number"])]
+        assert numbers == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert "over 2 seeds" in result["findings"]["best point"]
     if "tune.scheduler=pbt" in settings:
         lineages = list(Path(result["run_folder"]).glob("trials/*/lineage.json"))
         assert lineages
         entry = json.loads(lineages[0].read_text())[0]
         assert entry["from"] != lineages[0].parent.name
-
-
-def test_seeds_of_a_point_are_averaged(shared: Place) -> None:
-    result = sweep(shared, "train.epochs=2", "optim.lr=0.01,0.001", "tune.repeat=2")
-    assert [row["point"] for row in sorted(result["rows"], key=lambda row: row["number"])] == [0, 0, 1, 1]
-    assert "over 2 seeds" in result["findings"]["best point"]
 
 
 def test_a_time_budget_hands_over_the_best_so_far_and_the_same_command_goes_on(shared: Place) -> None:
@@ -270,7 +268,7 @@ def test_a_time_budget_hands_over_the_best_so_far_and_the_same_command_goes_on(s
         "run_name=sweep",
         "tune.max_concurrent_trials=1",
     )
-    done = shared.run("tune", *command, "tune.time_budget_s=12")
+    done = shared.run("tune", *command, "tune.time_budget_s=10")
     assert done.code == 0, done.out + done.err
     first = done.result
     assert first["is_out_of_time"]

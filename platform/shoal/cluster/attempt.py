@@ -66,6 +66,17 @@ class Attempt:
         """Write `result.json`; `ending` holds status and reason."""
         raise NotImplementedError
 
+    def who(self) -> dict[str, Any]:
+        """Return what every `result.json` says of where its run is."""
+        identity = self.folder.identity()
+        return {
+            "run_name": identity["name"],
+            "experiment_name": identity["experiment"],
+            "mlflow_run_id": identity.get("run_id") or self.tracker.run_id,
+            "tracking_uri": identity["tracking_uri"],
+            "run_folder": self.folder.uri,
+        }
+
     def make_tracker(self) -> Tracker | TrackerProcess:
         return Tracker(self.folder, self.has_workers_apart)
 

@@ -158,7 +158,6 @@ class _Run(Attempt):
 
     def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
         """Write `result.json`, described in the README."""
-        identity = self.folder.identity()
         outcome = self.folder.read_json(OUTCOME) or {}
         progress = outcome.get("progress", {})
         shares = outcome.get("shares", {})
@@ -167,11 +166,7 @@ class _Run(Attempt):
         names = store.names()
         result = {
             **ending,
-            "run_name": identity["name"],
-            "experiment_name": identity["experiment"],
-            "mlflow_run_id": identity.get("run_id") or self.tracker.run_id,
-            "tracking_uri": identity["tracking_uri"],
-            "run_folder": self.folder.uri,
+            **self.who(),
             "checkpoint": f"{self.folder.uri}/checkpoints/{names[-1]}" if names else None,
             "metrics": progress.get("metrics", {}) | outcome.get("test_metrics", {}),
             "test_loss": outcome.get("test_metrics", {}).get("test/loss"),

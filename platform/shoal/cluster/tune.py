@@ -190,14 +190,9 @@ class _Sweep(Attempt):
         counts = {
             status: sum(row.status == status for row in rows) for status in {row.status for row in rows}
         }
-        identity = self.folder.identity()
         result = {
             **ending,
-            "run_name": identity["name"],
-            "experiment_name": identity["experiment"],
-            "mlflow_run_id": identity.get("run_id") or self.tracker.run_id,
-            "tracking_uri": identity["tracking_uri"],
-            "run_folder": self.folder.uri,
+            **self.who(),
             "metric": self.config.tune.metric,
             "mode": self.config.mode,
             "best": self._best_result(order[0]) if order else None,
