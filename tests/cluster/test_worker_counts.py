@@ -27,7 +27,7 @@ def test_four_workers_on_fractional_cpus_agree_with_none(shared: Place, alone: T
 
 
 def test_streamed_through_ray_data_agrees_with_resident(shared: Place) -> None:
-    short = (*SETTINGS[:1], "train.epochs=2", "run_name=run")
+    short = (*SETTINGS[:1], "train.epochs=1", "run_name=run")
     shared.train(*short, "data.resident=false")
     shared.train(*short, "scale.num_workers=0", "experiment_name=resident")
     assert_close(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "resident")))

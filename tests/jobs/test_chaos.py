@@ -105,16 +105,6 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_killed_run(place: Place) -> None
     assert folder.names("checkpoints")
 
 
-def test_killed_in_process_run_resumes(place: Place) -> None:
-    place.train(*ALONE, "experiment_name=twin")
-    process = place.start("train", *ALONE)
-    place.wait_for_step(process, "run", 300)
-    process.kill()
-    process.communicate()
-    place.train(*ALONE)
-    assert_equal(Trace.of(place.folder("run")), Trace.of(place.folder("run", "twin")))
-
-
 def assert_delivered(place: Place, tracking_uri: str) -> None:
     """MLflow has what the run's folder has."""
     folder = place.folder("run")
