@@ -24,7 +24,7 @@ from shoal.cluster.config import RunConfig
 from shoal.cluster.deal import spare_cpus
 from shoal.cluster.plan import check
 from shoal.cluster.schedulers import make_scheduler
-from shoal.cluster.sweep_plan import SweepPlan, evaluations, show_point
+from shoal.cluster.sweep_plan import SweepPlan, evaluations
 from shoal.cluster.worker import OUTCOME, Assignment, resident_shard, work
 from shoal.collective import Alone
 from shoal.config import build
@@ -35,6 +35,7 @@ from shoal.models import readable
 from shoal.runfolder import CHECKPOINTS, JOURNAL, RunFolder
 from shoal.space import Point
 from shoal.sweep.engine import Engine, Planned, Report
+from shoal.sweep.report import show_params
 from shoal.train import total_steps
 
 PROBED_TRIALS, PROBED_STEPS = 4, 300
@@ -77,7 +78,7 @@ class Forecast:
             f"time           about {duration(self.seconds)}",
             f"disk           {readable(self.disk_bytes)}B",
         ]
-        lines += [f"infeasible     {show_point(point)}: {reason}" for point, reason in self.infeasible]
+        lines += [f"infeasible     {show_params(point)}: {reason}" for point, reason in self.infeasible]
         return "\n".join([*lines, "nothing was started"])
 
 

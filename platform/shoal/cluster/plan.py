@@ -36,11 +36,16 @@ def check(config: RunConfig) -> Plan:
     if config.scale.num_workers and _uses_ray(config.data.source):
         session.connect(config.scale, spare_cpus=1)  # the user's function would start Ray in its own way
     source = open_source(config.data.source)
-    recipe = Recipe(config.data, config.seed, config.task == "classification", source.is_ready)
+    recipe = recipe_of(config, source.is_ready)
     if config.scale.num_workers and not source.is_small:
         return Plan(config, source, recipe, None, None)
     prepared = prepare_here(source, recipe)
     return Plan(config, source, recipe, prepared, measure_model(config, prepared))
+
+
+def recipe_of(config: RunConfig, is_ready: bool) -> Recipe:
+    """Return what decides how the rows of a run are treated."""
+    return Recipe(config.data, config.seed, config.task == "classification", is_ready)
 
 
 def check_data(config: RunConfig) -> Plan:
@@ -50,7 +55,7 @@ def check_data(config: RunConfig) -> Plan:
         DataError: the first rule that is broken.
     """
     source = open_source(config.data.source)
-    recipe = Recipe(config.data, config.seed, config.task == "classification", source.is_ready)
+    recipe = recipe_of(config, source.is_ready)
     return Plan(config, source, recipe, prepare_here(source, recipe) if source.is_small else None, None)
 
 

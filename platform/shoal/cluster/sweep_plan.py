@@ -97,13 +97,6 @@ def iteration_at(config: RunConfig, step: int, steps_per_epoch: int) -> int:
     return math.ceil(step / (config.train.evaluate_every_steps or steps_per_epoch))
 
 
-def show_point(point: Point) -> str:
-    """Write a point as `optim.lr=0.00123 model.width=64`."""
-    return "  ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
-    )
-
-
 def _check_point(config: SweepConfig, point: Point) -> None:
     for key in point:
         if key not in config.space:
