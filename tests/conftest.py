@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,27 +168,32 @@ def shared(tmp_path: Path, cluster: dict[str, str]) -> Place:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
     """One small Ray cluster for the session, with a dashboard for job submission."""
-    script = (
-        "import json, sys, ray\n"
-        f"found = ray.init('local', num_cpus=4, include_dashboard=True, dashboard_port={free_port()},"
-        " log_to_driver=False)\n"
-        "print(json.dumps({'address': found.address_info['gcs_address'], 'dashboard': found.dashboard_url}))\n"
-        "sys.stdout.flush()\n"
-        "sys.stdin.read()\n"
-    )
+    gcs, dashboard, agent = free_port(), free_port(), free_port()
+    # A folder of its own, short since sockets lie in it: no job but those that are told of this cluster finds it.
+    folder = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
+    options = ["--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
+    options += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--min-worker-port=0"],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        text=True,
     )
-    assert process.stdout is not None
     try:
-        yield json.loads(process.stdout.readline())
+        eventually(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60, "the cluster starts")
+        yield {"address": f"127.0.0.1:{gcs}", "dashboard": f"127.0.0.1:{dashboard}"}
     finally:
-        process.communicate("")
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1)
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:
@@ -215,8 +223,6 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        import urllib.request
-
         command = ["server", "--backend-store-uri", f"sqlite:///{self._path}/server.db"]
         command += ["--artifacts-destination", str(self._path / "artifacts"), "--port", str(self._port)]
         self._process = subprocess.Popen(
@@ -226,14 +232,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except OSError:
-                time.sleep(0.2)
-        pytest.fail("the MLflow server did not start")
+        eventually(lambda: answers(f"{self.uri}/health"), 60, "the MLflow server starts")
 
     def kill(self) -> None:
         """End the server and its children at once."""

@@ -11,7 +11,7 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,15 @@ from shoal.runfolder import CHECKPOINTS, RunFolder
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
 PREPARED = "prepared.json"
 
+# By default a checkpoint follows another after a second, and after so many times the seconds that it took.
+SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 10.0
+
 
 class CheckpointConfig(Section):
     every_steps: int | None = Field(
-        None, ge=1, description="steps between checkpoints; null: every epoch, at least 100 steps"
+        None,
+        ge=1,
+        description="steps between checkpoints; null: every second, or less often if it takes long",
     )
     keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
 
@@ -211,18 +216,44 @@ class CheckpointStore:
 
 
 class BackgroundSaver:
-    """Saves in a thread, one checkpoint in flight; a failure shows at the next call."""
+    """Saves in a thread, one checkpoint in flight; a failure shows at the next call.
+
+    The best so far may wait, copied, for the next checkpoint: a later one that refers to it is written after it, and
+    an earlier one from which training starts again leads to it again.
+    """
 
     def __init__(self, store: CheckpointStore, facts: Mapping[str, Any], prepared: bytes) -> None:
         self._store, self._facts, self._prepared = store, facts, prepared
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._best: Snapshot | None = None
+        self._due_s = time.monotonic() + SAVE_EVERY_S
         self.blocked_s = 0.0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() >= self._due_s
+
+    def hold(self, best: Snapshot) -> None:
+        """Write a snapshot together with the next one, unless there is a better one by then."""
+        self._best = best
+
     def save(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, and before it the best one that still waits."""
         self.wait()
-        self._thread = threading.Thread(target=self._work, args=(snapshot,), name="shoal-checkpoint")
+        is_best = snapshot.progress.best.get("best/step") == snapshot.progress.step
+        held, self._best = self._best, None
+        snapshots = [snapshot] if held is None or is_best else [held, snapshot]
+        self._due_s = float("inf")
+        self._thread = threading.Thread(target=self._work, args=(snapshots,), name="shoal-checkpoint")
         self._thread.start()
+
+    def close(self) -> None:
+        """Write what still waits, and wait for it."""
+        if self._best is not None:
+            self.save(self._best)
+        self.wait()
 
     def wait(self) -> None:
         """Wait for the checkpoint in flight, and raise what went wrong with it."""
@@ -235,11 +266,15 @@ class BackgroundSaver:
             error, self._error = self._error, None
             raise error
 
-    def _work(self, snapshot: Snapshot) -> None:
+    def _work(self, snapshots: Sequence[Snapshot]) -> None:
+        since = time.monotonic()
         try:
-            self._store.save(snapshot, self._facts, self._prepared)
+            for snapshot in snapshots:
+                self._store.save(snapshot, self._facts, self._prepared)
         except BaseException as error:
             self._error = error
+        ended = time.monotonic()
+        self._due_s = ended + max(SAVE_EVERY_S, SAVE_EVERY_TIMES * (ended - since))
 
 
 def restore(

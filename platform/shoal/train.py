@@ -32,7 +32,6 @@ Ending = Literal["finished", "interrupted", "stop", "pause"]
 
 PUBLISH_S = 0.25
 MAX_UNPUBLISHED = 500
-MIN_SAVE_STEPS = 100
 
 
 class TrainConfig(Section):
@@ -71,8 +70,9 @@ class Job:
     shard: Shard
     collective: Collective
     record: Record
-    save: Callable[[Progress], None]
+    save: Callable[[Progress, bool], None]  # now, or (False) together with the next one
     is_stop_requested: Callable[[], bool]
+    is_save_due: Callable[[], bool] = lambda: False  # asked on rank 0, unless save_every says it
     judge: Callable[[Progress], Verdict] = lambda progress: (
         "continue"
     )  # asked after each evaluation but the last
@@ -99,9 +99,12 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(config.epochs * steps_per_epoch, config.max_steps or 2**62)
 
 
-def save_interval(steps_per_epoch: int) -> int:
-    """Return the default steps between checkpoints: whole epochs, as many as make at least MIN_SAVE_STEPS."""
-    return steps_per_epoch * math.ceil(MIN_SAVE_STEPS / steps_per_epoch)
+@dataclass(frozen=True)
+class Wishes:
+    """What the workers agree on whenever they meet: whether any was asked to stop, whether to save."""
+
+    stop: bool
+    save: bool
 
 
 def train(job: Job, progress: Progress, clock: Clock) -> Ending:
@@ -122,20 +125,21 @@ def train(job: Job, progress: Progress, clock: Clock) -> Ending:
             progress.samples += batch.count
             is_last = progress.step == last
             evaluates = is_last or progress.step % (job.config.evaluate_every_steps or per_epoch) == 0
-            saves = is_last or progress.step % (job.save_every or save_interval(per_epoch)) == 0
+            saves = is_last or (job.save_every is not None and progress.step % job.save_every == 0)
             if not (evaluates or saves or losses.are_due(progress.step)):
                 continue
-            stops = losses.publish(progress)
+            wishes = losses.publish(progress)
             is_best = evaluates and job.has_validation and _evaluate(job, progress, clock)
             has_ended = is_last or progress.reached_target
-            verdict = job.judge(progress) if evaluates and not (has_ended or stops) else "continue"
-            if saves or is_best or stops or has_ended or verdict != "continue":
+            verdict = job.judge(progress) if evaluates and not (has_ended or wishes.stop) else "continue"
+            saves |= wishes.stop or wishes.save or has_ended or verdict != "continue"
+            if saves or is_best:
                 with clock.on("checkpoint"):
                     job.record.flush()
-                    job.save(progress)
+                    job.save(progress, saves)
             if has_ended:
                 break
-            if stops:
+            if wishes.stop:
                 return "interrupted"
             if verdict != "continue":
                 return verdict
@@ -180,23 +184,17 @@ class Losses:
     def are_due(self, step: int) -> bool:
         return step >= self._due
 
-    def publish(self, progress: Progress) -> bool:
-        """Record the mean loss of every waiting step; return whether any worker was asked to stop.
+    def publish(self, progress: Progress) -> Wishes:
+        """Record the mean loss of every waiting step; return what the workers agree on.
 
         Raises:
             DivergedError: one of them is not finite.
         """
         job = self._job
         with self._clock.on("tracking"):
-            is_stopping = float(job.is_stop_requested())
-            wish = (
-                float(self._rate.steps_per(PUBLISH_S, len(self._waiting)))
-                if job.collective.rank == 0
-                else 0.0
-            )
             losses = torch.stack([loss.double() for loss, _, _ in self._waiting])
-            asides = torch.tensor([is_stopping, wish], dtype=torch.float64, device=losses.device)
-            *sums, stopping, interval = job.collective.add_up(torch.cat([losses, asides])).tolist()
+            asides = torch.tensor(self._asides(), dtype=torch.float64, device=losses.device)
+            *sums, stop, save, interval = job.collective.add_up(torch.cat([losses, asides])).tolist()
             first = progress.step - len(sums) + 1
             for step, total, (_, count, at_s) in zip(
                 range(first, progress.step + 1), sums, self._waiting, strict=True
@@ -212,7 +210,16 @@ class Losses:
             job.record.flush()
             self._waiting.clear()
             self._due = progress.step + int(interval)
-        return bool(stopping > 0)
+        return Wishes(stop > 0, save > 0)
+
+    def _asides(self) -> tuple[float, float, float]:
+        """What travels with the losses: a wish to stop, and rank 0's to save and of when to meet again."""
+        job = self._job
+        stop = float(job.is_stop_requested())
+        if job.collective.rank != 0:
+            return stop, 0.0, 0.0
+        saves = job.save_every is None and job.is_save_due()
+        return stop, float(saves), float(self._rate.steps_per(PUBLISH_S, len(self._waiting)))
 
 
 class Rate:

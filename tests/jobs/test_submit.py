@@ -92,7 +92,7 @@ def test_stopped_job_is_recorded_as_killed_and_leaves_nothing(
     ray.init(cluster["address"], log_to_driver=False)
     try:
         eventually(
-            lambda: all(group.state == "REMOVED" for group in list_placement_groups(limit=1000)),
+            lambda: all(group.state == "REMOVED" for group in list_placement_groups(cluster["address"])),
             30,
             "groups are freed",
         )

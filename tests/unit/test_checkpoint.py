@@ -292,6 +292,32 @@ def test_what_is_saved_in_the_background_is_there_after_waiting(store):
     assert store.state("step-000002")["attempt"] == 2
 
 
+def test_the_best_waits_for_the_next_checkpoint_and_is_written_before_it(store):
+    saver = BackgroundSaver(store, {}, b"{}")
+    for step in (1, 2):
+        saver.hold(taken(step))
+    saver.wait()
+    assert store.names() == []
+    saver.save(taken(5))
+    saver.hold(taken(6))
+    saver.close()
+    assert store.names() == ["step-000002", "step-000005", "step-000006"]
+
+
+def test_a_checkpoint_is_due_a_second_after_the_last_and_not_while_one_is_written(store, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("shoal.checkpoint.time.monotonic", lambda: now[0])
+    saver = BackgroundSaver(store, {}, b"{}")
+    assert not saver.is_due
+    now[0] += 1.0
+    assert saver.is_due
+    saver.save(taken(1))
+    saver.wait()
+    assert not saver.is_due
+    now[0] += 1.0
+    assert saver.is_due
+
+
 def test_a_save_that_failed_in_the_background_is_raised_once_at_the_next_call(store, folder):
     folder.write(CHECKPOINTS, b"a file where the folder should be")
     saver = BackgroundSaver(store, {}, b"{}")

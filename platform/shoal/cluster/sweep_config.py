@@ -1,7 +1,7 @@
 """The config of a sweep: that of a run, with what is swept and how; makes each trial's config. Imports no ray."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from shoal.errors import ConfigError, nearest
 from shoal.metrics import is_higher_better
 from shoal.space import Point, Space, describe_domain, parse_block, parse_setting, point_seed
 from shoal.sweep.config import TuneConfig
+from shoal.track.config import TrackConfig
 
 DEFAULT_SPACE = {"model.width": "grid(32, 64, 128, 256)", "optim.lr": "loguniform(0.0001, 0.1)"}
 
@@ -21,6 +22,12 @@ OWN_KEYS = ("tune", "space", "dry_run")
 
 class TrialScaleConfig(ScaleConfig):
     num_workers: int = Field(1, ge=1, description="Ray Train workers of each trial")
+
+
+class TrialTrackConfig(TrackConfig):
+    every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="optimiser steps between points of a trial's train/loss; auto: some 1,000 in all"
+    )
 
 
 class SweepConfig(RunConfig):
@@ -37,6 +44,7 @@ class SweepConfig(RunConfig):
     name_prefix: ClassVar[str] = "sweep-"
 
     scale: TrialScaleConfig = Field(default_factory=TrialScaleConfig)
+    track: TrialTrackConfig = Field(default_factory=TrialTrackConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
     space: dict[str, Any] = Field(
         default_factory=lambda: dict(DEFAULT_SPACE),

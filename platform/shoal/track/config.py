@@ -1,5 +1,7 @@
 """The `track` section of the config."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from shoal.config import Section
@@ -9,7 +11,9 @@ class TrackConfig(Section):
     tracking_uri: str | None = Field(
         None, description="of MLflow; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    every_steps: int = Field(1, ge=1, description="optimiser steps between points of train/loss")
+    every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="optimiser steps between points of train/loss; auto: so many that they are 1,000 or so"
+    )
     registered_model_name: str | None = Field(
         None, description="register the verified model under this name; it becomes champion if it is better"
     )
