@@ -25,6 +25,7 @@ LAYERS = [
         "collective",
         "data.order",
         "models.mlp",
+        "models.transformer",
         "models.flops",
         "sweep.trials",
     ],
@@ -42,6 +43,8 @@ LAYERS = [
         "data.transform",
         "data.shard",
         "models.config",
+        "models.gpt",
+        "models.bert",
     ],
     ["data.prepare", "models", "tasks", "optim", "parametrization", "sweep.engine"],
     # What they leave behind.

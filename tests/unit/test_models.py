@@ -7,7 +7,10 @@ from torch import nn
 
 from shoal.errors import ModelError, UserError
 from shoal.models import build, find_builder, measure, readable
+from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
+from shoal.models.flops import FlopCounter
+from shoal.models.gpt import GPT
 from shoal.models.mlp import MLP
 
 USER = """
@@ -119,7 +122,13 @@ def test_building_leaves_the_callers_random_numbers_alone():
 def test_a_users_builder_is_given_only_what_its_signature_names(mine):
     assert make(f"{mine}:asks_for_all", width=16, depth=5).asked == (4, 3, 16, 5, 0.0)
     assert make(f"{mine}:asks_for_width", width=16).asked == (16, 1.0)
-    assert make(f"{mine}:Net").rest == {"outputs": 3, "width": 128, "depth": 2}
+    assert make(f"{mine}:Net").rest == {
+        "outputs": 3,
+        "vocabulary": 0,
+        "task": "",
+        "width": 128,
+        "depth": 2,
+    }
     assert sizes(make(f"{mine}:asks_for_none")) == [(4, 3)]
 
 
@@ -167,6 +176,27 @@ def test_measuring_counts_buffers_in_bytes_and_leaves_model_and_mode_as_they_wer
 def test_a_convolution_counts_its_multiply_adds():
     model = nn.Conv2d(3, 8, kernel_size=3, bias=False)
     assert measure(model, torch.zeros(1, 3, 10, 10)).flops_per_sample == 2 * (8 * 8) * 8 * 3 * 9
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_counts_its_two_products_on_a_cpu_too(is_causal):
+    query = torch.zeros(1, 2, 7, 8)
+    with torch.no_grad(), FlopCounter() as counter:
+        nn.functional.scaled_dot_product_attention(query, query, query, is_causal=is_causal)
+    assert counter.total == 2 * (2 * 2 * 7 * 7 * 8)
+
+
+def test_vocabulary_and_task_reach_a_builder_that_names_them(mine):
+    model = build(ModelConfig(name=f"{mine}:Net"), (4,), 9, 0, vocabulary=9, task="masked_lm")
+    assert (model.rest["vocabulary"], model.rest["task"]) == (9, "masked_lm")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gpt", GPT), ("bert", BERT)])
+def test_a_transformer_is_built_by_its_name(name, kind):
+    config = ModelConfig(name=name, width=8, depth=1)
+    model = build(config, (6,), 9, 0, vocabulary=9, task="masked_lm")
+    assert isinstance(model, kind)
+    assert model(torch.ones(2, 6, dtype=torch.int64)).shape == (2, 6, 9)
 
 
 def test_a_model_that_does_not_take_the_sample_is_refused_with_its_shape():

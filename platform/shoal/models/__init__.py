@@ -10,11 +10,13 @@ from torch import nn
 
 from shoal.errors import ModelError, UserError, nearest
 from shoal.importing import call_with, find, is_path
+from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
 from shoal.models.flops import FlopCounter
+from shoal.models.gpt import GPT
 from shoal.models.mlp import MLP
 
-REGISTRY: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
+REGISTRY: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "gpt": GPT, "bert": BERT}
 
 
 def find_builder(name: str) -> Callable[..., Any]:
@@ -33,18 +35,39 @@ def find_builder(name: str) -> Callable[..., Any]:
     )
 
 
-def build(config: ModelConfig, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+def build(
+    config: ModelConfig,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    vocabulary: int = 0,
+    task: str = "",
+) -> nn.Module:
     """Build a model with weights that are a pure function of the seed.
 
-    A builder is given those of `inputs`, `outputs`, `width`, `depth` that its signature names, and all of
-    `model.args`. `inputs` is the number of features, or the shape of a sample that has more dimensions.
+    A builder is given those of `inputs`, `outputs`, `vocabulary`, `task`, `width`, `depth` that its signature names,
+    and all of `model.args`. `inputs` is the shape of a sample for a model of Shoal's own; a user's is given the
+    number of features where there is one dimension.
+
+    Args:
+        input_shape: of one sample.
+        outputs: numbers put out per sample, or per position by a language model.
+        vocabulary: number of token ids; 0 where the inputs are no tokens.
+        task: name of what is learnt.
 
     Raises:
         UserError: the builder refuses, raises, or returns something else than a module.
     """
     builder = find_builder(config.name)
-    inputs = input_shape if builder is MLP or len(input_shape) != 1 else input_shape[0]
-    offered = {"inputs": inputs, "outputs": outputs, "width": config.width, "depth": config.depth}
+    inputs = input_shape if builder in REGISTRY.values() or len(input_shape) != 1 else input_shape[0]
+    offered = {
+        "inputs": inputs,
+        "outputs": outputs,
+        "vocabulary": vocabulary,
+        "task": task,
+        "width": config.width,
+        "depth": config.depth,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

@@ -7,8 +7,9 @@ the first operation: 1.3 s that every job and every refused config would pay.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
 class FlopCounter(TorchDispatchMode):
@@ -30,7 +31,7 @@ class FlopCounter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        formula = flop_registry.get(func._overloadpacket)  # type: ignore[attr-defined]
+        formula = _formula(func._overloadpacket)  # type: ignore[attr-defined]
         if formula is None:
             with self:  # what is made of other operations is counted by these
                 out = func.decompose(*args, **given)  # type: ignore[attr-defined]
@@ -40,3 +41,14 @@ class FlopCounter(TorchDispatchMode):
         if formula is not None:
             self.total += int(formula(*args, **given, out_val=out))
         return out
+
+
+def _formula(operation: Any) -> Callable[..., int] | None:
+    """Return PyTorch's formula; it has one for attention, yet does not apply it to the CPU's kernel."""
+    if operation is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        return _attention
+    return flop_registry.get(operation)
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))

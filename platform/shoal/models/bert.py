@@ -1,0 +1,100 @@
+"""An encoder for masked language models and sequence classification: BERT (Devlin et al. 2019) with pre-norm blocks.
+
+It knows token ids, of which 0 is padding; which tokens are masked and what text they stand for it does not know.
+There is one kind of segment, and no next-sentence task.
+"""
+
+from torch import Tensor, arange, nn
+
+from shoal.errors import ModelError
+from shoal.models.transformer import Block, check_length, context_length, head_count, initialize
+
+PADDING = 0
+
+
+class BERT(nn.Module):
+    """Tokens to logits: of the vocabulary at each position for `masked_lm`, of the whole row for other tasks.
+
+    A row is classified by the mean over its tokens: no next-sentence task has taught the first token to stand for
+    the row, and where both are trained the mean does better (Reimers and Gurevych 2019, "Sentence-BERT", Table 6).
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: int,
+        vocabulary: int,
+        task: str,
+        width: int = 256,
+        depth: int = 4,
+        heads: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            inputs: (context,), the largest number of tokens.
+            outputs: numbers put out per row; for `masked_lm` per position, and equal to the vocabulary.
+            vocabulary: token ids, padding among them.
+            task: masked_lm, or a task of one target per row.
+            width: of the residual stream.
+            depth: blocks.
+            heads: of each attention; None is one for each 64 of the width, at least 1.
+            dropout: share dropped in training of embeddings, attention weights, what a block adds, and what a
+                row is classified by.
+
+        Raises:
+            ModelError: inputs, outputs, vocabulary or heads cannot be used.
+        """
+        super().__init__()
+        is_masked_lm = task == "masked_lm"
+        if vocabulary < 1:
+            raise ModelError(
+                f"vocabulary={vocabulary}: BERT reads token ids; use text data or another model.name"
+            )
+        if is_masked_lm and outputs != vocabulary:
+            raise ModelError(
+                f"outputs={outputs} with vocabulary={vocabulary}: the output layer of task=masked_lm is tied to the "
+                "embedding; make them equal"
+            )
+        self.context = context_length(inputs)
+        heads = head_count(width, heads, is_rotary=False)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(self.context, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=False) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.transform = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)) if is_masked_lm else None
+        )
+        self.output = nn.Linear(width, outputs)
+        initialize(self)
+        if is_masked_lm:
+            self.output.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [n, t] token ids, t at most the context, to [n, t, outputs] for masked_lm, else to [n, outputs].
+
+        Raises:
+            ModelError: t is more than the context.
+        """
+        check_length(tokens, self.context)
+        there = tokens != PADDING
+        there = there | ~there.any(dim=1, keepdim=True)  # a row of padding alone sees itself: 0 / 0 else
+        hidden = self._hidden(tokens, there)
+        if self.transform is not None:
+            return self.output(self.transform(hidden))  # type: ignore[no-any-return]
+        return self.output(self.dropout(_mean(hidden, there)))  # type: ignore[no-any-return]
+
+    def _hidden(self, tokens: Tensor, there: Tensor) -> Tensor:
+        """Return [n, t, width]; `there`, [n, t], says which positions are seen."""
+        positions = arange(tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.embedding(tokens) + self.position(positions))
+        for block in self.blocks:
+            x = block(x, mask=there[:, None, None, :])
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def _mean(hidden: Tensor, there: Tensor) -> Tensor:
+    """Average [n, t, width] over the positions that are there, to [n, width]."""
+    return (hidden * there[..., None]).sum(dim=1) / there.sum(dim=1, keepdim=True)

@@ -1,0 +1,218 @@
+"""What decoder and encoder share: attention, feed-forward, pre-norm block, rotary positions, initial weights.
+
+It knows hidden states [n, t, width] and nothing of tokens, tasks or losses.
+
+The norm comes before each sublayer, which trains without a long warmup (Xiong et al. 2020, "On Layer
+Normalization in the Transformer Architecture"). It is LayerNorm, as in GPT-2 and BERT: PyTorch has one kernel for it
+on every device, whereas RMSNorm (2.13) is a chain of operations on a CPU.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shoal.errors import ModelError
+
+HEAD_DIM = 64  # of every size of GPT-2 and BERT
+INIT_STD = 0.02  # Radford et al. 2018 (GPT), section 4.1
+ROTARY_BASE = 10000.0
+
+
+class Rotation:
+    """Rotary positions (Su et al. 2021, "RoFormer", section 3.2.2): pair i of a head turns by position * theta_i.
+
+    theta_i = 10000^(-2i / head_dim), i from 0. A pair is (i, i + head_dim / 2) rather than eq. 34's (2i, 2i + 1), which
+    is the same up to the order of the projections' rows and needs no strided access.
+
+    No tensor and no dataclass: FSDP casts those to the compute dtype on their way into a block, and bfloat16 has
+    not the digits for an angle's cosine.
+    """
+
+    def __init__(self, positions: Tensor, head_dim: int) -> None:
+        """Compute cosines and sines.
+
+        Args:
+            positions: [t], counted from any origin.
+            head_dim: even.
+        """
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+        angles = positions[:, None] * ROTARY_BASE**-exponents
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Turn [n, heads, t, head_dim], in float32, and return it in its own dtype."""
+        first, second = x.float().chunk(2, dim=-1)
+        turned = first * self.cos - second * self.sin, second * self.cos + first * self.sin
+        return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+class KeyValueCache:
+    """Keys and values of the positions that one attention has seen, [n, heads, seen, head_dim] each.
+
+    The first positions may be several; later ones come one at a time. No dataclass: FSDP hands a block a copy of
+    those, and what is appended would be lost.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add positions and return all."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, eq. 1 and section 3.2.2)."""
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.head_dim = width // heads
+        self.attention_scale = self.head_dim**-0.5
+        self.dropout = dropout
+        self.causal = causal
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.project = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Map [n, t, width] to the same.
+
+        Args:
+            x: hidden states.
+            mask: bool, broadcast to [n, heads, t, t]: which keys (last) a query may see; not with `causal`.
+            rotation: of the t positions.
+            cache: of the positions before; with one that is not empty, t is 1.
+        """
+        query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and x.shape[1] > 1,  # a single position is the last and sees all
+            scale=self.attention_scale,
+        )
+        return self.project(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Return [n, heads, t, head_dim]; tensor parallelism leaves this worker a part of the heads."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Two layers on each position by itself, four times as wide between them, with GELU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [n, t, width] to the same."""
+        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, dropout, causal)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Map [n, t, width] to the same; the arguments are the attention's."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+
+def initialize(model: nn.Module) -> None:
+    """Draw weights from N(0, 0.02), those that end a residual branch from N(0, 0.02 / sqrt(branches)); biases are 0.
+
+    Radford et al. 2019 (GPT-2), section 2.3, scales by 1 / sqrt(N) with N residual layers, two in a block. Of
+    parametrisations that follow the width it knows nothing.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            nn.init.normal_(layer.weight, std=INIT_STD)
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        for last in (block.attention.project, block.feed_forward.down):
+            nn.init.normal_(last.weight, std=INIT_STD / math.sqrt(2 * len(blocks)))
+
+
+def context_length(inputs: tuple[int, ...]) -> int:
+    """Return the number of positions of one sample.
+
+    Raises:
+        ModelError: samples are no sequences of tokens.
+    """
+    if len(inputs) != 1:
+        raise ModelError(
+            f"samples have shape {inputs}: a transformer over tokens takes token ids of shape (context,); "
+            "use text data, or another model.name"
+        )
+    return inputs[0]
+
+
+def head_count(width: int, heads: int | None, is_rotary: bool) -> int:
+    """Return the number of heads: by default one for each 64 of the width.
+
+    Raises:
+        ModelError: the width does not split into them, or rotary positions get an odd dimension.
+    """
+
+    def fits(number: int) -> bool:
+        return number > 0 and width % number == 0 and not (is_rotary and width // number % 2)
+
+    wanted = max(1, width // HEAD_DIM) if heads is None else heads
+    if fits(wanted):
+        return wanted
+    fitting = sorted(filter(fits, range(1, width + 1)), key=lambda number: abs(number - wanted))
+    remedy = f"model.args.heads={fitting[0]}" if fitting else f"model.width={width + 1}"
+    raise ModelError(
+        f"model.width={width} does not split into {wanted} heads: each needs the same "
+        f"{'even (for rotary positions) ' if is_rotary else ''}number of dimensions; write {remedy}"
+    )
+
+
+def check_length(tokens: Tensor, context: int) -> None:
+    """Refuse [n, t] tokens that are longer than the model's context.
+
+    Raises:
+        ModelError: they are.
+    """
+    if tokens.shape[1] > context:
+        raise ModelError(
+            f"{tokens.shape[1]} tokens were given to a model with a context of {context}: "
+            f"give at most {context}, or train a model with a longer context"
+        )
