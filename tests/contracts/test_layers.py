@@ -26,9 +26,11 @@ LAYERS = [
         "data.order",
         "models.mlp",
         "models.transformer",
+        "models.convolution",
         "models.flops",
         "sweep.trials",
     ],
+    ["data.images", "data.augment", "models.resnet", "models.inception"],
     # The parts: data, models, what is learnt and how.
     [
         "runfolder",

@@ -23,12 +23,12 @@ def split_rows(seed: int, rows: Indices, validation: float, test: float) -> npt.
 
     A row stays in its split when the data grows. The shares hold on average, not exactly.
     """
-    mixed = _mix(rows.astype(np.uint64) ^ _mix(np.uint64(seed) + np.uint64(0x5348_4F41_4C)))
+    mixed = mix(rows.astype(np.uint64) ^ mix(np.uint64(seed) + np.uint64(0x5348_4F41_4C)))
     uniform = (mixed >> np.uint64(11)).astype(np.float64) / 2**53
     return np.where(uniform < test, 2, np.where(uniform < test + validation, 1, 0)).astype(np.int8)
 
 
-def _mix(bits: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+def mix(bits: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
     """SplitMix64's output function (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
     with np.errstate(over="ignore"):
         bits = np.asarray(bits, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)

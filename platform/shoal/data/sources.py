@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,6 +20,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
 from pyarrow import fs as arrow_fs
 
+from shoal.data.images import open_images
 from shoal.data.order import TEST, TRAIN, VALIDATION
 from shoal.errors import DataError, UserError, nearest
 from shoal.importing import find, is_path
@@ -39,7 +40,7 @@ _SPLIT_NAMES = {
     "test": TEST,
 }
 _FILE_SCHEMES = ("csv", "parquet", "json", "npz")
-_SCHEMES = ("sklearn", *_FILE_SCHEMES, "huggingface", "synthetic")
+_SCHEMES = ("sklearn", *_FILE_SCHEMES, "images", "huggingface", "synthetic")
 _SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
 _CSV_READ = arrow_csv.ReadOptions(block_size=64 << 20)
 _CSV_CONVERT = arrow_csv.ConvertOptions(strings_can_be_null=True)
@@ -107,14 +108,19 @@ class Source:
         return hasher.hexdigest()[:16]
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: str, *, shape: tuple[int, ...] | None = None) -> Source:
     """Find the source a URI names; files are listed, nothing large is read.
+
+    Args:
+        shape: (channels, height, width) to bring the images of an `images:` source to; None: chosen from them.
 
     Raises:
         DataError: unknown scheme, nothing there, or an empty result.
         UserError: a user's function that cannot be imported or called.
     """
     scheme, colon, rest = uri.partition(":")
+    if colon and scheme == "images":
+        return _images(uri, rest, shape)
     if colon and scheme in _SCHEMES:
         opened = {"sklearn": _sklearn, "synthetic": _synthetic, "huggingface": _huggingface}
         return opened[scheme](uri, rest) if scheme in opened else _files(uri, scheme, rest)
@@ -485,6 +491,14 @@ def _is_saved_to_disk(path: str) -> bool:
     return any(
         os.path.exists(os.path.join(path, name)) for name in ("dataset_info.json", "dataset_dict.json")
     )
+
+
+def _images(uri: str, directory: str, shape: tuple[int, ...] | None) -> Source:
+    folder = open_images(directory, shape)
+    parts = tuple(Part(partial(folder.blocks, split), split) for split in folder.splits)
+    # Without `paths`, whose hash leaves out the folders and so the classes: a small source hashes what it holds.
+    digest = None if folder.nbytes <= IN_DRIVER_BYTES else folder.digest
+    return Source(uri, "images", parts, nbytes=folder.nbytes, value=folder, digest=digest)
 
 
 def _function(uri: str) -> Source:

@@ -14,9 +14,17 @@ from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
 from shoal.models.flops import FlopCounter
 from shoal.models.gpt import GPT
+from shoal.models.inception import Inception
 from shoal.models.mlp import MLP
+from shoal.models.resnet import ResNet
 
-REGISTRY: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "gpt": GPT, "bert": BERT}
+REGISTRY: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "gpt": GPT,
+    "bert": BERT,
+    "resnet": ResNet,
+    "inception": Inception,
+}
 
 
 def find_builder(name: str) -> Callable[..., Any]:

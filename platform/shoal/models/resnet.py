@@ -1,0 +1,137 @@
+"""Residual networks of He et al. 2015, "Deep Residual Learning for Image Recognition", with GroupNorm."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shoal.errors import ModelError
+from shoal.models.convolution import image_shape_of, is_large, normalized_conv, stem
+
+# Blocks of each stage, by depth (table 1); 50 is of bottlenecks.
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+# Channels of a bottleneck's last convolution to those of its first.
+EXPANSION = 4
+
+
+class ResNet(nn.Module):
+    """Residual blocks in stages, each of twice the channels and half the height and width of the one before.
+
+    Instead of BatchNorm there is GroupNorm, of groups of 16 channels or the next number that divides the layer's:
+    batch statistics would make the result depend on how a batch is split over workers. Affine parameters are as
+    many, so the number of parameters is the published one.
+
+    Attributes:
+        blocks: the residual blocks of all stages, in order.
+        head: the output layer.
+    """
+
+    def __init__(self, inputs: tuple[int, ...], outputs: int, width: int = 64, depth: int = 18) -> None:
+        """Build the layers.
+
+        Args:
+            inputs: (channels, height, width) of one image.
+            outputs: numbers put out per image.
+            width: channels of the first stage; the paper's is 64 for the depths 18, 34, 50, and 16 for the others.
+            depth: 18, 34 (basic blocks) or 50 (bottlenecks) of four stages, as in table 1, whose stem is a 3x3
+                convolution without pooling where height or width is below 64; or 6n + 2 from 8 on (8, 14, 20, 26,
+                32, ..., but not 50), the three stages for images of 8x8 to 32x32 (section 4.2), whose shortcuts
+                have no parameters.
+
+        Raises:
+            ModelError: `inputs` is no image, or there is no such depth.
+        """
+        super().__init__()
+        channels, _, _ = image_shape_of(inputs)
+        is_published, stages = depth in STAGES, stages_of(depth)
+        self.stem = stem(channels, width, quarters=is_published and is_large(inputs))
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage, count in enumerate(stages):
+            for number in range(count):
+                stride = 2 if stage and number == 0 else 1
+                build = bottleneck if depth == 50 else basic
+                branch = build(channels, width << stage, stride)
+                after = (width << stage) * (EXPANSION if depth == 50 else 1)
+                blocks.append(ResidualBlock(branch, shortcut(channels, after, stride, is_published)))
+                channels = after
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [n, channels, height, width] to [n, outputs]."""
+        return self.head(self.blocks(self.stem(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """ReLU of a branch plus a shortcut (equations 1 and 2).
+
+    The gain of a branch's last norm begins at zero, and so the block as its shortcut (Goyal et al. 2017, "Accurate,
+    Large Minibatch SGD", section 5.1).
+    """
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.branch(x) + self.shortcut(x))
+
+
+class PaddedIdentity(nn.Module):
+    """The shortcut without parameters: every stride-th pixel, and further channels of zeros (option A)."""
+
+    def __init__(self, extra: int, stride: int) -> None:
+        super().__init__()
+        self.extra = extra
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+
+def stages_of(depth: int) -> tuple[int, ...]:
+    """Return the number of blocks of each stage.
+
+    Raises:
+        ModelError: there is no such depth.
+    """
+    if depth in STAGES:
+        return STAGES[depth]
+    count, rest = divmod(depth - 2, 6)
+    if count < 1 or rest:
+        raise ModelError(
+            f"model.depth={depth} is no ResNet: set 18, 34 or 50, or for small images 6n + 2 "
+            "(8, 14, 20, 26, 32, 38, 44, 56, ...)"
+        )
+    return (count,) * 3
+
+
+def basic(inputs: int, width: int, stride: int) -> nn.Sequential:
+    """Two 3x3 convolutions (figure 5, left)."""
+    return nn.Sequential(
+        normalized_conv(inputs, width, 3, stride), nn.ReLU(), normalized_conv(width, width, 3, gain=0.0)
+    )
+
+
+def bottleneck(inputs: int, width: int, stride: int) -> nn.Sequential:
+    """1x1, 3x3 and 1x1, the last to four times the channels (figure 5, right).
+
+    The stride is the 3x3's, which sees every pixel; the paper's first 1x1 would leave out three of four.
+    """
+    return nn.Sequential(
+        normalized_conv(inputs, width, 1),
+        nn.ReLU(),
+        normalized_conv(width, width, 3, stride),
+        nn.ReLU(),
+        normalized_conv(width, EXPANSION * width, 1, gain=0.0),
+    )
+
+
+def shortcut(inputs: int, outputs: int, stride: int, is_projected: bool) -> nn.Module:
+    """Return the identity, or where the shape changes a 1x1 projection (option B) or padding (option A)."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    if is_projected:
+        return normalized_conv(inputs, outputs, 1, stride)
+    return PaddedIdentity(outputs - inputs, stride)
