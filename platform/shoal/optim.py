@@ -1,13 +1,15 @@
 """Optimisers by name, and learning-rate schedules as pure functions of the step."""
 
 import math
-from typing import Literal
+from collections import defaultdict
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from shoal.config import Section
+from shoal.parametrization import Scaling, scalings
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -25,14 +27,33 @@ class OptimConfig(Section):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimiser, fused: one kernel for all parameters."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Build the optimiser, fused: one kernel for all parameters of a group.
+
+    A group holds the parameters that scale alike, all of them in the standard parametrisation. Its "lr_scale" is
+    what the scheduled learning rate is multiplied with.
+    """
+    groups = _groups(model, config)
     if config.name == "sgd":
-        return torch.optim.SGD(
-            trained, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=True)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(trained, config.lr, weight_decay=config.weight_decay, fused=True)
+    return kind(groups, config.lr, fused=True)
+
+
+def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    scaling_of = scalings(model, config.name)
+    alike: dict[Scaling, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            alike[scaling_of.get(name, Scaling())].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.lr * scaling.lr,
+            "lr_scale": scaling.lr,
+            "weight_decay": config.weight_decay * scaling.weight_decay,
+        }
+        for scaling, parameters in alike.items()
+    ]
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:

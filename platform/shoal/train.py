@@ -150,7 +150,7 @@ def update(job: Job, batch: Batch, step: int, clock: Clock) -> Tensor:
     """Make one optimiser step and return this worker's sum of losses, still on its device."""
     since, waited = time.perf_counter(), job.collective.waited_s
     for group in job.optimizer.param_groups:
-        group["lr"] = job.learning_rate(step)
+        group["lr"] = job.learning_rate(step) * group.get("lr_scale", 1.0)
     with _autocast(job.config.precision, batch.inputs.device.type):
         outputs = job.forward(batch.inputs)
     loss = job.task.loss(outputs, batch)

@@ -322,6 +322,16 @@ def test_each_step_uses_the_scheduled_learning_rate(make):
     assert seen == [learning_rate(run.optim, number, run.per_epoch) for number in range(run.per_epoch)]
 
 
+def test_each_group_of_a_model_in_mup_has_its_share_of_the_scheduled_learning_rate(make):
+    config = ModelConfig(width=64, parametrization="mup", base_width=16)
+    run = make(model=build(config, (6,), 2, 0), epochs=1, optim={"lr": 0.5, "schedule": "linear"})
+    seen, step = [], run.optimizer.step
+    run.optimizer.step = lambda *a: (seen.append([g["lr"] for g in run.optimizer.param_groups]), step(*a))
+    run.train()
+    rates = [learning_rate(run.optim, number, run.per_epoch) for number in range(run.per_epoch)]
+    assert seen == [[rate, rate / 4] for rate in rates]
+
+
 def test_bf16_computes_in_half_precision_and_keeps_weights_in_full(make):
     run = make(epochs=3, precision="bf16")
     run.train()

@@ -17,6 +17,7 @@ from shoal.models.gpt import GPT
 from shoal.models.inception import Inception
 from shoal.models.mlp import MLP
 from shoal.models.resnet import ResNet
+from shoal.parametrization import parametrize
 
 REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -63,6 +64,8 @@ def build(
         vocabulary: number of token ids; 0 where the inputs are no tokens.
         task: name of what is learnt.
 
+    Under `model.parametrization=mup` the model is brought into it from the same builder's at `base_width`.
+
     Raises:
         UserError: the builder refuses, raises, or returns something else than a module.
     """
@@ -91,7 +94,21 @@ def build(
         raise ModelError(
             f"model.name='{config.name}' returned a {type(model).__name__}: a builder returns a torch.nn.Module"
         )
+    if config.parametrization == "mup":
+        base = config.model_copy(update={"width": config.base_width, "parametrization": "standard"})
+        _scale_up(model, build(base, input_shape, outputs, seed, vocabulary, task), config)
     return model
+
+
+def _scale_up(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:
+    shapes, at_base = ([tensor.shape for tensor in module.parameters()] for module in (model, base))
+    if config.width != config.base_width and shapes == at_base:
+        raise ModelError(
+            f"model.name='{config.name}' has the same shapes at model.width={config.width} and at "
+            f"model.base_width={config.base_width}: for model.parametrization=mup its builder must take `width` "
+            "(and model.args must not set it)"
+        )
+    parametrize(model, base)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,31 @@
 """The `model` section of the config."""
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoal.config import Section
 
 
 class ModelConfig(Section):
-    name: str = Field("mlp", description="mlp, gpt, bert, or your own builder as package.module:Builder")
+    name: str = Field("mlp", description="mlp, gpt, bert, resnet, inception, or package.module:Builder")
     width: int = Field(
-        128, ge=1, description="units of the widest hidden layer; of a transformer, its residual stream"
+        128, ge=1, description="of the widest hidden layer, a transformer's residual stream, the first channels"
     )
-    depth: int = Field(2, ge=0, description="hidden layers; of a transformer, blocks")
+    depth: int = Field(2, ge=0, description="hidden layers, blocks of a transformer, layers of a resnet")
+    parametrization: Literal["standard", "mup"] = Field(
+        "standard", description="mup: the learning rate that is best at base_width is so at any width"
+    )
+    base_width: int | None = Field(None, ge=1, description="width at which mup and standard are the same")
     args: dict[str, Any] = Field(
         default_factory=dict, description="further keyword arguments of the builder, e.g. {dropout: 0.1}"
     )
+
+    @model_validator(mode="after")
+    def _mup_has_a_base(self) -> "ModelConfig":
+        if self.parametrization == "mup" and self.base_width is None:
+            raise ValueError(
+                "model.parametrization=mup scales a model from model.base_width, which is not set: "
+                "set it to the width the learning rate is tuned at, e.g. model.base_width=64"
+            )
+        return self
