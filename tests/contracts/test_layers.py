@@ -24,6 +24,7 @@ LAYERS = [
         "metrics",
         "collective",
         "data.order",
+        "data.tokenizer",
         "models.mlp",
         "models.transformer",
         "models.convolution",
@@ -48,7 +49,7 @@ LAYERS = [
         "models.gpt",
         "models.bert",
     ],
-    ["data.prepare", "models", "tasks", "optim", "parametrization", "sweep.engine"],
+    ["data.prepare", "data.text", "models", "tasks", "optim", "parametrization", "sweep.engine"],
     # What they leave behind.
     ["checkpoint", "evaluate", "track", "track.config", "track.journal", "compress", "sweep.search"],
     # The loop, and the trained model.

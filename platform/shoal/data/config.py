@@ -11,9 +11,12 @@ class DataConfig(Section):
     source: str = Field(
         "sklearn:digits",
         description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, huggingface:NAME, "
-        "synthetic:classification?rows=..., or package.module:function",
+        "synthetic:classification?rows=..., text:PATH, or package.module:function",
     )
     label: str = Field("target", description="the column to predict")
+    text: str | None = Field(None, description="the column that holds text")
+    tokenizer: str = Field("byte", description="byte, or bpe:SIZE")
+    context: int = Field(128, ge=1, description="tokens per sequence")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out while training")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out to the end")
     split_seed: int | None = Field(

@@ -40,7 +40,7 @@ _SPLIT_NAMES = {
     "test": TEST,
 }
 _FILE_SCHEMES = ("csv", "parquet", "json", "npz")
-_SCHEMES = ("sklearn", *_FILE_SCHEMES, "images", "huggingface", "synthetic")
+_SCHEMES = ("sklearn", *_FILE_SCHEMES, "text", "images", "huggingface", "synthetic")
 _SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
 _CSV_READ = arrow_csv.ReadOptions(block_size=64 << 20)
 _CSV_CONVERT = arrow_csv.ConvertOptions(strings_can_be_null=True)
@@ -65,6 +65,7 @@ class Source:
         paths: the files, for the file schemes.
         is_ready: the features are what the model takes; nothing is to be standardised.
         value: what a user's function returned, for those that only Ray Data can read.
+        tokenizer: the JSON of what made its tokens, where the rows are text.
     """
 
     uri: str
@@ -75,6 +76,7 @@ class Source:
     is_ready: bool = False
     value: Any = None
     digest: str | None = None
+    tokenizer: str | None = None
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -331,7 +333,7 @@ def _synthetic(uri: str, _: str) -> Source:
 
 
 def _files(uri: str, scheme: str, location: str) -> Source:
-    paths, nbytes = _expand(uri, scheme, location)
+    paths, nbytes = list_files(uri, scheme, location)
 
     def read() -> Iterator[Block]:
         try:
@@ -405,8 +407,9 @@ def _size(path: str) -> int:
     return int(filesystem.get_file_info(inner).size or 0)
 
 
-def _expand(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]:
+def list_files(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]:
     """List the files of a path, a glob, a directory or an s3:// prefix, sorted, with their total size."""
+    hidden = (".",) if scheme == "text" else (".", "_")  # __init__.py is text, _SUCCESS is no table
     try:
         if "://" in location:
             filesystem, inner = filesystem_of(location)
@@ -423,7 +426,7 @@ def _expand(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]
         else:
             paths = [path for path in glob.glob(os.path.expanduser(location)) if os.path.isfile(path)]
         paths = sorted(
-            path for path in paths if path == location or not os.path.basename(path).startswith((".", "_"))
+            path for path in paths if path == location or not os.path.basename(path).startswith(hidden)
         )
         nbytes = sum(_size(path) for path in paths)
     except (OSError, pa.ArrowException) as error:
