@@ -27,6 +27,8 @@ from shoal.errors import DivergedError, Interrupted
 from shoal.runfolder import ERROR, FACTS, STOP, RunFolder
 from shoal.train import Verdict
 
+GATHER_S = 0.5
+
 # How PyTorch and Python say that memory is used up; the classes alone do not cover the CPU.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 
@@ -89,11 +91,12 @@ class TrialRunner:
         threading.Thread(target=self._work, args=(order,), name="shoal-trial", daemon=True).start()
 
     def events(self) -> list[Began | Reported | Ended]:
-        """Wait for events and return those there are."""
+        """Wait for events and return those there are; reports that nobody has to answer are gathered for a while."""
         found = [self._events.get()]
+        until = time.monotonic() + (0.0 if self._order is None or self._order.judges else GATHER_S)
         with contextlib.suppress(queue.Empty):
-            while True:
-                found.append(self._events.get_nowait())
+            while not isinstance(found[-1], Ended):
+                found.append(self._events.get(timeout=max(0.0, until - time.monotonic())))
         return found
 
     def answer(self, verdict: Verdict) -> None:

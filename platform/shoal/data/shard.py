@@ -88,7 +88,8 @@ class ResidentShard:
             index = order[number * lanes.width : (number + 1) * lanes.width]
             count = lanes.global_count(number)
             if len(index):
-                yield Batch(rows.inputs[index], rows.targets[index], count)
+                inputs, targets = (part.index_select(0, index) for part in (rows.inputs, rows.targets))
+                yield Batch(inputs, targets, count)
             else:
                 yield Batch(rows.inputs[:1], rows.targets[:1], count, is_filler=True)
 
