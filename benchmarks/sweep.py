@@ -9,7 +9,7 @@ of every trial, and writes checkpoints; the peers keep what Tune keeps.
 `--parts speed,long,overhead,driver` picks what is measured (default: all):
 
 - speed: the 16 trials, all peers.
-- long: 4 trials of more than 10 s each, where training is what counts, against the Optuna loop.
+- long: 4 trials of about 20 s each, where training is what counts, against the Optuna loop.
 - overhead: what one trial more takes beyond its training, and whether that grows with the number of trials; the
   epoch is one, the training is counted as the Optuna loop takes it with a fused Adam, as Shoal's is.
 - driver: CPU and memory of the driver's process alone while it runs 200 trials.
@@ -53,7 +53,7 @@ from quiet import Quiet, Timing
 from shoal.cluster import session
 
 SIDE_BY_SIDE = 2
-LONG_TRIALS, LONG_TRIAL_S, PROBE_REPEAT = 4, 12.0, 10
+LONG_TRIALS, LONG_TRIAL_S, PROBE_REPEAT = 4, 20.0, 10
 FEWER, MORE = TRIALS, 48
 FLAT = (10, 100, 200)
 DRIVER_TRIALS, EARLY_TRIAL = 200, 50

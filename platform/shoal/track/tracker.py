@@ -13,6 +13,7 @@ from shoal.track.mirror import LEASE_BEAT_S, reap
 from shoal.track.sweep import mirror_of
 
 SHIP_EVERY_S = 1.0
+SHIP_SWEEP_EVERY_S = 0.3  # a sweep's trials may last less than a second each, and pile up
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 CLOSE_NEVER_SEEN_S = 3.0
 CLOSE_LOST_S = 30.0
@@ -24,15 +25,18 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """A thread that ships a run's points; whatever MLflow does, training does not notice."""
 
-    def __init__(self, folder: RunFolder, gives_way: bool = False) -> None:
+    def __init__(
+        self, folder: RunFolder, gives_way: bool = False, ship_every_s: float = SHIP_EVERY_S
+    ) -> None:
         """Set up, without starting.
 
         Args:
             gives_way: whether the thread yields the CPUs to all other processes. Where the workers of a run keep every
                 CPU busy, each waits for whichever is interrupted; where training is in this very process, a thread
                 that yields with the interpreter's lock in its hand would hold it up.
+            ship_every_s: pause between two looks into the folder.
         """
-        self._folder, self._gives_way = folder, gives_way
+        self._folder, self._gives_way, self._ship_every_s = folder, gives_way, ship_every_s
         self._mirror = mirror_of(folder)
         self._wake = threading.Event()
         self._is_closing = False
@@ -96,7 +100,7 @@ class Tracker:
                 if closing_since is not None and time.monotonic() - closing_since > patience:
                     return
                 failures += 1
-            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else SHIP_EVERY_S
+            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else self._ship_every_s
             self._wake.wait(min(pause, LEASE_BEAT_S))
             self._wake.clear()
 
@@ -182,7 +186,7 @@ class TrackerProcess:
 
 def main(folder_uri: str) -> None:
     """Track a folder and do as standard input says; end without a word when the driver is gone."""
-    tracker = Tracker(RunFolder(folder_uri))
+    tracker = Tracker(RunFolder(folder_uri), ship_every_s=SHIP_SWEEP_EVERY_S)
     tracker.start()
     for line in sys.stdin:
         word, *rest = json.loads(line)
