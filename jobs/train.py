@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal import console
@@ -62,11 +63,11 @@ def report(result: dict) -> int:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
         print(f"{result['samples_per_second']:,.0f} samples/s; bottleneck: {result['bottleneck']} ({shares})")
     if result["test_loss"] is not None:
-        accuracy = result["metrics"].get("test/accuracy")
-        print(
-            f"test loss {result['test_loss']:.4f}"
-            + (f", accuracy {accuracy:.4f}" if accuracy is not None else "")
-        )
+        told = {name: result["metrics"].get(f"test/{name}") for name in ("accuracy", "bits_per_byte")}
+        more = [f", {name.replace('_', ' ')} {value:.4f}" for name, value in told.items() if value is not None]
+        print(f"test loss {result['test_loss']:.4f}" + "".join(more))
+    if result.get("sample"):
+        print("it writes:\n" + textwrap.indent(result["sample"].strip("\n"), "  | "))
     print(f"look at it: make ui  (from {home()})")
     print(f"result: {result['run_folder']}/result.json")
     return 0

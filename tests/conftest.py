@@ -168,13 +168,14 @@ def shared(tmp_path: Path, cluster: dict[str, str]) -> Place:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
     """One small Ray cluster for the session, with a dashboard for job submission."""
-    gcs, dashboard, agent = free_port(), free_port(), free_port()
+    gcs, dashboard, agent, client = (free_port() for _ in range(4))
     # A folder of its own, short since sockets lie in it: no job but those that are told of this cluster finds it.
     folder = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
     options = ["--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
     options += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    options += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--min-worker-port=0"],
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

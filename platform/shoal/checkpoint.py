@@ -38,7 +38,7 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(
         None,
         ge=1,
-        description="steps between checkpoints; null: every second, or less often if it takes long",
+        description="steps between checkpoints; null: the first at once, then every second or so",
     )
     keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
 
@@ -227,7 +227,7 @@ class BackgroundSaver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: Snapshot | None = None
-        self._due_s = time.monotonic() + SAVE_EVERY_S
+        self._due_s = time.monotonic()  # the first at once: there is something to fall back on
         self.blocked_s = 0.0
 
     @property

@@ -7,8 +7,6 @@ from shoal.collective import Collective
 from shoal.data.shard import Shard
 from shoal.tasks import Task
 
-BATCH_SIZE = 1024
-
 
 def evaluate(model: nn.Module, task: Task, shard: Shard, split: str, collective: Collective) -> Tensor:
     """Return the task's sums over all workers' samples of a split, measured with the same model on each."""
@@ -18,7 +16,7 @@ def evaluate(model: nn.Module, task: Task, shard: Shard, split: str, collective:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in shard.held_out(split, BATCH_SIZE):
+        for batch in shard.held_out(split, task.held_out_rows):
             sums += task.sums(model(batch.inputs), batch)
     model.train(was_training)
     return collective.add_up(sums)

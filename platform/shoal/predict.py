@@ -5,7 +5,7 @@ Ray, no MLflow and no training.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,27 @@ from shoal.data.config import DataConfig
 from shoal.data.prepare import Recipe
 from shoal.data.shard import Batch
 from shoal.data.sources import Block, to_array
+from shoal.data.text import TOKENS, padded
+from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.transform import Transform
 from shoal.errors import ModelError
-from shoal.models import build
+from shoal.generate import continue_text, fill_in
+from shoal.models import build_for
 from shoal.models.config import ModelConfig
 from shoal.tasks import Task, TaskName, make_task
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
-BATCH_ROWS = 4096
+TEXT = "text"  # the column that a model of text takes
 
 
 class Predictor:
     """A model that takes raw rows."""
 
-    def __init__(self, model: torch.nn.Module, transform: Transform, task: Task, trained_on: Recipe) -> None:
+    def __init__(
+        self, model: torch.nn.Module, transform: Transform, task: Task, trained_on: Recipe, name: TaskName
+    ) -> None:
         self.model, self.transform, self.task, self.trained_on = model.eval(), transform, task, trained_on
+        self.name = name
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
@@ -52,33 +58,49 @@ class Predictor:
                 f"'{folder}' holds no Shoal model ({error}): give a folder that training wrote"
             ) from None
         transform = Transform.model_validate(facts["transform"])
-        model = build(ModelConfig(**facts["model"]), transform.input_shape, transform.outputs, seed=0)
+        model = build_for(ModelConfig(**facts["model"]), transform, facts["task"], seed=0)
         model.load_state_dict(weights)
-        task = make_task(facts["task"], len(transform.label.classes), transform.label.std)
-        is_ready = transform.columns[0].kind == "ready"
-        is_classification = facts["task"] == "classification"
+        data = DataConfig(**facts["data"])
+        recipe = Recipe(
+            data,
+            facts["seed"],
+            is_classification=facts["task"].endswith("classification"),
+            is_ready=transform.columns[0].kind == "ready",
+            tokenizer=transform.tokenizer,
+            has_label=transform.has_label,
+        )
         return cls(
-            model,
-            transform,
-            task,
-            Recipe(DataConfig(**facts["data"]), facts["seed"], is_classification, is_ready),
+            model, transform, make_task(facts["task"], transform, data, facts["seed"]), recipe, facts["task"]
         )
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64."""
-        inputs = torch.from_numpy(self.transform.features(block))
         with torch.no_grad():
-            return torch.cat([self.model(part) for part in inputs.split(BATCH_ROWS)]).double()
+            views = self._views(block, np.zeros((len(next(iter(block.values()))), 0)))
+            return torch.cat([self.model(view.inputs) for view in views]).double()
+
+    def _views(self, block: Block, targets: np.ndarray) -> Iterator[Batch]:
+        """Yield rows as the task wants to see them, some at a time."""
+        inputs, rows = torch.from_numpy(self.transform.features(block)), self.task.held_out_rows
+        for part, wanted in zip(inputs.split(rows), torch.from_numpy(targets).split(rows), strict=True):
+            batch = Batch(part, wanted, count=len(part))
+            yield self.task.view(batch, None) if self.task.view else batch
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Predict from a frame, a dict of columns, or the array of the one tensor column.
 
         Returns:
             One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
-            order of the label's classes.
+            order of the label's classes. A language model predicts text: what follows, with the parameters
+            `max_new_tokens`, `temperature` (0: the likeliest) and `seed`, or what stands at each [MASK].
         """
-        outputs = self.outputs(as_block(data, self.transform))
-        label = self.transform.label
+        block, label = as_block(data, self.transform), self.transform.label
+        if not self.transform.has_label:
+            given = self.params | dict(params or {})
+            return pd.DataFrame({"prediction": [self._write(str(text), given) for text in block[TEXT]]})
+        if self.transform.tokenizer and TOKENS not in block:
+            block = {TOKENS: self._tokens(block[TEXT])}
+        outputs = self.outputs(block)
         if not label.classes:
             return pd.DataFrame({"prediction": label.values(outputs.reshape(-1).numpy())})
         probabilities = outputs.softmax(dim=1).numpy()
@@ -91,8 +113,34 @@ class Predictor:
 
     def sums(self, block: Block) -> Tensor:
         """Return the task's sums over labelled rows, as evaluation reduces them."""
-        targets = torch.from_numpy(self.transform.targets(block))
-        return self.task.sums(self.outputs(block), Batch(torch.empty(0), targets, count=len(targets)))
+        sums = torch.zeros(self.task.sums_size, dtype=torch.float64)
+        with torch.no_grad():
+            for view in self._views(block, self.transform.targets(block)):
+                sums += self.task.sums(self.model(view.inputs), view)
+        return sums
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What `predict` can be told besides the rows, with its defaults."""
+        if self.name != "causal_lm":
+            return {}
+        return {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
+
+    def _write(self, text: str, params: Mapping[str, Any]) -> str:
+        assert self.transform.tokenizer is not None
+        tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
+        if self.name == "masked_lm":
+            return fill_in(self.model, tokenizer, context, text)
+        count, temperature = int(params["max_new_tokens"]), float(params["temperature"])
+        return continue_text(self.model, tokenizer, context, text, count, temperature, int(params["seed"]))
+
+    def _tokens(self, texts: np.ndarray) -> np.ndarray:
+        assert self.transform.tokenizer is not None
+        return padded(
+            tokenizer_from_json(self.transform.tokenizer),
+            list(map(str, texts)),
+            self.transform.input_shape[0],
+        )
 
 
 def describe(model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int) -> str:
@@ -127,7 +175,10 @@ def as_block(data: Any, transform: Transform) -> Block:
 
 
 def as_rows(block: Block, transform: Transform) -> Any:
-    """Turn columns into what callers pass to predict: an array if all features are one tensor, else a frame."""
+    """Turn columns into what callers pass to predict: texts, an array if all features are one tensor, else a frame."""
+    if transform.tokenizer:
+        tokenizer = tokenizer_from_json(transform.tokenizer)
+        return pd.DataFrame({TEXT: [tokenizer.decode(row) for row in block[TOKENS]]})
     names = [column.name for column in transform.columns]
     if len(names) == 1 and transform.columns[0].kind in ("tensor", "ready"):
         return block[names[0]]

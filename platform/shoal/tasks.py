@@ -1,19 +1,50 @@
 """What is learnt: the loss of a batch, and the sums from which metrics are made.
 
-A task works on sums over samples, so that workers' sums add up to the whole.
+A task works on sums over samples, so that workers' sums add up to the whole. Tasks on text are in `shoal.language`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoal.data.augment import augment
+from shoal.data.config import DataConfig
 from shoal.data.shard import Batch
+from shoal.data.tokenizer import tokenizer_from_json
+from shoal.data.transform import Transform
 from shoal.errors import ModelError
+from shoal.language import CausalLM, MaskedLM, row_keys
 
-TaskName = Literal["classification", "regression"]
+TaskName = Literal[
+    "classification",
+    "regression",
+    "causal_lm",
+    "masked_lm",
+    "sequence_classification",
+    "image_classification",
+]
+
+# Learnt from the text itself: there is no label.
+LANGUAGE = ("causal_lm", "masked_lm")
+ON_TEXT = (*LANGUAGE, "sequence_classification")
+
+# What each task reports of the validation split; the first is what is minimised.
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("loss", "accuracy"),
+    "regression": ("loss", "rmse", "mae", "r2"),
+    "causal_lm": ("loss", "accuracy", "perplexity", "bits_per_byte"),
+    "masked_lm": ("loss", "accuracy", "perplexity", "bits_per_byte"),
+    "sequence_classification": ("loss", "accuracy"),
+    "image_classification": ("loss", "accuracy"),
+}
+
+# Numbers of inputs that are evaluated at a time, and rows.
+MAX_INPUTS, MAX_ROWS = 1 << 24, 1024
 
 # Beyond this many classes a confusion matrix is no picture any more, and its square is too large to reduce.
 MAX_CONFUSION = 1000
@@ -39,14 +70,29 @@ class Task(Protocol):
     @property
     def sums_size(self) -> int: ...
 
+    @property
+    def view(self) -> "View | None":
+        """Makes what the model is given of a batch as it is stored; None: nothing is to be made."""
+        ...
+
+    @property
+    def held_out_rows(self) -> int:
+        """How many rows are evaluated at a time."""
+        ...
+
+
+# Of a batch and the epoch that it is trained in, or None where it is held out.
+View = Callable[[Batch, int | None], Batch]
+
 
 class Classification:
     """One class out of several: cross entropy, accuracy, confusion counts."""
 
     name = "classification"
+    held_out_rows = MAX_ROWS
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, view: View | None = None) -> None:
+        self.classes, self.view = classes, view
         self._cells = classes**2 if classes <= MAX_CONFUSION else 0
 
     @property
@@ -90,6 +136,8 @@ class Regression:
 
     name = "regression"
     sums_size = 5
+    view = None
+    held_out_rows = MAX_ROWS
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -119,9 +167,43 @@ class Regression:
         }
 
 
-def make_task(name: TaskName, classes: int, label_std: float) -> Task:
+def make_task(name: TaskName, transform: Transform, data: DataConfig, seed: int) -> Task:
     """Build the task a config names."""
-    return Classification(classes) if name == "classification" else Regression(label_std)
+    match name:
+        case "regression":
+            return Regression(transform.label.std)
+        case "causal_lm" | "masked_lm":
+            assert transform.tokenizer is not None
+            kind = CausalLM if name == "causal_lm" else MaskedLM
+            return kind(tokenizer_from_json(transform.tokenizer), transform.input_shape[0], seed)
+        case "sequence_classification":
+            return Classification(transform.outputs, _as_tokens)
+        case "image_classification":
+            task = Classification(transform.outputs, Augmented(data.flip, data.pad, seed))
+            task.held_out_rows = max(1, min(MAX_ROWS, MAX_INPUTS // math.prod(transform.input_shape)))
+            return task
+        case _:
+            return Classification(transform.outputs)
+
+
+def _as_tokens(batch: Batch, epoch: int | None) -> Batch:
+    return replace(batch, inputs=batch.inputs.long())
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Views of images in training: mirrored and moved at random, by their content, the epoch and the seed."""
+
+    flip: bool
+    pad: int
+    seed: int
+
+    def __call__(self, batch: Batch, epoch: int | None) -> Batch:
+        if epoch is None or not (self.flip or self.pad):
+            return batch
+        keys = row_keys(batch.inputs.contiguous().view(torch.int32).long(), self.seed).cpu().numpy()
+        images = augment(batch.inputs, keys, epoch, self.seed, self.flip, self.pad)
+        return replace(batch, inputs=images)
 
 
 def per_class(confusion: Tensor) -> Mapping[str, list[float]]:

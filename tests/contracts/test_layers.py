@@ -49,7 +49,9 @@ LAYERS = [
         "models.gpt",
         "models.bert",
     ],
-    ["data.prepare", "data.text", "models", "tasks", "optim", "parametrization", "sweep.engine"],
+    ["parametrization", "coordinates", "language", "data.text", "data.prepare", "sweep.engine"],
+    ["models", "tasks", "optim"],
+    ["data.opening", "generate"],
     # What they leave behind.
     ["checkpoint", "evaluate", "track", "track.config", "track.journal", "compress", "sweep.search"],
     # The loop, and the trained model.

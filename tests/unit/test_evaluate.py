@@ -1,7 +1,6 @@
 import torch
 from torch import nn
 
-from shoal import evaluate as module
 from shoal.collective import Alone
 from shoal.data.order import Lanes
 from shoal.data.shard import ResidentShard, Rows
@@ -36,7 +35,7 @@ def test_every_sample_counts_once_whatever_the_number_of_workers_and_batches(mon
     whole = total(1)
     assert whole[0] == 50
     for workers, batch_size in [(3, 1024), (1, 7), (4, 1)]:
-        monkeypatch.setattr(module, "BATCH_SIZE", batch_size)
+        monkeypatch.setattr(Classification, "held_out_rows", batch_size)
         torch.testing.assert_close(total(workers), whole, rtol=1e-6, atol=1e-6)
 
 

@@ -12,7 +12,8 @@ from shoal.data.sources import of_value
 from shoal.errors import DataError, ModelError
 from shoal.models import build
 from shoal.models.config import ModelConfig
-from shoal.predict import BATCH_ROWS, DESCRIPTION, WEIGHTS, Predictor, as_rows, describe
+from shoal.predict import DESCRIPTION, WEIGHTS, Predictor, as_rows, describe
+from shoal.tasks import MAX_ROWS
 
 
 @pytest.fixture
@@ -88,9 +89,9 @@ def test_one_row_alone_is_predicted_as_among_others(saved, rows):
 
 def test_more_rows_than_fit_one_batch_are_predicted_each_once(saved, rows):
     predictor, *_ = saved(rows)
-    many = {name: np.resize(column, BATCH_ROWS + 5) for name, column in rows.items()}
+    many = {name: np.resize(column, MAX_ROWS + 5) for name, column in rows.items()}
     whole = predictor.outputs(rows)
-    torch.testing.assert_close(predictor.outputs(many)[-5:], whole[(np.arange(BATCH_ROWS + 5) % 120)[-5:]])
+    torch.testing.assert_close(predictor.outputs(many)[-5:], whole[(np.arange(MAX_ROWS + 5) % 120)[-5:]])
 
 
 def test_arrays_are_taken_by_a_model_of_one_tensor_column(saved):

@@ -5,7 +5,7 @@ from sklearn import metrics as sk
 
 from shoal.data.shard import Batch
 from shoal.errors import ModelError
-from shoal.tasks import MAX_CONFUSION, Classification, Regression, make_task, per_class
+from shoal.tasks import MAX_CONFUSION, Classification, Regression, per_class
 
 
 def batch(targets):
@@ -65,7 +65,7 @@ def test_regression_measures_what_scikit_learn_measures_in_the_labels_unit(estim
 @pytest.mark.parametrize("name", ["classification", "regression"])
 def test_sums_over_parts_add_up_to_the_whole(name, classified, estimated):
     outputs, targets = classified if name == "classification" else estimated
-    task = make_task(name, 5, 2.0)
+    task = Classification(5) if name == "classification" else Regression(2.0)
     whole = task.sums(outputs, batch(targets))
     assert whole.dtype == torch.float64
     assert whole.shape == (task.sums_size,)
@@ -77,7 +77,7 @@ def test_sums_over_parts_add_up_to_the_whole(name, classified, estimated):
 @pytest.mark.parametrize("name", ["classification", "regression"])
 def test_the_loss_of_a_batch_is_the_sum_over_its_samples_and_has_a_gradient(name, classified, estimated):
     outputs, targets = classified if name == "classification" else estimated
-    task = make_task(name, 5, 2.0)
+    task = Classification(5) if name == "classification" else Regression(2.0)
     outputs = outputs.clone().requires_grad_()
     loss = task.loss(outputs, batch(targets))
     assert loss.item() == pytest.approx(float(task.sums(outputs.detach(), batch(targets))[1]))

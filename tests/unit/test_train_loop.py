@@ -16,7 +16,7 @@ from shoal.models import build
 from shoal.models.config import ModelConfig
 from shoal.optim import OptimConfig, build_optimizer, learning_rate
 from shoal.runfolder import RunFolder
-from shoal.tasks import make_task
+from shoal.tasks import Classification
 from shoal.train import Clock, Job, TrainConfig, total_steps, train, update
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ class Run:
             optimizer=self.optimizer,
             learning_rate=lambda step: learning_rate(self.optim, step, steps),
             clip_norm=self.optim.clip_norm,
-            task=make_task("classification", 2, 1.0),
+            task=Classification(2),
             shard=self.shard,
             collective=Alone(),
             record=self.record,

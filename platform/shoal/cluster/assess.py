@@ -1,7 +1,7 @@
 """Evaluation of a finished model on rows it was not trained on, recorded as a run of its own. Needs no ray."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from shoal.cluster.config import artifact_location, home
 from shoal.config import Section
+from shoal.data.opening import reopen
 from shoal.data.order import SPLITS, TEST, VALIDATION
 from shoal.data.prepare import number_blocks
-from shoal.data.sources import open_source
 from shoal.errors import DataError
 from shoal.predict import Predictor
 from shoal.runfolder import FACTS, IDENTITY, PICTURES, RESULT, RunFolder
@@ -65,11 +65,12 @@ def assess(predictor: Predictor, config: AssessConfig) -> Assessment:
     """
     recipe, other = predictor.trained_on, config.data.source
     label = predictor.transform.label
-    if config.data.label:
+    if config.data.label and predictor.transform.has_label:
         renamed = label.model_copy(update={"name": config.data.label})
         transform = predictor.transform.model_copy(update={"label": renamed})
-        predictor = Predictor(predictor.model, transform, predictor.task, recipe)
-    source = open_source(other or recipe.data.source)
+        recipe = replace(recipe, data=recipe.data.model_copy(update={"label": config.data.label}))
+        predictor = Predictor(predictor.model, transform, predictor.task, recipe, predictor.name)
+    source = reopen(recipe, predictor.name, other)
     total: dict[str, Tensor] = {}
     for block, splits in number_blocks(source, recipe):
         for number, split in enumerate(SPLITS):

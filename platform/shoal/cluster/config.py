@@ -12,14 +12,11 @@ from shoal.data.config import DataConfig
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
 from shoal.optim import OptimConfig
-from shoal.tasks import TaskName
+from shoal.tasks import METRICS, TaskName
 from shoal.track.config import TrackConfig
 from shoal.train import TrainConfig
 
-VALIDATION_METRICS = {
-    "classification": ("val/loss", "val/accuracy"),
-    "regression": ("val/loss", "val/rmse", "val/mae", "val/r2"),
-}
+VALIDATION_METRICS = {task: tuple(f"val/{name}" for name in names) for task, names in METRICS.items()}
 
 # What may differ when a run is resumed: it changes where and how, not what is computed.
 FREE_ON_RESUME = (

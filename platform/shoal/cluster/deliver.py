@@ -11,12 +11,14 @@ from shoal.cluster.config import RunConfig
 from shoal.data.order import SPLITS, TEST, VALIDATION
 from shoal.data.prepare import Prepared, Recipe, number_blocks
 from shoal.data.sources import Source
-from shoal.predict import DESCRIPTION, describe
-from shoal.runfolder import IDENTITY, MODEL, PICTURES, RunFolder
+from shoal.predict import DESCRIPTION, TEXT, Predictor, describe
+from shoal.runfolder import IDENTITY, MODEL, PICTURES, SAMPLE, RunFolder
 from shoal.track.journal import JournalReader
 from shoal.track.pictures import confusion_matrix, loss_curve
 from shoal.track.registry import save_model
 from shoal.track.verify import Verifier
+
+SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
 
 
 def deliver(
@@ -28,6 +30,8 @@ def deliver(
     outcome: dict[str, Any],
 ) -> bool:
     """Draw the pictures, save the final weights as a pyfunc model, and have a clean process reproduce their metric.
+
+    Of a causal language model, what it writes is kept as well.
 
     Returns:
         whether it did; False where no rows were held out to measure on.
@@ -47,9 +51,17 @@ def deliver(
             verifier.verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
             metric = f"{split[:3] if split == VALIDATION else split}/loss"
             verified = {"metric": metric, "value": expected[metric], "data": prepared.fingerprint}
+        if config.task == "causal_lm":
+            folder.write(SAMPLE, sample(model.with_name("weights")).encode())
         folder.put_folder(model, MODEL)
     folder.update_json(IDENTITY, verified=verified)
     return verified is not None
+
+
+def sample(weights: Path) -> str:
+    """Return what a language model writes when it is given nothing."""
+    written = Predictor.load(weights).predict({TEXT: ["\n"]}, SAMPLED)["prediction"]
+    return str(written[0])
 
 
 def _save(

@@ -24,7 +24,7 @@ from shoal.collective import Alone
 from shoal.data.prepare import Prepared, deal_here
 from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models import Size
-from shoal.runfolder import ERROR, FACTS, RESULT, STOP, RunFolder
+from shoal.runfolder import ERROR, FACTS, RESULT, SAMPLE, STOP, RunFolder
 from shoal.track.journal import JournalReader
 from shoal.train import total_steps
 
@@ -185,6 +185,7 @@ class _Run(Attempt):
             "bottleneck": max(shares, key=lambda name: shares[name]) if shares else None,
             "checkpoint_blocked_s": outcome.get("checkpoint_blocked_s"),
             "is_verified": self.is_verified,
+            "sample": self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
             "attempt": self.attempt,
         }
         self.folder.write_json(RESULT, result)

@@ -8,10 +8,11 @@ import torch
 
 from shoal.cluster import session
 from shoal.cluster.config import RunConfig
+from shoal.data.opening import open_data, recipe_of
 from shoal.data.prepare import Prepared, Recipe, prepare_here
-from shoal.data.sources import Source, is_function, open_source
+from shoal.data.sources import Source, is_function
 from shoal.importing import find
-from shoal.models import Size, build, find_builder, measure
+from shoal.models import Size, build_for, find_builder, measure
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,12 @@ def check(config: RunConfig) -> Plan:
     find_builder(config.model.name)
     if config.scale.num_workers and _uses_ray(config.data.source):
         session.connect(config.scale, spare_cpus=1)  # the user's function would start Ray in its own way
-    source = open_source(config.data.source)
-    recipe = recipe_of(config, source.is_ready)
+    source = open_data(config.data, config.task, config.seed)
+    recipe = recipe_of(config.data, config.task, config.seed, source)
     if config.scale.num_workers and not source.is_small:
         return Plan(config, source, recipe, None, None)
     prepared = prepare_here(source, recipe)
     return Plan(config, source, recipe, prepared, measure_model(config, prepared))
-
-
-def recipe_of(config: RunConfig, is_ready: bool) -> Recipe:
-    """Return what decides how the rows of a run are treated."""
-    return Recipe(config.data, config.seed, config.task == "classification", is_ready)
 
 
 def check_data(config: RunConfig) -> Plan:
@@ -54,18 +50,17 @@ def check_data(config: RunConfig) -> Plan:
     Raises:
         DataError: the first rule that is broken.
     """
-    source = open_source(config.data.source)
-    recipe = recipe_of(config, source.is_ready)
+    source = open_data(config.data, config.task, config.seed)
+    recipe = recipe_of(config.data, config.task, config.seed, source)
     return Plan(config, source, recipe, prepare_here(source, recipe) if source.is_small else None, None)
 
 
 def measure_model(config: RunConfig, prepared: Prepared) -> Size:
-    shape = prepared.transform.input_shape
-    is_whole = prepared.transform.columns[0].kind == "ready" and prepared.transform.columns[
-        0
-    ].dtype.startswith("int")
-    sample = torch.zeros((1, *shape), dtype=torch.int64 if is_whole else torch.float32)
-    return measure(build(config.model, shape, prepared.transform.outputs, config.seed), sample)
+    transform = prepared.transform
+    first = transform.columns[0]
+    is_whole = first.kind == "ready" and first.dtype.startswith(("int", "uint"))
+    sample = torch.zeros((1, *transform.input_shape), dtype=torch.int64 if is_whole else torch.float32)
+    return measure(build_for(config.model, transform, config.task, config.seed), sample)
 
 
 def _uses_ray(uri: str) -> bool:

@@ -11,7 +11,7 @@ from shoal.cluster.plan import Plan, check
 from shoal.cluster.sweep_config import SweepConfig
 from shoal.data.prepare import check_batch
 from shoal.errors import ConfigError, UserError
-from shoal.models import build, readable
+from shoal.models import build_for, readable
 from shoal.space import Point, corners
 from shoal.sweep.engine import Search
 from shoal.sweep.search import make_search
@@ -126,9 +126,8 @@ def _misfit(config: RunConfig, base: Plan) -> str | None:
         return None
     try:
         check_batch(config.data, base.prepared.rows)
-        transform = base.prepared.transform
         with torch.device("meta"):
-            model = build(config.model, transform.input_shape, transform.outputs, config.seed)
+            model = build_for(config.model, base.prepared.transform, config.task, config.seed)
     except UserError as error:
         return str(error)
     except Exception:  # a builder that cannot be built without memory tells nothing here

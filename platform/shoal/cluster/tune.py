@@ -22,13 +22,14 @@ from shoal.cluster.config import RunConfig
 from shoal.cluster.deal import Hands, deal, spare_cpus
 from shoal.cluster.deliver import deliver
 from shoal.cluster.facts import facts_of
-from shoal.cluster.plan import Plan, check_data, measure_model, recipe_of
+from shoal.cluster.plan import Plan, check_data, measure_model
 from shoal.cluster.pool import Event, Lost, Pool
 from shoal.cluster.schedulers import Fifo, make_scheduler
 from shoal.cluster.sweep_plan import SweepPlan, evaluations, iteration_at
 from shoal.cluster.trial import Began, Ended, Order, Reported
 from shoal.cluster.worker import OUTCOME, Assignment
 from shoal.config import to_yaml
+from shoal.data.opening import recipe_of
 from shoal.data.prepare import Prepared, check_batch
 from shoal.errors import Interrupted, ShoalError, TrainingError, UserError
 from shoal.runfolder import (
@@ -322,7 +323,7 @@ class _Sweep(Attempt):
     def _order(self, progress: Progress) -> Order:
         config = progress.config
         plan, prepared, hands = self._dealt(config)
-        recipe = recipe_of(config, plan.recipe.is_ready)
+        recipe = recipe_of(config.data, config.task, config.seed, plan.source)
         told = Assignment(config, progress.folder.uri, self.attempt, prepared, recipe)
         judges = self.config.tune.scheduler != "none"
         return Order(told, hands, judges, self._use_gpu, self.config.is_distributed)
@@ -679,7 +680,7 @@ class _Sweep(Attempt):
 
     def _lanes_steps(self, config: RunConfig) -> int:
         plan, prepared, _ = self._dealt(config)
-        return prepared.lanes(recipe_of(config, plan.recipe.is_ready)).steps
+        return prepared.lanes(recipe_of(config.data, config.task, config.seed, plan.source)).steps
 
     def _steps(self, config: RunConfig) -> int:
         return total_steps(config.train, self._lanes_steps(config))
@@ -699,8 +700,9 @@ class _Sweep(Attempt):
         progress = self.work[trial]
         outcome = progress.folder.read_json(OUTCOME)
         plan, prepared, _ = self._dealt(progress.config)
-        recipe = recipe_of(progress.config, plan.recipe.is_ready)
-        self.is_verified = deliver(progress.folder, progress.config, plan.source, recipe, prepared, outcome)
+        config = progress.config
+        recipe = recipe_of(config.data, config.task, config.seed, plan.source)
+        self.is_verified = deliver(progress.folder, config, plan.source, recipe, prepared, outcome)
         name = self.config.track.registered_model_name
         progress.folder.update_json(IDENTITY, registered_model_name=name)
 

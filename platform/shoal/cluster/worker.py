@@ -28,9 +28,9 @@ from shoal.cluster.config import RunConfig
 from shoal.collective import Collective, undisturbed
 from shoal.data.order import TEST, TRAIN, VALIDATION
 from shoal.data.prepare import Dealt, Prepared, Recipe
-from shoal.data.shard import ResidentShard, Rows, Shard
+from shoal.data.shard import ResidentShard, Rows, Shard, ViewedShard
 from shoal.evaluate import evaluate
-from shoal.models import build
+from shoal.models import build_for
 from shoal.optim import build_optimizer, learning_rate
 from shoal.runfolder import STOP, RunFolder
 from shoal.tasks import Classification, Task, make_task
@@ -84,10 +84,9 @@ def work(
     identity = folder.identity()
     _make_deterministic(config, device)
     is_first = collective.rank == 0
-    task = make_task(config.task, prepared.transform.outputs, prepared.transform.label.std)
-    model = build(config.model, prepared.transform.input_shape, prepared.transform.outputs, config.seed).to(
-        device
-    )
+    task = make_task(config.task, prepared.transform, config.data, config.seed)
+    shard = ViewedShard(shard, task.view) if task.view else shard
+    model = build_for(config.model, prepared.transform, config.task, config.seed).to(device)
     optimizer = build_optimizer(model, config.optim)
     store = CheckpointStore(folder, config.checkpoint.keep)
     forward = collective.wrap(model, lambda module: _rehearse(module, model, task, shard))

@@ -13,7 +13,16 @@ class DataConfig(Section):
         description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, huggingface:NAME, "
         "synthetic:classification?rows=..., text:PATH, or package.module:function",
     )
-    label: str = Field("target", description="the column to predict")
+    label: str = Field("target", description="the column to predict; tasks on text alone have none")
+    shape: tuple[int, ...] | None = Field(
+        None, description="of one sample, e.g. [1, 8, 8] for images in flat rows, or to resize image files to"
+    )
+    flip: bool = Field(False, description="task=image_classification: mirror training images at random")
+    pad: int = Field(
+        0,
+        ge=0,
+        description="task=image_classification: move training images at random, so many pixels at most",
+    )
     text: str | None = Field(None, description="the column that holds text")
     tokenizer: str = Field("byte", description="byte, or bpe:SIZE")
     context: int = Field(128, ge=1, description="tokens per sequence")

@@ -4,6 +4,7 @@ Three pure functions over one block each (`summarise`, `merge`, `deal`) and one 
 driver maps them over blocks it read itself, `shoal.cluster.ingest` over blocks in Ray's object store.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class Recipe:
     seed: int
     is_classification: bool
     is_ready: bool
+    tokenizer: str | None = None  # of a source of tokens, as JSON
+    has_label: bool = True
 
     @property
     def split_seed(self) -> int:
@@ -92,6 +95,8 @@ def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
     Raises:
         DataError: there is no such label column.
     """
+    if not recipe.has_label:
+        return Summary(_count(split), tuple(block), _columns(block, split, recipe))
     label = recipe.data.label
     if label not in block:
         raise DataError(
@@ -108,13 +113,9 @@ def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
     missing = is_missing(values)
     known = values[~missing]
     summary = Summary(
-        rows={name: int((split == number).sum()) for number, name in enumerate(SPLITS)},
+        rows=_count(split),
         names=tuple(block),
-        columns={
-            name: ColumnStats.of(column[train], recipe.is_ready)
-            for name, column in block.items()
-            if name != label
-        },
+        columns=_columns(block, split, recipe),
         label_missing=int(missing.sum()),
         label_is_text=known.dtype.kind in "US"
         or (known.dtype == object and any(isinstance(value, str) for value in known)),
@@ -129,6 +130,20 @@ def summarise(block: Block, split: np.ndarray, recipe: Recipe) -> Summary:
     elif not summary.label_is_text:
         summary.label_moments = Moments.of(as_numbers(values[train]))
     return summary
+
+
+def _count(split: np.ndarray) -> dict[str, int]:
+    return {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
+
+
+def _columns(block: Block, split: np.ndarray, recipe: Recipe) -> dict[str, ColumnStats]:
+    label = recipe.data.label if recipe.has_label else None
+    train = split == 0
+    return {
+        name: ColumnStats.of(column[train], recipe.is_ready)
+        for name, column in block.items()
+        if name != label
+    }
 
 
 def merge(summaries: Iterable[Summary]) -> Summary:
@@ -179,10 +194,12 @@ def finish(summary: Summary, recipe: Recipe, fingerprint: str) -> Prepared:
         )
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
-    label = _fit_label(summary, recipe)
+    label = _fit_label(summary, recipe) if recipe.has_label else Label(name="")
     _check_splits(summary.rows, data)
     columns = tuple(stats.fit(name) for name, stats in summary.columns.items())
-    transform = Transform(columns=columns, label=label)
+    transform = Transform(columns=columns, label=label, tokenizer=recipe.tokenizer)
+    if data.shape and not recipe.tokenizer:
+        transform = _shaped(transform, data)
     row_bytes = 4 * int(np.prod(transform.input_shape)) + (8 if recipe.is_classification else 4)
     return Prepared(transform=transform, rows=summary.rows, fingerprint=fingerprint, row_bytes=row_bytes)
 
@@ -275,6 +292,16 @@ def _check_splits(rows: dict[str, int], data: DataConfig) -> None:
             f"data.validation_fraction={data.validation_fraction} of {sum(rows.values())} rows came out empty: "
             "raise it, or set it to 0 to train without validation"
         )
+
+
+def _shaped(transform: Transform, data: DataConfig) -> Transform:
+    assert data.shape is not None
+    if math.prod(transform.input_shape) != math.prod(data.shape):
+        raise DataError(
+            f"data.shape={list(data.shape)} holds {math.prod(data.shape)} numbers, and a row of '{data.source}' has "
+            f"{math.prod(transform.input_shape)} {list(transform.input_shape)}: give a shape of so many"
+        )
+    return transform.model_copy(update={"shape": data.shape})
 
 
 def _fit_label(summary: Summary, recipe: Recipe) -> Label:

@@ -3,7 +3,7 @@
 The kind that streams through Ray Data is in `shoal.cluster.stream`; both serve the very same batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +71,19 @@ def _tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
+
+
+class ViewedShard:
+    """Another shard's rows as a task wants to see them."""
+
+    def __init__(self, shard: Shard, view: Callable[[Batch, int | None], Batch]) -> None:
+        self._shard, self._view, self.lanes = shard, view, shard.lanes
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        return (self._view(batch, epoch) for batch in self._shard.batches(epoch, start))
+
+    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+        return (self._view(batch, None) for batch in self._shard.held_out(split, batch_size))
 
 
 class ResidentShard:

@@ -126,9 +126,8 @@ def encode_column(
             yield from (text for text, number in zip(texts, split, strict=True) if number == 0)
 
     def read(part: Part) -> Iterator[Block]:
-        dtype = _token_type(tokenizer.vocabulary)
         for block in part.read():
-            tokens = _padded(tokenizer, _texts(source.uri, column, block), context, dtype)
+            tokens = padded(tokenizer, _texts(source.uri, column, block), context)
             yield {TOKENS: tokens, label: block[label]}
 
     def open_part(part: Part) -> Part:
@@ -339,9 +338,9 @@ def _cut(document: Iterable[str]) -> Iterator[tuple[str, bool]]:
         yield rest, True
 
 
-def _padded(tokenizer: Tokenizer, texts: list[str], context: int, dtype: np.dtype) -> np.ndarray:
-    """Encode texts to [texts, context]."""
-    tokens = np.full((len(texts), context), PAD, dtype=dtype)
+def padded(tokenizer: Tokenizer, texts: list[str], context: int) -> np.ndarray:
+    """Encode texts to [texts, context], cut or padded; one that is empty is a single END."""
+    tokens = np.full((len(texts), context), PAD, dtype=_token_type(tokenizer.vocabulary))
     for row, ids in enumerate(_encoded(tokenizer, texts)):
         kept = ids[:context] if len(ids) else _END
         tokens[row, : len(kept)] = kept

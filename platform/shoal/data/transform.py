@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.tokenizer import tokenizer_from_json
 from shoal.errors import DataError, nearest
 
 # A text column keeps its most frequent values; the rest share one "other" column.
@@ -42,6 +43,10 @@ class Column(BaseModel):
     def features(self, values: np.ndarray) -> np.ndarray:
         """Return [rows, columns], or [rows, ...] for a tensor of more dimensions."""
         if self.kind == "ready":
+            if values.dtype == np.uint16:
+                return values.astype(
+                    np.int32
+                )  # token ids: half of int64, and torch computes little with uint16
             return values.astype(np.float32) if values.dtype.kind in "fub" else values.astype(np.int64)
         if self.kind == "category":
             return self._one_hot(values)
@@ -106,19 +111,35 @@ class Transform(BaseModel):
     model_config = ConfigDict(frozen=True)
     columns: tuple[Column, ...]
     label: Label
+    tokenizer: str | None = None  # of rows of tokens, as JSON
+    shape: tuple[int, ...] | None = None  # that flat rows are given
+
+    @property
+    def has_label(self) -> bool:
+        """Whether there is something to predict beside the rows themselves."""
+        return self.label.name != ""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are; 0 where the rows are no tokens."""
+        return tokenizer_from_json(self.tokenizer).vocabulary if self.tokenizer else 0
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one sample's features."""
+        """The shape of what the model takes as one sample."""
+        if self.shape:
+            return self.shape
         only = self.columns[0]
+        if not self.has_label:
+            return (only.shape[0] - 1,)  # the last token of a row is only ever predicted
         if len(self.columns) == 1 and only.kind in ("tensor", "ready"):
             return only.shape
         return (sum(self._width(column) for column in self.columns),)
 
     @property
     def outputs(self) -> int:
-        """How many numbers the model must put out per sample."""
-        return len(self.label.classes) or 1
+        """How many numbers the model must put out per sample, or per token."""
+        return len(self.label.classes) or (1 if self.has_label else self.vocabulary)
 
     def features(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return [rows, *input_shape], float32 (or int64 where the data is ready and whole-numbered).
@@ -133,11 +154,19 @@ class Transform(BaseModel):
                     f"{', '.join(column.name for column in self.columns[:20])}"
                 )
         parts = [column.features(block[column.name]) for column in self.columns]
-        if len(parts) == 1:
+        if len(parts) == 1 and not self.shape:
             return np.ascontiguousarray(parts[0])
-        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        rows = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        return rows.reshape(-1, *self.shape) if self.shape else rows
 
     def targets(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return [rows] targets; [rows, 0] where there is no label.
+
+        Raises:
+            DataError: the label is missing or unknown.
+        """
+        if not self.has_label:
+            return np.zeros((len(next(iter(block.values()))), 0), dtype=np.float32)
         if self.label.name not in block:
             raise DataError(
                 f"label column '{self.label.name}' is missing{nearest(self.label.name, block)}: "

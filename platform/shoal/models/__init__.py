@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoal.data.transform import Transform
 from shoal.errors import ModelError, UserError, nearest
 from shoal.importing import call_with, find, is_path
 from shoal.models.bert import BERT
@@ -98,6 +99,11 @@ def build(
         base = config.model_copy(update={"width": config.base_width, "parametrization": "standard"})
         _scale_up(model, build(base, input_shape, outputs, seed, vocabulary, task), config)
     return model
+
+
+def build_for(config: ModelConfig, transform: Transform, task: str, seed: int) -> nn.Module:
+    """Build a model for the rows that a transform makes."""
+    return build(config, transform.input_shape, transform.outputs, seed, transform.vocabulary, task)
 
 
 def _scale_up(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:

@@ -10,7 +10,9 @@ from shoal.config import Section
 class ModelConfig(Section):
     name: str = Field("mlp", description="mlp, gpt, bert, resnet, inception, or package.module:Builder")
     width: int = Field(
-        128, ge=1, description="of the widest hidden layer, a transformer's residual stream, the first channels"
+        128,
+        ge=1,
+        description="of the widest hidden layer, a transformer's residual stream, the first channels",
     )
     depth: int = Field(2, ge=0, description="hidden layers, blocks of a transformer, layers of a resnet")
     parametrization: Literal["standard", "mup"] = Field(

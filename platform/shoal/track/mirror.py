@@ -24,6 +24,7 @@ from shoal.runfolder import (
     MODEL,
     PICTURES,
     RESULT,
+    SAMPLE,
     SHIPPED,
     TRACKED,
     RunFolder,
@@ -140,6 +141,7 @@ class Mirror:
         self.ship()
         self._tag()
         self._upload_pictures()
+        self._upload(SAMPLE)
         if self._parent is None:
             self._upload(RESULT)
         if self._folder.exists(f"{MODEL}/MLmodel"):

@@ -39,7 +39,7 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
     predictor = Predictor.load(data)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet():
-        signature = infer_signature(rows, predictor.predict(rows))
+        signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)
         _loosen(signature, predictor.transform)
         pyfunc.save_model(
             path,
@@ -109,7 +109,7 @@ def _loosen(signature: Any, transform: Transform) -> None:
     """Texts may be missing, since the transform takes that; numbers are as wide as numbers go."""
     from mlflow.types import ColSpec, DataType, Schema
 
-    if signature.inputs.is_tensor_spec():
+    if signature.inputs.is_tensor_spec() or transform.tokenizer:
         return
     columns = {column.name: column for column in transform.columns}
     specs = []
