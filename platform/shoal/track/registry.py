@@ -32,10 +32,10 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
     Args:
         example: a few raw rows, from which the signature and the input example are made.
     """
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
     from mlflow import pyfunc
     from mlflow.models import infer_signature
 
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import sets anew
     predictor = Predictor.load(data)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet():
