@@ -64,7 +64,9 @@ def report(result: dict) -> int:
         print(f"{result['samples_per_second']:,.0f} samples/s; bottleneck: {result['bottleneck']} ({shares})")
     if result["test_loss"] is not None:
         told = {name: result["metrics"].get(f"test/{name}") for name in ("accuracy", "bits_per_byte")}
-        more = [f", {name.replace('_', ' ')} {value:.4f}" for name, value in told.items() if value is not None]
+        more = [
+            f", {name.replace('_', ' ')} {value:.4f}" for name, value in told.items() if value is not None
+        ]
         print(f"test loss {result['test_loss']:.4f}" + "".join(more))
     if result.get("sample"):
         print("it writes:\n" + textwrap.indent(result["sample"].strip("\n"), "  | "))

@@ -48,7 +48,6 @@ from shoal.sweep.report import Findings, write_report
 from shoal.sweep.trials import TrialRow, best, points, ranked
 from shoal.track.journal import Journal, JournalReader
 from shoal.track.tracker import TrackerProcess
-from shoal.train import total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,6 @@ class Progress:
 
     config: RunConfig
     folder: RunFolder
-    steps: int  # planned
     curve: list[tuple[int, float]] = field(default_factory=list)
     began_s: float | None = None
     ended_s: float | None = None
@@ -290,7 +288,7 @@ class _Sweep(Attempt):
     def _open(self, trial: Trial) -> Progress:
         config = self.config.trial(trial.point, trial.repeat, trial.name)
         folder = self._folder(trial)
-        progress = Progress(config, folder, self._steps(config), began_s=self._now())
+        progress = Progress(config, folder, began_s=self._now())
         earlier = folder.read_json(RESULT) or {}
         progress.seconds = earlier.get("seconds") or 0.0
         if trial.recorded_end:
@@ -331,7 +329,7 @@ class _Sweep(Attempt):
     def _refuse(self, trial: Trial, error: ShoalError) -> None:
         """A point that cannot be trained at all: it is told of without having been a run."""
         if trial not in self.work:
-            self.work[trial] = Progress(self.plan.base.config, self._folder(trial), 0, began_s=self._now())
+            self.work[trial] = Progress(self.plan.base.config, self._folder(trial), began_s=self._now())
         self.work[trial].error = {"type": type(error).__name__, "message": str(error), "where": ""}
         self.engine.fail(trial, "infeasible")
         self._close(trial, str(error))
@@ -681,9 +679,6 @@ class _Sweep(Attempt):
     def _lanes_steps(self, config: RunConfig) -> int:
         plan, prepared, _ = self._dealt(config)
         return prepared.lanes(recipe_of(config.data, config.task, config.seed, plan.source)).steps
-
-    def _steps(self, config: RunConfig) -> int:
-        return total_steps(config.train, self._lanes_steps(config))
 
     def _most_evaluations(self) -> int:
         """Return how often the longest trial is evaluated."""

@@ -27,6 +27,7 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,
     "inception": Inception,
 }
+TAKE_TOKENS = ("gpt", "bert")
 
 
 def find_builder(name: str) -> Callable[..., Any]:
@@ -85,7 +86,7 @@ def build(
         try:
             model = call_with(builder, offered, config.args)
         except UserError as error:
-            raise ModelError(f"model.args={config.args}: {error}") from None
+            raise ModelError(f"model.name='{config.name}', model.args={config.args}: {error}") from None
         except Exception as error:
             raise ModelError(
                 f"model.name='{config.name}' raised {type(error).__name__}: {error}: mend the builder or its "
@@ -102,7 +103,16 @@ def build(
 
 
 def build_for(config: ModelConfig, transform: Transform, task: str, seed: int) -> nn.Module:
-    """Build a model for the rows that a transform makes."""
+    """Build a model for the rows that a transform makes.
+
+    Raises:
+        UserError: it cannot be built, or takes tokens where there are none.
+    """
+    if config.name in TAKE_TOKENS and not transform.tokenizer:
+        raise ModelError(
+            f"model.name='{config.name}' takes tokens, and the data has none: set task=causal_lm, masked_lm or "
+            "sequence_classification, with text as data.source or data.text"
+        )
     return build(config, transform.input_shape, transform.outputs, seed, transform.vocabulary, task)
 
 
