@@ -2,6 +2,9 @@
 
 A checkpoint is a folder `checkpoints/step-NNNNNN` with weights (safetensors), optimiser and random state, the
 position in the data, the best metrics and the transform. Its manifest lists every file's size and SHA-256.
+
+Where each worker holds a part of the tensors, each writes its own (`shoal.shards`), and only the checkpoint that
+training ends with has whole weights besides. Either kind is restored into any division of the model.
 """
 
 import hashlib
@@ -11,24 +14,33 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from shoal import shards
 from shoal.config import Section
 from shoal.errors import CheckpointError
 from shoal.runfolder import CHECKPOINTS, RunFolder
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
 PREPARED = "prepared.json"
+
+# What a tensor's key begins with among the shards.
+MODEL_KEY, OPTIMIZER_KEY = "model", "optimizer"
+
+Found = TypeVar("Found")
 
 # By default a checkpoint follows another after a second, and after so many times the seconds that it took.
 SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 10.0
@@ -115,21 +127,18 @@ class CheckpointStore:
         files = {
             WEIGHTS: _weights_bytes(snapshot.weights),
             OPTIMIZER: _torch_bytes({"optimizer": snapshot.optimizer, "random": snapshot.random}),
-            STATE: json.dumps({**asdict(snapshot.progress), **facts}).encode(),
-            PREPARED: prepared,
+            **_about(snapshot, facts, prepared),
         }
-        name = f"step-{snapshot.progress.step:06d}"
-        manifest = {file: {"bytes": len(data), "sha256": _sha256(data)} for file, data in files.items()}
-        local = self._folder.local(CHECKPOINTS)
-        if local:
-            local.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=local))
-        for file, data in {**files, MANIFEST: json.dumps(manifest).encode()}.items():
-            with (part / file).open("wb") as stream:
-                stream.write(data)
-        self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=MANIFEST)
-        self._retain(name)
+        part, name = self._make_part(), _name(snapshot.progress.step)
+        self._publish(part, name, _write(part, files))
         return name
+
+    def add_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Add whole weights to a checkpoint of shards; the manifest that lists them follows them."""
+        name, data = _name(step), _weights_bytes(weights)
+        self._folder.write(f"{CHECKPOINTS}/{name}/{WEIGHTS}", data)
+        manifest = json.loads(self._read(name, MANIFEST)) | {WEIGHTS: _described(data)}
+        self._folder.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", json.dumps(manifest).encode())
 
     def names(self) -> list[str]:
         """Return the complete checkpoints, oldest first."""
@@ -163,7 +172,7 @@ class CheckpointStore:
 
     def _best(self, names: list[str]) -> str | None:
         step = self.state(names[-1])["best"].get("best/step") if names else None
-        name = f"step-{int(step):06d}" if step is not None else None
+        name = _name(int(step)) if step is not None else None
         return name if name in names else None
 
     def state(self, name: str) -> dict[str, Any]:
@@ -183,6 +192,27 @@ class CheckpointStore:
         """Return {"optimizer": state dict, "random": one state per worker}."""
         return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
 
+    def has_shards(self, name: str) -> bool:
+        return shards.INDEX in json.loads(self._read(name, MANIFEST))
+
+    @contextmanager
+    def on_disk(self, name: str) -> Iterator[Path]:
+        """Yield a local folder with a checkpoint's files."""
+        with tempfile.TemporaryDirectory() as scratch:
+            yield self._folder.get_folder(f"{CHECKPOINTS}/{name}", Path(scratch))
+
+    def _make_part(self) -> Path:
+        """Make a folder that can become a checkpoint."""
+        local = self._folder.local(CHECKPOINTS)
+        if local:
+            local.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".part-", dir=local))
+
+    def _publish(self, part: Path, name: str, manifest: Mapping[str, Any]) -> None:
+        (part / MANIFEST).write_text(json.dumps(manifest))
+        self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=MANIFEST)
+        self._retain(name)
+
     def _read(self, name: str, file: str) -> bytes:
         return self._folder.read(f"{CHECKPOINTS}/{name}/{file}")
 
@@ -195,7 +225,8 @@ class CheckpointStore:
                     return f"{file} has {len(data)} bytes, not {facts['bytes']}"
                 if _sha256(data) != facts["sha256"]:
                     return f"{file} does not match its SHA-256"
-            missing = {WEIGHTS, OPTIMIZER, STATE, PREPARED} - set(manifest)
+            tensors = shards.INDEX if shards.INDEX in manifest else WEIGHTS
+            missing = {tensors, OPTIMIZER, STATE, PREPARED} - set(manifest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
         return f"{missing.pop()} is missing" if missing else None
@@ -213,6 +244,55 @@ class CheckpointStore:
                 # The manifest goes first: what remains of an interrupted deletion is no checkpoint.
                 self._folder.delete(f"{CHECKPOINTS}/{name}/{MANIFEST}")
                 self._folder.delete(f"{CHECKPOINTS}/{name}")
+
+
+class ShardedStore(CheckpointStore):
+    """The same where each worker holds a part of the tensors: all save together, and each writes its own.
+
+    They talk over a process group of their own, since the default one is the training's.
+    """
+
+    def __init__(self, folder: RunFolder, keep: int = 2) -> None:
+        super().__init__(folder, keep)
+        self._rank, self._group = dist.get_rank(), dist.new_group(backend="gloo")
+
+    def save(self, snapshot: Snapshot, facts: Mapping[str, Any], prepared: bytes) -> str:
+        """Write a checkpoint complete or not at all; what fails on one worker is raised on all."""
+        name, is_first, is_shared = _name(snapshot.progress.step), self._rank == 0, self._folder.is_local
+        parts = self._together(lambda: self._make_part() if is_first or not is_shared else None)
+        part = parts[self._rank] or parts[0]
+        assert part is not None
+        shards.write(_keyed(snapshot.weights, snapshot.optimizer["state"]), part, self._group)
+
+        def hand_in() -> dict[str, Any]:
+            described = {path.name: _described_file(path) for path in shards.files_of(self._rank, part)}
+            if not (is_first or is_shared):
+                self._folder.put_folder(part, f"{CHECKPOINTS}/{name}")
+            return described
+
+        described = self._together(hand_in)
+        if is_first:
+            random = _torch_bytes({"random": snapshot.random})
+            rest = _write(part, {OPTIMIZER: random, **_about(snapshot, facts, prepared)})
+            self._publish(
+                part, name, {file: facts for own in [*described, rest] for file, facts in own.items()}
+            )
+        return name
+
+    def _together(self, work: Callable[[], Found]) -> list[Found]:
+        """Do something on every worker; return what each found, or raise on all what one of them raised."""
+        found: Found | None = None
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as raised:
+            error = raised
+        all_found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(all_found, (found, error), self._group)
+        for _, error in all_found:
+            if error is not None:
+                raise error
+        return [found for found, _ in all_found]
 
 
 class BackgroundSaver:
@@ -249,6 +329,10 @@ class BackgroundSaver:
         self._thread = threading.Thread(target=self._work, args=(snapshots,), name="shoal-checkpoint")
         self._thread.start()
 
+    def drop(self) -> None:
+        """Forget the snapshot that waits."""
+        self._best = None
+
     def close(self) -> None:
         """Write what still waits, and wait for it."""
         if self._best is not None:
@@ -280,22 +364,102 @@ class BackgroundSaver:
 def restore(
     store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> Progress:
-    """Load weights and optimiser state in place and return the progress.
+    """Load weights and optimiser state in place, however they were and are divided, and return the progress.
+
+    Groups and hyperparameters of the optimiser stay as they are.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
+    load = _load_shards if store.has_shards(name) else _load_whole
+    state = load(store, name, model, optimizer)
+    if optimizer is not None:
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return store.progress(name)
+
+
+def _load_whole(
+    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[int, dict[str, Any]]:
+    """Load whole weights, and return this worker's part of the optimiser's state by the number of its parameter."""
+    own = model.state_dict()
     weights = store.weights(name)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(
+            {key: shards.cut_like(weights[key], own.get(key, weights[key])) for key in weights}
+        )
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(
-            f"checkpoint '{name}' is of another model ({reason}): resume with the model it was made with"
-        ) from None
-    if optimizer is not None:
-        optimizer.load_state_dict(store.optimizer(name)["optimizer"])
-    return store.progress(name)
+        raise _other_model(name, str(error).splitlines()[-1].strip()) from None
+    if optimizer is None:
+        return {}
+    state, parameters = store.optimizer(name)["optimizer"]["state"], _parameters(optimizer)
+    return {
+        number: {
+            key: shards.cut_like(value, parameters[number]) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for number, values in state.items()
+    }
+
+
+def _load_shards(
+    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[int, dict[str, Tensor]]:
+    """Load weights from all workers' shards, and return the optimiser's state like `_load_whole`."""
+    with store.on_disk(name) as folder:
+        saved = shards.contents(folder)
+        wanted = _keyed(model.state_dict(), {})
+        own = {key: tuple(tensor.shape) for key, tensor in wanted.items()}
+        its = {key: tuple(size) for key, (size, _) in saved.items() if key.startswith(f"{MODEL_KEY}/")}
+        for key in sorted(own.keys() | its.keys()):
+            if own.get(key) != its.get(key):
+                raise _other_model(name, f"{key} has shape {its.get(key)} there, {own.get(key)} here")
+        state = _empty_state(saved, [] if optimizer is None else _parameters(optimizer))
+        shards.read(wanted | _keyed({}, state), folder)
+    return state
+
+
+def _empty_state(
+    saved: Mapping[str, tuple[torch.Size, torch.dtype]], parameters: Sequence[Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Return tensors for the saved state of each parameter, divided as it is where they have its shape."""
+    state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, (size, dtype) in saved.items():
+        kind, _, rest = key.partition("/")
+        if kind == OPTIMIZER_KEY and parameters:
+            number, _, of_state = rest.partition("/")
+            parameter = parameters[int(number)].detach()
+            like = size == parameter.shape
+            state[int(number)][of_state] = (
+                torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(size, dtype=dtype)
+            )
+    return state
+
+
+def _keyed(weights: Mapping[str, Tensor], state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return tensors by their keys among the shards; parameters of an optimiser go by their number."""
+    return {f"{MODEL_KEY}/{name}": tensor for name, tensor in weights.items()} | {
+        f"{OPTIMIZER_KEY}/{number}/{name}": value
+        for number, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters in the order of their numbers in a state dict, the same for every division."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _other_model(name: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint '{name}' is of another model ({reason}): resume with the model it was made with"
+    )
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _to_host(value: Any) -> Any:
@@ -306,6 +470,18 @@ def _to_host(value: Any) -> Any:
     if isinstance(value, list):
         return [_to_host(inner) for inner in value]
     return value
+
+
+def _about(snapshot: Snapshot, facts: Mapping[str, Any], prepared: bytes) -> dict[str, bytes]:
+    """Return the files that are the same for whole tensors and shards."""
+    return {STATE: json.dumps({**asdict(snapshot.progress), **facts}).encode(), PREPARED: prepared}
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Write files and return what a manifest says of them."""
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    return {file: _described(data) for file, data in files.items()}
 
 
 def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -323,6 +499,18 @@ def _torch_bytes(value: Any) -> bytes:
     stream = io.BytesIO()
     torch.save(value, stream)
     return stream.getvalue()
+
+
+def _described(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": _sha256(data)}
+
+
+def _described_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+        }
 
 
 def _sha256(data: bytes) -> str:

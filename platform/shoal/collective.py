@@ -32,10 +32,13 @@ class Collective(Protocol):
 
     rank: int
     size: int
+    data_rank: int  # which of the data's parts this worker sees, and how many there are
+    data_size: int
+    is_sharded: bool  # whether each holds a part of the model, and every forward is made by all together
     waited_s: float
 
     def add_up(self, vector: Tensor) -> Tensor:
-        """Return the sum of a vector over the workers, the same bits on each."""
+        """Return the sum of a vector over the data's parts, the same bits on each worker."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -63,6 +66,7 @@ class Alone:
     """One worker: nothing to add up."""
 
     rank, size, waited_s = 0, 1, 0.0
+    data_rank, data_size, is_sharded = 0, 1, False
 
     def add_up(self, vector: Tensor) -> Tensor:
         return vector
@@ -84,10 +88,13 @@ class Alone:
 
 
 class Group:
-    """The default torch.distributed process group."""
+    """The default torch.distributed process group, each of whose workers holds the whole model."""
+
+    is_sharded = False
 
     def __init__(self, device: torch.device, shared_memory: bool = True) -> None:
         self.rank, self.size, self.waited_s = dist.get_rank(), dist.get_world_size(), 0.0
+        self.data_rank, self.data_size = self.rank, self.size
         self._device = device
         self._shared = SharedMemory.among_workers() if shared_memory and device.type == "cpu" else None
         self._launched: float | None = None

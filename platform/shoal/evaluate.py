@@ -1,10 +1,13 @@
 """Evaluation: every sample of a split once, over all workers; sums reduced, then divided."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from shoal.collective import Collective
-from shoal.data.shard import Shard
+from shoal.data.shard import Batch, Shard
 from shoal.tasks import Task
 
 
@@ -16,7 +19,25 @@ def evaluate(model: nn.Module, task: Task, shard: Shard, split: str, collective:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in shard.held_out(split, task.held_out_rows):
-            sums += task.sums(model(batch.inputs), batch)
+        for batch in _batches(shard, split, task.held_out_rows, collective):
+            outputs = model(batch.inputs)
+            if not batch.is_filler:
+                sums += task.sums(outputs, batch)
     model.train(was_training)
     return collective.add_up(sums)
+
+
+def _batches(shard: Shard, split: str, rows: int, collective: Collective) -> Iterator[Batch]:
+    batches = shard.held_out(split, rows)
+    return _in_step(batches, shard, collective) if collective.is_sharded else batches
+
+
+def _in_step(batches: Iterator[Batch], shard: Shard, collective: Collective) -> Iterator[Batch]:
+    """Yield equally many batches on every worker, fillers after its last: a sharded model computes on all at once."""
+    last: Batch | None = None
+    while True:
+        batch = next(batches, None)
+        if not any(collective.gather(batch is not None)):
+            return
+        last = batch or last or next(shard.batches(epoch=0, start=0))
+        yield batch or replace(last, inputs=last.inputs[:1], targets=last.targets[:1], is_filler=True)

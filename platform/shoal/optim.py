@@ -10,6 +10,7 @@ from torch import nn
 
 from shoal.config import Section
 from shoal.parametrization import Scaling, scalings
+from shoal.shards import is_shard
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -34,7 +35,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """
     groups = _groups(model, config)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=True)
+        fused = not any(map(is_shard, model.parameters()))  # torch 2.13 has no such kernel for shards
+        return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=fused)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(groups, config.lr, fused=True)
 

@@ -23,6 +23,7 @@ LAYERS = [
         "importing",
         "metrics",
         "collective",
+        "shards",
         "data.order",
         "data.tokenizer",
         "models.mlp",
@@ -31,7 +32,7 @@ LAYERS = [
         "models.flops",
         "sweep.trials",
     ],
-    ["data.images", "data.augment", "models.resnet", "models.inception"],
+    ["sharding", "data.images", "data.augment", "models.resnet", "models.inception"],
     # The parts: data, models, what is learnt and how.
     [
         "runfolder",

@@ -92,6 +92,15 @@ def test_everything_comes_back_as_it_was(place):
     assert store.latest() == ("step-000007", [])
 
 
+def test_hyperparameters_are_those_of_the_config_that_resumes(store):
+    model, optimizer = trained()
+    (name,) = save(store, 1)
+    changed = torch.optim.Adam(model.parameters(), 0.5, weight_decay=0.25)
+    restore(store, name, model, changed)
+    assert (changed.param_groups[0]["lr"], changed.param_groups[0]["weight_decay"]) == (0.5, 0.25)
+    assert equal(changed.state_dict()["state"], optimizer.state_dict()["state"])
+
+
 def test_random_states_come_back_for_torch_numpy_and_python(store):
     def draw():
         return torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random(), random.gauss(0, 1)

@@ -12,6 +12,7 @@ from shoal.data.config import DataConfig
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
 from shoal.optim import OptimConfig
+from shoal.sharding import Strategy
 from shoal.tasks import METRICS, TaskName
 from shoal.track.config import TrackConfig
 from shoal.train import TrainConfig
@@ -38,6 +39,46 @@ class ScaleConfig(Section):
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="may be a fraction, e.g. 0.5")
     max_failures: int = Field(3, ge=0, description="how many lost workers or nodes a run survives")
+    strategy: Strategy = Field(
+        "ddp",
+        description="ddp: each worker holds the model; fsdp: a part of every parameter; "
+        "tp: a part of each block's heads and hidden units, on the same rows; fsdp+tp: both",
+    )
+    tp_size: int | None = Field(
+        None,
+        ge=1,
+        description="of fsdp+tp: workers that share a block's heads; null: 2; the rest share parameters",
+    )
+
+    @property
+    def tensor_size(self) -> int:
+        """Workers of a tensor-parallel group."""
+        return {"tp": self.num_workers, "fsdp+tp": self.tp_size or 2}.get(self.strategy, 1)
+
+    @property
+    def data_size(self) -> int:
+        """Into how many parts the data are dealt."""
+        return self.num_workers // self.tensor_size if self.num_workers else 0
+
+    @model_validator(mode="after")
+    def _can_be_shared(self) -> "ScaleConfig":
+        chosen = f"scale.strategy={self.strategy}"
+        if self.strategy != "ddp" and self.num_workers == 0:
+            raise ValueError(
+                f"{chosen} with scale.num_workers=0 (0 workers): a model is shared among Ray Train workers; "
+                "set scale.num_workers to 1 or more, or scale.strategy=ddp"
+            )
+        if self.tp_size is not None and self.strategy != "fsdp+tp":
+            raise ValueError(
+                f"scale.tp_size={self.tp_size} with {chosen}: only fsdp+tp divides its workers into groups; "
+                "leave scale.tp_size out, or set scale.strategy=fsdp+tp"
+            )
+        if self.num_workers % max(1, self.tensor_size):
+            raise ValueError(
+                f"scale.num_workers={self.num_workers} does not divide into tensor-parallel groups of "
+                f"scale.tp_size={self.tensor_size}: set it to a multiple of {self.tensor_size}"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -79,7 +120,7 @@ class RunConfig(Section):
                 )
         if self.train.target and not self.data.validation_fraction:
             raise ValueError("train.target needs a validation split: set data.validation_fraction above 0")
-        if self.data.global_batch_size < self.scale.num_workers:
+        if self.data.global_batch_size < self.scale.data_size:
             raise ValueError(
                 f"data.global_batch_size={self.data.global_batch_size} is less than "
                 f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch"

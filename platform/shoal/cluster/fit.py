@@ -142,7 +142,7 @@ class _Run(Attempt):
 
         scale = self.config.scale
         use_gpu = session.connect(scale, spare_cpus(self.plan))
-        prepared, hands = deal(self.plan, scale.num_workers)
+        prepared, hands = deal(self.plan, scale.data_size)
         if self.plan.prepared is None:
             self._check_unchanged(prepared)
             self._state_facts(prepared, measure_model(self.config, prepared))

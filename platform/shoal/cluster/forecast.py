@@ -219,7 +219,8 @@ def main() -> None:
     described, num_workers = json.load(sys.stdin)
     config = build(RunConfig, described)
     share = {"data.global_batch_size": max(1, config.data.global_batch_size // num_workers)}
-    print(json.dumps(vars(probe(config.replace({"scale.num_workers": 0} | share)))))
+    alone = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None}
+    print(json.dumps(vars(probe(config.replace(alone | share)))))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from shoal.data.prepare import Prepared, Recipe, prepare_here
 from shoal.data.sources import Source, is_function
 from shoal.importing import find
 from shoal.models import Size, build_for, find_builder, measure
+from shoal.sharding import check_strategy
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,18 @@ def check_data(config: RunConfig) -> Plan:
 
 
 def measure_model(config: RunConfig, prepared: Prepared) -> Size:
+    """Build the model once, here, and return its size.
+
+    Raises:
+        ModelError: it cannot be built, does not take such rows, or cannot be shared as `scale.strategy` says.
+    """
     transform = prepared.transform
     first = transform.columns[0]
     is_whole = first.kind == "ready" and first.dtype.startswith(("int", "uint"))
     sample = torch.zeros((1, *transform.input_shape), dtype=torch.int64 if is_whole else torch.float32)
-    return measure(build_for(config.model, transform, config.task, config.seed), sample)
+    model = build_for(config.model, transform, config.task, config.seed)
+    check_strategy(model, config.scale)
+    return measure(model, sample)
 
 
 def _uses_ray(uri: str) -> bool:

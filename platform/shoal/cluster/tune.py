@@ -150,7 +150,7 @@ class _Sweep(Attempt):
         slots = self.plan.slots(session.resources(), spare_cpus(base), use_gpu)
         self._use_gpu = use_gpu
         self.pool: Pool[Trial] = Pool(slots, self.plan.actor_resources(use_gpu))
-        prepared, hands = deal(base, config.scale.num_workers)
+        prepared, hands = deal(base, config.scale.data_size)
         self._pantry[self._shelf(base.config)] = (base, prepared, hands)
         if base.prepared is None:
             self._state_facts(prepared)
@@ -664,7 +664,7 @@ class _Sweep(Attempt):
         shelf = self._shelf(config)
         if shelf not in self._pantry:
             plan = check_data(config)
-            self._pantry[shelf] = (plan, *deal(plan, config.scale.num_workers))
+            self._pantry[shelf] = (plan, *deal(plan, config.scale.data_size))
         plan, prepared, hands = self._pantry[shelf]
         check_batch(config.data, prepared.rows)
         return plan, prepared, hands
@@ -672,9 +672,9 @@ class _Sweep(Attempt):
     def _shelf(self, config: RunConfig) -> str:
         data = config.data.model_dump()
         # One worker holds all rows, whatever the batch; several are dealt the lanes of a batch.
-        if config.scale.num_workers == 1:
+        if config.scale.data_size == 1:
             data.pop("global_batch_size")
-        return json.dumps([data, config.task, config.scale.num_workers], sort_keys=True)
+        return json.dumps([data, config.task, config.scale.data_size], sort_keys=True)
 
     def _lanes_steps(self, config: RunConfig) -> int:
         plan, prepared, _ = self._dealt(config)

@@ -19,6 +19,7 @@ from shoal.checkpoint import (
     BackgroundSaver,
     CheckpointStore,
     Progress,
+    ShardedStore,
     random_state,
     restore,
     set_random_state,
@@ -33,6 +34,7 @@ from shoal.evaluate import evaluate
 from shoal.models import build_for
 from shoal.optim import build_optimizer, learning_rate
 from shoal.runfolder import STOP, RunFolder
+from shoal.shards import make_whole
 from shoal.tasks import Classification, Task, make_task
 from shoal.track.journal import Journal, NoJournal
 from shoal.track.system import SystemMonitor
@@ -86,10 +88,12 @@ def work(
     is_first = collective.rank == 0
     task = make_task(config.task, prepared.transform, config.data, config.seed)
     shard = ViewedShard(shard, task.view) if task.view else shard
-    model = build_for(config.model, prepared.transform, config.task, config.seed).to(device)
-    optimizer = build_optimizer(model, config.optim)
-    store = CheckpointStore(folder, config.checkpoint.keep)
+    model = build_for(config.model, prepared.transform, config.task, config.seed)
+    if not collective.is_sharded:  # then it need not fit the device as a whole
+        model.to(device)
     forward = collective.wrap(model, lambda module: _rehearse(module, model, task, shard))
+    optimizer = build_optimizer(model, config.optim)
+    store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
     progress = _resume(store, model, optimizer, collective, config.seed)
     journal = Journal(folder, told.attempt) if is_first else NoJournal()
     monitor = (
@@ -105,9 +109,9 @@ def work(
     samples_before = progress.samples
 
     def save(progress: Progress, is_due: bool) -> None:
-        states = collective.gather(random_state())
+        states = collective.gather(random_state())[:: collective.size // collective.data_size]
         progress.seconds = done_before + time.perf_counter() - started
-        if is_first:
+        if is_first or collective.is_sharded:
             taken = snapshot(model, optimizer, progress, states)
             if not is_due:
                 saver.hold(taken)
@@ -140,6 +144,12 @@ def work(
         ended = train(job, progress, clock)
         seconds = time.perf_counter() - started
         outcome = _final_evaluation(job, prepared) if ended in ("finished", "stop") else {}
+        if ended in ("finished", "stop") and collective.is_sharded:
+            _add_weights(store, saver, model, progress, is_first)
+    except BaseException:
+        if collective.is_sharded:
+            saver.drop()  # the others may not come to write their parts of it
+        raise
     finally:
         saver.close()
         if monitor:
@@ -251,23 +261,33 @@ def _resume(
         name, _ = store.latest()  # the driver has told of corrupt ones
     name = collective.broadcast(name)
     states = store.optimizer(name)["random"] if name else []
-    _seed_randomness(seed, collective.rank)
+    _seed_randomness(seed, collective.data_rank)
     if name is None:
         return Progress()
     progress = restore(store, name, model, optimizer)
-    if len(states) == collective.size:
-        set_random_state(states[collective.rank])
+    if len(states) == collective.data_size:
+        set_random_state(states[collective.data_rank])
     else:
-        _seed_randomness(seed + progress.step, collective.rank)
+        _seed_randomness(seed + progress.step, collective.data_rank)
     return progress
 
 
 def _seed_randomness(seed: int, rank: int) -> None:
-    """Each worker draws numbers of its own (dropout), a function of the seed and its rank."""
+    """Each part of the data gets numbers of its own (dropout), a function of the seed and its rank."""
     mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
     torch.manual_seed(mixed)
     np.random.seed(mixed)
     random.seed(mixed)
+
+
+def _add_weights(
+    store: CheckpointStore, saver: BackgroundSaver, model: nn.Module, progress: Progress, is_first: bool
+) -> None:
+    """Give the last checkpoint of a sharded model its whole weights, which are what is delivered."""
+    weights = make_whole(model.state_dict(), keeps=is_first)
+    saver.wait()
+    if is_first:
+        store.add_weights(progress.step, weights)
 
 
 def _final_evaluation(job: Job, prepared: Prepared) -> dict[str, Any]:

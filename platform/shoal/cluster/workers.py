@@ -13,9 +13,9 @@ import torch
 from shoal.cluster.config import ScaleConfig
 from shoal.cluster.deal import Hands, shard_of
 from shoal.cluster.worker import Assignment, Judge, work
-from shoal.collective import Group
 from shoal.errors import Interrupted, TrainingError
 from shoal.runfolder import ERROR, STOP, RunFolder
+from shoal.sharding import make_group
 from shoal.track.journal import journal_name
 
 logger = logging.getLogger(__name__)
@@ -176,12 +176,13 @@ def _ray_worker(config: dict[str, Any]) -> None:
 
     told, hands = config["told"], config["hands"]
     context = ray.train.get_context()
-    rank, size = context.get_world_rank(), context.get_world_size()
+    rank = context.get_world_rank()
     try:
         device = ray.train.torch.get_device()
         torch.set_num_threads(max(1, int(told.config.scale.cpus_per_worker)))
-        shard = shard_of(told, hands, rank, size, device)
-        work(told, shard, Group(device), device, config["judge"], watches_system=config["judge"] is None)
+        group = make_group(device, told.config.scale)
+        shard = shard_of(told, hands, group.data_rank, group.data_size, device)
+        work(told, shard, group, device, config["judge"], watches_system=config["judge"] is None)
     except Exception as error:
         _note(error, RunFolder(told.folder), rank)
         raise
