@@ -146,7 +146,7 @@ class Predictor:
 def describe(model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int) -> str:
     """Return what `Predictor.load` needs besides the weights, and what it was trained on, as JSON."""
     facts = {
-        "model": model.model_dump(),
+        "model": model.model_copy(update={"init": None}).model_dump(),  # its weights are here
         "transform": transform.model_dump(),
         "task": task,
         "data": data.model_dump(),

@@ -32,7 +32,7 @@ LAYERS = [
         "models.flops",
         "sweep.trials",
     ],
-    ["sharding", "data.images", "data.augment", "models.resnet", "models.inception"],
+    ["sharding", "data.images", "data.augment", "models.resnet", "models.inception", "models.huggingface"],
     # The parts: data, models, what is learnt and how.
     [
         "runfolder",
@@ -49,6 +49,7 @@ LAYERS = [
         "models.config",
         "models.gpt",
         "models.bert",
+        "models.initial",
     ],
     ["parametrization", "coordinates", "language", "data.text", "data.prepare", "sweep.engine"],
     ["models", "tasks", "optim"],

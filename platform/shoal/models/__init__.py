@@ -11,11 +11,13 @@ from torch import nn
 from shoal.data.transform import Transform
 from shoal.errors import ModelError, UserError, nearest
 from shoal.importing import call_with, find, is_path
+from shoal.models import huggingface
 from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
 from shoal.models.flops import FlopCounter
 from shoal.models.gpt import GPT
 from shoal.models.inception import Inception
+from shoal.models.initial import start_from
 from shoal.models.mlp import MLP
 from shoal.models.resnet import ResNet
 from shoal.parametrization import parametrize
@@ -38,11 +40,14 @@ def find_builder(name: str) -> Callable[..., Any]:
     """
     if name in REGISTRY:
         return REGISTRY[name]
+    if name.startswith(huggingface.SCHEME):
+        return huggingface.builder_of(name)
     if is_path(name):
         return find(name, "model.name")
     raise ModelError(
         f"model.name='{name}' is not known{nearest(name, REGISTRY)}: "
-        f"write {', '.join(REGISTRY)} or package.module:Builder"
+        f"write {', '.join(REGISTRY)}, "
+        "huggingface:ARCHITECTURE or package.module:Builder"
     )
 
 
@@ -66,25 +71,29 @@ def build(
         vocabulary: number of token ids; 0 where the inputs are no tokens.
         task: name of what is learnt.
 
-    Under `model.parametrization=mup` the model is brought into it from the same builder's at `base_width`.
+    Under `model.parametrization=mup` the model is brought into it from the same builder's at `base_width`. Weights
+    of `model.init` come last, and go in as they are.
 
     Raises:
-        UserError: the builder refuses, raises, or returns something else than a module.
+        UserError: the builder refuses, raises, or returns something else than a module; `model.init` does not fit.
     """
     builder = find_builder(config.name)
-    inputs = input_shape if builder in REGISTRY.values() or len(input_shape) != 1 else input_shape[0]
+    is_foreign = config.name.startswith(huggingface.SCHEME)
+    is_whole = is_foreign or builder in REGISTRY.values() or len(input_shape) != 1
     offered = {
-        "inputs": inputs,
+        "inputs": input_shape if is_whole else input_shape[0],
         "outputs": outputs,
         "vocabulary": vocabulary,
         "task": task,
         "width": config.width,
         "depth": config.depth,
-    }
+    } | ({"init": config.init} if is_foreign else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             model = call_with(builder, offered, config.args)
+        except ModelError:
+            raise
         except UserError as error:
             raise ModelError(f"model.name='{config.name}', model.args={config.args}: {error}") from None
         except Exception as error:
@@ -97,8 +106,11 @@ def build(
             f"model.name='{config.name}' returned a {type(model).__name__}: a builder returns a torch.nn.Module"
         )
     if config.parametrization == "mup":
-        base = config.model_copy(update={"width": config.base_width, "parametrization": "standard"})
-        _scale_up(model, build(base, input_shape, outputs, seed, vocabulary, task), config)
+        at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
+        base = build(config.model_copy(update=at_base), input_shape, outputs, seed, vocabulary, task)
+        _scale_up(model, base, config)
+    if config.init is not None:
+        start_from(model, config.init)
     return model
 
 

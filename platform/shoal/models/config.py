@@ -8,7 +8,11 @@ from shoal.config import Section
 
 
 class ModelConfig(Section):
-    name: str = Field("mlp", description="mlp, gpt, bert, resnet, inception, or package.module:Builder")
+    name: str = Field(
+        "mlp",
+        description="mlp, gpt, bert, resnet, inception, huggingface:ARCHITECTURE (e.g. huggingface:gpt2), "
+        "or package.module:Builder",
+    )
     width: int = Field(
         128,
         ge=1,
@@ -21,6 +25,11 @@ class ModelConfig(Section):
     base_width: int | None = Field(None, ge=1, description="width at which mup and standard are the same")
     args: dict[str, Any] = Field(
         default_factory=dict, description="further keyword arguments of the builder, e.g. {dropout: 0.1}"
+    )
+    init: str | None = Field(
+        None,
+        description="folder with safetensors weights to start from, as transformers' save_pretrained writes them, "
+        "or a Shoal run folder",
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from shoal.data.sources import Block
 from shoal.data.transform import Transform
 from shoal.importing import is_path
 from shoal.metrics import is_better
+from shoal.models.huggingface import SCHEME
 from shoal.predict import Predictor, as_rows
 from shoal.runfolder import MODEL, TRACKED, RunFolder
 
@@ -48,7 +49,9 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
             code_paths=_code_paths(model_name),
             signature=signature,
             input_example=rows,
-            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name)}" for name in _requirements(model_name)
+            ],
         )
     for cache in path.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
@@ -124,10 +127,14 @@ def _loosen(signature: Any, transform: Transform) -> None:
     signature.inputs = Schema(specs)
 
 
+def _requirements(model_name: str) -> tuple[str, ...]:
+    return (*REQUIREMENTS, "transformers") if model_name.startswith(SCHEME) else REQUIREMENTS
+
+
 def _code_paths(model_name: str) -> list[str]:
     """Shoal itself and the top of the user's builder's module, so that the model loads where neither is."""
     paths = [str(Path(__file__).resolve().parents[1])]
-    if is_path(model_name):
+    if is_path(model_name) and not model_name.startswith(SCHEME):
         top = model_name.partition(":")[0].partition(".")[0]
         module = sys.modules.get(top) or importlib.import_module(top)
         file = getattr(module, "__file__", None)
