@@ -1,4 +1,4 @@
-"""Train a model: python jobs/train.py [--check] [CONFIG.yaml] [dotted.key=value ...]"""
+"""Train a model: python jobs/train.py [--check | --plan] [CONFIG.yaml] [dotted.key=value ...]"""
 
 import argparse
 import sys
@@ -6,23 +6,29 @@ import textwrap
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal import console
+from shoal.cluster import budget
 from shoal.cluster.attempt import request_stop
 from shoal.cluster.claim import find_folder, finished_result
 from shoal.cluster.config import RunConfig, home, resolve_tracking_uri
 from shoal.cluster.fit import fit
 from shoal.cluster.plan import check
 from shoal.config import describe, load
+from shoal.models.budget import MFU
 
 
 def main(arguments: list[str]) -> int:
     """Check, train, and say where the result is."""
     parser = argparse.ArgumentParser(
-        usage="python jobs/train.py [--check] [CONFIG.yaml] [dotted.key=value ...]",
+        usage="python jobs/train.py [--check | --plan [--mfu SHARE]] [CONFIG.yaml] [dotted.key=value ...]",
         description="Train a PyTorch model on a Ray cluster, recorded in MLflow.",
         epilog="keys (type, default, meaning):\n" + describe(RunConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="check everything and start nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what memory and time it takes, on any hardware"
+    )
+    parser.add_argument("--mfu", type=float, default=MFU, help="share of a device's peak for --plan's times")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     given = parser.parse_intermixed_args(arguments)
     files = [text for text in given.settings if "=" not in text]
@@ -30,6 +36,9 @@ def main(arguments: list[str]) -> int:
         parser.error(f"one config file at most, not {' and '.join(files)}")
     config = load(RunConfig, files[0] if files else None, [text for text in given.settings if "=" in text])
 
+    if given.plan:
+        print(budget.report(config, given.mfu))
+        return 0
     folder = find_folder(config)
     done = finished_result(folder)
     if done:

@@ -55,7 +55,16 @@ LAYERS = [
     ["models", "tasks", "optim"],
     ["data.opening", "generate"],
     # What they leave behind.
-    ["checkpoint", "evaluate", "track", "track.config", "track.journal", "compress", "sweep.search"],
+    [
+        "models.budget",
+        "checkpoint",
+        "evaluate",
+        "track",
+        "track.config",
+        "track.journal",
+        "compress",
+        "sweep.search",
+    ],
     # The loop, and the trained model.
     ["train", "predict", "track.system", "track.pictures"],
     ["explain", "export", "sweep.pictures", "sweep.width"],
@@ -86,7 +95,7 @@ LAYERS = [
     ["cluster.fit", "cluster.tune", "cluster.serve"],
     # What only jobs use.
     ["console"],
-    ["cluster.forecast"],
+    ["cluster.forecast", "cluster.budget"],
 ]
 RANKS = {
     "shoal" if name == "shoal" else f"shoal.{name}": rank

@@ -122,11 +122,21 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     Raises:
         ConfigError: the name is neither `byte` nor `bpe:SIZE` with a SIZE from 300.
     """
+    size = vocabulary_of(name)
+    return ByteTokenizer() if name == "byte" else BPETokenizer.fit(texts, size)
+
+
+def vocabulary_of(name: str) -> int:
+    """Return how many ids the tokenizer has that a name means; one that is fitted on little text gets fewer.
+
+    Raises:
+        ConfigError: as `make_tokenizer`.
+    """
     if name == "byte":
-        return ByteTokenizer()
+        return SPECIALS + 256
     kind, _, size = name.partition(":")
     if kind == "bpe" and size.isascii() and size.isdecimal() and int(size) >= MIN_BPE_VOCABULARY:
-        return BPETokenizer.fit(texts, int(size))
+        return int(size)
     raise ConfigError(
         f"data.tokenizer='{name}' is not known: write byte, or bpe:SIZE with a whole number of at least "
         f"{MIN_BPE_VOCABULARY} tokens, e.g. bpe:4096"

@@ -30,6 +30,8 @@ class FlopCounter(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is torch.ops.prim.device.default:
+            return NotImplemented  # a fake tensor's device is asked for; nothing is computed
         given = dict(kwargs or {})
         formula = _formula(func._overloadpacket)  # type: ignore[attr-defined]
         if formula is None:

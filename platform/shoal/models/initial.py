@@ -37,11 +37,13 @@ def start_from(model: nn.Module, folder: str) -> None:
     misfits |= {
         name: tuple(t.shape) for name, t in found.items() if name in own and t.shape != own[name].shape
     }
-    for name, shape in misfits.items():
+    if misfits:
+        name = next(name for name in own if name in misfits)
+        theirs, ours = misfits[name], tuple(own[name].shape)
         raise ModelError(
-            f"model.init='{folder}': '{name}' is of shape {shape} there and {tuple(own[name].shape)} in the model: "
-            "give the model the sizes of these weights (model.width, model.depth, model.args; vocabulary and context "
-            "are the data's: data.tokenizer, data.context), or other weights"
+            f"model.init='{folder}': '{name}' is of shape {theirs} there and {ours} in the model: give "
+            "the model the sizes of these weights (model.width, model.depth, model.args; vocabulary and context are "
+            "the data's: data.tokenizer, data.context), or other weights"
         )
     fitting = own.keys() & found.keys()
     if not fitting:
