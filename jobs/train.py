@@ -71,6 +71,7 @@ def report(result: dict) -> int:
     if result["samples_per_second"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
         print(f"{result['samples_per_second']:,.0f} samples/s; bottleneck: {result['bottleneck']} ({shares})")
+        print(console.achieved(result))
     if result["test_loss"] is not None:
         told = {name: result["metrics"].get(f"test/{name}") for name in ("accuracy", "bits_per_byte")}
         more = [

@@ -28,9 +28,11 @@ from pydantic import Field
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from shoal import shards
 from shoal.config import Section
+from shoal.ema import Average
 from shoal.errors import CheckpointError
 from shoal.runfolder import CHECKPOINTS, RunFolder
 
@@ -72,12 +74,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds, copied to the host so that training may go on."""
+    """What a checkpoint holds, copied to the host so that training may go on.
+
+    Attributes:
+        weights: what the run is for: the averaged ones where an average is kept.
+        optimizer: its state.
+        progress: where training stands.
+        random: random states, one per worker.
+        more: what else the next step depends on, by name: `scaler`, and `trained`, the weights behind an average.
+    """
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     progress: Progress
     random: list[dict[str, Any]]
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 def random_state() -> dict[str, Any]:
@@ -102,13 +113,21 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, random: list[dict[str, Any]]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    random: list[dict[str, Any]],
+    scaler: GradScaler | None = None,
+    average: Average | None = None,
 ) -> Snapshot:
     """Copy weights and optimiser state to the host."""
-    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    weights = _to_host(dict((average or model).state_dict()))
+    more = {"trained": _to_host(dict(model.state_dict()))} if average else {}
+    if scaler and scaler.is_enabled():
+        more["scaler"] = scaler.state_dict()
     # A copy, since the caller's goes on counting while this one is being written.
     frozen = Progress(**{**asdict(progress)})
-    return Snapshot(weights, _to_host(optimizer.state_dict()), frozen, random)
+    return Snapshot(weights, _to_host(optimizer.state_dict()), frozen, random, more)
 
 
 class CheckpointStore:
@@ -126,7 +145,9 @@ class CheckpointStore:
         """
         files = {
             WEIGHTS: _weights_bytes(snapshot.weights),
-            OPTIMIZER: _torch_bytes({"optimizer": snapshot.optimizer, "random": snapshot.random}),
+            OPTIMIZER: _torch_bytes(
+                snapshot.more | {"optimizer": snapshot.optimizer, "random": snapshot.random}
+            ),
             **_about(snapshot, facts, prepared),
         }
         part, name = self._make_part(), _name(snapshot.progress.step)
@@ -189,7 +210,7 @@ class CheckpointStore:
         return dict(load_safetensors(self._read(name, WEIGHTS)))
 
     def optimizer(self, name: str) -> dict[str, Any]:
-        """Return {"optimizer": state dict, "random": one state per worker}."""
+        """Return {"optimizer": state dict, "random": one state per worker}, and what `Snapshot.more` held."""
         return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
 
     def has_shards(self, name: str) -> bool:
@@ -362,11 +383,19 @@ class BackgroundSaver:
 
 
 def restore(
-    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    store: CheckpointStore,
+    name: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: GradScaler | None = None,
+    average: Average | None = None,
 ) -> Progress:
     """Load weights and optimiser state in place, however they were and are divided, and return the progress.
 
     Groups and hyperparameters of the optimiser stay as they are.
+
+    Without an optimiser the model gets the weights that the run is for. A checkpoint made without scaler or average
+    is good: they begin anew.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
@@ -376,7 +405,20 @@ def restore(
     if optimizer is not None:
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _restore_more({} if store.has_shards(name) else store.optimizer(name), model, scaler, average)
     return store.progress(name)
+
+
+def _restore_more(
+    states: Mapping[str, Any], model: nn.Module, scaler: GradScaler | None, average: Average | None
+) -> None:
+    """Go on with scaler and average; the weights that were loaded are the average, where one is kept."""
+    if scaler and "scaler" in states:
+        scaler.load_state_dict(states["scaler"])
+    if average:
+        average.restart()
+    if "trained" in states:
+        model.load_state_dict(states["trained"])
 
 
 def _load_whole(

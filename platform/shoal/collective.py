@@ -12,7 +12,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +53,14 @@ class Collective(Protocol):
         """Return a module whose backward adds the gradients up over the workers (a sum, not a mean)."""
         ...
 
+    def no_sync(self, forward: nn.Module) -> AbstractContextManager[object]:
+        """Return a context in which the backward of a wrapped module adds gradients up on this worker alone."""
+        ...
+
+    def add_gradients(self, model: nn.Module) -> None:
+        """Add up over the workers the gradients that the backward of a module left which was not wrapped."""
+        ...
+
     def align(self, model: nn.Module) -> None:
         """Give every worker rank 0's buffers (running statistics), which are the ones that are saved."""
         ...
@@ -79,6 +87,12 @@ class Alone:
 
     def wrap(self, model: nn.Module, rehearse: Callable[[nn.Module], None]) -> nn.Module:
         return model
+
+    def no_sync(self, forward: nn.Module) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def add_gradients(self, model: nn.Module) -> None:
+        pass
 
     def align(self, model: nn.Module) -> None:
         pass
@@ -143,6 +157,24 @@ class Group:
             rehearse(wrapped)
             model.zero_grad()
         return wrapped
+
+    def no_sync(self, forward: nn.Module) -> AbstractContextManager[object]:
+        return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
+
+    def add_gradients(self, model: nn.Module) -> None:
+        since = time.perf_counter()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        whole = [gradient.contiguous() for gradient in gradients]
+        if self._shared:
+            for tensor in whole:
+                self._shared.all_reduce(tensor)
+        else:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in whole]:
+                work.wait()
+        for gradient, total in zip(gradients, whole, strict=True):
+            if total is not gradient:
+                gradient.copy_(total)
+        self.waited_s += time.perf_counter() - since
 
     def align(self, model: nn.Module) -> None:
         with torch.no_grad():

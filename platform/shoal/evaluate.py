@@ -11,15 +11,32 @@ from shoal.data.shard import Batch, Shard
 from shoal.tasks import Task
 
 
-def evaluate(model: nn.Module, task: Task, shard: Shard, split: str, collective: Collective) -> Tensor:
-    """Return the task's sums over all workers' samples of a split, measured with the same model on each."""
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    shard: Shard,
+    split: str,
+    collective: Collective,
+    most_rows: int | None = None,
+) -> Tensor:
+    """Return the task's sums over all workers' samples of a split, measured with the same model on each.
+
+    Args:
+        model: put into eval mode, and back.
+        task: says how many rows fit at a time.
+        shard: this worker's rows.
+        split: validation or test.
+        collective: of the workers.
+        most_rows: how many at a time, if that is fewer.
+    """
     collective.align(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     sums = torch.zeros(task.sums_size, dtype=torch.float64, device=device)
+    rows = min(task.held_out_rows, most_rows or task.held_out_rows)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in _batches(shard, split, task.held_out_rows, collective):
+        for batch in _batches(shard, split, rows, collective):
             outputs = model(batch.inputs)
             if not batch.is_filler:
                 sums += task.sums(outputs, batch)

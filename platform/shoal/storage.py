@@ -80,7 +80,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise FileNotFoundError."""
-        with self._fs.open_input_stream(self._path(name)) as stream:
+        with self._fs.open_input_stream(self._path(name), compression=None) as stream:
             return bytes(stream.read())
 
     def read_from(self, name: str, offset: int) -> bytes:
@@ -168,7 +168,7 @@ class Folder:
         return f"{self._root}/{name}" if name else self._root
 
     def _put(self, name: str, data: bytes) -> None:
-        with self._fs.open_output_stream(self._path(name)) as stream:
+        with self._fs.open_output_stream(self._path(name), compression=None) as stream:
             stream.write(data)
 
     def _retry(self, work: Callable[[], None]) -> None:

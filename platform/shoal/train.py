@@ -10,20 +10,24 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from shoal.checkpoint import Progress
 from shoal.collective import Collective
 from shoal.config import Section
 from shoal.data.order import VALIDATION
 from shoal.data.shard import Batch, Shard
+from shoal.ema import Average
 from shoal.errors import DivergedError
 from shoal.evaluate import evaluate
 from shoal.metrics import reaches, update_best
+from shoal.microbatch import Whole
+from shoal.precision import Precision, autocast
 from shoal.tasks import Task
 
 # How a training ends or is left: at its end, asked to stop by a person, or by who compares it with others.
@@ -43,8 +47,16 @@ class TrainConfig(Section):
         default_factory=dict, description="stop as soon as these are reached, e.g. {val/accuracy: 0.97}"
     )
     evaluate_every_steps: int | None = Field(None, ge=1, description="null: every epoch")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of forward and backward; weights stay fp32"
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="samples a worker runs at a time, for less memory; auto: fewer whenever it runs out"
+    )
+    precision: Precision = Field("fp32", description="of forward and backward; weights stay fp32")
+    activation_checkpointing: bool = Field(
+        False, description="compute the activations of model.blocks again in backward, for less memory"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is the model then"
     )
 
 
@@ -79,6 +91,10 @@ class Job:
     save_every: int | None = None
     record_every: int = 1
     has_validation: bool = True
+    pieces: Whole = field(default_factory=Whole)
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
+    average: Average | None = None
+    after_step: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -121,6 +137,7 @@ def train(job: Job, progress: Progress, clock: Clock) -> Ending:
         epoch, number = divmod(progress.step, per_epoch)
         for batch in _timed(job.shard.batches(epoch, number), clock):
             losses.add(update(job, batch, progress.step, clock), batch.count)
+            job.after_step()
             progress.step += 1
             progress.samples += batch.count
             is_last = progress.step == last
@@ -151,22 +168,38 @@ def update(job: Job, batch: Batch, step: int, clock: Clock) -> Tensor:
     since, waited = time.perf_counter(), job.collective.waited_s
     for group in job.optimizer.param_groups:
         group["lr"] = job.learning_rate(step) * group.get("lr_scale", 1.0)
-    with _autocast(job.config.precision, batch.inputs.device.type):
-        outputs = job.forward(batch.inputs)
-    loss = job.task.loss(outputs, batch)
-    if batch.is_filler:
-        loss = loss * 0.0
-    # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
-    loss.backward(torch.full_like(loss, 1.0 / batch.count))  # type: ignore[no-untyped-call]
+    loss = job.pieces.run(batch, lambda piece: _backward(job, piece))
     job.collective.after_backward()
+    job.scaler.unscale_(job.optimizer)
     if job.clip_norm is not None:
         nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm)
-    job.optimizer.step()
+    job.scaler.step(job.optimizer)
+    job.scaler.update()
     _drop_gradients(job.optimizer)
+    if job.average:
+        job.average.update(step)
     waited = job.collective.waited_s - waited
     clock.spent["gradient_sync"] += waited
     clock.spent["compute"] += time.perf_counter() - since - waited
+    return loss
+
+
+def _backward(job: Job, piece: Batch) -> Tensor:
+    """Add a piece's gradient to what is there; return its sum of losses."""
+    with autocast(job.config.precision, piece.inputs.device.type):
+        outputs = job.forward(piece.inputs)
+    loss = job.task.loss(outputs, piece)
+    if piece.is_filler:
+        loss = loss * 0.0
+    # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
+    loss.backward(job.scaler.scale(torch.full_like(loss, 1.0 / piece.count)))  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def measure(job: Job, split: str) -> Tensor:
+    """Evaluate, on a split, the weights that the run is for: the averaged ones where an average is kept."""
+    with job.average.in_model() if job.average else contextlib.nullcontext():
+        return evaluate(job.model, job.task, job.shard, split, job.collective, job.pieces.size)
 
 
 class Losses:
@@ -239,7 +272,7 @@ class Rate:
 def _evaluate(job: Job, progress: Progress, clock: Clock) -> bool:
     """Evaluate on the validation split, record, and return whether the loss is the best so far."""
     with clock.on("evaluate"):
-        sums = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective)
+        sums = measure(job, VALIDATION)
     metrics = {f"val/{name}": value for name, value in job.task.metrics(sums).items()}
     progress.metrics = metrics
     earlier = progress.best
@@ -268,7 +301,3 @@ def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         if batch is None:
             return
         yield batch
-
-
-def _autocast(precision: str, device: str) -> contextlib.AbstractContextManager[object]:
-    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -24,6 +24,9 @@ LAYERS = [
         "metrics",
         "collective",
         "shards",
+        "precision",
+        "ema",
+        "compilation",
         "data.order",
         "data.tokenizer",
         "models.mlp",
@@ -52,7 +55,7 @@ LAYERS = [
         "models.initial",
     ],
     ["parametrization", "coordinates", "language", "data.text", "data.prepare", "sweep.engine"],
-    ["models", "tasks", "optim"],
+    ["models", "tasks", "optim", "memory", "profiling", "performance"],
     ["data.opening", "generate"],
     # What they leave behind.
     [
@@ -65,6 +68,7 @@ LAYERS = [
         "compress",
         "sweep.search",
     ],
+    ["microbatch"],
     # The loop, and the trained model.
     ["train", "predict", "track.system", "track.pictures"],
     ["explain", "export", "sweep.pictures", "sweep.width"],

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 from shoal.collective import CHUNK_BYTES, Alone, Group, undisturbed
+from shoal.data.shard import Batch
+from shoal.microbatch import make_pieces
 
 CPU = torch.device("cpu")
 NUMBERS = CHUNK_BYTES // 4 * 2 + 1001  # two whole chunks of float32, and some
@@ -75,6 +77,34 @@ def summed_gradient(group, rank):
     return found
 
 
+def part(rank, size):
+    """A worker's rows of a global batch that lacks the last row."""
+    torch.manual_seed(100 + rank)
+    rows = torch.randn(4, 8)[: 3 if rank == size - 1 else 4]
+    return Batch(rows, torch.zeros(len(rows)), count=4 * size - 1)
+
+
+def step_in_pieces(group, rank, limit):
+    """The gradient of a step in pieces of `limit` samples, how often workers met; auto: rank 1 runs out of memory."""
+    model, seen = net(), []
+    forward = model
+    if limit != "auto":
+        forward = group.wrap(model, lambda module: loss(module, rank).backward())
+    pieces = make_pieces(limit, model, forward, group, group.size)
+
+    def backward(piece):
+        seen.append(len(piece.targets))
+        if limit == "auto" and rank == 1 and len(piece.targets) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        total = (forward(piece.inputs) ** 2).sum() * (not piece.is_filler)
+        total.backward()
+        return total.detach()
+
+    before = group._shared._round
+    pieces.run(part(rank, group.size), backward)
+    return {"gradient": gradients(model), "met": group._shared._round - before, "pieces": seen}
+
+
 def statistics(rank):
     """A model with the buffers of a worker that saw other data than the others."""
     torch.manual_seed(rank)
@@ -119,6 +149,7 @@ def work(rank, size, folder):
         found["network gathered"] = network.gather(rank)
         found["gradients"] = summed_gradient(group, rank)
         found["waited_s"] = group.waited_s
+        found["in pieces"] = {limit: step_in_pieces(group, rank, limit) for limit in (4, 2, 1, "auto")}
         found["network gradients"] = summed_gradient(network, rank)
         machine, platform.machine = platform.machine, lambda: "aarch64"
         found["transport on arm"] = Group(CPU).transport
@@ -222,6 +253,30 @@ def test_backward_adds_the_workers_gradients_in_rank_order_bit_for_bit(crew):
     for facts in crew:
         assert all(torch.equal(gradient, expected) for gradient in facts["gradients"])
         assert facts["waited_s"] > 0
+
+
+@pytest.mark.parametrize("limit", [4, 2, 1, "auto"])
+def test_a_step_in_pieces_has_the_gradient_of_the_whole_batch_on_every_worker(crew, limit):
+    model = net()
+    rows = torch.cat([part(rank, len(crew)).inputs for rank in range(len(crew))])
+    (model(rows) ** 2).sum().backward()
+    first = crew[0]["in pieces"][limit]["gradient"]
+    torch.testing.assert_close(first, gradients(model), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(facts["in pieces"][limit]["gradient"], first) for facts in crew)
+
+
+def test_workers_meet_once_a_step_however_many_its_pieces(crew):
+    for facts in crew:
+        found = facts["in pieces"]
+        assert [len(found[limit]["pieces"]) for limit in (4, 2, 1)] == [1, 2, 4]
+        assert found[4]["met"] == found[2]["met"] == found[1]["met"]
+
+
+def test_all_workers_halve_their_pieces_when_one_runs_out_of_memory(crew):
+    last = len(crew) - 1
+    for rank, facts in enumerate(crew):
+        rest = [2, 1] if rank == last else [2, 2]
+        assert facts["in pieces"]["auto"]["pieces"] == [3 if rank == last else 4, *rest]
 
 
 def test_the_network_adds_the_same_within_rounding(crew):

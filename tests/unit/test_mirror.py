@@ -3,7 +3,18 @@ import time
 
 import pytest
 
-from shoal.runfolder import CONFIG, FACTS, IDENTITY, JOURNAL, LEASE, PICTURES, RESULT, SHIPPED, TRACKED
+from shoal.runfolder import (
+    CONFIG,
+    FACTS,
+    IDENTITY,
+    JOURNAL,
+    LEASE,
+    PICTURES,
+    PROFILE,
+    RESULT,
+    SHIPPED,
+    TRACKED,
+)
 from shoal.track.journal import Journal
 from shoal.track.mirror import KEY_TAG, LEASE_TAG, REASON_TAG, Mirror, reap
 from shoal.track.sweep import sync
@@ -47,6 +58,14 @@ def test_a_run_folder_becomes_a_run_with_all_it_holds(client, run):
     assert found["history"] == [(step, 1 / step, 1_000_000_000_000 + step * 1000) for step in range(1, 6)]
     assert found["inputs"] == [("sklearn:digits", "0123456789abcdef")]
     assert found["artifacts"] == {CONFIG, FACTS, RESULT, PICTURES, f"{PICTURES}/loss_curve.png"}
+
+
+def test_a_profilers_trace_is_uploaded_as_it_is(client, run):
+    folder = run()
+    folder.write(f"{PROFILE}/trace.json.gz", b"\x1f\x8bpacked")
+    run_id = sync(folder)
+    assert [item.path for item in client.list_artifacts(run_id, PROFILE)] == [f"{PROFILE}/trace.json.gz"]
+    assert client.list_artifacts(run_id, PROFILE)[0].file_size == 8
 
 
 @pytest.mark.parametrize("forgets", [None, "position", "run id", "both"])

@@ -1,3 +1,4 @@
+import gzip
 import threading
 
 import pytest
@@ -33,6 +34,13 @@ def test_what_was_written_is_read_and_written_over(folder):
     assert folder.size("a/b.txt") == 5
     assert folder.exists("a/b.txt")
     assert folder.exists("a")
+
+
+def test_bytes_are_kept_as_they_are_whatever_the_name_promises(folder):
+    packed = gzip.compress(b"text")
+    folder.write("a.gz", packed)
+    assert folder.read("a.gz") == packed
+    assert folder.size("a.gz") == len(packed)
 
 
 def test_a_file_can_be_read_from_an_offset_on(folder):

@@ -29,6 +29,10 @@ FREE_ON_RESUME = (
     "checkpoint.",
     "track.",
     "data.resident",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.compile",
+    "profile",
 )
 
 
@@ -95,6 +99,7 @@ class RunConfig(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of splits, order, weights and everything random")
     task: TaskName = Field("classification", description="what is learnt")
+    profile: bool = Field(False, description="write a PyTorch profiler trace of some steps into profile/")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)

@@ -150,7 +150,8 @@ class _Run(Attempt):
             Workers(scale, use_gpu, hands).train(self._assignment(prepared), self.folder)
 
     def _assignment(self, prepared: Prepared) -> Assignment:
-        return Assignment(self.config, self.folder.uri, self.attempt, prepared, self.plan.recipe)
+        flops = self.size.flops_per_sample if self.size else None
+        return Assignment(self.config, self.folder.uri, self.attempt, prepared, self.plan.recipe, flops)
 
     def _watching(self, prepared: Prepared) -> "_Watcher":
         steps = total_steps(self.config.train, prepared.lanes(self.plan.recipe).steps)
@@ -161,7 +162,7 @@ class _Run(Attempt):
         outcome = self.folder.read_json(OUTCOME) or {}
         progress = outcome.get("progress", {})
         shares = outcome.get("shares", {})
-        seconds = outcome.get("attempt_seconds")
+        rates = outcome.get("rates", {})
         store = CheckpointStore(self.folder)
         names = store.names()
         result = {
@@ -177,7 +178,12 @@ class _Run(Attempt):
             "reached_target": progress.get("reached_target"),
             "seconds": outcome.get("seconds"),
             "total_seconds": time.time() - self.started,
-            "samples_per_second": _rate(outcome, seconds),
+            "samples_per_second": rates.get("samples_per_second"),
+            "tokens_per_second": rates.get("tokens_per_second"),
+            "flops_per_second": rates.get("flops_per_second"),
+            "mfu": rates.get("mfu"),
+            "peak_memory_bytes": max(outcome["peak_memory_bytes"]) if outcome else None,
+            "micro_batch_size": outcome.get("micro_batch_size"),
             "world_size": outcome.get("world_size"),
             "device": outcome.get("device"),
             "gradient_transport": outcome.get("transport"),
@@ -229,12 +235,3 @@ class _Watcher:
                 self._step = max(self._step, point.step)
         is_training = self._began_at is not None and self._step > self._began_at
         self._listen(Status(self._step, self._steps, dict(self._metrics), is_training=is_training))
-
-
-def _rate(outcome: dict[str, Any], seconds: float | None) -> float | None:
-    shares = outcome.get("shares")
-    if not shares or not seconds:
-        return None
-    busy = seconds * sum(shares[name] for name in ("data", "compute", "gradient_sync"))
-    samples = outcome["progress"]["samples"] - outcome["samples_before"]
-    return float(samples / busy) if busy > 0 else None

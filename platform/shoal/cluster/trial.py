@@ -24,13 +24,11 @@ from shoal.cluster.worker import OUTCOME, Assignment, Judge, work
 from shoal.cluster.workers import Workers
 from shoal.collective import Alone
 from shoal.errors import DivergedError, Interrupted
+from shoal.memory import OUT_OF_MEMORY
 from shoal.runfolder import ERROR, FACTS, STOP, RunFolder
 from shoal.train import Verdict
 
 GATHER_S = 0.5
-
-# How PyTorch and Python say that memory is used up; the classes alone do not cover the CPU.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from shoal.checkpoint import (
     BackgroundSaver,
@@ -27,18 +28,24 @@ from shoal.checkpoint import (
 )
 from shoal.cluster.config import RunConfig
 from shoal.collective import Collective, undisturbed
+from shoal.compilation import compile_model
 from shoal.data.order import TEST, TRAIN, VALIDATION
 from shoal.data.prepare import Dealt, Prepared, Recipe
 from shoal.data.shard import ResidentShard, Rows, Shard, ViewedShard
-from shoal.evaluate import evaluate
+from shoal.ema import Average
+from shoal.memory import checkpoint_blocks, cut, peak_bytes, reset_peak
+from shoal.microbatch import make_pieces
 from shoal.models import build_for
 from shoal.optim import build_optimizer, learning_rate
+from shoal.performance import Workload, peak_flops
+from shoal.precision import autocast, make_scaler
+from shoal.profiling import StepProfiler
 from shoal.runfolder import STOP, RunFolder
 from shoal.shards import make_whole
 from shoal.tasks import Classification, Task, make_task
 from shoal.track.journal import Journal, NoJournal
 from shoal.track.system import SystemMonitor
-from shoal.train import Clock, Job, Verdict, total_steps, train
+from shoal.train import Clock, Job, TrainConfig, Verdict, measure, total_steps, train
 
 OUTCOME = "outcome.json"
 
@@ -60,6 +67,7 @@ class Assignment:
     attempt: int
     prepared: Prepared
     recipe: Recipe
+    flops_per_sample: int | None = None  # of a forward pass, where it was measured
 
 
 def work(
@@ -85,16 +93,23 @@ def work(
     folder = RunFolder(told.folder)
     identity = folder.identity()
     _make_deterministic(config, device)
+    reset_peak(device)
     is_first = collective.rank == 0
     task = make_task(config.task, prepared.transform, config.data, config.seed)
     shard = ViewedShard(shard, task.view) if task.view else shard
     model = build_for(config.model, prepared.transform, config.task, config.seed)
     if not collective.is_sharded:  # then it need not fit the device as a whole
         model.to(device)
-    forward = collective.wrap(model, lambda module: _rehearse(module, model, task, shard))
+    if config.train.activation_checkpointing:
+        checkpoint_blocks(model)
+    if config.train.compile:
+        compile_model(model, device)
+    forward = _wrap(config.train, model, task, shard, collective)
     optimizer = build_optimizer(model, config.optim)
+    scaler = make_scaler(config.train.precision, device.type)
+    average = Average(model, config.train.ema) if config.train.ema else None
     store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
-    progress = _resume(store, model, optimizer, collective, config.seed)
+    progress = _resume(store, model, optimizer, scaler, average, collective, config.seed)
     journal = Journal(folder, told.attempt) if is_first else NoJournal()
     monitor = (
         SystemMonitor(journal, identity["start_ms"])
@@ -105,6 +120,7 @@ def work(
         monitor.start()
     facts = {"attempt": told.attempt, "num_workers": collective.size, "run_key": identity["key"]}
     saver = BackgroundSaver(store, facts, prepared.model_dump_json().encode())
+    workload = _workload(told, collective.size, device)
     clock, started, done_before = Clock(), time.perf_counter(), progress.seconds
     samples_before = progress.samples
 
@@ -112,7 +128,7 @@ def work(
         states = collective.gather(random_state())[:: collective.size // collective.data_size]
         progress.seconds = done_before + time.perf_counter() - started
         if is_first or collective.is_sharded:
-            taken = snapshot(model, optimizer, progress, states)
+            taken = snapshot(model, optimizer, progress, states, scaler, average)
             if not is_due:
                 saver.hold(taken)
                 return
@@ -121,6 +137,7 @@ def work(
             saver.save(taken)
 
     steps = total_steps(config.train, shard.lanes.steps)
+    profiler = StepProfiler(folder, device, steps - progress.step) if config.profile and is_first else None
     job = Job(
         config=config.train,
         model=model,
@@ -131,7 +148,7 @@ def work(
         task=task,
         shard=shard,
         collective=collective,
-        record=_Paced(journal, clock, progress),
+        record=_Paced(journal, clock, progress, workload, device),
         save=save,
         is_stop_requested=_StopFile(folder) if is_first else (lambda: False),
         is_save_due=lambda: saver.is_due,
@@ -139,11 +156,18 @@ def work(
         save_every=config.checkpoint.every_steps,
         record_every=_record_every(config, steps),
         has_validation=prepared.rows[VALIDATION] > 0,
+        pieces=make_pieces(
+            config.train.micro_batch_size, model, forward, collective, shard.lanes.num_workers
+        ),
+        scaler=scaler,
+        average=average,
+        after_step=profiler.step if profiler else (lambda: None),
     )
     try:
         ended = train(job, progress, clock)
         seconds = time.perf_counter() - started
         outcome = _final_evaluation(job, prepared) if ended in ("finished", "stop") else {}
+        peaks = collective.gather(peak_bytes(device))
         if ended in ("finished", "stop") and collective.is_sharded:
             _add_weights(store, saver, model, progress, is_first)
     except BaseException:
@@ -151,6 +175,8 @@ def work(
             saver.drop()  # the others may not come to write their parts of it
         raise
     finally:
+        if profiler:
+            profiler.close()
         saver.close()
         if monitor:
             monitor.stop()
@@ -168,6 +194,9 @@ def work(
                 "attempt_seconds": seconds,
                 "samples_before": samples_before,
                 "shares": _shares(clock, seconds),
+                "rates": workload.rates((progress.samples - samples_before) / max(_busy(clock), 1e-9)),
+                "peak_memory_bytes": peaks,
+                "micro_batch_size": job.pieces.size,
                 "world_size": collective.size,
                 "device": str(device),
                 "transport": getattr(collective, "transport", None),
@@ -200,18 +229,27 @@ def _verdict(judge: Judge | None, collective: Collective, progress: Progress) ->
 
 
 class _Paced:
-    """Adds throughput to what the loop records at each evaluation."""
+    """Adds throughput and memory to what the loop records at each evaluation."""
 
-    def __init__(self, journal: Journal | NoJournal, clock: Clock, progress: Progress) -> None:
+    def __init__(
+        self,
+        journal: Journal | NoJournal,
+        clock: Clock,
+        progress: Progress,
+        workload: Workload,
+        device: torch.device,
+    ) -> None:
         self._journal, self._clock, self._progress = journal, clock, progress
+        self._workload, self._device = workload, device
         self._samples, self._busy = progress.samples, 0.0
 
     def points(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
         if "val/loss" in metrics:
-            busy = sum(self._clock.spent[name] for name in ("data", "compute", "gradient_sync"))
+            busy = _busy(self._clock)
             rate = (self._progress.samples - self._samples) / max(busy - self._busy, 1e-9)
             self._samples, self._busy = self._progress.samples, busy
-            metrics = {**metrics, "perf/samples_per_second": rate}
+            perf = self._workload.rates(rate) | {"peak_memory_bytes": float(peak_bytes(self._device))}
+            metrics = metrics | {f"perf/{name}": value for name, value in perf.items()}
         self._journal.points(step, metrics, at_s)
 
     def flush(self) -> None:
@@ -240,18 +278,41 @@ def _make_deterministic(config: RunConfig, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _rehearse(module: nn.Module, model: nn.Module, task: Task, shard: Shard) -> None:
-    """One forward and backward that leaves gradients and nothing else."""
-    batch = next(shard.batches(epoch=0, start=0))
-    with undisturbed(model):
-        module.train()
-        task.loss(module(batch.inputs), batch).backward()
+def _wrap(
+    config: TrainConfig, model: nn.Module, task: Task, shard: Shard, collective: Collective
+) -> nn.Module:
+    """Have gradients added up in backward, unless that must wait until it is known that memory sufficed."""
+    size = config.micro_batch_size
+    if size == "auto":
+        return model
+
+    def rehearse(module: nn.Module) -> None:
+        """One forward and backward that leaves gradients and nothing else."""
+        batch = next(shard.batches(epoch=0, start=0))
+        piece = cut(batch, size or len(batch.targets), 1)[0]
+        with undisturbed(model):
+            module.train()
+            with autocast(config.precision, batch.inputs.device.type):
+                outputs = module(piece.inputs)
+            task.loss(outputs, piece).backward()
+
+    return collective.wrap(model, rehearse)
+
+
+def _workload(told: Assignment, workers: int, device: torch.device) -> Workload:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, told.config.train.precision)
+    transform = told.prepared.transform
+    tokens = transform.input_shape[0] if transform.tokenizer else None
+    return Workload(told.flops_per_sample, tokens, peak and peak * workers)
 
 
 def _resume(
     store: CheckpointStore,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    average: Average | None,
     collective: Collective,
     seed: int,
 ) -> Progress:
@@ -264,7 +325,7 @@ def _resume(
     _seed_randomness(seed, collective.data_rank)
     if name is None:
         return Progress()
-    progress = restore(store, name, model, optimizer)
+    progress = restore(store, name, model, optimizer, scaler, average)
     if len(states) == collective.data_size:
         set_random_state(states[collective.data_rank])
     else:
@@ -295,7 +356,7 @@ def _final_evaluation(job: Job, prepared: Prepared) -> dict[str, Any]:
     splits = [name for name in (TEST, VALIDATION) if prepared.rows[name]]
     if not splits:
         return {}
-    sums = evaluate(job.model, job.task, job.shard, splits[0], job.collective)
+    sums = measure(job, splits[0])
     measured = job.task.metrics(sums)
     outcome: dict[str, Any] = {"split": splits[0]}
     if splits[0] == TEST:
@@ -303,9 +364,14 @@ def _final_evaluation(job: Job, prepared: Prepared) -> dict[str, Any]:
     if isinstance(job.task, Classification) and (counts := job.task.confusion(sums)) is not None:
         outcome["confusion"] = counts.tolist()
     if prepared.rows[VALIDATION]:
-        final = evaluate(job.model, job.task, job.shard, VALIDATION, job.collective)
+        final = measure(job, VALIDATION)
         outcome["val_metrics"] = {f"val/{name}": value for name, value in job.task.metrics(final).items()}
     return outcome
+
+
+def _busy(clock: Clock) -> float:
+    """Seconds of training proper, without evaluation, checkpoints and records."""
+    return sum(clock.spent[name] for name in ("data", "compute", "gradient_sync"))
 
 
 def _shares(clock: Clock, seconds: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from shoal.runfolder import (
     JOURNAL,
     MODEL,
     PICTURES,
+    PROFILE,
     RESULT,
     SAMPLE,
     SHIPPED,
@@ -237,8 +238,9 @@ class Mirror:
                 self.client.log_artifact(self.run_id, str(path), where)
 
     def _upload_pictures(self) -> None:
-        for name in self._folder.names(PICTURES):
-            self._upload(f"{PICTURES}/{name}", PICTURES)
+        for where in (PICTURES, PROFILE):
+            for name in self._folder.names(where):
+                self._upload(f"{where}/{name}", where)
 
     @contextlib.contextmanager
     def _on_disk(self, name: str) -> Iterator[Path]:

@@ -1,0 +1,29 @@
+"""The number format of forward and backward: autocast, and the scaling of losses that fp16 needs.
+
+Weights, gradients and optimiser stay fp32. It knows neither models nor the loop.
+"""
+
+import contextlib
+from typing import Literal
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: Precision, device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context that a forward pass runs in."""
+    dtype = HALF.get(precision)
+    return torch.autocast(device_type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+
+def make_scaler(precision: Precision, device_type: str) -> GradScaler:
+    """Return what scales losses before backward, so that small gradients do not vanish in fp16.
+
+    Micikevicius et al. 2018, "Mixed Precision Training", section 3.2. A step whose gradients overflow is left out
+    and the scale halved; with bf16, whose range is fp32's, and with fp32 it passes everything through.
+    """
+    return GradScaler(device_type, enabled=precision == "fp16")
