@@ -681,6 +681,13 @@ def test_a_strategy_that_does_not_fit_the_workers_is_refused(settings, expected)
         load_config(RunConfig, None, [f"scale.{setting}" for setting in settings])
 
 
+@pytest.mark.parametrize("setting", ["train.ema=0.9", "train.precision=fp16", "train.micro_batch_size=auto"])
+def test_what_needs_the_weights_as_a_whole_is_refused_where_they_are_divided(setting):
+    load_config(RunConfig, None, [setting])
+    with pytest.raises(ConfigError, match=r"does not go with scale\.strategy=fsdp"):
+        load_config(RunConfig, None, [setting, "scale.strategy=fsdp"])
+
+
 def test_data_are_dealt_to_tensor_parallel_groups():
     sizes = {
         settings: ScaleConfig(

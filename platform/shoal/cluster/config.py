@@ -132,6 +132,22 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_built_for_shards(self) -> "RunConfig":
+        train, strategy = self.train, self.scale.strategy
+        asked = {
+            "train.ema": train.ema is not None,
+            "train.precision=fp16": train.precision == "fp16",
+            "train.micro_batch_size=auto": train.micro_batch_size == "auto",
+        }
+        for name, is_set in asked.items():
+            if is_set and strategy != "ddp":
+                raise ValueError(
+                    f"{name} does not go with scale.strategy={strategy}, which divides the weights: set "
+                    "scale.strategy=ddp, or leave it out (bf16 and a fixed train.micro_batch_size go with all)"
+                )
+        return self
+
 
 def home() -> Path:
     """The folder that relative paths of storage and tracking are under.
