@@ -22,7 +22,8 @@ EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors"}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def tree() -> dict[str, str]:
