@@ -10,9 +10,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from shoal.track.pictures import _panels, _png
 
 # Largest |exponent| that passes. In the limit exponents are multiples of 1/2. Measured over an eightfold width or
 # more, on MLPs, a convolutional network and transformers, under Adam and SGD: muP 0.03 to 0.28 (below 0: an
@@ -20,6 +23,9 @@ from torch import Tensor, nn
 TOLERANCE = 0.35
 
 ROOT = "model"
+WATCHED = 32  # samples whose activations are compared: every module's are held since step 0
+NOISE = 0  # seed of whatever a forward pass draws
+MAX_PANELS = 5
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,21 @@ class Verdict:
 def coordinate_check(
     build_at: Callable[[int, int], nn.Module],
     optimizer_for: Callable[[nn.Module], torch.optim.Optimizer],
-    batch: tuple[Tensor, Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Sequence[tuple[Tensor, Any]],
+    loss: Callable[[Tensor, Any], Tensor],
     widths: Sequence[int],
     steps: int = 4,
     seeds: Sequence[int] = (0,),
 ) -> list[Coordinate]:
-    """Train on one batch at each width and note what every module puts out, before each step and after the last.
+    """Train on the same batches at each width and note what every module puts out, before each step and after the last.
+
+    It is noted for the first samples of the first batch. Every forward pass draws the same noise: dropout's would
+    pass for change.
 
     Args:
-        build_at: builds the model of a width from a seed; without dropout, whose noise would pass for change.
+        build_at: builds the model of a width from a seed.
         optimizer_for: builds the optimiser of a model.
-        batch: inputs [n, ...] and targets.
+        batches: inputs [n, ...] and targets, one batch a step, over again when they are fewer.
         loss: outputs and targets to a scalar.
         widths: two or more.
     """
@@ -69,7 +78,7 @@ def coordinate_check(
         Coordinate(width, seed, *seen)
         for width in widths
         for seed in seeds
-        for seen in _walk(build_at(width, seed), optimizer_for, batch, loss, steps)
+        for seen in _walk(build_at(width, seed), optimizer_for, batches, loss, steps)
     ]
 
 
@@ -96,27 +105,84 @@ def verdict(exponents: Mapping[str, float], tolerance: float = TOLERANCE) -> Ver
     return Verdict(abs(exponents[worst]) <= tolerance, worst, exponents[worst])
 
 
+def coordinate_picture(records: Sequence[Coordinate], exponents: Mapping[str, float], title: str) -> bytes:
+    """Draw mean |x_t| and mean |x_t - x_0| against the width, a line per step.
+
+    A panel per module, of those with the exponents farthest from 0; one that passes on what another puts out has
+    its exponent, and no panel.
+    """
+    import matplotlib
+
+    first = {exponent: module for module, exponent in reversed(list(exponents.items()))}
+    farthest = sorted(first, key=abs, reverse=True)[:MAX_PANELS]
+    shown = [module for module in exponents if module in {first[exponent] for exponent in farthest}]
+    steps = sorted({record.step for record in records})
+    colors = matplotlib.colormaps["viridis"]([0.85 * step / max(steps[-1], 1) for step in steps])
+    figure, panels = _panels(title, 2, len(shown))
+    for module, (above, below) in zip(shown, panels.T, strict=True):
+        for step, color in zip(steps, colors, strict=True):
+            style = {"color": color, "marker": "o", "markersize": 3, "label": f"{step}"}
+            above.plot(*_by_width(records, module, step, "size"), **style)
+            if step:
+                below.plot(*_by_width(records, module, step, "change"), **style)
+        above.set_title(f"{module}: width^{exponents[module]:.2f}", fontsize=9)
+        below.set_xlabel("width")
+    for axes in panels.flat:
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(widths := sorted({record.width for record in records}), [f"{w}" for w in widths])
+        axes.set_xticks([], minor=True)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("mean |x_t|")
+    panels[1, 0].set_ylabel("mean |x_t - x_0|")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", title="steps")
+    return _png(figure)
+
+
+def _by_width(
+    records: Sequence[Coordinate], module: str, step: int, what: str
+) -> tuple[list[int], list[float]]:
+    """Return the widths and the mean over seeds of a size or change, where it is finite and not 0."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        value = getattr(record, what)
+        if (record.module, record.step) == (module, step) and 0.0 < value < math.inf:
+            values[record.width].append(value)
+    return list(values), [sum(found) / len(found) for found in values.values()]
+
+
 def _walk(
     model: nn.Module,
     optimizer_for: Callable[[nn.Module], torch.optim.Optimizer],
-    batch: tuple[Tensor, Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Sequence[tuple[Tensor, Any]],
+    loss: Callable[[Tensor, Any], Tensor],
     steps: int,
 ) -> Iterator[tuple[int, str, float, float]]:
     """Yield step, module, size and change."""
-    inputs, targets = batch
+    watched = batches[0][0][:WATCHED]
     optimizer, start = optimizer_for(model), dict[str, Tensor]()
     for step in range(steps + 1):
-        with _watched(model) as seen:
-            outputs = model(inputs)
+        with torch.no_grad(), _watched(model) as seen:
+            _forward(model, watched)
         for module, calls in seen.items():
             x = torch.cat(calls)
             x_0 = start.setdefault(module, x)
-            yield step, module, x.abs().mean().item(), (x - x_0).abs().mean().item()
+            yield step, module, _mean_size(x), _mean_size(x - x_0)
         if step < steps:
+            inputs, targets = batches[step % len(batches)]
             optimizer.zero_grad()
-            loss(outputs, targets).backward()  # type: ignore[no-untyped-call]
+            loss(_forward(model, inputs), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+
+
+def _forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(NOISE)
+        return model(inputs)  # type: ignore[no-any-return]
+
+
+def _mean_size(x: Tensor) -> float:
+    return x.abs().mean(dtype=torch.float64).item()
 
 
 @contextlib.contextmanager
@@ -126,7 +192,7 @@ def _watched(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     def note(name: str, output: object) -> None:
         if isinstance(output, Tensor):
-            seen[name].append(output.detach().double().flatten().clone())
+            seen[name].append(output.detach().float().flatten().clone())
 
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name or ROOT: note(name, output))

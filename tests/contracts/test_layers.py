@@ -54,7 +54,7 @@ LAYERS = [
         "models.bert",
         "models.initial",
     ],
-    ["parametrization", "coordinates", "language", "data.text", "data.prepare", "sweep.engine"],
+    ["parametrization", "language", "data.text", "data.prepare", "sweep.engine"],
     ["models", "tasks", "optim", "memory", "profiling", "performance"],
     ["data.opening", "generate"],
     # What they leave behind.
@@ -71,7 +71,7 @@ LAYERS = [
     ["microbatch"],
     # The loop, and the trained model.
     ["train", "predict", "track.system", "track.pictures"],
-    ["explain", "export", "sweep.pictures", "sweep.width"],
+    ["explain", "export", "coordinates", "sweep.pictures", "sweep.width", "sweep.scaling", "sweep.transfer"],
     ["sweep.report"],
     # Tracking, towards MLflow.
     ["track.registry", "track.verify"],
@@ -80,6 +80,7 @@ LAYERS = [
     ["track.tracker", "track.guardian"],
     # Running on a cluster.
     ["cluster", "cluster.config"],
+    ["cluster.record"],
     [
         "cluster.session",
         "cluster.claim",
@@ -92,11 +93,12 @@ LAYERS = [
         "cluster.schedulers",
     ],
     ["cluster.plan", "cluster.facts", "cluster.attempt"],
-    ["cluster.deal", "cluster.sweep_plan"],
+    ["cluster.deal", "cluster.sweep_plan", "cluster.coordinate_check"],
     ["cluster.workers"],
     ["cluster.trial"],
     ["cluster.pool"],
     ["cluster.fit", "cluster.tune", "cluster.serve"],
+    ["cluster.transfer"],
     # What only jobs use.
     ["console"],
     ["cluster.forecast", "cluster.budget"],

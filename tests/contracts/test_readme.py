@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from shoal.cluster.assess import AssessConfig
-from shoal.cluster.sweep_config import SweepConfig
+from shoal.cluster.coordinate_check import CoordinateConfig
+from shoal.cluster.transfer import TransferConfig
 from shoal.config import fields
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEYS = set(dict(fields(SweepConfig))) | set(dict(fields(AssessConfig)))
+KEYS = {key for kind in (TransferConfig, CoordinateConfig, AssessConfig) for key, _ in fields(kind)}
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors"}
 
@@ -95,7 +96,9 @@ def test_config_keys_exist(page):
     dotted = re.findall(rf"(?<![\w/.-])((?:{'|'.join(SECTIONS)})\.\w+)", text)
     set_in_commands = [
         key
-        for command in re.findall(r"jobs/(?:train|tune|evaluate)\.py(.*(?:\\\n.*)*)", text)
+        for command in re.findall(
+            r"jobs/(?:train|tune|transfer|coordinate_check|evaluate)\.py(.*(?:\\\n.*)*)", text
+        )
         for key in re.findall(r"(?<=[\s'])([a-z_]+(?:\.[a-z_]+)*)=", command)
     ]
     named = {key for key in [*dotted, *set_in_commands] if key.rpartition(".")[2] not in EXTENSIONS}

@@ -46,7 +46,7 @@ def test_the_default_sweep_ends_with_its_best_model_registered_and_all_in_mlflow
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "trials.csv", "trials.parquet", "pictures", "result.json"} <= artifacts
     pictures = {item.path for item in client.list_artifacts(parent.info.run_id, "pictures")}
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     champion = client.get_model_version_by_alias("digits", "champion")
     assert champion.run_id == result["best"]["mlflow_run_id"]
 

@@ -1,13 +1,15 @@
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from shoal.config import build as build_config
-from shoal.coordinates import Coordinate, coordinate_check, growth, verdict
+from shoal.coordinates import Coordinate, coordinate_check, coordinate_picture, growth, verdict
 from shoal.errors import ConfigError, ModelError
 from shoal.models import build
 from shoal.models.config import ModelConfig
@@ -391,7 +393,7 @@ def exponents(make, optimizer, widths, batch):
     def optimizer_for(model):
         return build_optimizer(model, OptimConfig(name=optimizer, lr=1e-3 if optimizer == "adam" else 0.1))
 
-    return growth(coordinate_check(make, optimizer_for, batch, loss, widths, seeds=(0, 1)))
+    return growth(coordinate_check(make, optimizer_for, [batch], loss, widths, seeds=(0, 1)))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -430,7 +432,7 @@ def test_the_coordinate_check_measures_the_sizes_and_changes_of_outputs():
     records = coordinate_check(
         lambda width, seed: Line(width),
         lambda model: torch.optim.SGD(model.parameters(), 0.5),
-        (torch.tensor([-1.0, 3.0]), torch.zeros(2)),
+        [(torch.tensor([-1.0, 3.0]), torch.zeros(2))],
         lambda outputs, targets: (outputs - targets).sum() / 2,  # gradient: mean of x times width, here width
         widths=[1, 4],
         steps=2,
@@ -488,3 +490,51 @@ def test_the_best_learning_rate_of_a_narrow_model_is_that_of_an_eight_times_wide
     narrow = best("standard", 32)
     assert abs(best("mup", 256) - narrow) <= 1
     assert best("standard", 256) <= narrow - 2
+
+
+def test_each_step_of_the_coordinate_check_trains_on_a_batch_of_its_own_and_watches_the_first():
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(targets)
+        return outputs.mean()
+
+    batches = [(torch.full((4, 3), float(number + 1)), number) for number in range(2)]
+    records = coordinate_check(
+        lambda width, seed: nn.Linear(3, width),
+        lambda model: torch.optim.SGD(model.parameters(), 0.1),
+        batches,
+        loss,
+        widths=[2, 4],
+        steps=3,
+    )
+    assert seen == [0, 1, 0, 0, 1, 0]
+    # By step t the output on the batch of ones has moved by 3 * dw + db, d of mean y / width: x of each batch, and 1.
+    moved = [record.change for record in records if record.width == 2]
+    assert moved == pytest.approx([0.0, 0.05 * 4, 0.05 * (4 + 7), 0.05 * (4 + 7 + 4)], rel=1e-4)
+
+
+def test_the_noise_of_dropout_is_no_change():
+    records = coordinate_check(
+        lambda width, seed: nn.Sequential(nn.Linear(4, width), nn.Dropout(0.5)),
+        lambda model: torch.optim.SGD(model.parameters(), 1e-9),
+        [(torch.randn(8, 4), None)],
+        lambda outputs, targets: outputs.sum(),
+        widths=[8, 16],
+    )
+    assert max(record.change for record in records) < 1e-6
+
+
+def test_the_picture_has_a_panel_for_each_module_that_does_not_pass_on_anothers_output():
+    records = [
+        Coordinate(width, seed, step, module, 1.0 + step, step * width**power)
+        for width in (32, 64, 128)
+        for seed in (0, 1)
+        for step in (0, 1, 2)
+        for module, power in (("a", 0.5), ("b", 0.0), ("model", 0.5))
+    ]
+    exponents = growth(records)
+    image = Image.open(io.BytesIO(coordinate_picture(records, exponents, "title"))).convert("RGB")
+    less = Image.open(io.BytesIO(coordinate_picture(records, exponents | {"model": 0.51}, "title")))
+    assert (image.width, less.width) == (880, round(110 * 10.6))  # of two panels, and of three
+    assert np.asarray(image).std() > 5

@@ -1,6 +1,5 @@
 """Evaluation of a finished model on rows it was not trained on, recorded as a run of its own. Needs no ray."""
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,18 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from shoal.cluster.config import artifact_location, home
+from shoal.cluster.config import home
+from shoal.cluster.record import Record, keep
 from shoal.config import Section
 from shoal.data.opening import reopen
 from shoal.data.order import SPLITS, TEST, VALIDATION
 from shoal.data.prepare import number_blocks
 from shoal.errors import DataError
 from shoal.predict import Predictor
-from shoal.runfolder import FACTS, IDENTITY, PICTURES, RESULT, RunFolder
+from shoal.runfolder import IDENTITY, RunFolder
 from shoal.tasks import Classification, per_class
 from shoal.track.config import TrackConfig
-from shoal.track.journal import Journal
 from shoal.track.pictures import confusion_matrix
-from shoal.track.tracker import Tracker
 
 
 class AssessedData(Section):
@@ -99,58 +97,40 @@ def record(
     measured: Assessment, model: str, name: str, config: AssessConfig, tracking_uri: str
 ) -> dict[str, Any]:
     """Write a run folder with the result and bring MLflow level with it."""
-    storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
-    base, number = f"{storage}/{config.experiment_name}/{name}", 1
-    while (folder := RunFolder(f"{base}-{number}")).exists(IDENTITY):
-        number += 1
-    folder.create()
-    attempt = folder.take_lease()
-    folder.mint(
-        name=f"{name}-{number}",
-        experiment=config.experiment_name,
-        tracking_uri=tracking_uri,
-        artifact_location=artifact_location(tracking_uri),
-    )
     dataset = {
         "name": Path(measured.source).name[-250:],
         "digest": str(measured.rows),
         "source_type": "shoal",
     }
-    folder.write_json(
-        FACTS,
-        {
-            "params": {"model": model, "data.source": measured.source, "split": measured.split},
-            "tags": {"shoal.job": "evaluate"},
-            "contexts": ["evaluation"],
-            "dataset": {**dataset, "source": measured.source},
-        },
-    )
-    journal = Journal(folder, attempt)
-    journal.points(0, {f"test/{key}": value for key, value in measured.metrics.items()})
-    journal.sync()
+    facts = {
+        "params": {"model": model, "data.source": measured.source, "split": measured.split},
+        "tags": {"shoal.job": "evaluate"},
+        "contexts": ["evaluation"],
+        "dataset": {**dataset, "source": measured.source},
+    }
+    pictures = {}
     if measured.confusion is not None:
-        picture = confusion_matrix(measured.confusion, measured.names, f"{name}: {measured.split}")
-        folder.write(f"{PICTURES}/confusion_matrix.png", picture)
-    tracker = Tracker(folder)
+        title = f"{name}: {measured.split}"
+        pictures["confusion_matrix"] = confusion_matrix(measured.confusion, measured.names, title)
     result = {
-        "status": "FINISHED",
         "model": model,
         "data_source": measured.source,
         "split": measured.split,
         "rows": measured.rows,
         "metrics": measured.metrics,
         "per_class": _by_class(measured),
-        "tracking_uri": tracking_uri,
-        "run_folder": folder.uri,
     }
-    folder.write_json(RESULT, result)
-    folder.update_json(IDENTITY, status="FINISHED", end_ms=int(time.time() * 1000))
-    tracker.start()
-    is_delivered = tracker.close()
-    result = {**result, "mlflow_run_id": tracker.run_id, "is_delivered": is_delivered}
-    folder.write_json(RESULT, result)
-    folder.drop_lease()
-    return result
+    metrics = {f"test/{key}": value for key, value in measured.metrics.items()}
+    found = Record(config, facts, metrics, pictures, result)
+    return keep(_unused_folder(config, name), found, config.experiment_name, tracking_uri)
+
+
+def _unused_folder(config: AssessConfig, name: str) -> RunFolder:
+    storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
+    base, number = f"{storage}/{config.experiment_name}/{name}", 1
+    while (folder := RunFolder(f"{base}-{number}")).exists(IDENTITY):
+        number += 1
+    return folder
 
 
 def _by_class(measured: Assessment) -> dict[str, dict[str, float]] | None:

@@ -123,7 +123,7 @@ class SweepConfig(RunConfig):
         Raises:
             ConfigError: the point is no valid config.
         """
-        base = {key: value for key, value in self.model_dump().items() if key not in OWN_KEYS}
+        base = {key: value for key, value in self.model_dump().items() if key in RunConfig.model_fields}
         made: RunConfig = RunConfig.model_validate(base)
         seeds = {"seed": point_seed(self.seed, point, repeat)}
         if self.data.split_seed is None:
@@ -140,6 +140,22 @@ def load_sweep(path: str | None, settings: Sequence[str]) -> SweepConfig:
     Raises:
         ConfigError: a range, key or value is refused.
     """
+    tree, space, fixed = read_sweep(path, settings)
+    if not space:
+        space, fixed = dict(DEFAULT_SPACE), fixed | set(_leaves(tree))
+    tree["space"] = {key: text for key, text in space.items() if key not in fixed}
+    return build(SweepConfig, tree)
+
+
+def read_sweep(path: str | None, settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+    """Return what a file and settings say, which no schema has seen yet.
+
+    Returns:
+        values, as a nested mapping; ranges by key; the keys that settings gave a value, which are not swept.
+
+    Raises:
+        ConfigError: the file does not parse, or a range breaks a rule of ranges.
+    """
     plain, ranges = [], {}
     for setting in settings:
         key, sign, text = (part.strip() for part in setting.partition("="))
@@ -152,10 +168,7 @@ def load_sweep(path: str | None, settings: Sequence[str]) -> SweepConfig:
     block = parse_block(tree.pop("space", {}))
     space = {key: describe_domain(domain) for key, domain in block.items()} | ranges
     fixed = {setting.partition("=")[0].strip() for setting in plain}
-    if not space:
-        space, fixed = dict(DEFAULT_SPACE), fixed | set(_leaves(tree))
-    tree["space"] = {key: text for key, text in space.items() if key not in fixed}
-    return build(SweepConfig, tree)
+    return tree, space, fixed
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

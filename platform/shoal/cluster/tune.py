@@ -32,6 +32,7 @@ from shoal.config import to_yaml
 from shoal.data.opening import recipe_of
 from shoal.data.prepare import Prepared, check_batch
 from shoal.errors import Interrupted, ShoalError, TrainingError, UserError
+from shoal.models.flops import training_flops
 from shoal.runfolder import (
     CHECKPOINTS,
     CONFIG,
@@ -45,6 +46,7 @@ from shoal.runfolder import (
 )
 from shoal.sweep.engine import LAG, Clone, Engine, Planned, Report, Trial, Verdict
 from shoal.sweep.report import Findings, write_report
+from shoal.sweep.transfer import busy_seconds
 from shoal.sweep.trials import TrialRow, best, points, ranked
 from shoal.track.journal import Journal, JournalReader
 from shoal.track.tracker import TrackerProcess
@@ -77,7 +79,18 @@ class Progress:
     error: dict[str, Any] | None = None
     is_replayed: bool = False  # its reports come from an earlier attempt's journal
     is_freed: bool = False
+    parameters: int | None = None
+    flops: int | None = None
+    training_s: float | None = None
     verdicts: dict[int, Verdict] = field(default_factory=dict)  # by the step they were given for
+
+    def weigh(self, result: dict[str, Any]) -> None:
+        """Take over from a trial's result how large its model is and what training it took."""
+        model, samples = result.get("model"), result.get("samples_seen")
+        if model:
+            self.parameters = model["parameters"]
+            self.flops = training_flops(model["flops_per_sample"], samples) if samples else None
+            self.training_s = result.get("training_seconds")
 
 
 @dataclass(frozen=True)
@@ -203,6 +216,7 @@ class _Sweep(Attempt):
             "rows": [asdict(row) for row in [*order, *(row for row in rows if row not in order)]],
             "findings": self.findings.lines if self.findings else {},
             "width_report": self.findings.width.text() if self.findings and self.findings.width else None,
+            "scaling": self.findings.scaling.as_dict() if self.findings and self.findings.scaling else None,
             "disk_bytes": self._disk_bytes(),
             "attempt": self.attempt,
         }
@@ -296,6 +310,7 @@ class _Sweep(Attempt):
             progress.began_s, progress.ended_s = earlier.get("began_s"), earlier.get("ended_s")
         progress.node, progress.reason = earlier.get("node"), earlier.get("reason")
         progress.error = earlier.get("error")
+        progress.weigh(earlier)
         progress.curve = [(report.step, report.value) for report in self._recorded(folder, math.inf)]
         self.work[trial] = progress
         return progress
@@ -405,7 +420,9 @@ class _Sweep(Attempt):
         progress.ended_s, progress.outcome, progress.reason = self._now(), outcome, reason
         folder, status = progress.folder, STATUS.get(outcome, "FAILED")
         if folder.exists(IDENTITY):
-            folder.write_json(RESULT, self._trial_result(trial, progress, outcome, status))
+            result = self._trial_result(trial, progress, outcome, status)
+            progress.weigh(result)
+            folder.write_json(RESULT, result)
             folder.update_json(IDENTITY, status=status, reason=reason, end_ms=int(time.time() * 1000))
         self._note_best()
         self._retain()
@@ -424,7 +441,10 @@ class _Sweep(Attempt):
             "value": progress.curve[-1][1] if progress.curve else None,
             "metrics": done.get("progress", {}).get("metrics", {}) | done.get("test_metrics", {}),
             "steps": done.get("progress", {}).get("step"),
+            "samples_seen": done.get("progress", {}).get("samples"),
+            "model": (progress.folder.read_json(FACTS) or {}).get("model"),
             "seconds": progress.seconds,
+            "training_seconds": busy_seconds(done) if done else None,
             "began_s": progress.began_s,
             "ended_s": progress.ended_s,
             "node": progress.node,
@@ -620,6 +640,9 @@ class _Sweep(Attempt):
             log=f"{progress.folder.uri}/{ERROR}" if error else None,
             repeat=trial.repeat,
             point=trial.point_number,
+            parameters=progress.parameters,
+            flops=progress.flops,
+            training_s=progress.training_s,
         )
 
     def _stop_reason(self, trial: Trial) -> str:
@@ -743,6 +766,7 @@ class _Sweep(Attempt):
             "params": won.params,
             "value": won.metric,
             "metrics": result.get("metrics", {}),
+            "model": result.get("model"),
             "run_folder": folder.uri,
             "mlflow_run_id": folder.identity().get("run_id"),
             "is_verified": self.is_verified,

@@ -12,6 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
+def training_flops(flops_per_sample: int, samples: int) -> int:
+    """Return the operations of training on samples: a backward pass takes twice those of a forward one.
+
+    Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1.
+    """
+    return 3 * flops_per_sample * samples
+
+
 class FlopCounter(TorchDispatchMode):
     """Adds up operations, a multiply-add counting as 2, while it is open as a context."""
 

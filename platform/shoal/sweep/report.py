@@ -8,6 +8,7 @@ from shoal.runfolder import PICTURES, REPORTS, RunFolder
 from shoal.sweep import pictures
 from shoal.sweep.html import html_report
 from shoal.sweep.importance import importance
+from shoal.sweep.scaling import ScalingReport, scaling_picture, scaling_report
 from shoal.sweep.trials import Mode, TrialRow, points, ranked, to_table
 from shoal.sweep.width import WidthReport, width_picture, width_report
 
@@ -21,11 +22,13 @@ class Findings:
     Attributes:
         lines: label and text, for the terminal and the page.
         width: the width report, where learning rate and width were swept.
+        scaling: how the best loss goes with size, where width was swept.
         note: the same as Markdown, for MLflow.
     """
 
     lines: dict[str, str]
     width: WidthReport | None
+    scaling: ScalingReport | None
     note: str
 
 
@@ -34,8 +37,8 @@ def write_report(
 ) -> Findings:
     """Write `report/` (CSV, parquet, HTML) and `pictures/`, and return what there is to say."""
     shares = importance(rows, mode)
-    width = width_report(rows, LR, WIDTH, mode)
-    drawn = _draw(rows, metric, mode, shares, width)
+    width, scaling = width_report(rows, LR, WIDTH, mode), scaling_report(rows, WIDTH, mode)
+    drawn = _draw(rows, metric, mode, shares, width, scaling)
     for name, png in drawn.items():
         folder.write(f"{PICTURES}/{name.replace(' ', '_')}.png", png)
     table = to_table(rows)
@@ -43,11 +46,11 @@ def write_report(
     stream = io.BytesIO()
     table.to_parquet(stream, index=False)
     folder.write(f"{REPORTS}/trials.parquet", stream.getvalue())
-    lines = _lines(rows, metric, mode, shares, width, seconds)
+    lines = _lines(rows, metric, mode, shares, width, scaling, seconds)
     page = html_report(title, lines, rows, mode, metric, drawn)
     folder.write(f"{REPORTS}/report.html", page.encode())
     note = "\n".join(f"- **{label}**: {text}" for label, text in lines.items())
-    return Findings(lines, width, f"{note}\n\nSee `{REPORTS}/report.html` among the artifacts.")
+    return Findings(lines, width, scaling, f"{note}\n\nSee `{REPORTS}/report.html` among the artifacts.")
 
 
 def show_params(params: dict[str, object]) -> str:
@@ -59,7 +62,12 @@ def show_params(params: dict[str, object]) -> str:
 
 
 def _draw(
-    rows: Sequence[TrialRow], metric: str, mode: Mode, shares: dict[str, float], width: WidthReport | None
+    rows: Sequence[TrialRow],
+    metric: str,
+    mode: Mode,
+    shares: dict[str, float],
+    width: WidthReport | None,
+    scaling: ScalingReport | None,
 ) -> dict[str, bytes]:
     drawings: dict[str, Callable[[], bytes | None]] = {
         "heatmap of lr and width": lambda: pictures.heatmap(rows, LR, WIDTH, metric, mode),
@@ -69,6 +77,7 @@ def _draw(
         "best over trials": lambda: pictures.best_over_trials(rows, metric, mode),
         "best over time": lambda: pictures.best_over_time(rows, metric, mode),
         "best lr by width": lambda: width_picture(width, rows, metric) if width else None,
+        "loss by size": lambda: scaling_picture(scaling, metric) if scaling else None,
     }
     return {name: png for name, draw in drawings.items() if (png := draw()) is not None}
 
@@ -79,6 +88,7 @@ def _lines(
     mode: Mode,
     shares: dict[str, float],
     width: WidthReport | None,
+    scaling: ScalingReport | None,
     seconds: float,
 ) -> dict[str, str]:
     won = ranked(rows, mode)[0]
@@ -101,4 +111,7 @@ def _lines(
         lines["importance"] = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
     if width:
         lines["width"] = width.verdict_line
+    if scaling:
+        names = [f"scaling {law.symbol}" for law in scaling.laws] or ["scaling"]
+        lines |= dict(zip(names, scaling.text().splitlines(), strict=True))
     return lines

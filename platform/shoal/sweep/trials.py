@@ -41,6 +41,9 @@ class TrialRow:
     log: str | None = None  # where to read more
     repeat: int = 0  # with several seeds a point, which one
     point: int = 0  # number of the point
+    parameters: int | None = None  # of its model
+    flops: int | None = None  # that it was trained with; None for one that left no outcome
+    training_s: float | None = None  # of `seconds`, those of training and not of getting ready for it
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def to_table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
         columns.setdefault(key, _column([row.params.get(key) for row in rows]))
     facts = [asdict(row) for row in rows]
     types = {"metric": "Float64", "steps": "Int64", "seconds": "Float64"}
+    types |= {"parameters": "Int64", "flops": "Float64", "training_s": "Float64"}
     types |= {"started_s": "Float64", "ended_s": "Float64"}
     types |= dict.fromkeys(("reason", "node", "error", "log"), "string")
     for key, kind in types.items():

@@ -63,6 +63,19 @@ def _figure(title: str, side: float | None = None) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _panels(title: str, rows: int, columns: int, shared: str = "row") -> tuple[Any, Any]:
+    """Return a figure and its axes as an array [rows, columns].
+
+    Args:
+        shared: which axes have one scale upwards: "row" or "none".
+    """
+    figure, axes = _figure(title)
+    axes.remove()
+    figure.suptitle(title)
+    figure.set_size_inches(max(8.0, 3.2 * columns + 1.0), max(4.5, 2.8 * rows))
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=shared)
+
+
 def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")

@@ -1,0 +1,75 @@
+"""Check that training depends on no width: python jobs/coordinate_check.py [CONFIG.yaml] [dotted.key=value ...]"""
+
+import argparse
+import sys
+
+import _path  # noqa: F401  (first: it finds shoal)
+from shoal import console
+from shoal.cluster.claim import find_folder
+from shoal.cluster.coordinate_check import Checked, CoordinateConfig, check_coordinates, record
+from shoal.config import describe, load
+from shoal.errors import VerificationError
+
+SHOWN = 30
+
+
+def main(arguments: list[str]) -> int:
+    """Train a few steps at every width, print how far activations moved, record it."""
+    parser = argparse.ArgumentParser(
+        usage="python jobs/coordinate_check.py [CONFIG.yaml] [dotted.key=value ...]",
+        description="Train a few steps at several widths and tell whether activations move alike at all of them, "
+        "as they do under model.parametrization=mup. Exit code: 0 if they do, 1 if they do not.",
+        epilog="keys (type, default, meaning):\n" + describe(CoordinateConfig),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
+    given = parser.parse_args(arguments)
+    files = [text for text in given.settings if "=" not in text]
+    if len(files) > 1:
+        parser.error(f"one config file at most, not {' and '.join(files)}")
+    settings = [text for text in given.settings if "=" in text]
+    config = load(CoordinateConfig, files[0] if files else None, settings)
+    folder = find_folder(config)
+    print(f"widths  {', '.join(map(str, config.widths))}: {config.check.steps} steps each", flush=True)
+    checked = check_coordinates(config)
+    print(table(checked))
+    found = checked.verdict
+    print(f"{'PASS' if found.passes else 'FAIL'}: {found} (at most {config.check.tolerance:g} either way)")
+    result = record(checked, folder)
+    if not result["is_delivered"]:
+        print(
+            f"warning: MLflow at {result['tracking_uri']} does not answer; later: python jobs/sync.py {folder.uri}"
+        )
+    print(f"result: {folder.uri}/result.json", flush=True)
+    if not found.passes:
+        raise VerificationError(
+            f"what {found.module} puts out changes by width^{found.exponent:.2f}, and one learning rate serves every "
+            f"width only if |k| is at most {config.check.tolerance:g}: {checked.remedy}"
+        )
+    return 0
+
+
+def table(checked: Checked) -> str:
+    """Lay out each module's exponent and its change at both ends; of many modules those farthest from 0."""
+    exponents, widths = checked.exponents, checked.config.widths
+    farthest = sorted(exponents, key=lambda module: -abs(exponents[module]))[:SHOWN]
+    rows = [
+        ("module", f"k ({checked.config.model.parametrization})", f"at {widths[0]}", f"at {widths[-1]}"),
+        *(
+            (
+                module,
+                f"{k:.2f}",
+                *(f"{checked.change(module, width):.3g}" for width in (widths[0], widths[-1])),
+            )
+            for module, k in exponents.items()
+            if module in farthest
+        ),
+    ]
+    lines = ["how far each module's output moves, mean |x_t - x_0| ~ width^k", console.table(rows)]
+    if len(exponents) > SHOWN:
+        lines.append(f"  and {len(exponents) - SHOWN} with smaller k: see result.json")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))
