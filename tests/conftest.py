@@ -1,5 +1,6 @@
 """What tests share: jobs run as their users run them, one small Ray cluster for the session, MLflow to look into."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -73,11 +74,11 @@ class Place:
     def wait(self, process: subprocess.Popen[str], since: float | None = None) -> Finished:
         since = time.monotonic() if since is None else since
         try:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=400)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            pytest.fail(f"the job did not end within 240 s:\n{out}\n{err}")
+            pytest.fail(f"the job did not end within 400 s:\n{out}\n{err}")
         return Finished(process.returncode, out, err, time.monotonic() - since)
 
     def train(self, *arguments: str, **env: str) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Place:
 
     def wait_for_step(self, process: subprocess.Popen[str], run: str, step: int) -> None:
         """Wait until a run's journal holds a training step."""
-        folder, until = self.folder(run), time.monotonic() + 120
+        folder, until = self.folder(run), time.monotonic() + 240
         while time.monotonic() < until:
             points = JournalReader(folder).read()
             if any(point.key == "train/loss" and point.step >= step for point in points):
@@ -167,13 +168,21 @@ def shared(tmp_path: Path, cluster: dict[str, str]) -> Place:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
-    """One small Ray cluster for the session, with a dashboard for job submission."""
+    """One small Ray cluster for the session."""
+    with ray_cluster() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def ray_cluster(has_dashboard: bool = False) -> Iterator[dict[str, str]]:
+    """A small Ray cluster; its dashboard is ten more processes, and takes the jobs that are submitted."""
     gcs, dashboard, agent, client = (free_port() for _ in range(4))
     # A folder of its own, short since sockets lie in it: no job but those that are told of this cluster finds it.
     folder = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
     options = ["--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
     options += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     options += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
+    options += [f"--include-dashboard={str(has_dashboard).lower()}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
         env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
@@ -181,12 +190,21 @@ def cluster() -> Iterator[dict[str, str]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        eventually(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60, "the cluster starts")
+        if has_dashboard:
+            eventually(
+                lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60, "the dashboard starts"
+            )
+        eventually(lambda: has_joined(folder), 60, "the cluster starts")
         yield {"address": f"127.0.0.1:{gcs}", "dashboard": f"127.0.0.1:{dashboard}"}
     finally:
         process.terminate()
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def has_joined(folder: str) -> bool:
+    """Whether a cluster's node has told its address, which it does last."""
+    return (Path(folder) / "ray_current_cluster").exists()
 
 
 def answers(url: str) -> bool:
@@ -254,8 +272,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def eventually(check: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for something to become true."""
-    until = time.monotonic() + seconds
+    """Wait for something to become true: so long on a quiet machine, three times as long beside other tests."""
+    until = time.monotonic() + 3 * seconds
     while time.monotonic() < until:
         if check():
             return

@@ -98,7 +98,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_killed_run(place: Place) -> None
     done = place.wait(process)
     assert done.code == 130, done.out + done.err
     assert len(done.errors) == 1
-    assert done.seconds < 30
+    assert done.seconds < 90  # 30 on a quiet machine
     folder = place.folder("run")
     run, _ = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.identity()["run_id"])
     assert run.info.status == "KILLED"

@@ -4,11 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, eventually
+from conftest import ROOT, eventually, ray_cluster
 
 
 def ray_job(cluster: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +30,12 @@ def ray_job(cluster: dict[str, str], *arguments: str) -> subprocess.CompletedPro
         text=True,
         timeout=200,
     )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    with ray_cluster(has_dashboard=True) as made:
+        yield made
 
 
 @pytest.fixture

@@ -109,14 +109,14 @@ def test_trials_of_two_workers_each_end_early_and_free_what_they_held(
     shared: Place, cluster: dict[str, str]
 ) -> None:
     import ray
-    from ray.util.state import list_placement_groups
+    from ray.util import placement_group_table
 
     two = ("scale.num_workers=2", "scale.cpus_per_worker=0.5")
     result = sweep(shared, *QUICK, *two, "optim.lr=0.003,0.00001", "tune.scheduler=asha")
     assert {row["name"]: row["status"] for row in result["rows"]} == {"t0000": "finished", "t0001": "stopped"}
     ray.init(cluster["address"], log_to_driver=False)
     try:
-        assert all(group.state == "REMOVED" for group in list_placement_groups(cluster["address"]))
+        assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
     finally:
         ray.shutdown()
 
