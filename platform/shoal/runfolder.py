@@ -3,13 +3,15 @@
 `storage_path/experiment_name/run_name/` holds everything true about a run; MLflow is a projection of it.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 from shoal.errors import StorageError
 from shoal.storage import Folder
@@ -28,6 +30,8 @@ MODEL = "model"
 PICTURES = "pictures"
 PROFILE = "profile"
 SAMPLE = "sample.txt"
+MLFLOW_LOCK = ".mlflow.lock"
+LOCK_POLL_S = 0.05
 FACTS = "facts.json"
 PREPARED = "prepared.json"
 TRIALS = "trials"
@@ -91,10 +95,41 @@ class RunFolder(Folder):
     def drop_lease(self) -> None:
         self.update_json(LEASE, pid=None)
 
+    @contextlib.contextmanager
+    def writing_to_mlflow(self, patience_s: float | None = None) -> Iterator[bool]:
+        """Hold the right to write to MLflow what this folder says; one process of a host has it, until it ends.
+
+        Two that bring MLflow level at the same time would both create the run that each finds missing.
+
+        Args:
+            patience_s: how long to wait for it; None: for ever.
+
+        Yields:
+            whether it was had; always so for a folder that is not on a disk.
+        """
+        path = self.local(MLFLOW_LOCK)
+        if path is None:
+            yield True
+            return
+        until = None if patience_s is None else time.monotonic() + patience_s
+        with path.open("w") as lock:
+            while not (has_it := _try_lock(lock)) and (until is None or time.monotonic() < until):
+                time.sleep(LOCK_POLL_S)
+            yield has_it
+
     def holder(self) -> dict[str, Any] | None:
         """Return the lease of the live process that holds this folder, or None."""
         lease = self.read_json(LEASE)
         return lease if lease and is_alive(lease) else None
+
+
+def _try_lock(file: TextIO) -> bool:
+    """Lock an open file unless another process has; the lock goes with the file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_alive(lease: Mapping[str, Any]) -> bool:

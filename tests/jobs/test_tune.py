@@ -98,8 +98,8 @@ def test_a_dry_run_foresees_the_sweep_and_starts_nothing(twin: Place, tmp_path: 
     lines = dict(line.split(None, 1) for line in done.out.splitlines() if line[:1].isalpha())
     result = twin.first.result  # type: ignore[attr-defined]
     assert int(lines["trials"]) == 16
-    # Within 25% on a quiet machine; here other tests run beside either of them.
-    assert 1 / 4 < float(lines["worker-hours"].split()[0]) / result["worker_hours"] < 4
+    # Within 25% on a quiet machine; here other tests run beside either of them, and a wrong unit is what shows.
+    assert 1 / 20 < float(lines["worker-hours"].split()[0]) / result["worker_hours"] < 20
     assert list(tmp_path.iterdir()) == []
 
 

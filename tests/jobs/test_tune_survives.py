@@ -57,7 +57,10 @@ def test_a_killed_driver_is_resumed_and_ends_as_an_undisturbed_sweep_that_runs_o
     seen = time.time()
     done = place.run("tune", CONFIG)
     assert done.code == 0, done.out + done.err
-    result, expected = done.result, sweep(shared, CONFIG, "tune.max_concurrent_trials=1")
+    result, expected = (
+        done.result,
+        sweep(shared, CONFIG, "tune.max_concurrent_trials=1", "experiment_name=alone"),
+    )
     assert points(result) == points(expected)
     assert children(result) == children(expected)
     assert any((trials / result["run_name"] / "trials" / name / "result.json").stat().st_mtime < seen

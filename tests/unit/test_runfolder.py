@@ -112,3 +112,21 @@ def test_a_process_of_another_host_is_judged_by_its_last_beat(folder, age_s, ali
     folder.update_json(LEASE, host="elsewhere pid:[1]", pid=1, beat_ms=int((time.time() - age_s) * 1000))
     assert is_alive(folder.read_json(LEASE)) is alive
     assert (folder.holder() is not None) is alive
+
+
+def test_one_process_at_a_time_writes_to_mlflow_and_its_end_frees_the_right(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    code = (
+        "import sys; from shoal.runfolder import RunFolder\n"
+        f"with RunFolder({str(tmp_path)!r}).writing_to_mlflow():\n    print('has it', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "has it\n"
+    with folder.writing_to_mlflow(patience_s=0.2) as has_it:
+        assert not has_it
+    other.kill()
+    other.communicate()
+    with folder.writing_to_mlflow(patience_s=5) as has_it:
+        assert has_it

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 DONE, KILLED = "done", "killed"
+PATIENCE_S = 20.0  # for the driver's tracking process to end
 
 
 class Guardian:
@@ -56,11 +57,14 @@ def main(folder_uri: str) -> None:
     status = "KILLED" if KILLED in words else "FAILED"
     reason = "interrupted" if KILLED in words else "the driver died; the same command resumes the run"
     folder.update_json(IDENTITY, status=status, reason=reason)
-    mirror = mirror_of(folder)
-    mirror.open()
-    mirror.ship()
-    if folder.holder() is None:
-        mirror.close_run(status, reason)
+    with folder.writing_to_mlflow(PATIENCE_S) as is_alone:
+        if not is_alone or folder.holder() is not None:
+            return  # a later attempt is at it
+        mirror = mirror_of(folder)
+        mirror.open()
+        mirror.ship()
+        if folder.holder() is None:
+            mirror.close_run(status, reason)
 
 
 if __name__ == "__main__":

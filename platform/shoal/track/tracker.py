@@ -83,6 +83,11 @@ class Tracker:
     def _work(self) -> None:
         if self._gives_way:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+        # An earlier attempt's guardian may still be at it.
+        with self._folder.writing_to_mlflow():
+            self._keep_level()
+
+    def _keep_level(self) -> None:
         failures = 0
         closing_since: float | None = None
         while True:
