@@ -50,6 +50,7 @@ from shoal.sweep.transfer import busy_seconds
 from shoal.sweep.trials import TrialRow, best, points, ranked
 from shoal.track.journal import Journal, JournalReader
 from shoal.track.tracker import TrackerProcess
+from shoal.train import total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -602,7 +603,10 @@ class _Sweep(Attempt):
             reports = self._recorded(folder, math.inf)
         else:
             name, _ = CheckpointStore(folder).latest()
-            reports = self._recorded(folder, int(name.removeprefix("step-")) if name else 0)
+            # At its last evaluation a trial reports its end itself, once it is taken up from there.
+            config = self.config.trial(trial.point)
+            last = total_steps(config.train, self._lanes_steps(config))
+            reports = self._recorded(folder, min(int(name.removeprefix("step-")), last - 1) if name else 0)
         judges = self.config.tune.scheduler != "none"
         trial.recorded = deque(reports if judges else reports[-1:] if outcome == "finished" else [])
 
