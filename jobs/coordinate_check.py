@@ -24,11 +24,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     given = parser.parse_args(arguments)
-    files = [text for text in given.settings if "=" not in text]
-    if len(files) > 1:
-        parser.error(f"one config file at most, not {' and '.join(files)}")
-    settings = [text for text in given.settings if "=" in text]
-    config = load(CoordinateConfig, files[0] if files else None, settings)
+    config = load(CoordinateConfig, *console.file_and_settings(parser, given.settings))
     folder = find_folder(config)
     print(f"widths  {', '.join(map(str, config.widths))}: {config.check.steps} steps each", flush=True)
     checked = check_coordinates(config)

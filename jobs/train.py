@@ -31,10 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--mfu", type=float, default=MFU, help="share of a device's peak for --plan's times")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     given = parser.parse_intermixed_args(arguments)
-    files = [text for text in given.settings if "=" not in text]
-    if len(files) > 1:
-        parser.error(f"one config file at most, not {' and '.join(files)}")
-    config = load(RunConfig, files[0] if files else None, [text for text in given.settings if "=" in text])
+    config = load(RunConfig, *console.file_and_settings(parser, given.settings))
 
     if given.plan:
         print(budget.report(config, given.mfu))

@@ -36,11 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="sweep at that width too, and tell the gap")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     given = parser.parse_intermixed_args(arguments)
-    files = [text for text in given.settings if "=" not in text]
-    if len(files) > 1:
-        parser.error(f"one config file at most, not {' and '.join(files)}")
-    settings = [text for text in given.settings if "=" in text]
-    config = load_transfer(files[0] if files else None, settings, given.to, given.verify)
+    config = load_transfer(*console.file_and_settings(parser, given.settings), given.to, given.verify)
 
     plan = check_transfer(config)
     folder = find_folder(config, lambda folder: bool(finished_transfer(config, folder)))

@@ -33,10 +33,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     given = parser.parse_intermixed_args(arguments)
-    files = [text for text in given.settings if "=" not in text]
-    if len(files) > 1:
-        parser.error(f"one config file at most, not {' and '.join(files)}")
-    config = load_sweep(files[0] if files else None, [text for text in given.settings if "=" in text])
+    config = load_sweep(*console.file_and_settings(parser, given.settings))
 
     plan = check_sweep(config)
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from argparse import ArgumentParser
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -247,6 +248,14 @@ def table(rows: list[tuple[str, ...]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Part a job's arguments into its config file, if there is one, and its settings."""
+    files = [text for text in texts if "=" not in text]
+    if len(files) > 1:
+        parser.error(f"one config file at most, not {' and '.join(files)}")
+    return (files[0] if files else None), [text for text in texts if "=" in text]
 
 
 def _columns() -> int:

@@ -6,11 +6,8 @@ It knows arithmetic and data sheets; what is measured comes from outside.
 import re
 from dataclasses import dataclass
 
+from shoal.models.flops import training_flops
 from shoal.precision import Precision
-
-# Forward once, backward twice: the gradients of inputs and of weights take as many operations each (Kaplan et al.
-# 2020, "Scaling Laws for Neural Language Models", section 2.1: 2N forward, 6N in all; Hoffmann et al. 2022, app. F).
-FORWARD_PASSES = 3
 
 # Dense peaks by NVIDIA's data sheets in 1e12 FLOP/s: half precision on tensor cores, float32 without them. The first
 # pattern that is found in the device's name.
@@ -66,7 +63,7 @@ class Workload:
         if self.tokens_per_sample:
             rates["tokens_per_second"] = samples_per_second * self.tokens_per_sample
         if self.flops_per_sample:
-            rates["flops_per_second"] = samples_per_second * self.flops_per_sample * FORWARD_PASSES
+            rates["flops_per_second"] = samples_per_second * training_flops(self.flops_per_sample, 1)
             if self.peak_flops:
                 rates["mfu"] = rates["flops_per_second"] / self.peak_flops
         return rates

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shoal.data.config import DataConfig
+from shoal.data.opening import make_recipe
 from shoal.data.prepare import Recipe
 from shoal.data.shard import Batch
 from shoal.data.sources import Block, to_array
@@ -61,14 +62,8 @@ class Predictor:
         model = build_for(ModelConfig(**facts["model"]), transform, facts["task"], seed=0)
         model.load_state_dict(weights)
         data = DataConfig(**facts["data"])
-        recipe = Recipe(
-            data,
-            facts["seed"],
-            is_classification=facts["task"].endswith("classification"),
-            is_ready=transform.columns[0].kind == "ready",
-            tokenizer=transform.tokenizer,
-            has_label=transform.has_label,
-        )
+        is_ready = transform.columns[0].kind == "ready"
+        recipe = make_recipe(data, facts["task"], facts["seed"], is_ready, transform.tokenizer)
         return cls(
             model, transform, make_task(facts["task"], transform, data, facts["seed"]), recipe, facts["task"]
         )

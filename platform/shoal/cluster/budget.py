@@ -14,7 +14,8 @@ from shoal.console import duration, table
 from shoal.data.tokenizer import vocabulary_of
 from shoal.errors import ConfigError, DataError
 from shoal.models import build, readable
-from shoal.models.budget import ALONE, GIB, MFU, PEAK, Budget, Memory, plan
+from shoal.models.budget import ALONE, GIB, MFU, TIMED_ON, Budget, Memory, plan
+from shoal.performance import peak_flops
 from shoal.tasks import LANGUAGE, ON_TEXT
 from shoal.train import total_steps
 
@@ -150,8 +151,7 @@ def _cells(memory: Memory, unit: int) -> tuple[str, ...]:
 
 
 def _time(config: RunConfig, budget: Budget, data: _Data, mfu: float) -> str:
-    precision = "fp32" if config.train.precision == "fp32" else "half"
-    peaks = {device: peak[precision] for device, peak in PEAK.items()}
+    peaks = {device: peak for device in TIMED_ON if (peak := peak_flops(device, config.train.precision))}
     counts = {"a step": 1, "1,000 steps": 1000}
     if data.steps:
         counts[f"all {data.steps:,} steps"] = data.steps

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
-from shoal.data.order import SPLITS, TEST, TRAIN, VALIDATION
+from shoal.data.order import SPLIT_NAMES, SPLITS, TRAIN
 from shoal.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-SPLIT_FOLDERS = {
-    "train": TRAIN,
-    "validation": VALIDATION,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "test": TEST,
-}
 
 # Images up to this height and width keep their median size; larger ones get the size ImageNet models are for.
 SMALL_IMAGE = 64
@@ -131,16 +124,16 @@ def list_images(directory: str) -> list[ImageFile]:
     """
     found = _walk(directory)
     tops = {place[0] for place in found if len(place) > 1}
-    nested = {place[0] for place in found if len(place) > 2} & set(SPLIT_FOLDERS)
-    has_splits = len(nested) > 1 or bool(nested and tops <= set(SPLIT_FOLDERS))
-    if has_splits and tops - set(SPLIT_FOLDERS):
+    nested = {place[0] for place in found if len(place) > 2} & set(SPLIT_NAMES)
+    has_splits = len(nested) > 1 or bool(nested and tops <= set(SPLIT_NAMES))
+    if has_splits and tops - set(SPLIT_NAMES):
         raise DataError(
-            f"images:{directory} has '{min(tops - set(SPLIT_FOLDERS))}' beside the splits "
+            f"images:{directory} has '{min(tops - set(SPLIT_NAMES))}' beside the splits "
             f"{', '.join(sorted(nested))}: move it elsewhere, or into the folder of a split"
         )
     depth = 1 if has_splits else 0
     files = [
-        ImageFile(info.path, place[depth], SPLIT_FOLDERS[place[0]] if has_splits else None, info.size)
+        ImageFile(info.path, place[depth], SPLIT_NAMES[place[0]] if has_splits else None, info.size)
         for place, info in sorted(found.items())
         if len(place) > depth + 1
     ]

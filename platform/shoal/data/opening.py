@@ -51,8 +51,12 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
 
 def recipe_of(data: DataConfig, task: TaskName, seed: int, source: Source) -> Recipe:
     """Return what decides how the rows of a source are treated."""
-    is_classification = task.endswith("classification")
-    return Recipe(data, seed, is_classification, source.is_ready, source.tokenizer, task not in LANGUAGE)
+    return make_recipe(data, task, seed, source.is_ready, source.tokenizer)
+
+
+def make_recipe(data: DataConfig, task: TaskName, seed: int, is_ready: bool, tokenizer: str | None) -> Recipe:
+    """Return the recipe of a task, whose source is not at hand."""
+    return Recipe(data, seed, task.endswith("classification"), is_ready, tokenizer, task not in LANGUAGE)
 
 
 def reopen(recipe: Recipe, task: TaskName, uri: str | None = None) -> Source:

@@ -16,6 +16,13 @@ Indices = npt.NDArray[np.int64]
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
+SPLIT_NAMES = {  # as data sets and folders spell them
+    "train": TRAIN,
+    "validation": VALIDATION,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "test": TEST,
+}
 
 
 def split_rows(seed: int, rows: Indices, validation: float, test: float) -> npt.NDArray[np.int8]:

@@ -21,7 +21,7 @@ import pyarrow.json as arrow_json
 from pyarrow import fs as arrow_fs
 
 from shoal.data.images import open_images
-from shoal.data.order import TEST, TRAIN, VALIDATION
+from shoal.data.order import SPLIT_NAMES, TRAIN
 from shoal.errors import DataError, UserError, nearest
 from shoal.importing import find, is_path
 
@@ -32,13 +32,6 @@ Block = dict[str, np.ndarray]
 IN_DRIVER_BYTES = 256 << 20
 HASHED_BYTES = 1 << 30
 
-_SPLIT_NAMES = {
-    "train": TRAIN,
-    "validation": VALIDATION,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "test": TEST,
-}
 _FILE_SCHEMES = ("csv", "parquet", "json", "npz")
 _SCHEMES = ("sklearn", *_FILE_SCHEMES, "text", "images", "huggingface", "synthetic")
 _SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
@@ -141,8 +134,8 @@ def is_function(uri: str) -> bool:
 
 def of_value(uri: str, value: Any) -> Source:
     """Wrap what a user's function returned: a frame, a torch Dataset, a Ray Dataset, or a dict of splits."""
-    if isinstance(value, Mapping) and value and set(value) <= set(_SPLIT_NAMES):
-        inner = {_SPLIT_NAMES[name]: of_value(uri, part) for name, part in value.items()}
+    if isinstance(value, Mapping) and value and set(value) <= set(SPLIT_NAMES):
+        inner = {SPLIT_NAMES[name]: of_value(uri, part) for name, part in value.items()}
         if TRAIN not in inner:
             raise DataError(
                 f"data.source='{uri}' returned splits {', '.join(value)}: 'train' must be among them"
@@ -476,14 +469,14 @@ def _huggingface(uri: str, name: str) -> Source:
             "give a data set's name on the hub, or a folder written by save_to_disk"
         ) from error
     splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    splits = {split: part for split, part in splits.items() if split in _SPLIT_NAMES} or splits
+    splits = {split: part for split, part in splits.items() if split in SPLIT_NAMES} or splits
 
     def part(split: str, rows: Any) -> Part:
         def read() -> Iterator[Block]:
             for first in range(0, len(rows), 1 << 16):
                 yield table_to_block(rows.with_format("arrow")[first : first + (1 << 16)])
 
-        return Part(read, _SPLIT_NAMES[split] if len(splits) > 1 else None)
+        return Part(read, SPLIT_NAMES[split] if len(splits) > 1 else None)
 
     parts = tuple(part(split, rows) for split, rows in splits.items())
     nbytes = sum(rows.data.nbytes for rows in splits.values())

@@ -23,13 +23,14 @@ from torch.utils.checkpoint import checkpoint
 
 from shoal.errors import ModelError
 from shoal.models import measure
+from shoal.models.flops import training_flops
 
 GIB = 1 << 30
 DEVICES = (16, 24, 40, 80, 141)  # GiB of memory
 USABLE = 0.9  # of a device's memory; the rest goes to CUDA itself, NCCL's buffers and gaps between tensors
 
-# FLOPs per second without sparsity, from NVIDIA's data sheets of the SXM versions.
-PEAK = {"A100": {"fp32": 19.5e12, "half": 312e12}, "H100": {"fp32": 67e12, "half": 989e12}}
+# Whose time is told; their peaks are `shoal.performance`'s.
+TIMED_ON = ("A100", "H100")
 MFU = 0.4
 
 # Numbers that an optimiser keeps for each weight, and whether it counts steps for each tensor.
@@ -117,7 +118,7 @@ class Budget:
     @property
     def flops_per_step(self) -> int:
         """Of forward and backward, which takes twice as many; what is computed again does not count."""
-        return 3 * self.flops_per_sample * self.batch
+        return training_flops(self.flops_per_sample, self.batch)
 
     def seconds(self, steps: int, peak: float, mfu: float) -> float:
         """Return how long steps take.

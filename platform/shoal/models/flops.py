@@ -15,7 +15,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 def training_flops(flops_per_sample: int, samples: int) -> int:
     """Return the operations of training on samples: a backward pass takes twice those of a forward one.
 
-    Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1.
+    The gradients of inputs and of weights take as many each (Kaplan et al. 2020, "Scaling Laws for Neural Language
+    Models", section 2.1: 2N forward, 6N in all; Hoffmann et al. 2022, appendix F).
     """
     return 3 * flops_per_sample * samples
 
