@@ -510,16 +510,18 @@ class _Sweep(Attempt):
 
     def _interrupt_trials(self) -> None:
         """Have every running trial write a checkpoint and end."""
-        running = [trial for trial in self.work if trial.is_busy and not self.work[trial].is_replayed]
+        running = {trial for trial in self.work if trial.is_busy and not self.work[trial].is_replayed}
         for trial in running:
             request_stop(self.work[trial].folder, "SIGTERM")
             self.pool.answer(trial, "pause")  # one that waits for a verdict is at an evaluation already
         until = time.monotonic() + STOP_PATIENCE_S
-        while any(trial.is_busy for trial in running) and time.monotonic() < until:
+        while running and time.monotonic() < until:
             for trial, event in self.pool.wait(WAIT_S):
                 if isinstance(event, Ended) and event.how == "pause":
                     event = replace(event, how="interrupted")
-                if isinstance(event, Ended):
+                if isinstance(event, Ended | Lost):
+                    running.discard(trial)
+                if not isinstance(event, Lost):
                     self._hear(trial, event)
 
     def _check_alike(self) -> None:
