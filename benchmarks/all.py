@@ -10,7 +10,7 @@ import sys
 
 from harness import RESULTS, ROOT, Figure, table
 
-NAMES = ("throughput", "memory", "tracking", "startup", "scaling", "sweep", "language")
+NAMES = ("throughput", "memory", "tracking", "startup", "scaling", "sweep", "language", "large", "transfer")
 
 
 def run_all(names: list[str], options: list[str]) -> list[Figure]:

@@ -52,7 +52,7 @@ def run_loop(shard: ResidentShard, epochs: int, record: Record, record_every: in
         shard=shard,
         collective=Alone(),
         record=record,
-        save=lambda progress: None,
+        save=lambda progress, is_due: None,
         is_stop_requested=lambda: False,
         record_every=record_every,
         has_validation=False,

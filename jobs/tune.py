@@ -61,7 +61,8 @@ def report(result: dict) -> int:
     """Print what a person wants to know of a finished sweep."""
     print(console.trial_table([TrialRow(**row) for row in result["rows"]], result["metric"]))
     for label, text in result["findings"].items():
-        print(f"{label:<12}{text}")
+        if label != "width":  # the last line of its table
+            print(f"{label:<12}{text}")
     if result["width_report"]:
         print(result["width_report"])
     best = result["best"]

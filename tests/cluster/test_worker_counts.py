@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import ROOT, Place, Trace, assert_close, assert_equal
+from running import ROOT, Place, Trace, assert_close, assert_equal
 
 SETTINGS = ("data.source=synthetic:classification?rows=3000&features=100", "train.epochs=4", "run_name=run")
 

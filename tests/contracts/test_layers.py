@@ -95,8 +95,9 @@ LAYERS = [
     ["cluster.plan", "cluster.facts", "cluster.attempt"],
     ["cluster.deal", "cluster.sweep_plan", "cluster.coordinate_check"],
     ["cluster.workers"],
-    ["cluster.trial"],
-    ["cluster.pool"],
+    ["cluster.trial", "cluster.pantry", "cluster.sweep_facts"],
+    ["cluster.pool", "cluster.past", "cluster.progress"],
+    ["cluster.exchange"],
     ["cluster.fit", "cluster.tune", "cluster.serve"],
     ["cluster.transfer"],
     # What only jobs use.

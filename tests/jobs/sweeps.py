@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conftest import ROOT, Place, mlflow_record
+from running import ROOT, Place, mlflow_record
 
 CONFIG = str(ROOT / "jobs/configs/tune.yaml")
 QUICK = ("train.epochs=6", "data.global_batch_size=32")

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import (
+from running import (
     Place,
     Server,
     Trace,

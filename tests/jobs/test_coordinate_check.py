@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Place, mlflow_record
+from running import Place, mlflow_record
 
 DIGITS = (
     "check.widths=[32,64,128,256]",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Place
+from running import Place
 
 FILES = {
     "one.csv": "a,target\n1,0\n2,0\n3,0\n",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, eventually, ray_cluster
+from running import ROOT, eventually, ray_cluster
 
 
 def ray_job(cluster: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import ROOT, Place
+from running import ROOT, Place
 
 CONFIGS = ROOT / "jobs" / "configs"
 ALONE = ("scale.num_workers=0", "run_name=run", "data.validation_fraction=0.1", "data.test_fraction=0.1")

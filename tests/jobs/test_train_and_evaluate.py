@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Place, mlflow_record
+from running import ROOT, Place, mlflow_record
 
 MINE = """
 import numpy as np

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Place, mlflow_record
+from running import Place, mlflow_record
 from shoal.models.flops import training_flops
 
 WIDEN = ("--to", "model.width=64", "model.width=16", "optim.lr=0.001,0.003,0.01,0.03")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sweeps import CONFIG, QUICK, children, sweep
 
-from conftest import Place
+from running import Place
 
 
 @pytest.fixture(scope="module")

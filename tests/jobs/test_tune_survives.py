@@ -9,7 +9,7 @@ import psutil
 import pytest
 from sweeps import CONFIG, QUICK, children, points, sweep
 
-from conftest import Place, eventually, still_runs
+from running import Place, eventually, still_runs
 
 MINE = """
 import os

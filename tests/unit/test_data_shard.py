@@ -78,3 +78,12 @@ def test_read_only_memory_is_used_as_it_is_without_a_warning():
         warnings.simplefilter("error")
         rows = Rows.of(array, np.zeros(3), CPU)
     assert rows.inputs.data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("nbytes", [1, 100, 1000])
+@pytest.mark.parametrize("start", [0, 3])
+def test_batches_do_not_depend_on_how_many_are_gathered_at_a_time(monkeypatch, nbytes, start):
+    shard = crew(103, 16, 3)[1]
+    expected = [counted(batch) for batch in shard.batches(1, start)]
+    monkeypatch.setattr("shoal.data.shard.GATHERED_BYTES", nbytes)
+    assert [counted(batch) for batch in shard.batches(1, start)] == expected

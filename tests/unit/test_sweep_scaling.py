@@ -120,6 +120,11 @@ def test_the_best_point_of_each_width_counts_in_the_mean_over_its_seeds():
     assert found.points[0].flops == 6 * parameters(32) * 10_000
 
 
+def test_losses_that_do_not_fall_with_size_have_no_law():
+    found = report(trials(lambda size: 0.5))
+    assert "does not fall with parameters" in found.text()
+
+
 def test_fewer_than_four_widths_are_no_law_and_it_is_said_why():
     found = report(trials(lambda size: size**-0.25, WIDTHS[:3]))
     assert found.laws == ()

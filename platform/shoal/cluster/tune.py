@@ -5,34 +5,31 @@ A trial is a run folder below the sweep's, with a journal and checkpoints of its
 runs anything.
 """
 
-import contextlib
-import json
 import logging
-import math
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from shoal.checkpoint import CheckpointStore
 from shoal.cluster import session
 from shoal.cluster.attempt import Attempt, request_stop
-from shoal.cluster.config import RunConfig
-from shoal.cluster.deal import Hands, deal, spare_cpus
+from shoal.cluster.deal import spare_cpus
 from shoal.cluster.deliver import deliver
-from shoal.cluster.facts import facts_of
-from shoal.cluster.plan import Plan, check_data, measure_model
+from shoal.cluster.exchange import exchange
+from shoal.cluster.pantry import Pantry
+from shoal.cluster.past import Past
 from shoal.cluster.pool import Event, Lost, Pool
+from shoal.cluster.progress import Progress
 from shoal.cluster.schedulers import Fifo, make_scheduler
-from shoal.cluster.sweep_plan import SweepPlan, evaluations, iteration_at
+from shoal.cluster.sweep_facts import add_best, sweep_facts
+from shoal.cluster.sweep_plan import SweepPlan
 from shoal.cluster.trial import Began, Ended, Order, Reported
 from shoal.cluster.worker import OUTCOME, Assignment
 from shoal.config import to_yaml
 from shoal.data.opening import recipe_of
-from shoal.data.prepare import Prepared, check_batch
-from shoal.errors import Interrupted, ShoalError, TrainingError, UserError
-from shoal.models.flops import training_flops
+from shoal.data.prepare import Prepared
+from shoal.errors import Interrupted, ShoalError, TrainingError
 from shoal.runfolder import (
     CHECKPOINTS,
     CONFIG,
@@ -44,13 +41,11 @@ from shoal.runfolder import (
     TRIALS,
     RunFolder,
 )
-from shoal.sweep.engine import LAG, Clone, Engine, Planned, Report, Trial, Verdict
+from shoal.sweep.engine import LAG, Engine, Planned, Trial, Verdict
 from shoal.sweep.report import Findings, write_report
-from shoal.sweep.transfer import busy_seconds
 from shoal.sweep.trials import TrialRow, best, points, ranked
-from shoal.track.journal import Journal, JournalReader
+from shoal.track.journal import Journal
 from shoal.track.tracker import TrackerProcess
-from shoal.train import total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -59,39 +54,7 @@ STOP_PATIENCE_S = 30.0
 SETTLE_S = 10.0
 # So many trials that fail in the same way, with none that did not, are the user's error and not the trials'.
 ALIKE = 3
-LINEAGE = "lineage.json"
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "killed": "KILLED"}  # MLflow's words; else FAILED
-
-
-@dataclass
-class Progress:
-    """What the driver knows of one trial besides the engine."""
-
-    config: RunConfig
-    folder: RunFolder
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    began_s: float | None = None
-    ended_s: float | None = None
-    seconds: float = 0.0
-    losses: int = 0
-    node: str | None = None
-    outcome: str | None = None
-    reason: str | None = None
-    error: dict[str, Any] | None = None
-    is_replayed: bool = False  # its reports come from an earlier attempt's journal
-    is_freed: bool = False
-    parameters: int | None = None
-    flops: int | None = None
-    training_s: float | None = None
-    verdicts: dict[int, Verdict] = field(default_factory=dict)  # by the step they were given for
-
-    def weigh(self, result: dict[str, Any]) -> None:
-        """Take over from a trial's result how large its model is and what training it took."""
-        model, samples = result.get("model"), result.get("samples_seen")
-        if model:
-            self.parameters = model["parameters"]
-            self.flops = training_flops(model["flops_per_sample"], samples) if samples else None
-            self.training_s = result.get("training_seconds")
 
 
 @dataclass(frozen=True)
@@ -145,7 +108,8 @@ class _Sweep(Attempt):
         self.engine = Engine(Planned([]), Fifo())
         self.is_verified = False
         self.findings: Findings | None = None
-        self._pantry: dict[str, tuple[Plan, Prepared, Hands]] = {}
+        self.pantry = Pantry()
+        self.past = Past(self.config, self.pantry)
         self._is_out_of_time = False
 
     tracker: TrackerProcess
@@ -159,19 +123,17 @@ class _Sweep(Attempt):
         self.folder.delete(STOP)
         config, base = self.config, self.plan.base
         if base.prepared is not None:
-            self._state_facts(base.prepared)  # MLflow is imported, and its tables made, while Ray starts
+            self._let_track(base.prepared)  # MLflow is imported, and its tables made, while Ray starts
         use_gpu = session.connect(config.scale, spare_cpus(base))
         slots = self.plan.slots(session.resources(), spare_cpus(base), use_gpu)
         self._use_gpu = use_gpu
         self.pool: Pool[Trial] = Pool(slots, self.plan.actor_resources(use_gpu))
-        prepared, hands = deal(base, config.scale.data_size)
-        self._pantry[self._shelf(base.config)] = (base, prepared, hands)
+        prepared, _ = self.pantry.stock(base)
         if base.prepared is None:
-            self._state_facts(prepared)
+            self._let_track(prepared)
         self.journal = Journal(self.folder, self.attempt)
-        scheduler = make_scheduler(
-            config.tune, config.domains, config.mode, self._most_evaluations(), config.seed
-        )
+        most = self.pantry.most_evaluations(self.plan.corner_configs)
+        scheduler = make_scheduler(config.tune, config.domains, config.mode, most, config.seed)
         lag = max(LAG, slots)
         self.engine = Engine(self.plan.search(), scheduler, config.tune.repeat, lag, self._recall)
         try:
@@ -180,23 +142,33 @@ class _Sweep(Attempt):
             self.pool.close()
             self.journal.sync()
 
+    def _let_track(self, prepared: Prepared) -> None:
+        self.folder.write_json(FACTS, sweep_facts(self.plan, prepared))
+        self.tracker.start()
+
+    def _recall(self, trial: Trial) -> None:
+        self.past.recall(trial, self._folder(trial))
+
     def finish(self) -> dict[str, Any]:
-        """Rank, hand over the best model, draw the report."""
+        """Rank, hand over the best model, draw the report meanwhile."""
         rows, order = self.rows(), self.best_first()
         if not order:
             raise TrainingError(self._why_nothing_came(rows))
         self.tracker.settle(SETTLE_S)
-        self._tell("verifying the best model")
-        self._hand_over(self.engine.trials[order[0].number])
-        self._tell("drawing the report")
-        name, config = self.folder.identity()["name"], self.config
-        self.findings = write_report(self.folder, rows, name, config.tune.metric, config.mode, self._now())
-        self._update_facts(order[0])
+        self._tell("verifying the best model, drawing the report")
+        won, metric, mode = self.engine.trials[order[0].number], self.config.tune.metric, self.config.mode
+        with ThreadPoolExecutor(1) as aside:
+            handed_over = aside.submit(self._hand_over, won)
+            name = self.folder.identity()["name"]
+            self.findings = write_report(self.folder, rows, name, metric, mode, self._now())
+            handed_over.result()
+        run_id = self.work[won].folder.identity().get("run_id")
+        add_best(self.folder, metric, order[0], run_id, self.findings.note)
         return self.write_result({"status": "FINISHED"})
 
     def rows(self) -> list[TrialRow]:
         """Return what is known of each trial that has begun, in their order."""
-        return [self._row(trial) for trial in self.engine.trials if trial in self.work]
+        return [self.work[trial].row(trial) for trial in self.engine.trials if trial in self.work]
 
     def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
         rows, order = self.rows(), self.best_first()
@@ -260,6 +232,12 @@ class _Sweep(Attempt):
                 self._leave(trial, verdict)
         return bool(verdicts)
 
+    def _carry_out_clones(self) -> bool:
+        clones = self.engine.take_clones()
+        for clone in clones:
+            exchange(clone, self.work[clone.trial], self.work[clone.source], self.config)
+        return bool(clones)
+
     # -- one trial -----------------------------------------------------------------------------------------------
 
     def _start(self, trial: Trial) -> None:
@@ -312,7 +290,7 @@ class _Sweep(Attempt):
         progress.node, progress.reason = earlier.get("node"), earlier.get("reason")
         progress.error = earlier.get("error")
         progress.weigh(earlier)
-        progress.curve = [(report.step, report.value) for report in self._recorded(folder, math.inf)]
+        progress.curve = [(report.step, report.value) for report in self.past.reports(folder)]
         self.work[trial] = progress
         return progress
 
@@ -336,7 +314,7 @@ class _Sweep(Attempt):
 
     def _order(self, progress: Progress) -> Order:
         config = progress.config
-        plan, prepared, hands = self._dealt(config)
+        plan, prepared, hands = self.pantry.take(config)
         recipe = recipe_of(config.data, config.task, config.seed, plan.source)
         told = Assignment(config, progress.folder.uri, self.attempt, prepared, recipe)
         judges = self.config.tune.scheduler != "none"
@@ -371,7 +349,7 @@ class _Sweep(Attempt):
         if step in progress.verdicts:  # measured again after a loss
             self.pool.answer(trial, progress.verdicts[step])
         else:
-            self.engine.report(trial, self._report(progress.config, step, value))
+            self.engine.report(trial, self.past.report(progress.config, step, value))
 
     def _hear_end(self, trial: Trial, progress: Progress, event: Ended) -> None:
         match event.how:
@@ -381,7 +359,7 @@ class _Sweep(Attempt):
                 if not progress.curve or at["step"] > progress.curve[-1][0]:
                     progress.curve.append((at["step"], value))
                 self._close(trial, None, "finished")
-                self.engine.report(trial, self._report(progress.config, at["step"], value), is_last=True)
+                self.engine.report(trial, self.past.report(progress.config, at["step"], value), is_last=True)
             case "stop":
                 self.engine.stop(trial)
                 self._close(trial, self._stop_reason(trial))
@@ -421,36 +399,12 @@ class _Sweep(Attempt):
         progress.ended_s, progress.outcome, progress.reason = self._now(), outcome, reason
         folder, status = progress.folder, STATUS.get(outcome, "FAILED")
         if folder.exists(IDENTITY):
-            result = self._trial_result(trial, progress, outcome, status)
+            result = progress.result(trial, self.config.tune.metric, outcome, status)
             progress.weigh(result)
             folder.write_json(RESULT, result)
             folder.update_json(IDENTITY, status=status, reason=reason, end_ms=int(time.time() * 1000))
         self._note_best()
         self._retain()
-
-    def _trial_result(self, trial: Trial, progress: Progress, outcome: str, status: str) -> dict[str, Any]:
-        done = progress.folder.read_json(OUTCOME) or {}
-        return {
-            "status": status,
-            "outcome": outcome,
-            "reason": progress.reason,
-            "run_name": trial.name,
-            "run_folder": progress.folder.uri,
-            "params": trial.point,
-            "repeat": trial.repeat,
-            "metric": self.config.tune.metric,
-            "value": progress.curve[-1][1] if progress.curve else None,
-            "metrics": done.get("progress", {}).get("metrics", {}) | done.get("test_metrics", {}),
-            "steps": done.get("progress", {}).get("step"),
-            "samples_seen": done.get("progress", {}).get("samples"),
-            "model": (progress.folder.read_json(FACTS) or {}).get("model"),
-            "seconds": progress.seconds,
-            "training_seconds": busy_seconds(done) if done else None,
-            "began_s": progress.began_s,
-            "ended_s": progress.ended_s,
-            "node": progress.node,
-            "error": progress.error,
-        }
 
     def _note_best(self) -> None:
         """Note in the sweep's own run how the best value moves, by the number of trials that have ended."""
@@ -554,102 +508,7 @@ class _Sweep(Attempt):
         reasons = sorted({row.reason or row.status for row in rows})
         return f"none of {len(rows)} trials came to a result ({'; '.join(reasons[:3])}): narrow the space"
 
-    # -- population based training -------------------------------------------------------------------------------
-
-    def _carry_out_clones(self) -> bool:
-        clones = self.engine.take_clones()
-        for clone in clones:
-            self._clone(clone)
-        return bool(clones)
-
-    def _clone(self, clone: Clone) -> None:
-        """Put the source's checkpoint into the trial's folder, once, and move the trial to its new point."""
-        progress, source = self.work[clone.trial], self.work[clone.source]
-        lineage = progress.folder.read_json(LINEAGE) or []
-        name = f"step-{clone.report.step:06d}"
-        if not any(entry["iteration"] == clone.report.iteration for entry in lineage):
-            progress.folder.copy_folder(source.folder, f"{CHECKPOINTS}/{name}")
-            entry = {
-                "iteration": clone.report.iteration,
-                "step": clone.report.step,
-                "from": clone.source.name,
-            }
-            progress.folder.write_json(LINEAGE, [*lineage, entry | {"point": clone.point}])
-            self._tag_clone(progress, clone)
-        clone.trial.point = clone.point
-        progress.config = self.config.trial(clone.point, clone.trial.repeat, clone.trial.name).replace(
-            {"seed": progress.config.seed}
-        )
-
-    def _tag_clone(self, progress: Progress, clone: Clone) -> None:
-        """MLflow's params do not change: what a trial goes on with is a tag."""
-        facts = progress.folder.read_json(FACTS)
-        if facts:
-            changed = ", ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-                                for key, value in clone.point.items())  # fmt: skip
-            facts["tags"][f"shoal.pbt.{clone.report.iteration:03d}"] = f"from {clone.source.name}: {changed}"
-            progress.folder.write_json(FACTS, facts)
-
     # -- what is known -------------------------------------------------------------------------------------------
-
-    def _recall(self, trial: Trial) -> None:
-        """Fill a trial with what an earlier attempt left of it."""
-        folder = self._folder(trial)
-        identity = folder.read_json(IDENTITY)
-        if identity is None:
-            return
-        trial.point = identity.get("point", trial.point)
-        outcome = (folder.read_json(RESULT) or {}).get("outcome")
-        if outcome in ("finished", "stopped", "infeasible"):
-            trial.recorded_end = outcome
-            reports = self._recorded(folder, math.inf)
-        else:
-            name, _ = CheckpointStore(folder).latest()
-            # At its last evaluation a trial reports its end itself, once it is taken up from there.
-            config = self.config.trial(trial.point)
-            last = total_steps(config.train, self._lanes_steps(config))
-            reports = self._recorded(folder, min(int(name.removeprefix("step-")), last - 1) if name else 0)
-        judges = self.config.tune.scheduler != "none"
-        trial.recorded = deque(reports if judges else reports[-1:] if outcome == "finished" else [])
-
-    def _recorded(self, folder: RunFolder, until_step: float) -> list[Report]:
-        metric = self.config.tune.metric
-        found = [
-            point
-            for point in JournalReader(folder).read()
-            if point.key == metric and point.step <= until_step
-        ]
-        config = self.config.trial((folder.read_json(IDENTITY) or {}).get("point", {})) if found else None
-        return [self._report(config, point.step, point.value) for point in found] if config else []
-
-    def _report(self, config: RunConfig, step: int, value: float) -> Report:
-        return Report(iteration_at(config, step, self._lanes_steps(config)), step, value)
-
-    def _row(self, trial: Trial) -> TrialRow:
-        progress = self.work[trial]
-        status = progress.outcome or {"RUNNING": "running", "PAUSED": "paused"}.get(trial.status, "pending")
-        error = progress.error
-        return TrialRow(
-            number=trial.number,
-            name=trial.name,
-            status=status,
-            params=trial.point,
-            metric=progress.curve[-1][1] if progress.curve else None,
-            steps=progress.curve[-1][0] if progress.curve else 0,
-            seconds=progress.seconds,
-            started_s=progress.began_s,
-            ended_s=progress.ended_s,
-            curve=tuple(progress.curve),
-            reason=progress.reason,
-            node=progress.node,
-            error=f"{error['type']}: {error['message'].splitlines()[0]}" if error else None,
-            log=f"{progress.folder.uri}/{ERROR}" if error else None,
-            repeat=trial.repeat,
-            point=trial.point_number,
-            parameters=progress.parameters,
-            flops=progress.flops,
-            training_s=progress.training_s,
-        )
 
     def _stop_reason(self, trial: Trial) -> str:
         value = f"{trial.value:.6g}" if trial.value is not None else "nothing"
@@ -682,83 +541,18 @@ class _Sweep(Attempt):
             )
         )
 
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    def _dealt(self, config: RunConfig) -> tuple[Plan, Prepared, Hands]:
-        """Return the data a config asks for, read and transformed once for all trials that ask for the same.
-
-        Raises:
-            DataError: it cannot be trained on.
-        """
-        shelf = self._shelf(config)
-        if shelf not in self._pantry:
-            plan = check_data(config)
-            self._pantry[shelf] = (plan, *deal(plan, config.scale.data_size))
-        plan, prepared, hands = self._pantry[shelf]
-        check_batch(config.data, prepared.rows)
-        return plan, prepared, hands
-
-    def _shelf(self, config: RunConfig) -> str:
-        data = config.data.model_dump()
-        # One worker holds all rows, whatever the batch; several are dealt the lanes of a batch.
-        if config.scale.data_size == 1:
-            data.pop("global_batch_size")
-        return json.dumps([data, config.task, config.scale.data_size], sort_keys=True)
-
-    def _lanes_steps(self, config: RunConfig) -> int:
-        plan, prepared, _ = self._dealt(config)
-        return prepared.lanes(recipe_of(config.data, config.task, config.seed, plan.source)).steps
-
-    def _most_evaluations(self) -> int:
-        """Return how often the longest trial is evaluated."""
-        found = [1]
-        for config in self.plan.corner_configs:
-            with contextlib.suppress(UserError):  # a corner that cannot be trained
-                found.append(evaluations(config, self._lanes_steps(config)))
-        return max(found)
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _hand_over(self, trial: Trial) -> None:
         """Save, verify and register the best trial's model, as `jobs/train.py` does with its own."""
         progress = self.work[trial]
         outcome = progress.folder.read_json(OUTCOME)
-        plan, prepared, _ = self._dealt(progress.config)
+        plan, prepared, _ = self.pantry.take(progress.config)
         config = progress.config
         recipe = recipe_of(config.data, config.task, config.seed, plan.source)
         self.is_verified = deliver(progress.folder, config, plan.source, recipe, prepared, outcome)
         name = self.config.track.registered_model_name
         progress.folder.update_json(IDENTITY, registered_model_name=name)
-
-    def _state_facts(self, prepared: Prepared) -> None:
-        """Write down what MLflow is to know of the sweep, and let it be told."""
-        base = self.plan.base
-        assert base.size is not None or base.prepared is None
-        size = base.size or measure_model(base.config, prepared)
-        facts = facts_of(base.config, prepared, size)
-        tune = self.config.tune
-        swept = dict(self.config.space) | {
-            f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")
-        }
-        facts["params"] = facts["params"] | swept
-        del facts["params"]["model.parameters"]
-        facts["tags"] |= {"shoal.trials": self.plan.total, "shoal.sweep": "true"}
-        self.folder.write_json(FACTS, facts)
-        self.tracker.start()
-
-    def _update_facts(self, won: TrialRow) -> None:
-        """Tell MLflow which trial is best; a later attempt may find a better one, so it is tags that say it."""
-        assert self.findings is not None
-        facts = self.folder.read_json(FACTS)
-        folder = self._folder(self.engine.trials[won.number])
-        facts["tags"] |= {f"best.{key}": value for key, value in won.params.items()}
-        facts["tags"] |= {
-            "best.trial": won.name,
-            f"best.{self.config.tune.metric.replace('/', '_')}": won.metric,
-            "best.run_id": folder.identity().get("run_id"),
-            "mlflow.note.content": self.findings.note,
-        }
-        self.folder.write_json(FACTS, facts)
 
     def _disk_bytes(self) -> int | None:
         local = self.folder.local()

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: what SplitMix64 goes on by
+
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 SPLIT_NAMES = {  # as data sets and folders spell them
@@ -38,7 +40,7 @@ def split_rows(seed: int, rows: Indices, validation: float, test: float) -> npt.
 def mix(bits: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
     """SplitMix64's output function (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
     with np.errstate(over="ignore"):
-        bits = np.asarray(bits, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        bits = np.asarray(bits, dtype=np.uint64) + GOLDEN
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return bits ^ (bits >> np.uint64(31))
@@ -87,9 +89,15 @@ class Lanes:
         A shard holds its rows in ascending order, so lane j's k-th row lies at k * width + j.
         """
         full, rest = divmod(self.rows, self.batch_size)
-        order = np.empty((full + 1, self.width), dtype=np.int64)
-        for j, lane in enumerate(range(self.worker, self.batch_size, self.num_workers)):
-            length = full + (lane < rest)
-            stream = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) | lane]))
-            order[:length, j] = stream.permutation(length) * self.width + j
+        lanes = np.arange(self.worker, self.batch_size, self.num_workers, dtype=np.uint64)
+        keys = _keys(self.seed, epoch, lanes, full + 1)
+        keys[lanes >= rest, full] = np.iinfo(np.uint64).max  # no such row: it stays last
+        order = np.argsort(keys, axis=1).T * self.width + np.arange(self.width)
         return order.reshape(-1)[: full * self.width + self.local_count(full)]
+
+
+def _keys(seed: int, epoch: int, lanes: npt.NDArray[np.uint64], length: int) -> npt.NDArray[np.uint64]:
+    """Return random numbers [lanes, length], a SplitMix64 stream per lane: their order is a uniform permutation."""
+    streams = mix(mix(mix(np.uint64(seed)) ^ np.uint64(epoch)) ^ lanes)
+    with np.errstate(over="ignore"):
+        return mix(streams[:, None] + np.arange(length, dtype=np.uint64) * GOLDEN)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from shoal.data.order import Lanes
 
+# Gathering a batch takes as long as gathering many small ones: so much is gathered at a time.
+GATHERED_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -97,14 +100,23 @@ class ResidentShard:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         lanes, rows = self.lanes, self._train
         order = torch.from_numpy(lanes.epoch(epoch)).to(rows.targets.device)
-        for number in range(start, lanes.steps):
-            index = order[number * lanes.width : (number + 1) * lanes.width]
-            count = lanes.global_count(number)
-            if len(index):
-                inputs, targets = (part.index_select(0, index) for part in (rows.inputs, rows.targets))
-                yield Batch(inputs, targets, count)
-            else:
-                yield Batch(rows.inputs[:1], rows.targets[:1], count, is_filler=True)
+        together = self._gathered_batches
+        for first in range(start - start % together, lanes.steps, together):
+            index = order[first * lanes.width : (first + together) * lanes.width]
+            inputs, targets = (part.index_select(0, index) for part in (rows.inputs, rows.targets))
+            for number in range(max(first, start), min(first + together, lanes.steps)):
+                count, mine = lanes.global_count(number), (number - first) * lanes.width
+                if mine < len(index):
+                    part = slice(mine, mine + lanes.width)
+                    yield Batch(inputs[part], targets[part], count)
+                else:
+                    yield Batch(rows.inputs[:1], rows.targets[:1], count, is_filler=True)
+
+    @property
+    def _gathered_batches(self) -> int:
+        """How many batches are gathered at a time; always the same ones, so that each lies where it always lies."""
+        row = self._train.inputs[:1]
+        return max(1, GATHERED_BYTES // max(1, row.element_size() * row.numel() * self.lanes.width))
 
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
         rows = self._held_out[split]

@@ -23,6 +23,7 @@ CONFIDENCE = 0.9
 # Compute-Optimal Large Language Models", section 3.3, whose 0.001 is for runs that scatter less than small ones do.
 HUBER = 0.02
 STEEPEST = 3.0  # a larger exponent is no law but noise
+FLAT = 1e-3  # a smaller one says that the loss does not fall
 STARTS = (0.0, 0.5, 0.9)  # of c, as shares of the lowest loss
 PINNED = 1e-3  # c below this share of the lowest loss is 0
 
@@ -90,8 +91,10 @@ class Scaling:
         return self.predicted / self.measured - 1.0
 
     def text(self) -> str:
-        """Return the law and its trial in one line."""
+        """Return the law and its trial in one line, or that there is none."""
         law, percent = self.law, f"{CONFIDENCE:.0%}"
+        if law.exponent < FLAT:
+            return f"the loss does not fall with {self.size} over these widths: there is no law to fit"
         known = f" ({law.interval[0]:.3g} to {law.interval[1]:.3g} at {percent})" if law.interval else ""
         return (
             f"loss = {law.scale:.3g} {self.symbol}^-{law.exponent:.3g}{known} + {law.floor:.3g}, "
