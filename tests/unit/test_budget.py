@@ -18,6 +18,7 @@ from shoal.models.budget import (
     Memory,
     Row,
     Strategy,
+    Way,
     _loss,
     _recomputing,
     activation_bytes,
@@ -95,7 +96,7 @@ def saved(model, inputs):
 
 def planned(name, shape, config, samples=8, precision="fp32", optimizer="adamw", workers=1):
     dtype = inputs_of(name, shape, 1).dtype
-    return plan(lambda: make(name, shape, config), shape, dtype, samples, workers, precision, optimizer)
+    return plan(lambda: make(name, shape, config), shape, dtype, Way(samples, workers, precision, optimizer))
 
 
 @pytest.mark.parametrize(("name", "shape", "config"), MODELS)
@@ -198,10 +199,32 @@ def test_workers_can_share_a_model_in_the_ways_that_divide_it():
 def test_fsdp_cuts_what_it_keeps_and_holds_two_blocks_and_the_rest_whole():
     held = Count(total=1000, tensors=7, units=(300, 300, 300), embedding=50)
     whole = 4 * (100 + 2 * 300)
-    assert memory(held, Strategy("fsdp", 10, is_sharded=True), "adamw", 5) == Memory(
+    assert memory(held, Strategy("fsdp", 10, is_sharded=True), Way(8, optimizer="adamw"), 5) == Memory(
         weights=4 * 100 + whole, gradients=4 * 100 + whole, optimizer=8 * 100 + 4 * 7, activations=5
     )
-    assert memory(held, Strategy("ddp", 10), "sgd", 5) == Memory(4000, 4000, 4000, 5)
+    assert memory(held, Strategy("ddp", 10), Way(8, optimizer="sgd"), 5) == Memory(4000, 4000, 4000, 5)
+    averaged = memory(held, Strategy("ddp", 10), Way(8, optimizer="sgd", averages=True), 5)
+    assert averaged == Memory(8000, 4000, 4000, 5)
+
+
+def test_pieces_of_a_batch_take_the_activations_of_as_many_samples():
+    config = {"width": 64, "depth": 2, "args": {"heads": 2}}
+    whole, pieces, few = (
+        report_of.rows[0]
+        for report_of in (
+            plan(lambda: make("gpt", (32,), config), (32,), torch.int64, way)
+            for way in (Way(64), Way(64, piece=8), Way(8))
+        )
+    )
+    assert (whole.samples, pieces.samples) == (64, 8)
+    assert pieces.plain == few.plain
+    assert pieces.plain.activations < whole.plain.activations / 4
+
+
+def test_a_tensor_parallel_group_is_as_large_as_it_is_told():
+    assert [(s.name, s.data, s.tensor) for s in strategies(12, 8, tensor=2)] == [
+        ("ddp", 12, 1), ("fsdp", 12, 1), ("fsdp+tp", 6, 2),
+    ]  # fmt: skip
 
 
 def test_tensor_parallelism_leaves_a_worker_its_part_of_the_blocks_large_layers():
@@ -286,7 +309,7 @@ def test_the_job_prints_the_budget_and_starts_nothing(capsys, tmp_path, monkeypa
     settings = ["task=causal_lm", "model.name=gpt", "data.context=32", "data.source=text:nowhere"]
     assert job.main(["--plan", "--mfu", "0.5", *settings, "train.max_steps=50", "scale.num_workers=8"]) == 0
     printed = capsys.readouterr().out
-    assert "2 blocks of" in printed
+    assert "4 blocks of" in printed
     assert "reach 50% of their peak" in printed
     assert "all 50 steps" in printed
     assert printed.splitlines()[-1] == "verdict  fits 16 GiB under ddp and fsdp"
@@ -309,4 +332,4 @@ class Asking(nn.Module):
 
 def test_a_model_that_asks_for_numbers_is_refused():
     with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 4\)"):
-        plan(Asking, (4,), torch.float32, 8, 1, "fp32", "adam")
+        plan(Asking, (4,), torch.float32, Way(8))

@@ -236,3 +236,13 @@ for (model, shape), count in zip(cases, counts):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_a_depth_a_model_has_its_builders_own_and_two_layers_where_it_has_none():
+    found = build(ModelConfig(name="resnet", width=8), (1, 8, 8), 3, 0)
+    assert (
+        sum(isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) for module in found.modules())
+        == 17
+    )
+    assert len(build(ModelConfig(name="gpt", width=32), (8,), 16, 0, vocabulary=16).blocks) == 4
+    assert sum(isinstance(module, nn.Linear) for module in build(ModelConfig(), (8,), 3, 0).modules()) == 3

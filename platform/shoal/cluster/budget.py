@@ -14,7 +14,7 @@ from shoal.console import duration, table
 from shoal.data.tokenizer import vocabulary_of
 from shoal.errors import ConfigError, DataError
 from shoal.models import build, readable
-from shoal.models.budget import ALONE, GIB, MFU, TIMED_ON, Budget, Memory, plan
+from shoal.models.budget import ALONE, GIB, MFU, TENSOR_SIZE, TIMED_ON, Budget, Memory, Way, plan
 from shoal.performance import peak_flops
 from shoal.tasks import LANGUAGE, ON_TEXT
 from shoal.train import total_steps
@@ -107,10 +107,15 @@ def _plan(config: RunConfig, data: _Data) -> Budget:
         lambda: build(model, data.sample, data.outputs, config.seed, data.vocabulary, config.task),
         data.sample,
         data.dtype,
-        config.data.global_batch_size,
-        max(1, config.scale.num_workers),
-        config.train.precision,
-        config.optim.name,
+        Way(
+            batch=config.data.global_batch_size,
+            workers=max(1, config.scale.num_workers),
+            precision=config.train.precision,
+            optimizer=config.optim.name,
+            piece=size if isinstance(size := config.train.micro_batch_size, int) else None,
+            averages=config.train.ema is not None,
+            tensor=config.scale.tp_size or TENSOR_SIZE,
+        ),
     )
 
 

@@ -42,7 +42,8 @@ def facts_of(
     columns = [{"name": column.name, "kind": column.kind} for column in transform.columns[:200]]
     source = config.data.source
     return {
-        "params": {key: flat[key] for key in PARAMS} | {"model.parameters": size.parameters},
+        "params": {key: flat[key] for key in PARAMS if flat[key] is not None}
+        | {"model.parameters": size.parameters},
         "tags": {
             "mlflow.note.content": f"{source}, {config.model.name}: {size}",
             "shoal.flops_per_sample": size.flops_per_sample,

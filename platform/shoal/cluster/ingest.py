@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.block import BlockAccessor
 
 from shoal.data.order import SPLITS, VALIDATION
 from shoal.data.prepare import (
@@ -160,8 +161,12 @@ def _item_rows(batch: dict[str, np.ndarray], dataset: Any) -> Block:
 
 
 def _to_table(block: Block) -> pa.Table:
-    columns = {name: list(column) if column.ndim > 1 else column for name, column in block.items()}
-    return pa.table(columns)
+    """Turn arrays into an Arrow table; images and other tensors become columns of Ray's tensor type."""
+    tensors = {name: column for name, column in block.items() if column.ndim > 1}
+    converted = BlockAccessor.batch_to_arrow_block(tensors)
+    return pa.table(
+        {name: converted.column(name) if name in tensors else column for name, column in block.items()}
+    )
 
 
 @ray.remote(num_cpus=0.5)

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -118,7 +118,7 @@ class TrialRunner:
         try:
             for leftover in (STOP, OUTCOME, ERROR):
                 folder.delete(leftover)
-            _state_facts(order, folder)
+            order = replace(order, told=replace(order.told, flops_per_sample=_state_facts(order, folder)))
             if order.is_distributed:
                 judge: Judge = _RemoteJudge(ray.get_runtime_context().current_actor)
                 Workers(order.told.config.scale, order.use_gpu, order.hands).train(order.told, folder, judge)
@@ -152,12 +152,18 @@ def _work_here(order: Order, judge: Judge) -> None:
     work(order.told, shard, Alone(), device, judge, watches_system=False)
 
 
-def _state_facts(order: Order, folder: RunFolder) -> None:
-    """Write down what MLflow is to know of the trial; the environment is the sweep's, not each trial's."""
-    if not folder.exists(FACTS):
+def _state_facts(order: Order, folder: RunFolder) -> int:
+    """Write down what MLflow is to know of the trial, and return the FLOPs of a forward pass of a sample.
+
+    The environment is the sweep's, not each trial's.
+    """
+    facts = folder.read_json(FACTS)
+    if facts is None:
         config, prepared = order.told.config, order.told.prepared
-        size = measure_model(config, prepared)
-        folder.write_json(FACTS, facts_of(config, prepared, size, with_environment=False))
+        facts = facts_of(config, prepared, measure_model(config, prepared), with_environment=False)
+        folder.write_json(FACTS, facts)
+    flops: int = facts["model"]["flops_per_sample"]
+    return flops
 
 
 def _failed(error: BaseException, folder: RunFolder, seconds: float) -> Ended:

@@ -1,5 +1,6 @@
 """Models: plain `nn.Module`s by name, or a user's own by import path, each with a width and a depth."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -86,7 +87,7 @@ def build(
         "vocabulary": vocabulary,
         "task": task,
         "width": config.width,
-        "depth": config.depth,
+        "depth": _default_depth(builder) if config.depth is None else config.depth,
     } | ({"init": config.init} if is_foreign else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -112,6 +113,12 @@ def build(
     if config.init is not None:
         start_from(model, config.init)
     return model
+
+
+def _default_depth(builder: Callable[..., Any]) -> int:
+    """A builder's own, or 2 where it has none."""
+    named = inspect.signature(builder).parameters.get("depth")
+    return named.default if named and isinstance(named.default, int) else 2
 
 
 def build_for(config: ModelConfig, transform: Transform, task: str, seed: int) -> nn.Module:

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from shoal.errors import ModelError
 from shoal.models import measure
 from shoal.models.flops import training_flops
+from shoal.sharding import CUT_BY_INPUTS, CUT_BY_OUTPUTS
 
 GIB = 1 << 30
 DEVICES = (16, 24, 40, 80, 141)  # GiB of memory
@@ -38,11 +39,7 @@ MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 COUNTS_STEPS = ("adam", "adamw")
 
 ALONE = "alone"  # the strategy of one worker
-TENSOR_SIZE = 8  # workers of a tensor-parallel group besides FSDP: those of one host
-
-# A block's layers that tensor parallelism cuts, by outputs and by inputs (Shoeybi et al. 2019, section 3).
-CUT_BY_OUTPUTS = ("attention.query", "attention.key", "attention.value", "feed_forward.up")
-CUT_BY_INPUTS = ("attention.project", "feed_forward.down")
+TENSOR_SIZE = 8  # workers of a tensor-parallel group besides FSDP, where none is given: those of one host
 
 _FEWEST_BLOCKS = 2
 
@@ -77,6 +74,34 @@ class Strategy:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a model is trained.
+
+    Attributes:
+        batch: samples of an optimiser step, over all workers.
+        workers: devices.
+        precision: fp32, or what autocast makes of it: bf16, fp16.
+        optimizer: adam, adamw or sgd.
+        piece: samples that a worker runs at a time; None: its whole part of a batch.
+        averages: whether a moving average of the weights is kept.
+        tensor: workers of a tensor-parallel group besides FSDP.
+    """
+
+    batch: int
+    workers: int = 1
+    precision: str = "fp32"
+    optimizer: str = "adam"
+    piece: int | None = None
+    averages: bool = False
+    tensor: int = TENSOR_SIZE
+
+    def samples(self, strategy: Strategy) -> int:
+        """Return how many samples a worker runs at a time."""
+        part = -(-self.batch // strategy.data)
+        return min(part, self.piece or part)
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes of one worker at their peak."""
 
@@ -100,7 +125,7 @@ class Row:
     """What one strategy takes; the second is with activation checkpointing, where the model has blocks."""
 
     strategy: Strategy
-    samples: int  # of each worker's part of a batch
+    samples: int  # that a worker runs at a time
     plain: Memory
     checkpointed: Memory | None = None
 
@@ -131,25 +156,14 @@ class Budget:
         return steps * self.flops_per_step / (self.workers * peak * mfu)
 
 
-def plan(
-    make: Callable[[], nn.Module],
-    sample: tuple[int, ...],
-    dtype: torch.dtype,
-    batch: int,
-    workers: int,
-    precision: str,
-    optimizer: str,
-) -> Budget:
+def plan(make: Callable[[], nn.Module], sample: tuple[int, ...], dtype: torch.dtype, way: Way) -> Budget:
     """Find what training a model takes.
 
     Args:
         make: builds the model; it is called under the meta device.
         sample: shape of one sample.
         dtype: of a sample.
-        batch: samples of an optimiser step, over all workers.
-        workers: devices.
-        precision: fp32, or what autocast makes of it: bf16, fp16.
-        optimizer: adam, adamw or sgd.
+        way: how it is trained.
 
     Raises:
         ModelError: the model looks at the numbers in its tensors, and these have none.
@@ -160,13 +174,16 @@ def plan(
             model = _fake(make)
             counted = count(model)
             flops = measure(model, torch.zeros((1, *sample), dtype=dtype)).flops_per_sample
-            for (data, tensor), alike in groupby(strategies(workers, heads(model)), _grid):
-                part, samples = _fake(make) if tensor > 1 else model, -(-batch // data)
+            for (samples, tensor), alike in groupby(
+                strategies(way.workers, heads(model), way.tensor),
+                lambda strategy: (way.samples(strategy), strategy.tensor),
+            ):
+                part = _fake(make) if tensor > 1 else model
                 split(part, tensor)
                 held = count(part)
-                taken = activations(part, torch.zeros((samples, *sample), dtype=dtype), precision)
+                taken = activations(part, torch.zeros((samples, *sample), dtype=dtype), way.precision)
                 rows += [
-                    Row(strategy, samples, *(memory(held, strategy, optimizer, kept) for kept in taken))
+                    Row(strategy, samples, *(memory(held, strategy, way, kept) for kept in taken))
                     for strategy in alike
                 ]
     except ModelError:
@@ -176,23 +193,24 @@ def plan(
             f"the model cannot be planned ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
             "builder and forward must do with tensors that have shapes and no numbers"
         ) from error
-    return Budget(counted, tuple(rows), flops, batch, workers)
+    return Budget(counted, tuple(rows), flops, way.batch, way.workers)
 
 
-def strategies(workers: int, heads: int | None) -> list[Strategy]:
+def strategies(workers: int, heads: int | None, tensor: int = TENSOR_SIZE) -> list[Strategy]:
     """Return the ways in which workers can share a model.
 
     Args:
         workers: one at least.
         heads: of each attention; None if tensor parallelism has nothing to cut.
+        tensor: workers of a tensor-parallel group besides FSDP.
     """
     if workers == 1:
         return [Strategy(ALONE, 1)]
     found = [Strategy("ddp", workers), Strategy("fsdp", workers, is_sharded=True)]
     if heads and heads % workers == 0:
         found.append(Strategy("tp", 1, workers))
-    if heads and heads % TENSOR_SIZE == 0 and workers % TENSOR_SIZE == 0 and workers > TENSOR_SIZE:
-        found.append(Strategy("fsdp+tp", workers // TENSOR_SIZE, TENSOR_SIZE, is_sharded=True))
+    if heads and heads % tensor == 0 and workers % tensor == 0 and workers > tensor:
+        found.append(Strategy("fsdp+tp", workers // tensor, tensor, is_sharded=True))
     return found
 
 
@@ -210,7 +228,7 @@ def count(model: nn.Module) -> Count:
     )
 
 
-def memory(held: Count, strategy: Strategy, optimizer: str, activation_bytes: int) -> Memory:
+def memory(held: Count, strategy: Strategy, way: Way, activation_bytes: int) -> Memory:
     """Return what a worker holds at the most.
 
     FSDP makes whole what is in no block from the first forward to the last backward, and of the blocks the one that
@@ -219,17 +237,17 @@ def memory(held: Count, strategy: Strategy, optimizer: str, activation_bytes: in
     Args:
         held: the parameters of the worker's part, after tensor parallelism.
         strategy: how workers share the model.
-        optimizer: its name.
-        activation_bytes: of the worker's part of a batch.
+        way: how it is trained.
+        activation_bytes: of the samples that a worker runs at a time.
     """
     shares = strategy.data if strategy.is_sharded else 1
     cut = -(-held.total // shares)
     whole = held.total - sum(held.units) + sum(sorted(held.units)[-2:]) if strategy.is_sharded else 0
-    steps = 4 * held.tensors if optimizer in COUNTS_STEPS else 0
+    steps = 4 * held.tensors if way.optimizer in COUNTS_STEPS else 0
     return Memory(
-        weights=(cut + whole) * held.element_size,
+        weights=(cut + whole + cut * way.averages) * held.element_size,
         gradients=(cut + whole) * held.element_size,
-        optimizer=cut * held.element_size * MOMENTS[optimizer] + steps,
+        optimizer=cut * held.element_size * MOMENTS[way.optimizer] + steps,
         activations=activation_bytes,
     )
 
@@ -402,10 +420,6 @@ def _both(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
     plain = activation_bytes(model, inputs, precision)
     with _recomputing(model):
         return [plain, activation_bytes(model, inputs, precision)]
-
-
-def _grid(strategy: Strategy) -> tuple[int, int]:
-    return strategy.data, strategy.tensor
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ class ModelConfig(Section):
         ge=1,
         description="of the widest hidden layer, a transformer's residual stream, the first channels",
     )
-    depth: int = Field(2, ge=0, description="hidden layers, blocks of a transformer, layers of a resnet")
+    depth: int | None = Field(
+        None, ge=0, description="hidden layers, blocks, layers of a resnet; null: the model's own default"
+    )
     parametrization: Literal["standard", "mup"] = Field(
         "standard", description="mup: the learning rate that is best at base_width is so at any width"
     )
