@@ -1,5 +1,7 @@
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_the_named_optimiser_trains_what_is_not_frozen(name, kind):
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
     model[0].requires_grad_(False)
     optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.05, weight_decay=0.01))
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.05, 0.01)
     assert {id(p) for p in group["params"]} == {id(p) for p in model[1].parameters()}
@@ -89,3 +91,38 @@ def test_adam_makes_the_same_step_as_torchs_plain_one():
             optimizer.step()
         made.append(model.weight.detach())
     torch.testing.assert_close(made[0], made[1])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_an_optimiser_works_without_the_compiler_which_takes_a_second_to_import(name):
+    code = f"""
+import sys, torch
+from shoal.optim import OptimConfig, build_optimizer
+layer = torch.nn.Linear(4, 3)
+first, second = (build_optimizer(layer, OptimConfig(name="{name}")) for _ in range(2))
+layer(torch.ones(2, 4)).sum().backward()
+first.step()
+second.load_state_dict(first.state_dict())
+second.step()
+first.zero_grad()
+assert torch.is_grad_enabled() and layer.weight.requires_grad and layer.weight.grad is None
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
+    layers = [nn.Linear(8, 8) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ours = build_optimizer(layers[0], OptimConfig(name=name, weight_decay=0.1))
+    more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    own_class = type(ours).__mro__[1]
+    theirs = own_class(layers[1].parameters(), lr=0.001, weight_decay=0.1, fused=True, **more)
+    for step in range(5):
+        for layer, optimizer in zip(layers, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            layer(torch.full((3, 8), step + 1.0)).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(layers[0].weight, layers[1].weight)
+    assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()

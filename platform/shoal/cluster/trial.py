@@ -80,8 +80,6 @@ class TrialRunner:
         self._verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
         self._order: Order | None = None
         self._waited_s = 0.0
-        # An optimiser's first step imports it: 1.2 s that are no trial's own.
-        import torch._dynamo  # noqa: F401
 
     def begin(self, order: Order) -> None:
         """Start a trial in a thread; its end comes as an event."""
