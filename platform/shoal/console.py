@@ -94,7 +94,7 @@ class ProgressLine:
         parts += [f"{name} {status.metrics[name]:.4g}" for name in shown]
         steps_per_s = self._rate()
         if steps_per_s:
-            parts.append(f"{steps_per_s:.0f} steps/s")
+            parts.append(f"{steps_per_s:.{0 if steps_per_s >= 10 else 1}f} steps/s")
             if status.step < status.steps:
                 parts.append(f"ETA {duration((status.steps - status.step) / steps_per_s)}")
         return "  ".join(parts)
