@@ -131,6 +131,32 @@ def test_a_snapshot_does_not_change_while_training_goes_on():
     assert (made.progress.step, made.progress.best) == (1, {"best/val_loss": 1.0})
 
 
+def test_a_spare_snapshots_memory_is_used_again_where_it_fits():
+    (model, optimizer), (other, _) = trained(seed=1), trained(seed=2)
+    spare = snapshot(
+        other, torch.optim.Adam(other.parameters(), 0.01), Progress(step=1), []
+    )  # no moments yet
+    spare.weights["0.weight"] = torch.zeros(7, 7)
+    places = {name: tensor.data_ptr() for name, tensor in spare.weights.items()}
+    made = snapshot(model, optimizer, Progress(step=2), [], spare=spare)
+    fresh = snapshot(model, optimizer, Progress(step=2), [])
+    assert equal(made.weights, fresh.weights)
+    assert equal(made.optimizer, fresh.optimizer)
+    assert made.weights["0.weight"].shape == (4, 3)
+    again = {name for name, tensor in made.weights.items() if tensor.data_ptr() == places[name]}
+    assert again == made.weights.keys() - {"0.weight"}
+
+
+def test_a_snapshot_becomes_spare_once_it_is_written_and_not_while_it_waits(store):
+    saver, first, second = BackgroundSaver(store, {}, b"{}"), taken(1), taken(2)
+    saver.hold(first)
+    assert saver.take_spare() is None
+    saver.save(second)
+    saver.wait()
+    assert saver.take_spare() is second
+    assert saver.take_spare() is None
+
+
 def test_tied_weights_come_back_tied(store):
     class Tied(nn.Module):
         def __init__(self):

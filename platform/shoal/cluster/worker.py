@@ -128,7 +128,7 @@ def work(
         states = collective.gather(random_state())[:: collective.size // collective.data_size]
         progress.seconds = done_before + time.perf_counter() - started
         if is_first or collective.is_sharded:
-            taken = snapshot(model, optimizer, progress, states, scaler, average)
+            taken = snapshot(model, optimizer, progress, states, scaler, average, saver.take_spare())
             if not is_due:
                 saver.hold(taken)
                 return
