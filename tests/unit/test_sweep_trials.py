@@ -5,7 +5,18 @@ import io
 import pandas as pd
 import pytest
 
-from shoal.sweep.trials import TrialRow, best, cells, is_log, limits, points, ranked, to_table, varying
+from shoal.sweep.trials import (
+    TrialRow,
+    best,
+    cells,
+    is_log,
+    limits,
+    losers,
+    points,
+    ranked,
+    to_table,
+    varying,
+)
 
 
 def trial(number, metric, status="finished", params=None, **more):
@@ -142,3 +153,17 @@ def test_limits_cut_off_diverged_trials_and_nothing_else():
     assert limits([0.9, 0.8, 0.7, -1e9], "max") == pytest.approx((0.3, 0.9))
     assert limits([1.0, 1.0, 1.0, 5.0], "min") == (1.0, 5.0)
     assert limits([2.0], "max") == (2.0, 2.0)
+
+
+def test_a_trial_is_lost_once_others_are_better_and_all_seeds_of_its_point_have_ended():
+    """The first seed of what turns out to be the best point ends before the second, and is kept till then."""
+    rows = [
+        trial(0, 0.3, point=0), trial(1, 0.3, point=0, repeat=1), trial(2, 0.1, point=1),
+        trial(3, 0.9, "running", point=1, repeat=1), trial(4, None, "infeasible", point=2),
+        trial(5, 0.2, "killed", point=2, repeat=1),
+    ]  # fmt: skip
+    assert losers(rows, [rows[0], rows[1], rows[2]], repeat=2, keep=1) == {1}
+    ended = [*rows[:3], trial(3, 0.2, point=1, repeat=1)]
+    assert losers(ended, [ended[2], ended[3], ended[0], ended[1]], repeat=2, keep=1) == {0, 1, 3}
+    single = [trial(0, 0.3), trial(1, 0.2), trial(2, 0.1, "running")]
+    assert losers(single, ranked(single, "min"), repeat=1, keep=1) == {0}

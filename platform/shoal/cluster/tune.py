@@ -43,7 +43,7 @@ from shoal.runfolder import (
 )
 from shoal.sweep.engine import LAG, Engine, Planned, Trial, Verdict
 from shoal.sweep.report import Findings, write_report
-from shoal.sweep.trials import TrialRow, best, points, ranked
+from shoal.sweep.trials import TrialRow, best, losers, points, ranked
 from shoal.track.journal import Journal
 from shoal.track.tracker import TrackerProcess
 
@@ -417,12 +417,11 @@ class _Sweep(Attempt):
         self.journal.flush()
 
     def _retain(self) -> None:
-        """Free the checkpoints of all ended trials but the best."""
-        order = self.best_first()
-        kept = {row.number for row in order[: self.config.tune.keep]}
+        """Free the checkpoints of the trials that cannot be among the best any more."""
+        tune = self.config.tune
+        lost = losers(self.rows(), self.best_first(), tune.repeat, tune.keep)
         for trial, progress in self.work.items():
-            has_ended = progress.outcome not in (None, "killed")
-            if has_ended and trial.number not in kept and not progress.is_freed:
+            if trial.number in lost and not progress.is_freed:
                 progress.folder.delete(CHECKPOINTS)
                 progress.is_freed = True
 

@@ -6,7 +6,7 @@ It knows nothing of how trials are run or drawn. A trial counts as ranked when i
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["min", "max"]
 RANKED = ("finished", "stopped")
+ENDED = (*RANKED, "infeasible", "failed")
 LOG_SPAN = 20.0
 
 
@@ -76,6 +77,22 @@ def points(rows: Iterable[TrialRow], mode: Mode) -> list[PointRow]:
         repeats[row.point].append(row)
     done = [_aggregate(group) for group in repeats.values() if all(map(_is_ranked, group))]
     return sorted(done, key=lambda point: (_sign(mode) * point.mean, point.point))
+
+
+def losers(rows: Iterable[TrialRow], order: Sequence[TrialRow], repeat: int, keep: int) -> set[int]:
+    """Return the numbers of the trials that cannot be among the best any more, by which they are freed.
+
+    A point's mean is known when all its seeds have ended: until then none of them is lost.
+
+    Args:
+        order: the ranked trials, best first.
+        repeat: seeds of each point.
+        keep: how many of the best are kept.
+    """
+    ended = [row for row in rows if row.status in ENDED]
+    seeds = Counter(row.point for row in ended)
+    kept = {row.number for row in order[:keep]}
+    return {row.number for row in ended if seeds[row.point] == repeat} - kept
 
 
 def cells(rows: Iterable[TrialRow], keys: Sequence[str], mode: Mode) -> dict[tuple[Any, ...], float]:
