@@ -128,7 +128,8 @@ class RunConfig(Section):
         if self.data.global_batch_size < self.scale.data_size:
             raise ValueError(
                 f"data.global_batch_size={self.data.global_batch_size} is less than "
-                f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch"
+                f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch: "
+                f"set data.global_batch_size={self.scale.num_workers} or more"
             )
         return self
 
