@@ -7,7 +7,6 @@ background, and as a loop would without that, waiting for the disk; the measure 
 any but the first checkpoint.
 """
 
-import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from harness import Figure, Report, Row, free_ports, main, progress, ratios
+from harness import Figure, Report, Row, free_ports, main, progress, ratios, scratch
 from quiet import Quiet, Timing
 from shoal.checkpoint import BackgroundSaver, CheckpointStore, Progress, random_state, snapshot
 from shoal.cluster.config import ScaleConfig
@@ -76,10 +75,10 @@ def count_here(rank: int, strategy: str, store: str, out: str) -> None:
 
 def held_bytes(strategy: str) -> float:
     """Return the bytes of the worker that holds more."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         store = f"tcp://127.0.0.1:{free_ports(1)[0]}"
         mp.spawn(count_here, (strategy, store, f"{folder}/held"), nprocs=WORKERS)
-        return max(float(file.read_text()) for file in Path(folder).glob("held-*"))
+        return max(float(file.read_text()) for file in folder.glob("held-*"))
 
 
 class Saving:
@@ -114,8 +113,8 @@ def measure(repeat: int) -> Report:
     quiet = Quiet()
     ddp, fsdp = held_bytes("ddp"), held_bytes("fsdp")
     blocked, waited = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        saving = Saving(Path(folder))
+    with scratch() as folder:
+        saving = Saving(folder)
         saving.seconds(waits=True)  # the first finds no memory to use again
         for number in range(repeat):
             blocked.append(quiet.value(lambda: saving.seconds(waits=False)))

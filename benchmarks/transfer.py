@@ -17,7 +17,6 @@ from typing import Any
 
 from harness import ROOT, TIMEOUT_S, Figure, Report, Row, environment, main, progress, scratch
 from shoal.cluster import session
-from shoal.runfolder import RunFolder
 
 WIDEN = 8
 SETTINGS = {
@@ -74,17 +73,13 @@ def run_transfer(name: str, seed: int, folder: Path) -> Found:
 def found_in(result: dict[str, Any]) -> Found:
     """Return the figures of a transfer's `result.json`."""
     compared, cost = result["comparison"], result["cost"]
-    rates = [best_rate(result["sweep_folder"]), best_rate(compared["run_folder"])]
+    narrow, wide = (float(found["params"]["optim.lr"]) for found in (result, compared))
     return Found(
-        octaves=abs(math.log2(rates[1] / rates[0])),
+        octaves=abs(math.log2(wide / narrow)),
         gap=100 * compared["gap"] / abs(compared["value"]),
         share=100 * cost["search"]["flops"] / cost["direct_search"]["flops"],
         seconds_share=100 * cost["search"]["seconds"] / cost["direct_search"]["seconds"],
     )
-
-
-def best_rate(folder: str) -> float:
-    return float(RunFolder(folder).read_json("result.json")["best"]["params"]["optim.lr"])
 
 
 def measure(repeat: int) -> Report:

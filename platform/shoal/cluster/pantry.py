@@ -19,11 +19,11 @@ class Pantry:
     def __init__(self) -> None:
         self._shelves: dict[str, tuple[Plan, Prepared, Hands]] = {}
 
-    def stock(self, plan: Plan) -> tuple[Prepared, Hands]:
+    def stock(self, plan: Plan) -> Prepared:
         """Deal the data of a plan that was checked already."""
         prepared, hands = deal(plan, plan.config.scale.data_size)
         self._shelves[_shelf(plan.config)] = plan, prepared, hands
-        return prepared, hands
+        return prepared
 
     def take(self, config: RunConfig) -> tuple[Plan, Prepared, Hands]:
         """Return the data a config asks for, dealing it if it is the first to.

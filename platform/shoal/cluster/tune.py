@@ -128,7 +128,7 @@ class _Sweep(Attempt):
         slots = self.plan.slots(session.resources(), spare_cpus(base), use_gpu)
         self._use_gpu = use_gpu
         self.pool: Pool[Trial] = Pool(slots, self.plan.actor_resources(use_gpu))
-        prepared, _ = self.pantry.stock(base)
+        prepared = self.pantry.stock(base)
         if base.prepared is None:
             self._let_track(prepared)
         self.journal = Journal(self.folder, self.attempt)
