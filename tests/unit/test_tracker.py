@@ -1,4 +1,5 @@
 import json
+import socket
 import time
 
 import pytest
@@ -109,3 +110,27 @@ def test_what_a_store_missed_while_it_was_away_it_gets_when_it_is_back(client, r
     ended(folder)
     assert tracker.close()
     assert len(client.get_metric_history(tracker.run_id, "train/loss")) == 3
+
+
+def test_a_server_that_dies_before_the_run_is_in_it_is_waited_for_as_one_that_was_lost(
+    client, run, monkeypatch
+):
+    monkeypatch.setattr(module, "CLOSE_NEVER_SEEN_S", 0.0)
+    monkeypatch.setattr(module, "CLOSE_LOST_S", 1.0)
+    monkeypatch.setattr(module, "RETRY_S", (0.05,))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        folder = run(status="RUNNING")
+        folder.update_json(IDENTITY, tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracker = Tracker(folder)
+        tracker.start()
+        server.accept()[0].close()
+    began = time.monotonic()
+    assert tracker.close() is False
+    assert time.monotonic() - began > 1.0
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///mlflow.db", "http://127.0.0.1:1", "https://nowhere.invalid", "databricks"]
+)
+def test_what_nothing_answers_at_is_not_waited_for(uri):
+    assert module.listens(uri) is False

@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from urllib.parse import urlsplit
 
 from shoal.runfolder import RunFolder
 from shoal.track.mirror import LEASE_BEAT_S, reap
@@ -20,6 +22,19 @@ CLOSE_LOST_S = 30.0
 LOWEST = 19  # as nice counts
 
 logger = logging.getLogger(__name__)
+
+
+def listens(uri: str) -> bool:
+    """Whether something accepts connections where an http(s) URI points; False for a store without a server."""
+    parts = urlsplit(uri)
+    if parts.hostname is None or not parts.scheme.startswith("http"):
+        return False
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname, port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 class Tracker:
@@ -81,6 +96,8 @@ class Tracker:
             logger.debug("status not delivered: %s", error)
 
     def _work(self) -> None:
+        # Ahead of importing mlflow, which takes seconds: a server may die in them, and is no less worth waiting for.
+        self._was_seen = listens(self._folder.identity()["tracking_uri"])
         if self._gives_way:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         # An earlier attempt's guardian may still be at it.
