@@ -51,6 +51,10 @@ class Pool(Generic[Key]):
     def free(self) -> int:
         return self.size - len(self._busy)
 
+    def holds(self, key: Key) -> bool:
+        """Whether an actor is at a trial."""
+        return any(held is key for held, _ in self._busy.values())
+
     def begin(self, key: Key, order: Order) -> None:
         """Give a trial to an idle actor."""
         actor = self._idle.pop(0)

@@ -5,6 +5,7 @@ trials is answered from the engine's. Time is counted in evaluations (`training_
 come from a state of their own, a function of the sweep's seed.
 """
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -236,6 +237,7 @@ def make_scheduler(config: TuneConfig, space: Space, mode: str, iterations: int,
         return Fifo()  # without the seconds that importing Ray Tune takes
     from ray.tune import schedulers as ray_schedulers
 
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # HyperBand tells of each bracket it has no use for
     common: dict[str, Any] = {"time_attr": "training_iteration", "metric": "value", "mode": mode}
     match config.scheduler:
         case "asha":

@@ -202,8 +202,9 @@ class _Sweep(Attempt):
         moved_s = time.monotonic()
         while True:
             has_moved = self._carry_out_clones() | self._start_what_can() | self._give_verdicts()
+            self._close_given_up()
             self._tell()
-            if self.engine.has_ended:
+            if self.engine.has_ended and self.pool.free == self.pool.size:
                 return
             self._check_for_stop()
             self._check_budget()
@@ -391,6 +392,12 @@ class _Sweep(Attempt):
         progress.folder.write_json(ERROR, progress.error)
         self.engine.fail(trial, "infeasible" if was_out_of_memory else "failed")
         self._close(trial, f"{kind}: {times}{reason}")
+
+    def _close_given_up(self) -> None:
+        """Close the paused trials that the scheduler gave up, once no process writes their checkpoints any more."""
+        for trial, progress in self.work.items():
+            if trial.has_ended and progress.outcome is None and not self.pool.holds(trial):
+                self._close(trial, self._stop_reason(trial))
 
     def _close(self, trial: Trial, reason: str | None, outcome: str | None = None) -> None:
         """Leave a trial's result in its folder, and free what it does not need any more."""
