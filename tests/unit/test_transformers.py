@@ -153,10 +153,12 @@ def test_changing_later_tokens_does_not_change_earlier_logits(positions):
 
 
 @POSITIONS
-def test_the_order_of_tokens_counts(positions):
-    model, tokens = gpt(positions=positions), some_tokens()
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_the_order_of_tokens_counts(kind, positions):
+    tokens = some_tokens()
+    model = gpt(positions=positions) if kind == "gpt" else bert("masked_lm", VOCABULARY, positions=positions)
     swapped = tokens[:, [1, 0, *range(2, CONTEXT)]]
-    assert (model(tokens)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-2
+    assert (model(tokens)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-3
 
 
 @POSITIONS
@@ -273,9 +275,10 @@ def test_a_few_steps_teach_gpt_a_sequence_by_heart():
 # BERT.
 
 
+@POSITIONS
 @pytest.mark.parametrize("task", ["sequence_classification", "masked_lm"])
-def test_padding_changes_nothing_for_the_tokens_before_it(task):
-    model, tokens = bert(task, VOCABULARY), some_tokens(t=7)
+def test_padding_changes_nothing_for_the_tokens_before_it(task, positions):
+    model, tokens = bert(task, VOCABULARY, positions=positions), some_tokens(t=7)
     padded = F.pad(tokens, (0, CONTEXT - 7))
     expected, found = model(tokens), model(padded)
     assert torch.allclose(found[:, :7] if task == "masked_lm" else found, expected, atol=1e-4)
@@ -322,10 +325,11 @@ def test_the_output_of_the_masked_language_model_is_tied_to_the_embedding_and_ca
     ("task", "outputs", "head"),
     [("masked_lm", 23, (16 * 16 + 16) + 2 * 16 + 23), ("sequence_classification", 3, 3 * 16 + 3)],
 )
-def test_parameters_of_bert_are_those_counted_by_hand(task, outputs, head):
+@pytest.mark.parametrize(("positions", "extra"), [("rotary", 0), ("learned", CONTEXT * WIDTH)])
+def test_parameters_of_bert_are_those_counted_by_hand(task, outputs, head, positions, extra):
     block = 4 * (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16) + 2 * 2 * 16
-    count = sum(parameter.numel() for parameter in bert(task, outputs).parameters())
-    assert count == (23 + 12) * 16 + 2 * block + 2 * 16 + head
+    count = sum(parameter.numel() for parameter in bert(task, outputs, positions=positions).parameters())
+    assert count == 23 * 16 + extra + 2 * block + 2 * 16 + head
 
 
 # Both.
@@ -381,7 +385,7 @@ def test_blocks_sharded_by_fsdp_in_bfloat16_keep_the_cache_and_exact_rotations(p
 
 
 @pytest.mark.parametrize(
-    ("width", "heads", "is_rotary", "expected"),
+    ("width", "heads", "rotates", "expected"),
     [
         (32, None, True, 1),
         (64, None, True, 1),
@@ -390,12 +394,12 @@ def test_blocks_sharded_by_fsdp_in_bfloat16_keep_the_cache_and_exact_rotations(p
         (48, 8, True, 8),
     ],
 )
-def test_there_is_one_head_for_each_64_of_the_width_unless_told_otherwise(width, heads, is_rotary, expected):
-    assert head_count(width, heads, is_rotary) == expected
+def test_there_is_one_head_for_each_64_of_the_width_unless_told_otherwise(width, heads, rotates, expected):
+    assert head_count(width, heads, rotates) == expected
 
 
 @pytest.mark.parametrize(
-    ("width", "heads", "is_rotary", "pieces"),
+    ("width", "heads", "rotates", "pieces"),
     [
         (200, None, False, ["model.width=200", "into 3 heads", "write model.args.heads=2"]),
         (48, 5, False, ["into 5 heads", "write model.args.heads=4"]),
@@ -404,9 +408,9 @@ def test_there_is_one_head_for_each_64_of_the_width_unless_told_otherwise(width,
         (16, 0, False, ["into 0 heads", "write model.args.heads=1"]),
     ],
 )
-def test_heads_that_do_not_fit_are_refused_with_the_number_that_would(width, heads, is_rotary, pieces):
+def test_heads_that_do_not_fit_are_refused_with_the_number_that_would(width, heads, rotates, pieces):
     with pytest.raises(ModelError) as caught:
-        head_count(width, heads, is_rotary)
+        head_count(width, heads, rotates)
     assert all(piece in str(caught.value) for piece in pieces), str(caught.value)
 
 

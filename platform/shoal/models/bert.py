@@ -7,7 +7,15 @@ There is one kind of segment, and no next-sentence task.
 from torch import Tensor, arange, nn
 
 from shoal.errors import ModelError
-from shoal.models.transformer import Block, check_length, context_length, head_count, initialize
+from shoal.models.transformer import (
+    Block,
+    Rotation,
+    check_length,
+    context_length,
+    head_count,
+    initialize,
+    is_rotary,
+)
 
 PADDING = 0
 
@@ -28,6 +36,7 @@ class BERT(nn.Module):
         width: int = 256,
         depth: int = 4,
         heads: int | None = None,
+        positions: str = "learned",
         dropout: float = 0.0,
     ) -> None:
         """Build the layers.
@@ -40,11 +49,12 @@ class BERT(nn.Module):
             width: of the residual stream.
             depth: blocks.
             heads: of each attention; None is one for each 64 of the width, at least 1.
+            positions: learned (one vector each, added to the token's), or rotary.
             dropout: share dropped in training of embeddings, attention weights, what a block adds, and what a
                 row is classified by.
 
         Raises:
-            ModelError: inputs, outputs, vocabulary or heads cannot be used.
+            ModelError: inputs, outputs, vocabulary, heads or positions cannot be used.
         """
         super().__init__()
         is_masked_lm = task == "masked_lm"
@@ -57,10 +67,12 @@ class BERT(nn.Module):
                 f"outputs={outputs} with vocabulary={vocabulary}: the output layer of task=masked_lm is tied to the "
                 "embedding; make them equal"
             )
+        rotates = is_rotary(positions)
         self.context = context_length(inputs)
-        heads = head_count(width, heads, is_rotary=False)
+        heads = head_count(width, heads, rotates)
+        self.head_dim = width // heads
         self.embedding = nn.Embedding(vocabulary, width)
-        self.position = nn.Embedding(self.context, width)
+        self.position = None if rotates else nn.Embedding(self.context, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=False) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -89,9 +101,13 @@ class BERT(nn.Module):
     def _hidden(self, tokens: Tensor, there: Tensor) -> Tensor:
         """Return [n, t, width]; `there`, [n, t], says which positions are seen."""
         positions = arange(tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.embedding(tokens) + self.position(positions))
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position(positions)
+        rotation = Rotation(positions, self.head_dim) if self.position is None else None
+        x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, mask=there[:, None, None, :])
+            x = block(x, mask=there[:, None, None, :], rotation=rotation)
         return self.norm(x)  # type: ignore[no-any-return]
 
 

@@ -15,6 +15,7 @@ from shoal.models.transformer import (
     context_length,
     head_count,
     initialize,
+    is_rotary,
 )
 
 
@@ -52,13 +53,12 @@ class GPT(nn.Module):
             ModelError: inputs, heads or positions cannot be used.
         """
         super().__init__()
-        if positions not in ("rotary", "learned"):
-            raise ModelError(f"positions='{positions}' is not known: write rotary or learned")
+        rotates = is_rotary(positions)
         self.context = context_length(inputs)
-        heads = head_count(width, heads, is_rotary=positions == "rotary")
+        heads = head_count(width, heads, rotates)
         self.head_dim = width // heads
         self.embedding = nn.Embedding(outputs, width)
-        self.position = nn.Embedding(self.context, width) if positions == "learned" else None
+        self.position = None if rotates else nn.Embedding(self.context, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

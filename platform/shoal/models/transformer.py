@@ -170,6 +170,17 @@ def initialize(model: nn.Module) -> None:
             nn.init.normal_(last.weight, std=INIT_STD / math.sqrt(2 * len(blocks)))
 
 
+def is_rotary(positions: str) -> bool:
+    """Whether positions are rotary, and not learned (one vector each, added to the token's).
+
+    Raises:
+        ModelError: they are neither.
+    """
+    if positions not in ("rotary", "learned"):
+        raise ModelError(f"positions='{positions}' is not known: write rotary or learned")
+    return positions == "rotary"
+
+
 def context_length(inputs: tuple[int, ...]) -> int:
     """Return the number of positions of one sample.
 
@@ -184,7 +195,7 @@ def context_length(inputs: tuple[int, ...]) -> int:
     return inputs[0]
 
 
-def head_count(width: int, heads: int | None, is_rotary: bool) -> int:
+def head_count(width: int, heads: int | None, rotates: bool) -> int:
     """Return the number of heads: by default one for each 64 of the width.
 
     Raises:
@@ -192,7 +203,7 @@ def head_count(width: int, heads: int | None, is_rotary: bool) -> int:
     """
 
     def fits(number: int) -> bool:
-        return number > 0 and width % number == 0 and not (is_rotary and width // number % 2)
+        return number > 0 and width % number == 0 and not (rotates and width // number % 2)
 
     wanted = max(1, width // HEAD_DIM) if heads is None else heads
     if fits(wanted):
@@ -201,7 +212,7 @@ def head_count(width: int, heads: int | None, is_rotary: bool) -> int:
     remedy = f"model.args.heads={fitting[0]}" if fitting else f"model.width={width + 1}"
     raise ModelError(
         f"model.width={width} does not split into {wanted} heads: each needs the same "
-        f"{'even (for rotary positions) ' if is_rotary else ''}number of dimensions; write {remedy}"
+        f"{'even (for rotary positions) ' if rotates else ''}number of dimensions; write {remedy}"
     )
 
 
