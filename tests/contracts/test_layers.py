@@ -102,7 +102,8 @@ LAYERS = [
     ["cluster.transfer"],
     # What only jobs use.
     ["console"],
-    ["cluster.forecast", "cluster.budget"],
+    ["cluster.probe", "cluster.budget"],
+    ["cluster.forecast"],
 ]
 RANKS = {
     "shoal" if name == "shoal" else f"shoal.{name}": rank

@@ -67,6 +67,12 @@ def test_the_losers_checkpoints_are_freed_and_the_table_has_every_trial(twin: Pl
     [
         ("tune.scheduler=pbt", "optim.lr=loguniform(1e-5,1e-1)", "tune.num_samples=4"),
         (
+            "tune.scheduler=hyperband",
+            "optim.lr=loguniform(1e-5,1e-1)",
+            "model.width=32",
+            "tune.num_samples=8",
+        ),
+        (
             "tune.search=optuna",
             "optim.lr=loguniform(1e-5,1e-1)",
             "tune.num_samples=4",
@@ -80,6 +86,12 @@ def test_schedulers_and_searches_come_to_an_end(shared: Place, settings: tuple[s
     result = sweep(shared, *QUICK, *settings)
     assert result["trials"]["planned"] == len(result["rows"]) == len(children(result))
     assert all(row["metric"] is not None for row in result["rows"])
+    assert {row["status"] for row in result["rows"]} <= {"finished", "stopped"}
+    assert [path.parent.name for path in Path(result["run_folder"]).glob("trials/*/checkpoints")] == [
+        result["best"]["trial"]
+    ]
+    if "tune.scheduler=hyperband" in settings:
+        assert result["trials"]["stopped"] >= 3  # of a bracket of 5, among them some that were paused
     if "tune.repeat=2" in settings:
         numbers = [row["point"] for row in sorted(result["rows"], key=lambda row: row["number"])]
         assert numbers == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -99,8 +111,18 @@ def test_a_dry_run_foresees_the_sweep_and_starts_nothing(twin: Place, tmp_path: 
     result = twin.first.result  # type: ignore[attr-defined]
     assert int(lines["trials"]) == 16
     # Within 25% on a quiet machine; here other tests run beside either of them, and a wrong unit is what shows.
-    assert 1 / 20 < float(lines["worker-hours"].split()[0]) / result["worker_hours"] < 20
+    assert 1 / 6 < float(lines["worker-hours"].split()[0]) / result["worker_hours"] < 6
+    assert "by chance: the scheduler leaves" in lines["worker-hours"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_is_not_kept_from_foreseeing_by_a_trial_that_diverges(place: Place) -> None:
+    done = place.run("tune", "optim.lr=0.001,1e6", "optim.name=sgd", "train.epochs=3", "dry_run=true")
+    assert done.code == 0, done.out + done.err
+    assert "trials         2" in done.out
+    done = place.run("tune", "optim.lr=1e5,1e6", "optim.name=sgd", "train.epochs=3", "dry_run=true")
+    assert done.code == 1
+    assert "lower the range of optim.lr" in done.errors[0]
 
 
 BAD = {

@@ -116,7 +116,7 @@ class TrialRunner:
         try:
             for leftover in (STOP, OUTCOME, ERROR):
                 folder.delete(leftover)
-            order = replace(order, told=replace(order.told, flops_per_sample=_state_facts(order, folder)))
+            order = replace(order, told=replace(order.told, flops_per_sample=state_facts(order.told, folder)))
             if order.is_distributed:
                 judge: Judge = _RemoteJudge(ray.get_runtime_context().current_actor)
                 Workers(order.told.config.scale, order.use_gpu, order.hands).train(order.told, folder, judge)
@@ -150,14 +150,14 @@ def _work_here(order: Order, judge: Judge) -> None:
     work(order.told, shard, Alone(), device, judge, watches_system=False)
 
 
-def _state_facts(order: Order, folder: RunFolder) -> int:
+def state_facts(told: Assignment, folder: RunFolder) -> int:
     """Write down what MLflow is to know of the trial, and return the FLOPs of a forward pass of a sample.
 
     The environment is the sweep's, not each trial's.
     """
     facts = folder.read_json(FACTS)
     if facts is None:
-        config, prepared = order.told.config, order.told.prepared
+        config, prepared = told.config, told.prepared
         facts = facts_of(config, prepared, measure_model(config, prepared), with_environment=False)
         folder.write_json(FACTS, facts)
     flops: int = facts["model"]["flops_per_sample"]

@@ -154,7 +154,7 @@ def work(
         is_save_due=lambda: saver.is_due,
         judge=lambda progress: _verdict(judge, collective, progress),
         save_every=config.checkpoint.every_steps,
-        record_every=_record_every(config, steps),
+        record_every=record_every(config, steps),
         has_validation=prepared.rows[VALIDATION] > 0,
         pieces=make_pieces(
             config.train.micro_batch_size, model, forward, collective, shard.lanes.num_workers
@@ -215,7 +215,8 @@ def resident_shard(
     return ResidentShard(told.prepared.lanes(told.recipe, rank, size), rows.pop(TRAIN), rows)
 
 
-def _record_every(config: RunConfig, steps: int) -> int:
+def record_every(config: RunConfig, steps: int) -> int:
+    """Return every how many of all steps a metric point is recorded."""
     every = config.track.every_steps
     return max(1, steps // MAX_POINTS) if every == "auto" else every
 
