@@ -1,5 +1,8 @@
 """An encoder for masked language models and sequence classification: BERT (Devlin et al. 2019) with pre-norm blocks.
 
+Positions are rotary unless told otherwise, as in ModernBERT (Warner et al. 2024): attention that looks a few places to
+either side is there from the start, where learned positions must be learned before anything but frequencies is.
+
 It knows token ids, of which 0 is padding; which tokens are masked and what text they stand for it does not know.
 There is one kind of segment, and no next-sentence task.
 """
@@ -36,7 +39,7 @@ class BERT(nn.Module):
         width: int = 256,
         depth: int = 4,
         heads: int | None = None,
-        positions: str = "learned",
+        positions: str = "rotary",
         dropout: float = 0.0,
     ) -> None:
         """Build the layers.
@@ -49,7 +52,7 @@ class BERT(nn.Module):
             width: of the residual stream.
             depth: blocks.
             heads: of each attention; None is one for each 64 of the width, at least 1.
-            positions: learned (one vector each, added to the token's), or rotary.
+            positions: rotary, or learned (one vector each, added to the token's).
             dropout: share dropped in training of embeddings, attention weights, what a block adds, and what a
                 row is classified by.
 
