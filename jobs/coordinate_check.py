@@ -7,8 +7,8 @@ import _path  # noqa: F401  (first: it finds shoal)
 from shoal import console
 from shoal.cluster.claim import find_folder
 from shoal.cluster.coordinate_check import Checked, CoordinateConfig, check_coordinates, record
-from shoal.config import describe, load
 from shoal.errors import VerificationError
+from shoal.settings import describe, load
 
 SHOWN = 30
 

@@ -12,8 +12,8 @@ import _path  # noqa: F401  (first: it finds shoal)
 from shoal import console
 from shoal.cluster.assess import AssessConfig, Assessment, assess, record
 from shoal.cluster.config import resolve_tracking_uri
-from shoal.config import describe, load
 from shoal.predict import Predictor
+from shoal.settings import describe, load
 from shoal.track.resolve import find_model
 
 

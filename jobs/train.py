@@ -12,8 +12,8 @@ from shoal.cluster.claim import find_folder, finished_result
 from shoal.cluster.config import RunConfig, home, resolve_tracking_uri
 from shoal.cluster.fit import fit
 from shoal.cluster.plan import check
-from shoal.config import describe, load
 from shoal.models.budget import MFU
+from shoal.settings import describe, load
 
 
 def main(arguments: list[str]) -> int:

@@ -17,9 +17,9 @@ from shoal.cluster.transfer import (
     load_transfer,
     transfer,
 )
-from shoal.config import describe
 from shoal.errors import Interrupted
 from shoal.runfolder import RunFolder
+from shoal.settings import describe
 from shoal.sweep.report import show_params
 
 

@@ -12,7 +12,7 @@ from shoal.cluster.forecast import forecast
 from shoal.cluster.sweep_config import SweepConfig, load_sweep
 from shoal.cluster.sweep_plan import check_sweep
 from shoal.cluster.tune import covers, finished_sweep, tune
-from shoal.config import describe
+from shoal.settings import describe
 from shoal.sweep.trials import TrialRow
 
 RANGES = """ranges, in Ray Tune's words:

@@ -25,8 +25,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -215,7 +213,9 @@ class CheckpointStore:
         return self._read(name, PREPARED)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        return dict(load_safetensors(self._read(name, WEIGHTS)))
+        from safetensors.torch import load
+
+        return dict(load(self._read(name, WEIGHTS)))
 
     def optimizer(self, name: str) -> dict[str, Any]:
         """Return {"optimizer": state dict, "random": one state per worker}, and what `Snapshot.more` held."""
@@ -557,6 +557,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]
 
 
 def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
     # Tied weights are one tensor under two names; safetensors wants them apart.
     apart: dict[int, str] = {}
     out = {}
@@ -564,7 +566,7 @@ def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
         shared = tensor.untyped_storage().data_ptr() in apart and tensor.numel() > 0
         out[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
         apart[tensor.untyped_storage().data_ptr()] = name
-    return bytes(save_safetensors(out))
+    return bytes(save(out))
 
 
 def _torch_bytes(value: Any) -> bytes:

@@ -1,16 +1,13 @@
-"""The config machinery: defaults <- YAML file <- `dotted.key=value` overrides, frozen once built.
+"""The config machinery: a tree of sections with typed keys, checked as a whole, frozen once built.
 
-It knows how a tree of sections is read, checked and described. It knows none of the sections: each lives
-beside the code it configures, and `shoal.cluster.config` joins them.
+It knows none of the sections: each lives beside the code it configures, and `shoal.cluster.config` joins them. Nor does
+it know what a person writes (`shoal.settings`).
 """
 
-import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -28,36 +25,8 @@ class Section(BaseModel):
         """Return a copy with `{dotted.key: value}` changes applied and checked again."""
         tree = self.model_dump()
         for key, value in changes.items():
-            _assign(tree, key, value)
+            assign(tree, key, value)
         return build(type(self), tree)
-
-
-def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] = ()) -> Tree:
-    """Build a config from defaults, then a YAML file, then `dotted.key=value` strings.
-
-    Raises:
-        ConfigError: the file does not parse, or a key or value is refused.
-    """
-    return build(schema, read(path, overrides))
-
-
-def read(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what a file and settings say, as a nested mapping that no schema has seen yet.
-
-    Raises:
-        ConfigError: the file does not parse, or a setting is none.
-    """
-    tree = _read_yaml(path) if path else {}
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign:
-            raise ConfigError(f"'{override}' is not a setting: write it as key=value, e.g. optim.lr=0.01")
-        try:
-            value = yaml.load(text, Loader=Loader)
-        except yaml.YAMLError:
-            value = text
-        _assign(tree, key.strip(), value)
-    return tree
 
 
 def build(schema: type[Tree], tree: Mapping[str, Any]) -> Tree:
@@ -84,21 +53,6 @@ def flatten(section: BaseModel) -> dict[str, Any]:
     return flat
 
 
-def to_yaml(section: BaseModel) -> str:
-    """Return the resolved config as YAML, in the order of the schema."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
-
-
-def describe(schema: type[BaseModel]) -> str:
-    """Return a table of every key with its type, default and meaning, for `--help`."""
-    lines = []
-    for key, field in fields(schema):
-        default = yaml.safe_dump(field.get_default(call_default_factory=True), default_flow_style=True)
-        default = default.removesuffix("\n").removesuffix("\n...")
-        lines.append(f"  {key:<28} {_type_name(field.annotation):<34} {default:<18} {field.description}")
-    return "\n".join(lines)
-
-
 def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield every leaf key of a schema with its field."""
     for name, field in schema.model_fields.items():
@@ -109,50 +63,12 @@ def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             yield prefix + name, field
 
 
-class Loader(yaml.SafeLoader):
-    """YAML that reads `1e-3` as the number everybody means by it (YAML 1.1 wants `1.0e-3`)."""
+def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a key of a nested mapping; a mapping is joined with the one that is there.
 
-
-Loader.yaml_implicit_resolvers = {
-    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"config file '{path}' cannot be read ({error.__class__.__name__}): give the path of a YAML file"
-        ) from None
-    try:
-        tree = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"config file '{path}' does not parse{where}: {problem}: mend that line") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"config file '{path}' holds {tree!r}: it must hold `key: value` lines")
-    return _undotted(tree)
-
-
-def _undotted(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Let a file say `optim.lr: 0.1` as well as `optim: {lr: 0.1}`."""
-    nested: dict[str, Any] = {}
-    for key, value in tree.items():
-        _assign(nested, str(key), value)
-    return nested
-
-
-def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    Raises:
+        ConfigError: on the way to the key there is a value.
+    """
     *parents, leaf = dotted.split(".")
     for parent in parents:
         inner = tree.setdefault(parent, {})
@@ -182,7 +98,7 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     field = known.get(key) or known.get(key.rpartition(".")[0])
     if field is None:
         return message
-    return f"{key}={value!r}: {message} (type: {_type_name(field.annotation)}; {field.description})"
+    return f"{key}={value!r}: {message} (type: {type_name(field.annotation)}; {field.description})"
 
 
 def _meant(key: str, known: Mapping[str, FieldInfo]) -> str:
@@ -200,13 +116,14 @@ def _example(section: str, known: Mapping[str, FieldInfo]) -> str:
     return next((key for key in known if key.startswith(f"{section}.")), section) + "=..."
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
+    """Return a type as a person would write it."""
     if get_origin(annotation) is Literal:
         return "|".join(str(choice) for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:
-        return _type_name(get_args(annotation)[0])
+        return type_name(get_args(annotation)[0])
     if get_origin(annotation) in (types.UnionType, Union):
-        return "|".join(_type_name(inner) for inner in get_args(annotation))
+        return "|".join(type_name(inner) for inner in get_args(annotation))
     if annotation is types.NoneType:
         return "null"
     if get_origin(annotation) is dict:

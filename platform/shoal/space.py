@@ -20,9 +20,9 @@ from typing import Any, ClassVar, NoReturn, TypeGuard
 import numpy as np
 import yaml
 
-from shoal.config import Loader
 from shoal.errors import ConfigError, UserError, nearest
 from shoal.importing import find, is_path
+from shoal.settings import Loader
 
 Point = dict[str, Any]
 

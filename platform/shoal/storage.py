@@ -10,13 +10,18 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
-
-from pyarrow import fs as arrow_fs
+from typing import Any, BinaryIO, Protocol
 
 from shoal.errors import StorageError
 
 RETRIES = 4
+
+
+def _arrow_fs() -> Any:
+    """Return pyarrow's file systems; the loop alone, on a machine that has torch and little else, does without."""
+    from pyarrow import fs
+
+    return fs
 
 
 class Appender(Protocol):
@@ -34,7 +39,7 @@ class Folder:
         self.is_local = "://" not in uri or uri.startswith("file://")
         if self.is_local:
             root = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
-            self._fs, self._root, self.uri = arrow_fs.LocalFileSystem(), root, root
+            self._fs, self._root, self.uri = _arrow_fs().LocalFileSystem(), root, root
             return
         if "?" in uri:
             raise StorageError(
@@ -42,7 +47,7 @@ class Folder:
                 "and AWS_DEFAULT_REGION for a server of your own"
             )
         try:
-            self._fs, self._root = arrow_fs.FileSystem.from_uri(uri)
+            self._fs, self._root = _arrow_fs().FileSystem.from_uri(uri)
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"storage '{uri}' cannot be opened ({error}): give a local path or s3://bucket/prefix"
@@ -76,7 +81,7 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         kind = self._fs.get_file_info(self._path(name)).type
-        return bool(kind != arrow_fs.FileType.NotFound)
+        return bool(kind != _arrow_fs().FileType.NotFound)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise FileNotFoundError."""
@@ -105,7 +110,7 @@ class Folder:
 
     def names(self, name: str = "") -> list[str]:
         """Return the sorted names inside a sub-folder; empty when it does not exist."""
-        selector = arrow_fs.FileSelector(self._path(name), allow_not_found=True)
+        selector = _arrow_fs().FileSelector(self._path(name), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
     def size(self, name: str) -> int:
@@ -114,9 +119,9 @@ class Folder:
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing when it is not there."""
         kind = self._fs.get_file_info(self._path(name)).type
-        if kind == arrow_fs.FileType.Directory:
+        if kind == _arrow_fs().FileType.Directory:
             self._fs.delete_dir(self._path(name))
-        elif kind == arrow_fs.FileType.File:
+        elif kind == _arrow_fs().FileType.File:
             self._fs.delete_file(self._path(name))
 
     def put_folder(self, source: Path, name: str, last: str | None = None) -> None:
@@ -151,7 +156,7 @@ class Folder:
         """Return a local folder with the sub-folder's files, copied to `target` from an object store."""
         if self.is_local:
             return Path(self._path(name))
-        arrow_fs.copy_files(
+        _arrow_fs().copy_files(
             self._path(name), str(target), source_filesystem=self._fs, destination_filesystem=None
         )
         return target

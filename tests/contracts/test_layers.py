@@ -7,6 +7,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,15 @@ LAYERS = [
         "models.flops",
         "sweep.trials",
     ],
-    ["sharding", "data.images", "data.augment", "models.resnet", "models.inception", "models.huggingface"],
+    [
+        "settings",
+        "sharding",
+        "data.images",
+        "data.augment",
+        "models.resnet",
+        "models.inception",
+        "models.huggingface",
+    ],
     # The parts: data, models, what is learnt and how.
     [
         "runfolder",
@@ -191,6 +200,16 @@ def test_what_runs_before_a_cluster_or_inside_a_worker_loads_neither_ray_nor_mlf
         "; ".join(f"import shoal.cluster.{name}" for name in names) + "; import shoal.train, shoal.predict"
     )
     assert found & {"ray", "mlflow"} == set()
+
+
+def test_the_loop_and_the_models_need_torch_numpy_and_pydantic_alone():
+    """So that `benchmarks/mfu.py` runs on a bare GPU machine."""
+    installed = set(packages_distributions())
+    needed = loaded("import torch, numpy; from pydantic import BaseModel, Field") | {"shoal"}
+    found = loaded(
+        "import sys; sys.path.insert(0, '..'); import benchmarks.mfu, shoal.tasks, shoal.microbatch"
+    )
+    assert (found & installed) - needed == set()
 
 
 def test_what_starts_without_training_is_light():

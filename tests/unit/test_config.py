@@ -2,8 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from shoal.cluster.config import RunConfig
-from shoal.config import describe, fields, flatten, load, to_yaml
+from shoal.config import fields, flatten
 from shoal.errors import ConfigError
+from shoal.settings import describe, load, to_yaml
 
 
 @pytest.fixture

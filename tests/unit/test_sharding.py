@@ -36,7 +36,6 @@ from shoal.cluster.plan import check
 from shoal.cluster.worker import OUTCOME, Assignment, resident_shard
 from shoal.cluster.worker import work as train_a_run
 from shoal.collective import Alone, undisturbed
-from shoal.config import load as load_config
 from shoal.data.order import Lanes
 from shoal.data.prepare import deal_here
 from shoal.data.shard import ResidentShard, Rows
@@ -46,6 +45,7 @@ from shoal.models import build
 from shoal.models.config import ModelConfig
 from shoal.optim import OptimConfig, build_optimizer
 from shoal.runfolder import CHECKPOINTS, RunFolder
+from shoal.settings import load as load_config
 from shoal.sharding import check_strategy, make_group
 from shoal.tasks import Classification
 from shoal.train import Clock, Job, TrainConfig, update

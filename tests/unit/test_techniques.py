@@ -18,7 +18,6 @@ from shoal.cluster.plan import check
 from shoal.cluster.worker import OUTCOME, Assignment, resident_shard, work
 from shoal.collective import Alone
 from shoal.compilation import compile_model
-from shoal.config import describe, load
 from shoal.data.order import VALIDATION, Lanes
 from shoal.data.prepare import deal_here
 from shoal.data.shard import Batch, ResidentShard, Rows
@@ -34,6 +33,7 @@ from shoal.performance import Workload, peak_flops
 from shoal.precision import make_scaler
 from shoal.profiling import TABLE, TRACE, StepProfiler
 from shoal.runfolder import PROFILE, RunFolder
+from shoal.settings import describe, load
 from shoal.tasks import Classification
 from shoal.train import Clock, Job, TrainConfig, measure, train, update
 

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from shoal.cluster import session
 from shoal.cluster.config import RunConfig, artifact_location, resolve_tracking_uri
-from shoal.config import to_yaml
 from shoal.errors import Interrupted
 from shoal.runfolder import CONFIG, IDENTITY, STOP, RunFolder
+from shoal.settings import to_yaml
 from shoal.track.guardian import DONE, KILLED, Guardian
 from shoal.track.tracker import Tracker, TrackerProcess
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.cluster.config import artifact_location
-from shoal.config import Section, to_yaml
+from shoal.config import Section
 from shoal.runfolder import CONFIG, FACTS, IDENTITY, PICTURES, RESULT, RunFolder
+from shoal.settings import to_yaml
 from shoal.track.journal import Journal
 from shoal.track.tracker import Tracker
 

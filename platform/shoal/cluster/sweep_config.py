@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shoal.cluster.config import FREE_ON_RESUME, VALIDATION_METRICS, RunConfig, ScaleConfig
-from shoal.config import build, fields, read
+from shoal.config import build, fields
 from shoal.errors import ConfigError, nearest
 from shoal.metrics import is_higher_better
+from shoal.settings import read
 from shoal.space import Point, Space, describe_domain, parse_block, parse_setting, point_seed
 from shoal.sweep.config import TuneConfig
 from shoal.track.config import TrackConfig

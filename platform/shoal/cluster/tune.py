@@ -26,7 +26,6 @@ from shoal.cluster.sweep_facts import add_best, sweep_facts
 from shoal.cluster.sweep_plan import SweepPlan
 from shoal.cluster.trial import Began, Ended, Order, Reported
 from shoal.cluster.worker import OUTCOME, Assignment
-from shoal.config import to_yaml
 from shoal.data.opening import recipe_of
 from shoal.data.prepare import Prepared
 from shoal.errors import Interrupted, ShoalError, TrainingError
@@ -41,6 +40,7 @@ from shoal.runfolder import (
     TRIALS,
     RunFolder,
 )
+from shoal.settings import to_yaml
 from shoal.sweep.engine import LAG, Engine, Planned, Trial, Verdict
 from shoal.sweep.report import Findings, write_report
 from shoal.sweep.trials import TrialRow, best, losers, points, ranked

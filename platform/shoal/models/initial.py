@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shoal.errors import ModelError
@@ -76,6 +74,9 @@ def _read(
     model: nn.Module, files: list[Path], folder: str
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
     """Return the tensors of the files, and the shapes of those that are left out because they do not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if isinstance(model, HuggingFace) and not _is_ours(model, files[0]):
             return model.read(files[0].parent)
@@ -86,6 +87,8 @@ def _read(
 
 def _is_ours(model: nn.Module, file: Path) -> bool:
     """Whether tensors have the names that Shoal gave them, rather than transformers'."""
+    from safetensors import safe_open
+
     with safe_open(file, framework="pt") as weights:
         return not model.state_dict().keys().isdisjoint(weights.keys())
 
