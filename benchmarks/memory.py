@@ -38,7 +38,7 @@ from harness import (
 LARGE_ROWS, TINY_ROWS = 100_000, 1_000
 ROW_BYTES = FEATURES * 4 + 8
 STEPS = 1500  # more than an epoch of the large one: every row is touched
-LONG_ROWS, LONG_STEPS = 20_000, 10_000
+LONG_ROWS, LONG_STEPS = 20_000, 20_000
 SAMPLE_S = 0.1
 CPUS = 4  # Ray Data reads beside the two workers
 MB = 1e6
@@ -111,7 +111,7 @@ def shard_multiple(cluster: Cluster, folder: Path) -> tuple[float, float]:
 def growth_over_steps(cluster: Cluster, folder: Path) -> tuple[float, float]:
     """Return a worker's resident MB at half of a long run, and at its end; of the one that grew more."""
     done, traces = sampled_run(cluster, folder, LONG_ROWS, LONG_STEPS)
-    span, half = LONG_STEPS // 20, LONG_STEPS // 2
+    span, half = LONG_STEPS // 10, LONG_STEPS // 2
     windows = [(done.step_ends_s[last - span], done.step_ends_s[last]) for last in (half, LONG_STEPS)]
     held = [[trace.at(*window) / MB for window in windows] for trace in traces]
     before, after = max(held, key=lambda pair: pair[1] - pair[0])

@@ -88,7 +88,8 @@ def report(result: dict) -> int:
         rows.append((f"best at width {target}", f"{compared['value']:.5g}", show_params(compared["params"])))
     print(console.table(rows))
     if compared:
-        print(f"gap     {compared['gap']:.4g} worse than the best at width {target}")
+        share = compared["gap"] / abs(compared["value"]) if compared["value"] else 0.0
+        print(f"gap     {compared['gap']:.4g} ({share:.1%}) worse than the best at width {target}")
         print(compared["width_report"] or "")
     names = {
         "search": f"{result['trials']} trials at width {base}",

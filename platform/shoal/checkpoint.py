@@ -43,7 +43,7 @@ MODEL_KEY, OPTIMIZER_KEY = "model", "optimizer"
 Found = TypeVar("Found")
 
 # By default a checkpoint follows another after a second, and after so many times the seconds that it took.
-SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 10.0
+SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 20.0
 
 
 class CheckpointConfig(Section):

@@ -74,7 +74,8 @@ def test_verified_later_it_trains_nothing_again_and_tells_the_gap_to_the_best_at
     assert result["target_value"] == before["target_value"]
     found = result["comparison"]
     # The transferred run is one of the trials there, to the bit: the gap is what another rate would have gained.
-    assert found["gap"] == result["target_value"] - found["value"] >= 0
+    assert found["gap"] == found["transferred_value"] - found["value"] >= 0
+    assert found["transferred_value"] == result["target_value"]
     assert found["gap"] < 0.1
     assert result["cost"]["direct_search"]["flops"] == before["cost"]["direct_search"]["flops"]
     assert result["is_measured"]

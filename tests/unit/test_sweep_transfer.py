@@ -9,7 +9,16 @@ from PIL import Image
 from shoal.cluster.transfer import load_transfer
 from shoal.errors import ConfigError
 from shoal.models.flops import training_flops
-from shoal.sweep.transfer import Cost, Savings, busy_seconds, cost_of, foresee, gap, transfer_picture
+from shoal.sweep.transfer import (
+    Cost,
+    Savings,
+    busy_seconds,
+    compared,
+    cost_of,
+    foresee,
+    gap,
+    transfer_picture,
+)
 from shoal.sweep.trials import TrialRow
 
 
@@ -19,6 +28,9 @@ def trial(number, rate, metric, flops, training_s):
 
 
 ROWS = [trial(0, 0.001, 0.9, 300, 1.0), trial(1, 0.01, 0.5, 300, 2.0), trial(2, 0.1, 0.8, 100, 0.5)]
+
+
+SEEDS = [(0, 0.01, 0.4), (0, 0.01, 0.6), (1, 0.1, 0.3), (1, 0.1, 0.9)]
 
 
 def test_training_takes_three_times_the_operations_of_a_forward_pass():
@@ -49,6 +61,15 @@ def test_the_gap_is_how_much_worse_the_transferred_run_is_whichever_way_is_bette
     assert gap(0.75, 0.5, "min") == 0.25
     assert gap(0.75, 1.0, "max") == 0.25
     assert gap(0.25, 0.5, "min") == -0.25
+
+
+def test_points_are_compared_by_the_mean_of_their_seeds_not_by_the_luckiest():
+    rows = [trial(point, rate, metric, 1, 1.0) for point, rate, metric in SEEDS]
+    assert compared(rows, {"optim.lr": 0.01}, 9.0, "min")[0] == pytest.approx(0.5)
+    best = compared(rows, {"optim.lr": 0.01}, 9.0, "min")[1]
+    assert (best.params, best.mean) == ({"optim.lr": 0.01}, pytest.approx(0.5))
+    assert compared(rows, {"optim.lr": 0.1}, 9.0, "min")[0] == pytest.approx(0.6)
+    assert compared(rows, {"optim.lr": 0.5}, 9.0, "min")[0] == 9.0
 
 
 @pytest.mark.parametrize("trials", [{64.0: ROWS}, {64.0: ROWS, 1024.0: ROWS}])

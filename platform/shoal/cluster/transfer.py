@@ -27,7 +27,16 @@ from shoal.models.flops import training_flops
 from shoal.runfolder import FACTS, RunFolder
 from shoal.space import Grid, describe_domain
 from shoal.sweep.report import LR, WIDTH, show_params
-from shoal.sweep.transfer import Cost, Savings, busy_seconds, cost_of, foresee, gap, transfer_picture
+from shoal.sweep.transfer import (
+    Cost,
+    Savings,
+    busy_seconds,
+    compared,
+    cost_of,
+    foresee,
+    gap,
+    transfer_picture,
+)
 from shoal.sweep.trials import TrialRow, is_number
 from shoal.sweep.width import width_report
 
@@ -175,20 +184,22 @@ class _Found:
 
     @property
     def comparison(self) -> dict[str, Any] | None:
-        """What a sweep at the target width found, beside what was transferred."""
+        """What a sweep at the target width found, beside what was transferred; of several seeds the mean counts."""
         if self.wide is None:
             return None
-        best = self.wide["best"]
+        params, mode = self.narrow["best"]["params"], self.narrow["mode"]
+        transferred, best = compared(_rows(self.wide), params, self.value, mode)
         rows = [
             dataclasses.replace(row, params={**row.params, WIDTH: width})
             for width, found in zip(self.plan.widths, (self.narrow, self.wide), strict=True)
             for row in _rows(found)
         ]
-        report = width_report(rows, LR, WIDTH, self.narrow["mode"])
+        report = width_report(rows, LR, WIDTH, mode)
         return {
-            "params": best["params"],
-            "value": best["value"],
-            "gap": gap(self.value, best["value"], self.narrow["mode"]),
+            "params": best.params,
+            "value": best.mean,
+            "transferred_value": transferred,
+            "gap": gap(transferred, best.mean, mode),
             "width_report": report.text() if report else None,
             "run_folder": self.wide["run_folder"],
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.sweep.trials import Mode, TrialRow, cells, is_number, limits
+from shoal.sweep.trials import Mode, PointRow, TrialRow, cells, is_number, limits, points
 from shoal.track.pictures import _panels, _png
 
 
@@ -93,6 +93,18 @@ def foresee(search: Cost, growth: float, training: Cost) -> Savings:
 def gap(transferred: float, best: float, mode: Mode) -> float:
     """Return by how much the transferred run is worse than the best found at the target width."""
     return transferred - best if mode == "min" else best - transferred
+
+
+def compared(
+    rows: Sequence[TrialRow], params: Mapping[str, Any], value: float, mode: Mode
+) -> tuple[float, PointRow]:
+    """Return what a point comes to among the trials of a sweep, and the best point there: the mean of several seeds.
+
+    Args:
+        value: of a run with that point, which counts where the sweep has not tried it.
+    """
+    ranked = points(rows, mode)
+    return next((point.mean for point in ranked if point.params == params), value), ranked[0]
 
 
 def transfer_picture(
