@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CONTEXT, BATCH, VOCABULARY, WARM = 128, 16, 259, 5
+CONTEXT, BATCH, VOCABULARY, WARM = 128, 16, 259, 10
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Shape:
 
 
 SIZES = {"1M": Shape(128, 5, 4), "10M": Shape(384, 6, 6)}
-STEPS = {"1M": 60, "10M": 20}
+STEPS = {"1M": 100, "10M": 40}
 
 
 def write_tokens(path: Path) -> None:
