@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     config = load(CoordinateConfig, *console.file_and_settings(parser, given.settings))
     folder = find_folder(config)
     print(f"widths  {', '.join(map(str, config.widths))}: {config.check.steps} steps each", flush=True)
-    checked = check_coordinates(config)
+    checked = check_coordinates(config, lambda width: print(f"  width {width} is trained", flush=True))
     print(table(checked))
     found = checked.verdict
     print(f"{'PASS' if found.passes else 'FAIL'}: {found} (at most {config.check.tolerance:g} either way)")

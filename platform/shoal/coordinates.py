@@ -61,6 +61,7 @@ def coordinate_check(
     widths: Sequence[int],
     steps: int = 4,
     seeds: Sequence[int] = (0,),
+    tell: Callable[[int], None] = lambda width: None,
 ) -> list[Coordinate]:
     """Train on the same batches at each width and note what every module puts out, before each step and after the last.
 
@@ -73,13 +74,15 @@ def coordinate_check(
         batches: inputs [n, ...] and targets, one batch a step, over again when they are fewer.
         loss: outputs and targets to a scalar.
         widths: two or more.
+        tell: called with each width when it has been trained.
     """
-    return [
-        Coordinate(width, seed, *seen)
-        for width in widths
-        for seed in seeds
-        for seen in _walk(build_at(width, seed), optimizer_for, batches, loss, steps)
-    ]
+    records: list[Coordinate] = []
+    for width in widths:
+        for seed in seeds:
+            walked = _walk(build_at(width, seed), optimizer_for, batches, loss, steps)
+            records += [Coordinate(width, seed, *seen) for seen in walked]
+        tell(width)
+    return records
 
 
 def growth(records: Sequence[Coordinate]) -> dict[str, float]:

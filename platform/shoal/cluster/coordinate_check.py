@@ -6,7 +6,7 @@ Data, model, task and optimiser come as they come to `jobs/train.py`; what is me
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,7 +38,9 @@ from shoal.runfolder import RunFolder
 from shoal.tasks import make_task
 
 FACTORS = (1, 2, 4, 8, 16)
-WIDEST = 2048
+WIDEST = 1024
+# Of a batch: the sequences that hold so many. What a layer puts out grows with the width as in a whole batch.
+MOST_TOKENS = 1024
 # In this process, whole, and from the initialisation: a folder's weights are of one width.
 HERE = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None, "model.init": None}
 
@@ -46,7 +48,7 @@ HERE = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None, 
 class CheckConfig(Section):
     widths: tuple[int, ...] | None = Field(
         None,
-        description="two or more; null: model.base_width, else model.width, times 1, 2, 4, 8, 16 up to 2048",
+        description="two or more; null: model.base_width, else model.width, times 1, 2, 4, 8, 16 up to 1024",
     )
     steps: int = Field(4, ge=1, description="optimiser steps at each width")
     seeds: int = Field(2, ge=1, description="models of each width, which differ by their initialisation")
@@ -107,8 +109,11 @@ class Checked:
         return f"set model.parametrization=mup and model.base_width={model.base_width or model.width}"
 
 
-def check_coordinates(config: CoordinateConfig) -> Checked:
+def check_coordinates(config: CoordinateConfig, tell: Callable[[int], None] = lambda width: None) -> Checked:
     """Train for some steps at every width, on the first batches of the config's data.
+
+    Args:
+        tell: called with each width when it has been trained.
 
     Raises:
         UserError: the config, its data or its model at one of the widths cannot be trained.
@@ -129,11 +134,12 @@ def check_coordinates(config: CoordinateConfig) -> Checked:
     records = coordinate_check(
         build_at,
         lambda model: _optimizer(model, config),
-        [(batch.inputs, batch) for batch in itertools.islice(_stream(shard), config.check.steps)],
+        [(batch.inputs, batch) for batch in map(_part, itertools.islice(_stream(shard), config.check.steps))],
         lambda outputs, batch: task.loss(outputs, batch) / batch.count,
         config.widths,
         config.check.steps,
         [config.seed + number for number in range(config.check.seeds)],
+        tell,
     )
     exponents = growth(records)
     return Checked(config, plan, records, exponents, verdict(exponents, config.check.tolerance))
@@ -186,6 +192,14 @@ def _facts(checked: Checked) -> dict[str, Any]:
 
 def _stream(shard: Shard) -> Iterator[Batch]:
     return itertools.chain.from_iterable(shard.batches(epoch, 0) for epoch in itertools.count())
+
+
+def _part(batch: Batch) -> Batch:
+    """Return the first sequences of a batch of tokens; of others, whose samples are no sequences, the batch."""
+    if batch.inputs.dtype.is_floating_point or batch.inputs.ndim != 2:
+        return batch
+    rows = max(1, MOST_TOKENS // batch.inputs.shape[1])
+    return Batch(batch.inputs[:rows], batch.targets[:rows], min(batch.count, rows))
 
 
 def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
