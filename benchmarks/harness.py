@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from quiet import Quiet, Timing
+from shoal.cluster import session
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -175,18 +176,30 @@ def environment(**more: str) -> dict[str, str]:
     return kept | alike | more
 
 
-def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-    """Run a process to its end.
+def refuse_a_running_cluster(job: str) -> None:
+    """Make sure that a job will start a cluster of its own.
+
+    Raises:
+        SystemExit: one runs on this machine already.
+    """
+    os.environ.pop("RAY_ADDRESS", None)
+    if session.address():
+        raise SystemExit(f"a Ray cluster runs on this machine, which {job} would join: stop it first")
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S) -> str:
+    """Run a process to its end and return what it printed.
 
     Raises:
         SystemExit: it failed; the message ends with what it said last.
     """
     done = subprocess.run(
-        command, cwd=ROOT, env=dict(env or environment()), capture_output=True, text=True, timeout=TIMEOUT_S
+        command, cwd=ROOT, env=dict(env or environment()), capture_output=True, text=True, timeout=timeout_s
     )
     if done.returncode:
         said = (done.stdout + done.stderr).strip()[-3000:]
         raise SystemExit(f"{Path(command[1]).name} ended with {done.returncode}:\n{said}")
+    return done.stdout
 
 
 @dataclass(frozen=True)

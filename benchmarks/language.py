@@ -3,9 +3,10 @@
 A decoder of about 1 and 10 million parameters on the source of Python's standard library, bytes as tokens, context
 128, 16 sequences per step and worker, AdamW, one thread each. The plain loop trains Shoal's own model class, as
 nanoGPT's script trains its: batches cut at random out of one array of tokens. transformers' Trainer trains its GPT-2
-of the same width, depth, heads and vocabulary. The measure is the same for all: tokens trained divided by the wall
-seconds between the end of step `WARM` and the end of the last one, with nothing evaluated between. Shoal alone
-records every step and writes checkpoints meanwhile. At two workers the global batch is twice as large.
+of the same width, depth, heads and vocabulary; positions are learned, as GPT-2's are, in all of them. The measure is
+the same for all: tokens trained divided by the wall seconds between the end of step `WARM` and the end of the last one,
+with nothing evaluated between. Shoal alone records every step and writes checkpoints meanwhile. At two workers the
+global batch is twice as large.
 """
 
 import json
@@ -39,7 +40,8 @@ def shoal(workers: int, size: str, folder: Path) -> Timing:
     shape = SIZES[size]
     settings = [
         "task=causal_lm", "data.source=text:stdlib", f"data.context={CONTEXT}", "model.name=gpt",
-        f"model.width={shape.width}", f"model.depth={shape.depth}", f"model.args={{heads: {shape.heads}}}",
+        f"model.width={shape.width}", f"model.depth={shape.depth}",
+        f"model.args={{heads: {shape.heads}, positions: learned}}",
         f"data.global_batch_size={workers * BATCH}", f"scale.num_workers={workers}", "optim.name=adamw",
         "data.validation_fraction=0", "data.test_fraction=0.001", f"train.max_steps={STEPS[size]}",
     ]  # fmt: skip

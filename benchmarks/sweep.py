@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import sqlite3
 import subprocess
 import sys
@@ -45,12 +44,12 @@ from harness import (
     main,
     progress,
     ratios,
+    refuse_a_running_cluster,
     run,
     scratch,
 )
 from peers.sweep_workload import BATCH, EPOCHS, TRIALS, WIDTHS, learning_rates
 from quiet import Quiet, Timing
-from shoal.cluster import session
 
 SIDE_BY_SIDE = 2
 LONG_TRIALS, LONG_TRIAL_S, PROBE_REPEAT = 4, 20.0, 10
@@ -315,9 +314,7 @@ PARTS: dict[str, Callable[[int, Quiet], Report]] = {
 
 
 def measure(parts: Sequence[str], repeat: int) -> Report:
-    os.environ.pop("RAY_ADDRESS", None)
-    if session.address():
-        raise SystemExit("a Ray cluster runs on this machine, which jobs/tune.py would join: stop it first")
+    refuse_a_running_cluster("jobs/tune.py")
     quiet = Quiet()
     reports = [PARTS[part](repeat, quiet) for part in parts]
     return Report(

@@ -9,15 +9,12 @@ width.
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, TIMEOUT_S, Figure, Report, Row, environment, main, progress, scratch
-from shoal.cluster import session
+from harness import TIMEOUT_S, Figure, Report, Row, main, progress, refuse_a_running_cluster, run, scratch
 
 WIDEN = 8
 SETTINGS = {
@@ -61,14 +58,8 @@ def run_transfer(name: str, seed: int, folder: Path) -> Found:
     ]
     command += [f"seed={seed}", f"run_name={name}-{seed}", f"storage_path={folder}/runs"]
     command += [f"track.tracking_uri=sqlite:///{folder}/mlflow.db"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=2 * TIMEOUT_S
-    )
-    if done.returncode:
-        raise SystemExit(
-            f"jobs/transfer.py ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
-        )
-    result: dict[str, Any] = json.loads(Path(done.stdout.split()[-1]).read_text())
+    out = run(command, timeout_s=2 * TIMEOUT_S)
+    result: dict[str, Any] = json.loads(Path(out.split()[-1]).read_text())
     return found_in(result)
 
 
@@ -85,11 +76,7 @@ def found_in(result: dict[str, Any]) -> Found:
 
 
 def measure(repeat: int) -> Report:
-    os.environ.pop("RAY_ADDRESS", None)
-    if session.address():
-        raise SystemExit(
-            "a Ray cluster runs on this machine, which jobs/transfer.py would join: stop it first"
-        )
+    refuse_a_running_cluster("jobs/transfer.py")
     rows: list[Row] = []
     figures: list[Figure] = []
     with scratch() as folder:

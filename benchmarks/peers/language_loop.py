@@ -13,7 +13,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     shape = SIZES[given.size]
-    model = GPT((CONTEXT,), VOCABULARY, width=shape.width, depth=shape.depth, heads=shape.heads)
+    model = GPT(
+        (CONTEXT,), VOCABULARY, width=shape.width, depth=shape.depth, heads=shape.heads, positions="learned"
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     ends = Ends()
     for inputs, targets in batches(np.load(given.tokens, mmap_mode="r"), STEPS[given.size]):
