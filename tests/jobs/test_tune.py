@@ -120,9 +120,6 @@ def test_a_dry_run_is_not_kept_from_foreseeing_by_a_trial_that_diverges(place: P
     done = place.run("tune", "optim.lr=0.001,1e6", "optim.name=sgd", "train.epochs=3", "dry_run=true")
     assert done.code == 0, done.out + done.err
     assert "trials         2" in done.out
-    done = place.run("tune", "optim.lr=1e5,1e6", "optim.name=sgd", "train.epochs=3", "dry_run=true")
-    assert done.code == 1
-    assert "lower the range of optim.lr" in done.errors[0]
 
 
 BAD = {
