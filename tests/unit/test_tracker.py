@@ -130,7 +130,14 @@ def test_a_server_that_dies_before_the_run_is_in_it_is_waited_for_as_one_that_wa
 
 
 @pytest.mark.parametrize(
-    "uri", ["sqlite:///mlflow.db", "http://127.0.0.1:1", "https://nowhere.invalid", "databricks"]
+    "uri",
+    [
+        "sqlite:///mlflow.db",
+        "http://127.0.0.1:1",
+        "https://nowhere.invalid",
+        "http://127.0.0.1:port",
+        "databricks",
+    ],
 )
 def test_what_nothing_answers_at_is_not_waited_for(uri):
     assert module.listens(uri) is False

@@ -33,7 +33,7 @@ def listens(uri: str) -> bool:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         with socket.create_connection((parts.hostname, port), timeout=1):
             return True
-    except OSError:
+    except (OSError, ValueError):  # nobody there, or a port that is no number
         return False
 
 
