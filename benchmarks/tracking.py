@@ -9,6 +9,7 @@ Three views, each at one metric point per step (`track.every_steps=1`, the defau
   There is no target for it: on two cores such runs differ by up to a fifth of themselves whatever they record.
 """
 
+import time
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,13 +17,13 @@ from statistics import median
 import torch
 
 from harness import Cluster, Figure, Report, Row, epochs_rate, main, progress, ray_cluster, run_shoal, scratch
-from loop import Spent, make_shard, run_loop
+from loop import make_shard, run_loop
 from quiet import Quiet, Timing
 from shoal.data.shard import ResidentShard
 from shoal.runfolder import RunFolder
 from shoal.track.journal import Journal, NoJournal
 
-LOOP_ROWS, LOOP_EPOCHS, PAIRS = 8192, 4, 15
+LOOP_ROWS, LOOP_EPOCHS, PAIRS = 8192, 2, 40
 NEVER = 1 << 40
 RUN_EPOCHS = 13
 STEPS_PER_EPOCH = 313
@@ -30,15 +31,19 @@ MOST = 2.0  # percent
 
 
 def loop_cost(shard: ResidentShard, folder: Path) -> Timing:
-    """Return by how many percent a journal of every step makes the loop slower: the median of many pairs."""
-    without: list[Spent] = []
-    within: list[Spent] = []
+    """Return by how many percent a journal of every step makes the loop slower.
+
+    The median of many short pairs, either of the two first in turn: a run differs from the next by some percent.
+    """
+    ratios: list[float] = []
+    since_s = time.time()
     for pair in range(PAIRS):
-        without.append(run_loop(shard, LOOP_EPOCHS, NoJournal(), record_every=NEVER))
         journal = Journal(RunFolder(str(folder)), attempt=pair)
-        within.append(run_loop(shard, LOOP_EPOCHS, journal))
-    ratio = median(w.seconds / n.seconds for w, n in zip(within, without, strict=True))
-    return Timing(100 * (ratio - 1), without[0].since_s, within[-1].until_s)
+        both = [partial(run_loop, shard, LOOP_EPOCHS, NoJournal(), record_every=NEVER)]
+        both.insert(pair % 2, partial(run_loop, shard, LOOP_EPOCHS, journal))
+        seconds = [run().seconds for run in both]
+        ratios.append(seconds[pair % 2] / seconds[1 - pair % 2])
+    return Timing(100 * (median(ratios) - 1), since_s, time.time())
 
 
 def run_with(cluster: Cluster, folder: Path, every_steps: int, shares: list[float]) -> Timing:
@@ -58,15 +63,18 @@ def measure(repeat: int) -> Report:
     rates: list[float] = []
     rare_shares: list[float] = []
     shares: list[float] = []
+    run_loop(shard, LOOP_EPOCHS, NoJournal())  # warm-up
+    with scratch() as folder:
+        for number in range(repeat):  # ahead of the cluster, whose idle processes wake now and then
+            in_loop.append(quiet.value(partial(loop_cost, shard, folder / str(number))))
+            progress(f"round {number + 1}/{repeat}: in the loop {in_loop[-1]:.2f}%")
     with scratch() as folder, ray_cluster() as cluster:
-        run_loop(shard, LOOP_EPOCHS, NoJournal())  # warm-up
         for number in range(repeat):
-            in_loop.append(quiet.value(partial(loop_cost, shard, folder / f"loop-{number}")))
             rare = partial(run_with, cluster, folder, STEPS_PER_EPOCH, rare_shares)
             rare_rates.append(quiet.value(rare))
             rates.append(quiet.value(partial(run_with, cluster, folder, 1, shares)))
             progress(
-                f"round {number + 1}/{repeat}: in the loop {in_loop[-1]:.2f}%, share {shares[-1]:.2f}%, "
+                f"round {number + 1}/{repeat}: share {shares[-1]:.2f}%, "
                 f"{rare_rates[-1]:,.0f} and {rates[-1]:,.0f} samples/s"
             )
     slower = [100 * (rare / often - 1) for rare, often in zip(rare_rates, rates, strict=True)]

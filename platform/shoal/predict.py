@@ -28,6 +28,7 @@ from shoal.errors import ModelError
 from shoal.generate import continue_text, fill_in
 from shoal.models import build_for
 from shoal.models.config import ModelConfig
+from shoal.onednn import use_onednn
 from shoal.tasks import Task, TaskName, make_task
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
@@ -61,6 +62,7 @@ class Predictor:
         transform = Transform.model_validate(facts["transform"])
         model = build_for(ModelConfig(**facts["model"]), transform, facts["task"], seed=0)
         model.load_state_dict(weights)
+        use_onednn(model)
         data = DataConfig(**facts["data"])
         is_ready = transform.columns[0].kind == "ready"
         recipe = make_recipe(data, facts["task"], facts["seed"], is_ready, transform.tokenizer)

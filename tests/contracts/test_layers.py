@@ -39,6 +39,7 @@ LAYERS = [
     [
         "settings",
         "sharding",
+        "onednn",
         "data.images",
         "data.augment",
         "models.resnet",

@@ -33,6 +33,7 @@ from shoal.coordinates import (
 from shoal.data.prepare import deal_here
 from shoal.data.shard import Batch, Shard, ViewedShard
 from shoal.models import build_for
+from shoal.onednn import use_onednn
 from shoal.optim import build_optimizer
 from shoal.runfolder import RunFolder
 from shoal.tasks import make_task
@@ -129,7 +130,9 @@ def check_coordinates(config: CoordinateConfig, tell: Callable[[int], None] = la
 
     def build_at(width: int, seed: int) -> nn.Module:
         model = plan.config.model.model_copy(update={"width": width})
-        return build_for(model, transform, config.task, seed).to(device)
+        built = build_for(model, transform, config.task, seed).to(device)
+        use_onednn(built)
+        return built
 
     records = coordinate_check(
         build_at,

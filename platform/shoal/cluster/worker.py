@@ -36,6 +36,7 @@ from shoal.ema import Average
 from shoal.memory import checkpoint_blocks, cut, peak_bytes, reset_peak
 from shoal.microbatch import make_pieces
 from shoal.models import build_for
+from shoal.onednn import use_onednn
 from shoal.optim import build_optimizer, learning_rate
 from shoal.performance import Workload, peak_flops
 from shoal.precision import autocast, make_scaler
@@ -104,6 +105,8 @@ def work(
         checkpoint_blocks(model)
     if config.train.compile:
         compile_model(model, device)
+    else:
+        use_onednn(model)
     forward = _wrap(config.train, model, task, shard, collective)
     optimizer = build_optimizer(model, config.optim)
     scaler = make_scaler(config.train.precision, device.type)
