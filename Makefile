@@ -47,9 +47,9 @@ train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes
 tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
 	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
-# Two processes, a file in one of them; the long files come first in alphabetical order, which is kept.
+# Three processes, a file in one of them; the long files come first in alphabetical order, which is kept.
 test: setup ## run the tests; ARGS="tests/unit -k name" picks some
-	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -96,6 +96,17 @@ def test_a_store_that_never_answers_neither_stops_nor_fails_the_run(run, impatie
     assert tracker.problem
 
 
+def test_what_is_wrong_is_said_in_a_few_words(run, impatient):
+    folder = run(status="RUNNING")
+    folder.update_json(IDENTITY, tracking_uri="http://127.0.0.1:9")  # mlflow's own words are 300 characters
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: tracker.problem)
+    tracker.close()
+    assert tracker.problem.startswith("ConnectionRefusedError: ")
+    assert tracker.problem.endswith("Connection refused")
+
+
 def test_what_a_store_missed_while_it_was_away_it_gets_when_it_is_back(client, run, impatient, monkeypatch):
     folder = run(status="RUNNING")
     note(folder, range(1, 4))

@@ -116,7 +116,7 @@ class Tracker:
                 if closing_since is not None:
                     return
             except Exception as error:
-                self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self.problem = _first_cause(error)
                 logger.debug("MLflow did not take it", exc_info=True)
                 patience = CLOSE_LOST_S if self._was_seen else CLOSE_NEVER_SEEN_S
                 if closing_since is not None and time.monotonic() - closing_since > patience:
@@ -136,6 +136,13 @@ class Tracker:
             return
         self._mirror.ship()
         self._mirror.beat()
+
+
+def _first_cause(error: BaseException) -> str:
+    """Say in a line what is at the bottom of an error; what is wrapped around it says the address three times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class TrackerProcess:
