@@ -4,6 +4,7 @@ It knows none of the sections: each lives beside the code it configures, and `sh
 it know what a person writes (`shoal.settings`).
 """
 
+import difflib
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from shoal.errors import ConfigError, nearest
+from shoal.errors import ConfigError
 
 Tree = TypeVar("Tree", bound="Section")
 
@@ -102,9 +103,22 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
 
 
 def _meant(key: str, known: Mapping[str, FieldInfo]) -> str:
-    """`lr` is most likely meant as `optim.lr`."""
-    same = next((name for name in known if name.rpartition(".")[2] == key), None)
-    return f" (did you mean '{same}'?)" if same else nearest(key, known)
+    """Say which key was likely meant: `lr` is `optim.lr`, and so are `optim.rl` and `optim.learning_rate`."""
+    section, _, leaf = key.rpartition(".")
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    inside = {name.rpartition(".")[2]: name for name in known if section in ("", name.rpartition(".")[0])}
+    close = difflib.get_close_matches(leaf, inside) or [name for name in inside if _abbreviates(name, leaf)]
+    whole = difflib.get_close_matches(key, known, cutoff=0.8 if section else 0.5)
+    likely = [*same, *(inside[name] for name in close), *whole]
+    if likely:
+        return f" (did you mean '{likely[0]}'?)"
+    return f" ({section} has {', '.join(inside)})" if section and inside else ""
+
+
+def _abbreviates(short: str, word: str) -> bool:
+    """Whether a word begins with the first of some letters and has the others after it, in order."""
+    letters = iter(word)
+    return word[:1] == short[:1] and all(letter in letters for letter in short)
 
 
 def _is_branch(part: int | str) -> bool:

@@ -174,6 +174,27 @@ def test_replace_changes_only_what_it_is_told_checks_it_and_leaves_the_original(
         config.replace({"optim.lr": -1})
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("lr", "(did you mean 'optim.lr'?)"),
+        ("optim.rl", "(did you mean 'optim.lr'?)"),
+        ("optm.lr", "(did you mean 'optim.lr'?)"),
+        ("optim.learning_rate", "(did you mean 'optim.lr'?)"),
+        ("learning_rate", "(did you mean 'optim.lr'?)"),
+        ("data.batch_size", "(did you mean 'data.global_batch_size'?)"),
+        ("scale.workers", "(did you mean 'scale.num_workers'?)"),
+        ("seeds", "(did you mean 'seed'?)"),
+        ("optim.momentum", "(optim has name, lr, "),
+        ("zzz", "key 'zzz': "),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_one_that_was_likely_meant(written, meant):
+    with pytest.raises(ConfigError) as refused:
+        load(RunConfig, None, [f"{written}=1"])
+    assert meant in str(refused.value)
+
+
 def test_the_resolved_config_written_as_yaml_reads_back_equal(file):
     config = load(
         RunConfig,

@@ -171,7 +171,7 @@ def merge(summaries: Iterable[Summary]) -> Summary:
             label_moments=moments.merge(other.label_moments) if moments and other.label_moments else moments,
         )
     if joined is None or joined.total == 0:
-        raise DataError("the data is empty: it has 0 rows")
+        raise DataError("the data is empty: it has 0 rows; name a data.source that has some")
     return joined
 
 

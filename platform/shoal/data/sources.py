@@ -525,7 +525,7 @@ def _in_memory(uri: str, block: Block) -> Source:
 def _indexed(uri: str, dataset: Any) -> Source:
     """A map-style torch Dataset: its items are what the model takes."""
     if len(dataset) == 0:
-        raise DataError(f"data.source='{uri}' is empty: it has 0 rows")
+        raise DataError(f"data.source='{uri}' is empty: it has 0 rows; name one that has some")
     size = sum(column.nbytes for column in item_block([dataset[0]]).values())
     step = max(1, (32 << 20) // max(size, 1))
 
