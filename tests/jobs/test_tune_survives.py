@@ -123,6 +123,7 @@ def test_trials_that_fail_each_in_their_way_are_told_apart_and_stop_nothing(shar
         "fine": "finished", "nan": "infeasible", "raise": "failed", "vanish": "failed", "hungry": "infeasible",
     }  # fmt: skip
     rows = {row["params"]["model.args.mood"]: row for row in result["rows"]}
+    assert all(row["node"] for row in rows.values())
     assert "DivergedError" in rows["nan"]["error"]
     assert rows["raise"]["error"] == "ValueError: in a bad mood"
     assert "bad mood" in Path(rows["raise"]["log"]).read_text()

@@ -91,7 +91,8 @@ class TrialRunner:
         found = [self._events.get()]
         until = time.monotonic() + (0.0 if self._order is None or self._order.judges else GATHER_S)
         with contextlib.suppress(queue.Empty):
-            while not isinstance(found[-1], Ended):
+            # Where a trial runs is told at once: it may be lost the next moment.
+            while isinstance(found[-1], Reported):
                 found.append(self._events.get(timeout=max(0.0, until - time.monotonic())))
         return found
 
