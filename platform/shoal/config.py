@@ -123,7 +123,8 @@ def _abbreviates(short: str, word: str) -> bool:
 
 def _is_branch(part: int | str) -> bool:
     """Whether a location names a branch of a union (`bool`, `literal['auto']`), not a key."""
-    return isinstance(part, str) and (part in {"bool", "int", "float", "str"} or "[" in part)
+    names = ("bool", "int", "float", "str", "constrained-int", "constrained-float")
+    return isinstance(part, str) and (part in names or "[" in part)
 
 
 def _example(section: str, known: Mapping[str, FieldInfo]) -> str:

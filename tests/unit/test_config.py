@@ -92,6 +92,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(file, key, meant):
         ("optim.lr=.inf", ["optim.lr=inf"]),
         ("optim.name=adm", ["optim.name='adm'", "'adam'", "'sgd'"]),
         ("data.resident=perhaps", ["data.resident='perhaps'", "auto"]),
+        ("train.micro_batch_size=0", ["train.micro_batch_size=0:", "greater than or equal to 1"]),
         ("scale.num_workers=-1", ["scale.num_workers=-1", "greater than or equal to 0"]),
         ("seed=-1", ["seed=-1"]),
         ("train.target={val/accuracy: high}", ["train.target", "high"]),

@@ -204,6 +204,18 @@ def test_flops_are_counted():
     [
         ("gtp2", "causal_lm", {}, ["no architecture 'gtp2'", "did you mean 'gpt2'"]),
         ("gpt2", "causal_lm", {"n_heads": 2}, ["'n_heads'", "did you mean 'n_head'"]),
+        (
+            "gpt2",
+            "causal_lm",
+            {"n_positions": CONTEXT - 1},
+            [f"model.args.n_positions={CONTEXT - 1}", f"data.context={CONTEXT - 1} or less"],
+        ),
+        (
+            "bert",
+            "masked_lm",
+            {"max_position_embeddings": 2},
+            ["model.args.max_position_embeddings=2", f"data.context={CONTEXT} tokens"],
+        ),
         ("gpt2", "masked_lm", {}, ["no AutoModelForMaskedLM of 'gpt2'"]),
         ("bert", "image_classification", {}, ["samples have shape", "text data"]),
     ],

@@ -163,6 +163,8 @@ def build(
         depth = given.get(own.real("num_hidden_layers"), depth)
         sizes = own.agreed(width, depth) if own.is_saved else own.sizes(width, depth)
         is_image = len(inputs) == 3
+        if not is_image:
+            _check_positions(own.real("max_position_embeddings"), given, context_length(inputs))
         shapes = own.of_images(inputs) if is_image else own.of_text(vocabulary, context_length(inputs))
         fields = own.known(sizes | shapes | {"is_decoder": task == "causal_lm", "use_cache": False})
 
@@ -305,6 +307,15 @@ class _Config:
                 size for size in fits if size == 1 or size * _PATCHES <= min(height, width)
             )
         return fields
+
+
+def _check_positions(name: str, given: Mapping[str, Any], context: int) -> None:
+    positions = given.get(name, context)
+    if isinstance(positions, int) and positions < context:
+        raise ModelError(
+            f"model.args.{name}={positions}: sequences of data.context={context} tokens are longer than that: set "
+            f"data.context={positions} or less, or leave model.args.{name} out"
+        )
 
 
 def _from_config(own: _Config, task: str, is_image: bool, fields: Mapping[str, Any]) -> nn.Module:
