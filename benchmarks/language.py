@@ -5,7 +5,8 @@ A decoder of about 1 and 10 million parameters on the source of Python's standar
 nanoGPT's script trains its: batches cut at random out of one array of tokens. transformers' Trainer trains its GPT-2
 of the same width, depth, heads and vocabulary; positions are learned, as GPT-2's are, in all of them. The measure is
 the same for all: tokens trained divided by the wall seconds between the end of step `WARM` and the end of the last one,
-with nothing evaluated between. Shoal alone records every step and writes checkpoints meanwhile. At two workers the
+with nothing evaluated between. On AMD's CPUs Shoal multiplies by oneDNN, which it does by itself for any user's model;
+the peers do as PyTorch does. Shoal alone records every step and writes checkpoints meanwhile. At two workers the
 global batch is twice as large.
 """
 
