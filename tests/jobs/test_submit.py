@@ -28,7 +28,7 @@ def ray_job(cluster: dict[str, str], *arguments: str) -> subprocess.CompletedPro
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
 
 
