@@ -7,8 +7,8 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
-PRINT_STORE := from shoal.cluster.config import resolve_tracking_uri; \
-	from shoal.track.config import TrackConfig; print(resolve_tracking_uri(TrackConfig()))
+PRINT_STORE := from shoal.runs.locations import resolve_tracking_uri; \
+	from shoal.tracking.config import TrackConfig; print(resolve_tracking_uri(TrackConfig()))
 
 ARGS ?=
 PORT ?= 5000

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from quiet import Quiet, Timing
-from shoal.cluster import session
+from shoal.runs.machine import cluster_address
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -100,8 +100,8 @@ def main(measure: Callable[[int], Report], repeat: int = 5) -> None:
     print_report(report)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"seconds": round(time.monotonic() - since), "machine": machine()}
-        given.json.write_text(json.dumps(asdict(report) | facts, indent=2))
+        metadata = {"seconds": round(time.monotonic() - since), "machine": machine()}
+        given.json.write_text(json.dumps(asdict(report) | metadata, indent=2))
 
 
 def print_report(report: Report) -> None:
@@ -183,7 +183,7 @@ def refuse_a_running_cluster(job: str) -> None:
         SystemExit: one runs on this machine already.
     """
     os.environ.pop("RAY_ADDRESS", None)
-    if session.address():
+    if cluster_address():
         raise SystemExit(f"a Ray cluster runs on this machine, which {job} would join: stop it first")
 
 
@@ -206,7 +206,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s:
 class Cluster:
     """A Ray cluster of one node."""
 
-    address: str
+    cluster_address: str
     process: psutil.Process
 
     def train_workers(self) -> list[psutil.Process]:
@@ -226,7 +226,7 @@ def ray_cluster(cpus: int = WORKERS) -> Iterator[Cluster]:
     `ray stop` would end the others too: here only the processes that were started are ended.
     """
     ports = free_ports(3)
-    address = f"127.0.0.1:{ports[0]}"
+    cluster_address = f"127.0.0.1:{ports[0]}"
     with scratch() as folder:
         command = ["ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={cpus}"]
         command += ["--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
@@ -239,17 +239,17 @@ def ray_cluster(cpus: int = WORKERS) -> Iterator[Cluster]:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        cluster = Cluster(address, psutil.Process(started.pid))
+        cluster = Cluster(cluster_address, psutil.Process(started.pid))
         try:
-            _wait_until_ready(address)
+            _wait_until_ready(cluster_address)
             yield cluster
         finally:
             _end(cluster.process)
             started.wait()
 
 
-def _wait_until_ready(address: str) -> None:
-    code = f"import ray; ray.init('{address}', log_to_driver=False); assert ray.cluster_resources()['CPU']"
+def _wait_until_ready(cluster_address: str) -> None:
+    code = f"import ray; ray.init('{cluster_address}', log_to_driver=False); assert ray.cluster_resources()['CPU']"
     for attempt in range(10):
         done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
         if done.returncode == 0:
@@ -301,14 +301,14 @@ def reference_source(rows: int = ROWS) -> str:
     return f"synthetic:classification?rows={rows}&features={FEATURES}&classes={CLASSES}"
 
 
-def run_shoal(folder: Path, address: str, *settings: str) -> ShoalRun:
+def run_shoal(folder: Path, cluster_address: str, *settings: str) -> ShoalRun:
     """Run `jobs/train.py` as a user does, on a cluster, with the reference config and a new tracking store."""
     command = [sys.executable, "jobs/train.py", "jobs/configs/reference.yaml", f"scale.num_workers={WORKERS}"]
     command += [f"data.global_batch_size={WORKERS * BATCH_PER_WORKER}", "if_exists=new"]
     command += [f"storage_path={folder}/runs", f"track.tracking_uri=sqlite:///{folder}/mlflow.db", *settings]
     before = set(folder.glob("runs/*/*"))
     started_s = time.time()
-    run(command, environment(RAY_ADDRESS=address))
+    run(command, environment(RAY_ADDRESS=cluster_address))
     (made,) = set(folder.glob("runs/*/*")) - before
     lines = [
         json.loads(line) for file in made.glob("journal/*.jsonl") for line in file.open() if line.strip()
@@ -321,7 +321,7 @@ def write_reference_data(path: Path, rows: int = ROWS) -> None:
     """Write the very rows that Shoal's synthetic source makes, for peers to load."""
     import numpy as np
 
-    from shoal.data.sources import synthetic_block, synthetic_options
+    from shoal.data.sources.synthetic import synthetic_block, synthetic_options
 
     options = synthetic_options(reference_source(rows))
     count = options.pop("rows")

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from harness import Figure, Report, Row, free_ports, main, progress, ratios, scratch
 from quiet import Quiet, Timing
-from shoal.checkpoint import BackgroundSaver, CheckpointStore, Progress, random_state, snapshot
-from shoal.cluster.config import ScaleConfig
-from shoal.collective import Alone
+from shoal.distributed.parallelism import make_group
+from shoal.distributed.process_group import SingleProcess
 from shoal.models.gpt import GPT
-from shoal.optim import OptimConfig, build_optimizer
-from shoal.runfolder import RunFolder
-from shoal.sharding import make_group
+from shoal.runs.config import ScaleConfig
+from shoal.storage.run_folder import RunFolder
+from shoal.training.checkpoint.background import BackgroundSaver
+from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
+from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.optimizer import OptimConfig, build_optimizer
 
 WORKERS, CONTEXT, VOCABULARY = 2, 32, 259
 CPU = torch.device("cpu")
@@ -98,10 +100,12 @@ class Saving:
     def seconds(self, waits: bool) -> Timing:
         """Return how long a caller is kept by one checkpoint."""
         self._step += 1
-        saver, states = self._saver, Alone().gather(random_state())
+        saver, states = self._saver, SingleProcess().gather(random_state())
         since_s, since = time.time(), time.perf_counter()
         spare = saver.take_spare()
-        saver.save(snapshot(self.model, self.optimizer, Progress(step=self._step), states, spare=spare))
+        saver.save(
+            snapshot(self.model, self.optimizer, TrainingProgress(step=self._step), states, spare=spare)
+        )
         if waits:
             saver.wait()
         kept = time.perf_counter() - since

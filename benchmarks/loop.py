@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from harness import BATCH_PER_WORKER, CLASSES, FEATURES
-from shoal.checkpoint import Progress
-from shoal.collective import Alone
-from shoal.data.order import Lanes
-from shoal.data.shard import ResidentShard, Rows
+from shoal.data.loader import ResidentShard, Rows
+from shoal.data.sampler import Lanes
+from shoal.distributed.process_group import SingleProcess
 from shoal.models.mlp import MLP
-from shoal.optim import OptimConfig, build_optimizer
-from shoal.tasks import Classification
-from shoal.train import Clock, Job, Record, TrainConfig, train
+from shoal.tasks.classification import Classification
+from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.loop import Clock, MetricLogger, TrainConfig, TrainingLoop, train
+from shoal.training.optimizer import OptimConfig, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ def make_shard(rows: int) -> ResidentShard:
     return ResidentShard(Lanes(rows, BATCH_PER_WORKER, seed=0), made, {})
 
 
-def run_loop(shard: ResidentShard, epochs: int, record: Record, record_every: int = 1) -> Spent:
+def run_loop(shard: ResidentShard, epochs: int, record: MetricLogger, log_every: int = 1) -> Spent:
     """Train the reference model for some epochs and return what it took."""
     model = MLP((FEATURES,), CLASSES)
     optim = OptimConfig()
     clock = Clock()
-    job = Job(
+    job = TrainingLoop(
         config=TrainConfig(epochs=epochs),
         model=model,
         forward=model,
@@ -50,14 +50,14 @@ def run_loop(shard: ResidentShard, epochs: int, record: Record, record_every: in
         clip_norm=None,
         task=Classification(CLASSES),
         shard=shard,
-        collective=Alone(),
-        record=record,
+        collective=SingleProcess(),
+        metric_log=record,
         save=lambda progress, is_due: None,
         is_stop_requested=lambda: False,
-        record_every=record_every,
+        log_every=log_every,
         has_validation=False,
     )
     since_s = time.time()
-    train(job, Progress(), clock)
+    train(job, TrainingProgress(), clock)
     until_s = time.time()
     return Spent(since_s, until_s, clock.spent["tracking"] / (until_s - since_s))

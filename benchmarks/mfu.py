@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
 
-from shoal.checkpoint import Progress
-from shoal.collective import Alone
-from shoal.compilation import compile_model
-from shoal.data.order import Lanes
-from shoal.data.shard import ResidentShard, Rows, ViewedShard
+from shoal.data.loader import ResidentShard, Rows, ViewedShard
+from shoal.data.sampler import Lanes
 from shoal.data.tokenizer import SPECIALS
-from shoal.language import CausalLM
-from shoal.memory import peak_bytes, reset_peak
-from shoal.models import measure
+from shoal.distributed.process_group import SingleProcess
 from shoal.models.gpt import GPT
-from shoal.optim import OptimConfig, build_optimizer
-from shoal.performance import Workload, peak_flops
-from shoal.precision import Precision
-from shoal.train import Clock, Job, TrainConfig, train
+from shoal.models.size import measure_size
+from shoal.tasks.language import CausalLM
+from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.compile import compile_model
+from shoal.training.device_memory import peak_bytes, reset_peak
+from shoal.training.loop import Clock, TrainConfig, TrainingLoop, train
+from shoal.training.mixed_precision import Precision
+from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.throughput import Workload, peak_flops
 
 TARGET = 0.45
 
@@ -76,7 +76,7 @@ class Kept:
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def points(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
+    def log(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
         self.losses.append(metrics["train/loss"])
 
     def flush(self) -> None:
@@ -113,7 +113,7 @@ def run(setting: Setting, device: torch.device) -> Measured:
     model = GPT((setting.context,), setting.vocabulary, setting.width, setting.depth, heads=setting.heads).to(
         device
     )
-    size = measure(model, torch.ones(1, setting.context, dtype=torch.long, device=device))
+    size = measure_size(model, torch.ones(1, setting.context, dtype=torch.long, device=device))
     if setting.is_compiled:
         compile_model(model, device)
     rows = setting.batch * steps
@@ -123,7 +123,7 @@ def run(setting: Setting, device: torch.device) -> Measured:
     optim = OptimConfig(name="adamw", lr=3e-4, weight_decay=0.1, clip_norm=1.0)
     kept, stopwatch = Kept(), Stopwatch(setting.warm, device)
     reset_peak(device)
-    job = Job(
+    job = TrainingLoop(
         config=TrainConfig(epochs=1, precision=setting.precision, compile=setting.is_compiled),
         model=model,
         forward=model,
@@ -132,14 +132,14 @@ def run(setting: Setting, device: torch.device) -> Measured:
         clip_norm=optim.clip_norm,
         task=task,
         shard=ViewedShard(ResidentShard(Lanes(rows, setting.batch, seed=0), made, {}), task.view),
-        collective=Alone(),
-        record=kept,
+        collective=SingleProcess(),
+        metric_log=kept,
         save=lambda progress, is_due: None,
         is_stop_requested=lambda: False,
         has_validation=False,
         after_step=stopwatch,
     )
-    train(job, Progress(), Clock())
+    train(job, TrainingProgress(), Clock())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     workload = Workload(size.flops_per_sample, setting.context, peak_flops(name, setting.precision))
     rates = workload.rates(setting.steps * setting.batch / stopwatch.seconds)

@@ -12,8 +12,8 @@ import torch
 from harness import Figure, Report, Row, main, progress, ratios
 from loop import make_shard, run_loop
 from quiet import Quiet, Timing
-from shoal.data.shard import ResidentShard
-from shoal.track.journal import NoJournal
+from shoal.data.loader import ResidentShard
+from shoal.tracking.journal import NoJournal
 
 SIZES = (10_000, 20_000, 40_000)  # the smallest, 40 MB, exceeds the caches of the machine already
 MOST = 10.0  # percent

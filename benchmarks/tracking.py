@@ -19,9 +19,9 @@ import torch
 from harness import Cluster, Figure, Report, Row, epochs_rate, main, progress, ray_cluster, run_shoal, scratch
 from loop import make_shard, run_loop
 from quiet import Quiet, Timing
-from shoal.data.shard import ResidentShard
-from shoal.runfolder import RunFolder
-from shoal.track.journal import Journal, NoJournal
+from shoal.data.loader import ResidentShard
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import Journal, NoJournal
 
 LOOP_ROWS, LOOP_EPOCHS, PAIRS = 8192, 2, 40
 NEVER = 1 << 40
@@ -39,7 +39,7 @@ def loop_cost(shard: ResidentShard, folder: Path) -> Timing:
     since_s = time.time()
     for pair in range(PAIRS):
         journal = Journal(RunFolder(str(folder)), attempt=pair)
-        both = [partial(run_loop, shard, LOOP_EPOCHS, NoJournal(), record_every=NEVER)]
+        both = [partial(run_loop, shard, LOOP_EPOCHS, NoJournal(), log_every=NEVER)]
         both.insert(pair % 2, partial(run_loop, shard, LOOP_EPOCHS, journal))
         seconds = [run().seconds for run in both]
         ratios.append(seconds[pair % 2] / seconds[1 - pair % 2])

@@ -4,11 +4,12 @@ import argparse
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal import console
-from shoal.cluster.claim import find_folder
-from shoal.cluster.coordinate_check import Checked, CoordinateConfig, check_coordinates, record
+from shoal.config.loading import describe, load
 from shoal.errors import VerificationError
-from shoal.settings import describe, load
+from shoal.runs.resolve import resolve_run_folder
+from shoal.terminal.errors import file_and_settings, run
+from shoal.terminal.tables import table
+from shoal.workflows.coordinate_check import CoordinateCheck, CoordinateConfig, check_coordinates, log_check
 
 SHOWN = 30
 
@@ -24,14 +25,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     given = parser.parse_args(arguments)
-    config = load(CoordinateConfig, *console.file_and_settings(parser, given.settings))
-    folder = find_folder(config)
+    config = load(CoordinateConfig, *file_and_settings(parser, given.settings))
+    folder = resolve_run_folder(config)
     print(f"widths  {', '.join(map(str, config.widths))}: {config.check.steps} steps each", flush=True)
     checked = check_coordinates(config, lambda width: print(f"  width {width} is trained", flush=True))
-    print(table(checked))
+    print(exponent_table(checked))
     found = checked.verdict
     print(f"{'PASS' if found.passes else 'FAIL'}: {found} (at most {config.check.tolerance:g} either way)")
-    result = record(checked, folder)
+    result = log_check(checked, folder)
     if not result["is_delivered"]:
         print(
             f"warning: MLflow at {result['tracking_uri']} does not answer; later: python jobs/sync.py {folder.uri}"
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def table(checked: Checked) -> str:
+def exponent_table(checked: CoordinateCheck) -> str:
     """Lay out each module's exponent and its change at both ends; of many modules those farthest from 0."""
     exponents, widths = checked.exponents, checked.config.widths
     farthest = sorted(exponents, key=lambda module: -abs(exponents[module]))[:SHOWN]
@@ -61,11 +62,11 @@ def table(checked: Checked) -> str:
             if module in farthest
         ),
     ]
-    lines = ["how far each module's output moves, mean |x_t - x_0| ~ width^k", console.table(rows)]
+    lines = ["how far each module's output moves, mean |x_t - x_0| ~ width^k", table(rows)]
     if len(exponents) > SHOWN:
         lines.append(f"  and {len(exponents) - SHOWN} with smaller k: see result.json")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(run(main))

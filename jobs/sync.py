@@ -4,10 +4,10 @@ import argparse
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal import console
 from shoal.errors import TrainingError, UserError
-from shoal.runfolder import IDENTITY, RunFolder
-from shoal.track.sweep import sync
+from shoal.storage.run_folder import IDENTITY, RunFolder
+from shoal.terminal.errors import run
+from shoal.tracking.sweep_sync import sync
 
 
 def main(arguments: list[str]) -> int:
@@ -44,4 +44,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(run(main))

@@ -5,15 +5,19 @@ import sys
 import textwrap
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal import console
-from shoal.cluster import budget
-from shoal.cluster.attempt import request_stop
-from shoal.cluster.claim import find_folder, finished_result
-from shoal.cluster.config import RunConfig, home, resolve_tracking_uri
-from shoal.cluster.fit import fit
-from shoal.cluster.plan import check
-from shoal.models.budget import MFU
-from shoal.settings import describe, load
+from shoal.cluster import session
+from shoal.config.loading import describe, load
+from shoal.models.memory_estimate import MFU
+from shoal.runs.config import RunConfig
+from shoal.runs.lifecycle import request_stop
+from shoal.runs.locations import home, resolve_tracking_uri
+from shoal.runs.resolve import finished_result, resolve_run_folder
+from shoal.runs.validate import validate
+from shoal.terminal import estimate_report, reports
+from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.progress import ProgressLine
+from shoal.terminal.tables import table
+from shoal.workflows.train import train
 
 
 def main(arguments: list[str]) -> int:
@@ -31,19 +35,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--mfu", type=float, default=MFU, help="share of a device's peak for --plan's times")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     given = parser.parse_intermixed_args(arguments)
-    config = load(RunConfig, *console.file_and_settings(parser, given.settings))
+    config = load(RunConfig, *file_and_settings(parser, given.settings))
 
     if given.plan:
-        print(budget.report(config, given.mfu))
+        print(estimate_report.report(config, given.mfu))
         return 0
-    folder = find_folder(config)
+    folder = resolve_run_folder(config)
     done = finished_result(folder)
     if done:
         print(f"run {done['run_name']} is finished; set if_exists=new to train it again")
         return report(done)
-    plan = check(config)
-    if plan.prepared and plan.size:
-        rows = ", ".join(f"{count} {split}" for split, count in plan.prepared.rows.items())
+    plan = validate(config, session.connect)
+    if plan.dataset_info and plan.size:
+        rows = ", ".join(f"{count} {split}" for split, count in plan.dataset_info.rows.items())
         print(f"data    {config.data.source}: {rows} rows")
         print(f"model   {config.model.name}: {plan.size}")
     if given.check:
@@ -52,10 +56,10 @@ def main(arguments: list[str]) -> int:
     print(f"run     {folder.uri}")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
-    console.on_interrupt(lambda name: request_stop(folder, name))
-    line = console.ProgressLine()
+    on_interrupt(lambda name: request_stop(folder, name))
+    line = ProgressLine()
     try:
-        result = fit(plan, folder, line)
+        result = train(plan, folder, line)
     finally:
         line.close()
     return report(result)
@@ -64,11 +68,11 @@ def main(arguments: list[str]) -> int:
 def report(result: dict) -> int:
     """Print what a person wants to know of a finished run."""
     metrics = {**result["metrics"], **result["best"]}
-    print(console.table([(name, f"{value:.6g}") for name, value in sorted(metrics.items())]))
+    print(table([(name, f"{value:.6g}") for name, value in sorted(metrics.items())]))
     if result["samples_per_second"]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
         print(f"{result['samples_per_second']:,.0f} samples/s; bottleneck: {result['bottleneck']} ({shares})")
-        print(console.achieved(result))
+        print(reports.achieved(result))
     if result["test_loss"] is not None:
         told = {name: result["metrics"].get(f"test/{name}") for name in ("accuracy", "bits_per_byte")}
         more = [
@@ -83,4 +87,4 @@ def report(result: dict) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(run(main))

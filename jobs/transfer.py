@@ -6,21 +6,23 @@ import sys
 from collections.abc import Iterator
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal import console
-from shoal.cluster.attempt import request_stop
-from shoal.cluster.claim import find_folder
-from shoal.cluster.config import home, resolve_tracking_uri
-from shoal.cluster.transfer import (
+from shoal.config.loading import describe
+from shoal.errors import Interrupted
+from shoal.runs.lifecycle import request_stop
+from shoal.runs.locations import home, resolve_tracking_uri
+from shoal.runs.resolve import resolve_run_folder
+from shoal.storage.run_folder import RunFolder
+from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.progress import ProgressLine, SweepTable
+from shoal.terminal.tables import table
+from shoal.tune.report.write import show_params
+from shoal.workflows.transfer import (
     TransferConfig,
-    check_transfer,
     finished_transfer,
     load_transfer,
-    transfer,
+    run_transfer,
+    validate_transfer,
 )
-from shoal.errors import Interrupted
-from shoal.runfolder import RunFolder
-from shoal.settings import describe
-from shoal.sweep.report import show_params
 
 
 def main(arguments: list[str]) -> int:
@@ -36,10 +38,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--verify", action="store_true", help="sweep at that width too, and tell the gap")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     given = parser.parse_intermixed_args(arguments)
-    config = load_transfer(*console.file_and_settings(parser, given.settings), given.to, given.verify)
+    config = load_transfer(*file_and_settings(parser, given.settings), given.to, given.verify)
 
-    plan = check_transfer(config)
-    folder = find_folder(config, lambda folder: bool(finished_transfer(config, folder)))
+    plan = validate_transfer(config)
+    folder = resolve_run_folder(config, lambda folder: bool(finished_transfer(config, folder)))
     done = finished_transfer(config, folder)
     if done:
         print(f"transfer {done['run_name']} is finished; set if_exists=new to run it again")
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
     print(f"widths  tune at {plan.widths[0]}, train at {plan.widths[1]}, {config.model.parametrization}")
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
-    return report(transfer(plan, folder, Stages()))
+    return report(run_transfer(plan, folder, Stages()))
 
 
 class Stages:
@@ -56,15 +58,15 @@ class Stages:
     def __init__(self) -> None:
         self._folder: RunFolder | None = None
         self._heard: str | None = None
-        console.on_interrupt(self._stop)
+        on_interrupt(self._stop)
 
     @contextlib.contextmanager
-    def __call__(self, kind: str, folder: RunFolder) -> Iterator[console.SweepTable | console.ProgressLine]:
+    def __call__(self, kind: str, folder: RunFolder) -> Iterator[SweepTable | ProgressLine]:
         self._folder = folder
         if self._heard:
             raise Interrupted(f"interrupted by {self._heard} between two stages; the same command goes on")
         print(f"{kind:<8}{folder.uri}", flush=True)
-        view = console.SweepTable() if kind == "sweep" else console.ProgressLine()
+        view = SweepTable() if kind == "sweep" else ProgressLine()
         try:
             yield view
         finally:
@@ -86,7 +88,7 @@ def report(result: dict) -> int:
     ]
     if compared:
         rows.append((f"best at width {target}", f"{compared['value']:.5g}", show_params(compared["params"])))
-    print(console.table(rows))
+    print(table(rows))
     if compared:
         share = compared["gap"] / abs(compared["value"]) if compared["value"] else 0.0
         print(f"gap     {compared['gap']:.4g} ({share:.1%}) worse than the best at width {target}")
@@ -99,7 +101,7 @@ def report(result: dict) -> int:
     }
     costs = [(text, result["cost"][name]) for name, text in names.items()]
     cells = [(text, f"{cost['flops']:.3g}", f"{cost['seconds']:.1f}") for text, cost in costs]
-    print(console.table([("", "FLOPs", "seconds"), *cells]))
+    print(table([("", "FLOPs", "seconds"), *cells]))
     flops, seconds = result["flops_factor"], result["seconds_factor"]
     print(
         f"cost    tuning at width {target} takes {flops:.2g} times the FLOPs, {seconds:.2g} times the seconds"
@@ -110,4 +112,4 @@ def report(result: dict) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(run(main))

@@ -4,16 +4,20 @@ import argparse
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal import console
-from shoal.cluster.attempt import request_stop
-from shoal.cluster.claim import find_folder
-from shoal.cluster.config import home, resolve_tracking_uri
-from shoal.cluster.forecast import forecast
-from shoal.cluster.sweep_config import SweepConfig, load_sweep
-from shoal.cluster.sweep_plan import check_sweep
-from shoal.cluster.tune import covers, finished_sweep, tune
-from shoal.settings import describe
-from shoal.sweep.trials import TrialRow
+from shoal.cluster import session
+from shoal.config.loading import describe
+from shoal.runs.lifecycle import request_stop
+from shoal.runs.locations import home, resolve_tracking_uri
+from shoal.runs.resolve import resolve_run_folder
+from shoal.terminal import forecast_report
+from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.progress import SweepTable
+from shoal.terminal.tables import trial_table
+from shoal.tune.config import SweepConfig, load_sweep
+from shoal.tune.trials import TrialRow
+from shoal.tune.validate import validate_sweep
+from shoal.workflows.tune.forecast import forecast
+from shoal.workflows.tune.sweep import covers, finished_sweep, run_sweep
 
 RANGES = """ranges, in Ray Tune's words:
   key=a,b,c                     each of a list (also grid(a, b, c))
@@ -33,14 +37,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     given = parser.parse_intermixed_args(arguments)
-    config = load_sweep(*console.file_and_settings(parser, given.settings))
+    config = load_sweep(*file_and_settings(parser, given.settings))
 
-    plan = check_sweep(config)
+    plan = validate_sweep(config, session.connect)
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
     if config.dry_run:
-        print(forecast(plan).text())
+        print(forecast_report.report(forecast(plan)))
         return 0
-    folder = find_folder(config, lambda folder: covers(finished_sweep(folder), plan.total))
+    folder = resolve_run_folder(config, lambda folder: covers(finished_sweep(folder), plan.total))
     done = finished_sweep(folder)
     if covers(done, plan.total):
         print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
@@ -48,10 +52,10 @@ def main(arguments: list[str]) -> int:
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
-    console.on_interrupt(lambda name: request_stop(folder, name))
-    table = console.SweepTable()
+    on_interrupt(lambda name: request_stop(folder, name))
+    table = SweepTable()
     try:
-        result = tune(plan, folder, table)
+        result = run_sweep(plan, folder, table)
     finally:
         table.close()
     return report(result)
@@ -59,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 def report(result: dict) -> int:
     """Print what a person wants to know of a finished sweep."""
-    print(console.trial_table([TrialRow(**row) for row in result["rows"]], result["metric"]))
+    print(trial_table([TrialRow(**row) for row in result["rows"]], result["metric"]))
     for label, text in result["findings"].items():
         if label != "width":  # the last line of its table
             print(f"{label:<12}{text}")
@@ -74,4 +78,4 @@ def report(result: dict) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(run(main))

@@ -21,8 +21,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from shoal.runfolder import RunFolder
-from shoal.track.journal import JournalReader
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import JournalReader
 
 ROOT = Path(__file__).resolve().parents[1]
 TRACKED = ("train/", "val/", "test/", "best/")

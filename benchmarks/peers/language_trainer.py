@@ -40,13 +40,13 @@ def main() -> None:
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=2, eos_token_id=2,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        told = TrainingArguments(
+        spec = TrainingArguments(
             folder, per_device_train_batch_size=BATCH, max_steps=STEPS[given.size], learning_rate=1e-3,
             optim="adamw_torch_fused", report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
             logging_strategy="no",
         )  # fmt: skip
         rows = Rows(np.load(given.tokens, mmap_mode="r"))
-        Trainer(GPT2LMHeadModel(config), told, train_dataset=rows, callbacks=[NoteEnds(ends)]).train()
+        Trainer(GPT2LMHeadModel(config), spec, train_dataset=rows, callbacks=[NoteEnds(ends)]).train()
     ends.write(given.out)
 
 

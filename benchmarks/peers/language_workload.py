@@ -29,7 +29,8 @@ STEPS = {"1M": 100, "10M": 40}
 
 def write_tokens(path: Path) -> None:
     """Write the tokens that Shoal trains on, one after another."""
-    from shoal.data.text import TextOptions, open_text
+    from shoal.data.sources.text import open_text
+    from shoal.data.text import TextOptions
 
     source = open_text("text:stdlib", "stdlib", TextOptions(CONTEXT, "byte", 0.0, 0.001), seed=0)
     rows = [block["tokens"][:, :-1].reshape(-1) for split, block in source.blocks() if split == "train"]

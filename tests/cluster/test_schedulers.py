@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shoal.cluster.schedulers import make_scheduler
-from shoal.space import Space, parse_block
-from shoal.sweep.config import TuneConfig
-from shoal.sweep.engine import Clone, Engine, Report, Trial
-from shoal.sweep.search import make_search
+from shoal.cluster.tune_schedulers import make_scheduler
+from shoal.tune.config import TuneConfig
+from shoal.tune.engine import Clone, Engine, Report, Trial
+from shoal.tune.search import make_search
+from shoal.tune.space.domains import Space
+from shoal.tune.space.parsing import parse_block
 
 ITERATIONS = 9
 SPACE = parse_block(
@@ -42,7 +43,7 @@ class World:
                 self.clones.append(clone)
             while len(running) < self.slots and (trial := engine.choose()):
                 running.append(trial)
-            for trial, verdict in engine.verdicts():
+            for trial, verdict in engine.decisions():
                 waiting.remove(trial)
                 if verdict != "continue":
                     running.remove(trial)

@@ -68,7 +68,7 @@ def test_large_sources_through_ray_datas_readers_give_the_same_as_small_ones(
     for name, value in shared.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(shared.path)
-    monkeypatch.setattr("shoal.data.sources.IN_DRIVER_BYTES", 0)
+    monkeypatch.setattr("shoal.data.sources.base.IN_DRIVER_BYTES", 0)
     monkeypatch.setattr(sys, "argv", ["train.py", *settings, "scale.num_workers=1", "experiment_name=large"])
     monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     with pytest.raises(SystemExit) as ended:
@@ -80,7 +80,7 @@ def test_large_sources_through_ray_datas_readers_give_the_same_as_small_ones(
 def test_large_images_pass_through_arrow_as_they_are() -> None:
     """What `images:` yields where the folder is too large for the driver; no cluster takes part."""
     from shoal.cluster.ingest import _to_table
-    from shoal.data.sources import table_to_block
+    from shoal.data.sources.arrow import table_to_block
 
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)

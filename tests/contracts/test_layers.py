@@ -1,12 +1,13 @@
 """Which module may import which, read from the sources: imports go strictly downward, wherever they stand.
 
-A new module is given its place in `LAYERS`; modules of one layer do not import each other.
+A new package is given its place in `PACKAGES`.
 """
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -15,116 +16,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "platform"
 
-LAYERS = [
-    # What everything may use.
-    ["shoal", "errors"],
-    [
-        "config",
-        "storage",
-        "importing",
-        "metrics",
-        "collective",
-        "shards",
-        "precision",
-        "ema",
-        "compilation",
-        "data.order",
-        "data.tokenizer",
-        "models.mlp",
-        "models.transformer",
-        "models.convolution",
-        "models.flops",
-        "sweep.trials",
-    ],
-    [
-        "settings",
-        "sharding",
-        "onednn",
-        "data.images",
-        "data.augment",
-        "models.resnet",
-        "models.inception",
-        "models.huggingface",
-    ],
-    # The parts: data, models, what is learnt and how.
-    [
-        "runfolder",
-        "space",
-        "sweep",
-        "sweep.config",
-        "sweep.html",
-        "sweep.importance",
-        "data",
-        "data.config",
-        "data.sources",
-        "data.transform",
-        "data.shard",
-        "models.config",
-        "models.gpt",
-        "models.bert",
-        "models.initial",
-    ],
-    ["parametrization", "language", "data.text", "data.prepare", "sweep.engine"],
-    ["models", "tasks", "optim", "memory", "profiling", "performance"],
-    ["data.opening", "generate"],
-    # What they leave behind.
-    [
-        "models.budget",
-        "checkpoint",
-        "evaluate",
-        "track",
-        "track.config",
-        "track.journal",
-        "compress",
-        "sweep.search",
-    ],
-    ["microbatch"],
-    # The loop, and the trained model.
-    ["train", "predict", "track.system", "track.pictures"],
-    ["explain", "export", "coordinates", "sweep.pictures", "sweep.width", "sweep.scaling", "sweep.transfer"],
-    ["sweep.report"],
-    # Tracking, towards MLflow.
-    ["track.registry", "track.verify"],
-    ["track.mirror"],
-    ["track.sweep", "track.resolve"],
-    ["track.tracker", "track.guardian"],
-    # Running on a cluster.
-    ["cluster", "cluster.config"],
-    ["cluster.record"],
-    [
-        "cluster.session",
-        "cluster.claim",
-        "cluster.worker",
-        "cluster.stream",
-        "cluster.ingest",
-        "cluster.assess",
-        "cluster.deliver",
-        "cluster.sweep_config",
-        "cluster.schedulers",
-    ],
-    ["cluster.plan", "cluster.facts", "cluster.attempt"],
-    ["cluster.deal", "cluster.sweep_plan", "cluster.coordinate_check"],
-    ["cluster.workers"],
-    ["cluster.trial", "cluster.pantry", "cluster.sweep_facts"],
-    ["cluster.pool", "cluster.past", "cluster.progress"],
-    ["cluster.exchange"],
-    ["cluster.fit", "cluster.tune", "cluster.serve"],
-    ["cluster.transfer"],
-    # What only jobs use.
-    ["console"],
-    ["cluster.probe", "cluster.budget"],
-    ["cluster.forecast"],
+# Bottom up: a package imports only those that stand before it, and itself.
+PACKAGES = [
+    "errors",
+    "config",
+    "storage",
+    "distributed",
+    "plots",
+    "data",
+    "models",
+    "tasks",
+    "training",
+    "inference",
+    "registry",
+    "tracking",
+    "runs",
+    "tune",
+    "cluster",
+    "workflows",
+    "terminal",
 ]
-RANKS = {
-    "shoal" if name == "shoal" else f"shoal.{name}": rank
-    for rank, names in enumerate(LAYERS)
-    for name in names
-}
-
-RAY_MODULES = {
-    f"shoal.cluster.{name}"
-    for name in ("session", "ingest", "stream", "deal", "workers", "trial", "pool", "schedulers", "serve")
-}
+# Read in MLmodel files of models that were saved before there was `shoal.inference`.
+ALIASES = {"shoal.predict"}
 
 
 def module_name(path: Path) -> str:
@@ -164,25 +77,30 @@ def loaded(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
-def test_every_module_has_its_place_among_the_layers():
-    assert sorted(set(MODULES) - set(RANKS)) == [], "give these a layer in LAYERS"
+def package_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name in RANKS])
-def test_a_module_imports_only_from_layers_below_its_own(name):
-    own = {found for found in imports(MODULES[name]) if found.split(".")[0] == "shoal"}
-    assert {found for found in own if found not in RANKS or RANKS[found] >= RANKS[name]} == set()
+def test_every_module_is_in_a_package_that_has_its_place():
+    placed = {name for name in MODULES if package_of(name) in PACKAGES} | ALIASES | {"shoal"}
+    assert sorted(set(MODULES) - placed) == [], "give their packages a place in PACKAGES"
 
 
-def test_ray_is_imported_in_the_cluster_folder_alone_and_there_by_few():
-    assert importers("ray") - RAY_MODULES == set()
-    assert importers("ray") & RAY_MODULES
+@pytest.mark.parametrize("name", [name for name in MODULES if package_of(name) in PACKAGES])
+def test_a_module_imports_only_from_packages_before_its_own(name):
+    allowed = PACKAGES[: PACKAGES.index(package_of(name)) + 1]
+    own = {found for found in imports(MODULES[name]) if found.startswith("shoal.")}
+    assert {found for found in own if package_of(found) not in allowed} == set()
 
 
-def test_mlflow_is_imported_in_the_track_folder_alone():
-    found = importers("mlflow")
-    assert {name for name in found if not name.startswith("shoal.track.")} == set()
-    assert found
+def test_modules_import_each_other_in_no_circle():
+    graph = {name: {found for found in imports(path) if found in MODULES} for name, path in MODULES.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_ray_is_imported_in_cluster_alone_and_mlflow_in_tracking_and_registry():
+    assert {package_of(name) for name in importers("ray")} == {"cluster"}
+    assert {package_of(name) for name in importers("mlflow")} == {"registry", "tracking"}
 
 
 def test_the_library_imports_no_job():
@@ -196,9 +114,10 @@ def test_importing_shoal_loads_neither_torch_nor_ray_nor_mlflow_nor_pandas():
 
 
 def test_what_runs_before_a_cluster_or_inside_a_worker_loads_neither_ray_nor_mlflow():
-    names = ("config", "claim", "plan", "worker")
+    names = ("config", "resolve", "validate", "worker")
     found = loaded(
-        "; ".join(f"import shoal.cluster.{name}" for name in names) + "; import shoal.train, shoal.predict"
+        "; ".join(f"import shoal.runs.{name}" for name in names)
+        + "; import shoal.training.loop, shoal.inference.predictor"
     )
     assert found & {"ray", "mlflow"} == set()
 
@@ -208,7 +127,7 @@ def test_the_loop_and_the_models_need_torch_numpy_and_pydantic_alone():
     installed = set(packages_distributions())
     needed = loaded("import torch, numpy; from pydantic import BaseModel, Field") | {"shoal"}
     found = loaded(
-        "import sys; sys.path.insert(0, '..'); import benchmarks.mfu, shoal.tasks, shoal.microbatch"
+        "import sys; sys.path.insert(0, '..'); import benchmarks.mfu, shoal.tasks.registry, shoal.training.accumulation"
     )
     assert (found & installed) - needed == set()
 
@@ -216,8 +135,12 @@ def test_the_loop_and_the_models_need_torch_numpy_and_pydantic_alone():
 def test_what_starts_without_training_is_light():
     """The guardian outlives the driver, and errors and config are what a typo costs."""
     heavy = {"torch", "ray", "mlflow", "pandas", "matplotlib"}
-    assert loaded("import shoal.errors, shoal.config, shoal.console, shoal.runfolder") & heavy == set()
-    assert loaded("import shoal.track.guardian") & (heavy | {"pyarrow", "pydantic"}) == set()
+    assert (
+        loaded("import shoal.errors, shoal.config.schema, shoal.terminal.reports, shoal.storage.run_folder")
+        & heavy
+        == set()
+    )
+    assert loaded("import shoal.tracking.watchdog") & (heavy | {"pyarrow", "pydantic"}) == set()
 
 
 @pytest.mark.parametrize("name", MODULES)

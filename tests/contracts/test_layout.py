@@ -38,4 +38,4 @@ def test_no_job_holds_more_than_a_page_and_each_has_a_main():
         text = path.read_text()
         assert len(text.splitlines()) <= 120, path
         assert "def main(" in text
-        assert "console.run(main)" in text
+        assert "run(main)" in text

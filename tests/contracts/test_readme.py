@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cluster.assess import AssessConfig
-from shoal.cluster.coordinate_check import CoordinateConfig
-from shoal.cluster.transfer import TransferConfig
-from shoal.config import fields
+from contracts.test_layers import PACKAGES
+from shoal.config.schema import fields
+from shoal.workflows.coordinate_check import CoordinateConfig
+from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.transfer import TransferConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEYS = {key for kind in (TransferConfig, CoordinateConfig, AssessConfig) for key, _ in fields(kind)}
+KEYS = {key for kind in (TransferConfig, CoordinateConfig, EvaluateConfig) for key, _ in fields(kind)}
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors"}
 
@@ -62,10 +63,19 @@ def documented_result() -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
-def test_every_file_is_in_the_tree():
-    paths = tree()
-    missing = [path for path in tracked() if path not in paths and not _is_in_a_test_folder(path, paths)]
-    assert not missing, f"not in the README's tree: {missing}"
+def test_every_folder_and_every_file_at_the_top_is_in_the_tree():
+    paths = set(tree())
+    folders = {f"{Path(path).parent.as_posix()}/" for path in tracked() if "/" in path}
+    wanted = {path for path in tracked() if "/" not in path} | folders
+    missing = {path for path in wanted if path not in paths and not path.startswith("tests/")}
+    assert not missing, f"not in the README's tree: {sorted(missing)}"
+
+
+def test_the_tree_names_the_packages_in_the_order_of_the_layers():
+    packages = [
+        path.split("/")[2] for path in tree() if path.startswith("platform/shoal/") and path.count("/") == 3
+    ]
+    assert packages == PACKAGES[1:]  # errors is a module
 
 
 def test_everything_in_the_tree_exists():
@@ -134,12 +144,6 @@ def test_the_example_of_an_own_model_trains(tmp_path):
         assert done.returncode == 0, done.stderr
     (result,) = tmp_path.glob("runs/shoal/*/result.json")
     assert set(json.loads(result.read_text())) == documented_result() - {"reason"}
-
-
-def _is_in_a_test_folder(path: str, paths: dict[str, str]) -> bool:
-    return path.startswith("tests/") and any(
-        path.startswith(folder) for folder in paths if folder.count("/") == 2
-    )
 
 
 def _code(text: str) -> str:

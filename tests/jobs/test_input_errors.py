@@ -66,8 +66,8 @@ def test_check_validates_and_starts_nothing(place: Place) -> None:
 
 
 def test_help_names_every_key(place: Place) -> None:
-    from shoal.cluster.config import RunConfig
-    from shoal.config import fields
+    from shoal.config.schema import fields
+    from shoal.runs.config import RunConfig
 
     done = place.run("train", "--help")
     assert done.code == 0

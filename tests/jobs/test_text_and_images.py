@@ -40,8 +40,8 @@ def test_a_decoder_learns_a_text_and_writes(place: Place, text: str) -> None:
     assert len(result["sample"]) > 50
     assert_measured_again(place, "gpt", result)
     model = pyfunc.load_model(str(place.path / "runs/gpt/run/model"))
-    told = {"max_new_tokens": 5, "temperature": 0.0}
-    first, again = (model.predict({"text": ["The cat sat on the "]}, told)["prediction"][0] for _ in range(2))
+    spec = {"max_new_tokens": 5, "temperature": 0.0}
+    first, again = (model.predict({"text": ["The cat sat on the "]}, spec)["prediction"][0] for _ in range(2))
     assert first == again
 
 

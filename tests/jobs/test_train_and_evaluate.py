@@ -120,7 +120,7 @@ def test_a_worse_model_does_not_become_champion(digits: Place) -> None:
 
 def test_a_saved_model_that_measures_otherwise_is_not_verified(digits: Place) -> None:
     from shoal.errors import VerificationError
-    from shoal.track.verify import Verifier
+    from shoal.registry.verify import Verifier
 
     result = digits.first  # type: ignore[attr-defined]
     model = Path(result["run_folder"]) / "model"

@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from shoal.data.config import DataConfig
-from shoal.data.prepare import Recipe
-from shoal.runfolder import CONFIG, FACTS, IDENTITY, PICTURES, RESULT, RunFolder
+from shoal.data.dataset_info import PreprocessingSpec
+from shoal.storage.run_folder import CONFIG, IDENTITY, METADATA, PICTURES, RESULT, RunFolder
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture
-def recipe():
-    """Make a Recipe: `recipe(seed=1, is_classification=False, global_batch_size=8)`."""
+def preprocessing():
+    """Make a Recipe: `preprocessing(seed=1, is_classification=False, global_batch_size=8)`."""
 
     def make(seed=0, is_classification=True, is_ready=False, **data):
-        return Recipe(DataConfig(**({"global_batch_size": 8} | data)), seed, is_classification, is_ready)
+        return PreprocessingSpec(
+            DataConfig(**({"global_batch_size": 8} | data)), seed, is_classification, is_ready
+        )
 
     return make
 
@@ -86,7 +88,7 @@ def place(request, tmp_path):
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory):
     """The URI of a real SQLite store; making its tables takes two seconds, so it is made once."""
-    from shoal.track.mirror import connect
+    from shoal.registry.client import connect
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
     connect(uri)
@@ -95,12 +97,12 @@ def mlflow_store(tmp_path_factory):
 
 @pytest.fixture
 def client(mlflow_store):
-    from shoal.track.mirror import connect
+    from shoal.registry.client import connect
 
     return connect(mlflow_store)
 
 
-FACTS_OF_A_RUN = {
+METADATA_OF_A_RUN = {
     "params": {"optim.lr": 0.001, "model.name": "mlp"},
     "tags": {"shoal.num_workers": 2},
     "contexts": ["training"],
@@ -117,11 +119,11 @@ FACTS_OF_A_RUN = {
 
 @pytest.fixture
 def run(mlflow_store, tmp_path):
-    """Make a run folder as `shoal.cluster.fit` leaves one."""
+    """Make a run folder as `shoal.workflows.train` leaves one."""
 
     def make(name="run", status="FINISHED", **identity):
         folder = RunFolder(str(tmp_path / name))
-        folder.mint(
+        folder.create_identity(
             name=name,
             experiment=f"experiment {tmp_path.name}",
             tracking_uri=mlflow_store,
@@ -129,7 +131,7 @@ def run(mlflow_store, tmp_path):
         )
         folder.update_json(IDENTITY, status=status, **identity)
         folder.write(CONFIG, b"seed: 0\n")
-        folder.write_json(FACTS, FACTS_OF_A_RUN)
+        folder.write_json(METADATA, METADATA_OF_A_RUN)
         folder.write_json(RESULT, {"status": status})
         folder.write(f"{PICTURES}/loss_curve.png", b"png")
         return folder
@@ -140,5 +142,5 @@ def run(mlflow_store, tmp_path):
 @pytest.fixture(scope="session")
 def gone_process():
     """The host, pid and start of a process that has ended, as a lease names it."""
-    code = "from shoal.runfolder import _this_process; import json; print(json.dumps(_this_process()))"
+    code = "from shoal.storage.lease import this_process; import json; print(json.dumps(this_process()))"
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

@@ -1,1 +1,12 @@
-"""Running on a Ray cluster. Only this folder imports ray, and only in the modules that need a cluster."""
+"""All of Ray, and only here.
+
+- `session`: join or start a cluster
+- `shard_store`: workers' rows in the object store; `streaming`: a shard read from there
+- `ingest`: rows read by Ray Data
+- `worker_group`: Ray Train workers around `runs.worker`; `worker_failure`: what a dead worker triggers
+- `actor_pool`, `trial_actor`: processes that run trials, reused
+- `dataset_cache`: the data of a sweep, read once
+- `tune_schedulers`: Ray Tune's schedulers: which trial is stopped, paused or cloned
+
+Depends on `runs` and `tune`, which do not know it.
+"""

@@ -1,6 +1,6 @@
 """Reads a source with Ray Data and deals its rows to the workers, in Ray's object store.
 
-The work on a block is `shoal.data.prepare`'s; here it is mapped over blocks that no single process holds.
+The work on a block is `shoal.data.partition`'s; here it is mapped over blocks that no single process holds.
 """
 
 import io
@@ -14,29 +14,22 @@ import ray
 import ray.data
 from ray.data.block import BlockAccessor
 
-from shoal.data.order import SPLITS, VALIDATION
-from shoal.data.prepare import (
-    Dealt,
-    Prepared,
-    Recipe,
-    Summary,
-    combine,
-    deal,
-    finish,
-    merge,
-    splits_of,
-    summarise,
+from shoal.data.dataset_info import (
+    DatasetInfo,
+    DatasetSummary,
+    PreprocessingSpec,
+    assign_splits,
+    fit_dataset_info,
+    merge_summaries,
+    summarise_block,
 )
-from shoal.data.sources import (
-    Block,
-    Source,
-    file_schema,
-    item_block,
-    read_npz,
-    synthetic_block,
-    synthetic_options,
-    table_to_block,
-)
+from shoal.data.partition import WorkerRows, concatenate, partition_block
+from shoal.data.sampler import SPLITS, VALIDATION
+from shoal.data.sources.arrow import table_to_block
+from shoal.data.sources.base import Block, Source
+from shoal.data.sources.files import file_schema, read_npz
+from shoal.data.sources.function import items_to_block
+from shoal.data.sources.synthetic import synthetic_block, synthetic_options
 
 Ref = Any  # ray.ObjectRef[Dealt]
 
@@ -73,12 +66,14 @@ def read_blocks(source: Source) -> Blocks:
     return Blocks([refs[n] for n in kept], [splits[n] for n in kept], [rows[n] for n in kept])
 
 
-def prepare_blocks(blocks: Blocks, recipe: Recipe, fingerprint: str) -> tuple[Prepared, list[dict[str, int]]]:
+def inspect_blocks(
+    blocks: Blocks, preprocessing: PreprocessingSpec, fingerprint: str
+) -> tuple[DatasetInfo, list[dict[str, int]]]:
     """Check and fit over all blocks; also returns how many rows of each split lie before each block."""
     has_validation = VALIDATION in blocks.splits
-    summaries: list[Summary] = ray.get(
+    summaries: list[DatasetSummary] = ray.get(
         [
-            _summarise.remote(ref, first, given, has_validation, recipe)
+            _summarise.remote(ref, first, given, has_validation, preprocessing)
             for ref, first, given in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
         ]
     )
@@ -86,31 +81,33 @@ def prepare_blocks(blocks: Blocks, recipe: Recipe, fingerprint: str) -> tuple[Pr
     for summary in summaries:
         before.append(dict(count))
         count = {name: count[name] + summary.rows[name] for name in SPLITS}
-    return finish(merge(summaries), recipe, fingerprint), before
+    return fit_dataset_info(merge_summaries(summaries), preprocessing, fingerprint), before
 
 
-def deal_blocks(
+def partition_blocks(
     blocks: Blocks,
     before: list[dict[str, int]],
-    prepared: Prepared,
-    recipe: Recipe,
+    dataset_info: DatasetInfo,
+    preprocessing: PreprocessingSpec,
     num_workers: int,
     joined: bool,
 ) -> list[list[Ref]]:
     """Transform all blocks and deal their rows; returns each worker's objects, one if `joined`."""
     has_validation = VALIDATION in blocks.splits
-    hands: list[list[Ref]] = [[] for _ in range(num_workers)]
-    told = ray.put((prepared, recipe))
-    rows = zip(blocks.refs, blocks.first_rows, blocks.splits, before, strict=True)
-    for ref, first, given, earlier in rows:
-        task = _deal.options(num_returns=num_workers)
-        dealt = task.remote(ref, first, given, has_validation, earlier, told, num_workers)
-        for hand, piece in zip(hands, dealt if num_workers > 1 else [dealt], strict=True):
-            hand.append(piece)
+    shard_refs: list[list[Ref]] = [[] for _ in range(num_workers)]
+    fitted = ray.put((dataset_info, preprocessing))
+    inputs = zip(blocks.refs, blocks.first_rows, blocks.splits, before, strict=True)
+    for ref, first, given, earlier in inputs:
+        task = _partition.options(num_returns=num_workers)
+        partitions = task.remote(ref, first, given, has_validation, earlier, fitted, num_workers)
+        for rows, piece in zip(shard_refs, partitions if num_workers > 1 else [partitions], strict=True):
+            rows.append(piece)
     if joined:
-        hands = [[_join.remote(*hand)] for hand in hands]
-    ray.wait([ref for hand in hands for ref in hand], num_returns=sum(map(len, hands)), fetch_local=False)
-    return hands
+        shard_refs = [[_join.remote(*rows)] for rows in shard_refs]
+    ray.wait(
+        [ref for rows in shard_refs for ref in rows], num_returns=sum(map(len, shard_refs)), fetch_local=False
+    )
+    return shard_refs
 
 
 def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
@@ -157,7 +154,7 @@ def _synthetic_rows(batch: dict[str, np.ndarray], **options: Any) -> Block:
 
 
 def _item_rows(batch: dict[str, np.ndarray], dataset: Any) -> Block:
-    return item_block([dataset[int(row)] for row in batch["id"]])
+    return items_to_block([dataset[int(row)] for row in batch["id"]])
 
 
 def _to_table(block: Block) -> pa.Table:
@@ -176,28 +173,30 @@ def _count(table: pa.Table) -> int:
 
 @ray.remote(num_cpus=0.5)
 def _summarise(
-    table: pa.Table, first: int, given: str | None, has_validation: bool, recipe: Recipe
-) -> Summary:
-    split = splits_of(recipe, first, table.num_rows, given, has_validation)
-    return summarise(table_to_block(table), split, recipe)
+    table: pa.Table, first: int, given: str | None, has_validation: bool, preprocessing: PreprocessingSpec
+) -> DatasetSummary:
+    split = assign_splits(preprocessing, first, table.num_rows, given, has_validation)
+    return summarise_block(table_to_block(table), split, preprocessing)
 
 
 @ray.remote(num_cpus=0.5)
-def _deal(
+def _partition(
     table: pa.Table,
     first: int,
     given: str | None,
     has_validation: bool,
     before: dict[str, int],
-    told: tuple[Prepared, Recipe],
+    fitted: tuple[DatasetInfo, PreprocessingSpec],
     num_workers: int,
 ) -> Any:
-    prepared, recipe = told
-    split = splits_of(recipe, first, table.num_rows, given, has_validation)
-    hands = deal(table_to_block(table), split, before, prepared, recipe, num_workers)
-    return hands if num_workers > 1 else hands[0]
+    dataset_info, preprocessing = fitted
+    split = assign_splits(preprocessing, first, table.num_rows, given, has_validation)
+    shard_refs = partition_block(
+        table_to_block(table), split, before, dataset_info, preprocessing, num_workers
+    )
+    return shard_refs if num_workers > 1 else shard_refs[0]
 
 
 @ray.remote(num_cpus=0.5)
-def _join(*parts: Dealt) -> Dealt:
-    return combine(list(parts))
+def _join(*parts: WorkerRows) -> WorkerRows:
+    return concatenate(list(parts))

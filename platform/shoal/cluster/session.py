@@ -3,16 +3,13 @@
 import logging
 import os
 import signal
-import socket
 import threading
-from pathlib import Path
 
-from shoal.cluster.config import ScaleConfig
 from shoal.errors import ConfigError
+from shoal.runs.config import ScaleConfig
+from shoal.runs.machine import check_resources, cluster_address
 
 logger = logging.getLogger(__name__)
-
-CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
 
 # Measured on 2 cores (docs/design.md): an empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without.
 TRAIN_ENV = {
@@ -26,41 +23,6 @@ TRAIN_ENV = {
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
-def address() -> str | None:
-    """Return the address of the cluster to join: RAY_ADDRESS, else one that runs on this machine, else None.
-
-    After an unclean stop Ray's own file still names a cluster that is gone, and `ray.init` would fail on it;
-    here it counts only if something answers.
-    """
-    named = os.environ.get("RAY_ADDRESS")
-    if named:
-        return named
-    try:
-        found = CLUSTER_FILE.read_text().strip()
-        host, _, port = found.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=1):
-            return found
-    except (OSError, ValueError):
-        return None
-
-
-def check_local(scale: ScaleConfig, address: str | None) -> None:
-    """Refuse what this machine cannot hold, before Ray is started; a cluster to join is checked once joined.
-
-    Raises:
-        ConfigError: with the arithmetic.
-    """
-    if scale.num_workers == 0 or address is not None:
-        return
-    _check(scale, cpus=float(os.cpu_count() or 1), gpus=local_gpus(), where="this machine")
-
-
-def local_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
 def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     """Join or start a cluster; return whether each worker gets a GPU.
 
@@ -72,7 +34,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     """
     for name, value in TRAIN_ENV.items():
         os.environ.setdefault(name, value)
-    found = address()
+    found = cluster_address()
     if found is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -102,7 +64,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
             signal.signal(number, handler)
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
-    _check(
+    check_resources(
         scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None)
     )
     return bool(scale.use_gpu and gpus >= scale.num_workers)
@@ -134,20 +96,3 @@ def resources() -> dict[str, float]:
     import ray
 
     return dict(ray.cluster_resources())
-
-
-def _check(scale: ScaleConfig, cpus: float, gpus: int, where: str, spare: int = 0) -> None:
-    workers = scale.num_workers
-    if scale.use_gpu is True and workers > gpus:
-        raise ConfigError(
-            f"scale.num_workers={workers} with scale.use_gpu=true needs {workers} GPUs and {where} has {gpus}: "
-            f"lower scale.num_workers, or set scale.use_gpu=auto"
-        )
-    needed = workers * scale.cpus_per_worker
-    if needed > cpus + 1e-9:
-        kept = f" ({spare} are kept for Ray Data, which streams)" if spare else ""
-        raise ConfigError(
-            f"scale.num_workers={workers} x scale.cpus_per_worker={scale.cpus_per_worker:g} needs {needed:g} CPUs "
-            f"and {where} has {cpus:g}{kept}: set scale.cpus_per_worker={max(cpus, 0.1) / workers:.2g} or lower "
-            "scale.num_workers"
-        )

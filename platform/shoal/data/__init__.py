@@ -1,1 +1,13 @@
-"""Data: a source becomes blocks of rows, a fitted transform makes them tensors, shards serve them in order."""
+"""From a `data.source` to the batches of a worker.
+
+- `config`: the `data` section
+- `sources`: readers of rows, one per file
+- `sampler`: which split a row is in, and the order in which training rows are seen
+- `dataset_info`: the checks of all rows, and the fitted transform
+- `preprocessing`: raw columns to tensors, and back from outputs to labels
+- `partition`: rows divided among workers
+- `loader`: a worker's rows, batch by batch
+- `text`, `tokenizer`, `images`, `augment`: what rows of text and images need
+
+Depends on `config` and `errors`; independent of models, of torch.distributed and of Ray.
+"""

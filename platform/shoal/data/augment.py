@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.data.order import Indices, mix
+from shoal.data.sampler import Indices, mix
 
 # Keeps the draws apart from those of the splits, which hash the same rows and perhaps the same seed.
 _SALT = 0x4155_474D_454E_54

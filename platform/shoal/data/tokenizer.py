@@ -17,6 +17,7 @@ from shoal.errors import ConfigError, DataError, ModelError
 if TYPE_CHECKING:
     import tokenizers
 
+
 Ids = npt.NDArray[np.int32]
 
 PAD, MASK, END = 0, 1, 2  # padding, what a masked model has to guess, end of document

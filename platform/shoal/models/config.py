@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from shoal.config import Section
+from shoal.config.schema import Section
 
 
 class ModelConfig(Section):

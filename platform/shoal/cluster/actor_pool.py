@@ -1,0 +1,115 @@
+"""Ray actors that run trials: started beforehand, reused, replaced when lost. Knows no order and no records."""
+
+import contextlib
+import logging
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayError
+
+from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
+from shoal.tune.engine import Decision
+
+logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
+
+# How Ray says that its memory monitor ended a process.
+MEMORY_WORDS = ("low on memory", "OutOfMemoryError", "memory monitor", "memory usage threshold")
+
+
+# One process that the monitor chose, in its message.
+VICTIM = re.compile(r"Actor\((\w+)\).*?actual memory used=([\d.]+)GB")
+
+
+@dataclass(frozen=True)
+class ActorLost:
+    """A trial's process is gone."""
+
+    reason: str
+    was_out_of_memory: bool
+
+
+Event = TrialStarted | TrialReport | TrialEnded | ActorLost
+
+
+class ActorPool(Generic[Key]):
+    """So many actors; each is at one trial or idle."""
+
+    def __init__(self, size: int, resources: dict[str, float]) -> None:
+        options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+        # Threads: one waits for events, others take orders and the reports of Ray Train workers meanwhile.
+        self._make = ray.remote(TrialActor).options(max_concurrency=4, **options).remote
+        self.size = size
+        self._idle: list[Any] = [self._make() for _ in range(size)]
+        self._busy: dict[Any, tuple[Key, Any]] = {}  # by the reference to the next events
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self._busy)
+
+    def holds(self, key: Key) -> bool:
+        """Whether an actor is at a trial."""
+        return any(held is key for held, _ in self._busy.values())
+
+    def begin(self, key: Key, spec: TrialSpec) -> None:
+        """Give a trial to an idle actor."""
+        actor = self._idle.pop(0)
+        actor.begin.remote(spec)
+        self._listen(key, actor)
+
+    def answer(self, key: Key, decision: Decision) -> None:
+        self._actor(key).answer.remote(decision)
+
+    def wait(self, timeout_s: float) -> list[tuple[Key, Event]]:
+        """Return what has happened, waiting for the first of it at most so long."""
+        ready, _ = (
+            ray.wait(list(self._busy), num_returns=len(self._busy) or 1, timeout=0)
+            if self._busy
+            else ([], [])
+        )
+        if not ready and self._busy:
+            ready, _ = ray.wait(list(self._busy), num_returns=1, timeout=timeout_s)
+        return [event for ref in ready for event in self._collect(ref)]
+
+    def close(self) -> None:
+        for actor in [*self._idle, *(actor for _, actor in self._busy.values())]:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        self._idle, self._busy = [], {}
+
+    def _collect(self, ref: Any) -> list[tuple[Key, Event]]:
+        key, actor = self._busy.pop(ref)
+        try:
+            events: list[Event] = ray.get(ref)
+        except RayError as error:
+            self._idle.append(self._make())
+            return [(key, _lost(error, actor._actor_id.hex()))]
+        if isinstance(events[-1], TrialEnded):
+            self._idle.append(actor)
+        else:
+            self._listen(key, actor)
+        return [(key, event) for event in events]
+
+    def _listen(self, key: Key, actor: Any) -> None:
+        self._busy[actor.events.remote()] = (key, actor)
+
+    def _actor(self, key: Key) -> Any:
+        return next(actor for held, actor in self._busy.values() if held is key)
+
+
+def _lost(error: RayError, actor_id: str) -> ActorLost:
+    text = str(error)
+    if any(words in text for words in MEMORY_WORDS):
+        return ActorLost("the node ran out of memory", _is_largest(text, actor_id))
+    line = next((line.strip() for line in text.splitlines() if "exit" in line or "died" in line), "")
+    return ActorLost(line or text.splitlines()[0], False)
+
+
+def _is_largest(text: str, actor_id: str) -> bool:
+    """Whether an actor held most of what Ray's memory monitor freed: it ends others that stand near, too."""
+    held = {name: float(size) for name, size in VICTIM.findall(text)}
+    return held.get(actor_id, math.inf) >= max(held.values(), default=0.0)

@@ -1,0 +1,85 @@
+"""Deals a source's rows to workers through Ray's object store, and makes a worker's shard of its hand."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shoal.cluster import session
+from shoal.data.dataset_info import DatasetInfo
+from shoal.data.loader import Shard
+from shoal.data.partition import partition_source
+from shoal.data.sampler import SPLITS
+from shoal.runs.validate import RunPlan
+from shoal.runs.worker import WorkerSpec, resident_shard
+
+logger = logging.getLogger(__name__)
+
+# Resident shards share Ray's object store with whatever else is in it.
+RESIDENT_STORE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class ShardRefs:
+    """Where each worker's rows lie in the object store, and how it shall read them."""
+
+    refs: list[list[Any]]
+    resident: bool
+
+
+def spare_cpus(plan: RunPlan) -> int:
+    """Return the CPUs that Ray Data needs beside the workers: none where the driver reads the rows itself."""
+    is_surely_resident = plan.config.data.resident == "auto" and plan.source.is_small
+    return 0 if plan.config.data.resident is True or is_surely_resident else 1
+
+
+def put_shards(plan: RunPlan, num_workers: int) -> tuple[DatasetInfo, ShardRefs]:
+    """Deal the rows; a source too large for the driver is first read, checked and fitted by Ray Data.
+
+    Raises:
+        DataError: what only reading all rows could tell.
+    """
+    if plan.dataset_info is not None:
+        return plan.dataset_info, _put_small(plan, plan.dataset_info, num_workers)
+    from shoal.cluster import ingest
+
+    blocks = ingest.read_blocks(plan.source)
+    dataset_info, before = ingest.inspect_blocks(blocks, plan.preprocessing, plan.source.fingerprint)
+    resident = _is_resident(plan, dataset_info)
+    refs = ingest.partition_blocks(blocks, before, dataset_info, plan.preprocessing, num_workers, resident)
+    return dataset_info, ShardRefs(refs, resident)
+
+
+def _put_small(plan: RunPlan, dataset_info: DatasetInfo, num_workers: int) -> ShardRefs:
+    """Deal rows that this process has read already, one object for each worker."""
+    import ray
+
+    partitions = partition_source(plan.source, plan.preprocessing, dataset_info, num_workers)
+    return ShardRefs([[ray.put(rows)] for rows in partitions], _is_resident(plan, dataset_info))
+
+
+def make_shard(spec: WorkerSpec, shard_refs: ShardRefs, rank: int, size: int, device: torch.device) -> Shard:
+    """Make a worker's shard: in memory on its device, or streamed."""
+    import ray
+
+    if shard_refs.resident:
+        return resident_shard(spec, ray.get(shard_refs.refs[rank][0]), rank, size, device)
+    from shoal.cluster.streaming import StreamingShard
+
+    return StreamingShard(
+        spec.dataset_info.lanes(spec.preprocessing, rank, size), shard_refs.refs[rank], device
+    )
+
+
+def _is_resident(plan: RunPlan, dataset_info: DatasetInfo) -> bool:
+    wanted = plan.config.data.resident
+    if wanted != "auto":
+        return wanted
+    nbytes = sum(dataset_info.rows[name] for name in SPLITS) * dataset_info.row_bytes
+    room = session.object_store_bytes() * RESIDENT_STORE_SHARE
+    if nbytes > room:
+        logger.info(
+            "data of %.1f GB exceeds %.1f GB of object store: it is streamed", nbytes / 1e9, room / 1e9
+        )
+    return nbytes <= room

@@ -1,0 +1,108 @@
+"""A shard too large for memory, streamed through Ray Data in the very order of the resident kind.
+
+Each epoch is a sort: every row gets its position in the epoch, a pure function of seed and epoch, and Ray Data
+sorts by it, out of core, handing over batches as they come, some ahead of the training.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+
+from shoal.data.loader import Batch, Rows
+from shoal.data.sampler import TRAIN, Lanes
+
+PREFETCH = 4
+FETCH_ROWS = 4096
+
+
+class StreamingShard:
+    """Batches from objects in Ray's store, which spills to disk what does not fit."""
+
+    def __init__(self, lanes: Lanes, pieces: list[Any], device: torch.device) -> None:
+        self.lanes = lanes
+        self._pieces, self._device = pieces, device
+        self._rows = ray.get([_train_rows.remote(piece) for piece in pieces])
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        lanes = self.lanes
+        order = lanes.epoch(epoch)
+        skipped = min(start * lanes.width, len(order))
+        number, rows = start, self._ordered(order, skipped)
+        for first in range(skipped, len(order), lanes.width):
+            taken = rows.take(min(lanes.width, len(order) - first))
+            yield Batch(taken.inputs, taken.targets, lanes.global_count(number))
+            number += 1
+        if number < lanes.steps:
+            filler = self._first_row()
+            yield Batch(filler.inputs, filler.targets, lanes.global_count(number), is_filler=True)
+
+    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+        for piece in self._pieces:
+            inputs, targets = ray.get(piece)[split]
+            rows = Rows.of(inputs, targets, self._device)
+            for first in range(0, len(rows), batch_size):
+                part = slice(first, first + batch_size)
+                yield Batch(rows.inputs[part], rows.targets[part], count=len(rows.targets[part]))
+
+    def _ordered(self, order: np.ndarray, skipped: int) -> "_Taker":
+        position = np.empty(len(order), dtype=np.int64)
+        position[order] = np.arange(len(order))
+        spec = ray.put(position)
+        starts = np.concatenate([[0], np.cumsum(self._rows)[:-1]]).tolist()
+        spans = list(zip(self._pieces, starts, strict=True))
+        numbers = ray.data.range(len(spans), override_num_blocks=len(spans))
+        rows = numbers.map_batches(
+            _with_position, batch_size=1, fn_kwargs={"spans": spans, "position": spec, "skipped": skipped}
+        )
+        fetched = rows.sort("position").iter_batches(
+            batch_size=max(FETCH_ROWS // self.lanes.width, 1) * self.lanes.width,
+            batch_format="numpy",
+            prefetch_batches=PREFETCH,
+        )
+        return _Taker(iter(fetched), self._device)
+
+    def _first_row(self) -> Rows:
+        for piece, rows in zip(self._pieces, self._rows, strict=True):
+            if rows:
+                inputs, targets = ray.get(piece)[TRAIN]
+                return Rows.of(inputs[:1].copy(), targets[:1].copy(), self._device)
+        raise AssertionError("a worker holds at least one row")
+
+
+class _Taker:
+    """Cuts what is fetched in large batches into the small ones of the training."""
+
+    def __init__(self, fetched: Iterator[dict[str, np.ndarray]], device: torch.device) -> None:
+        self._fetched, self._device = fetched, device
+        self._rows: Rows | None = None
+        self._at = 0
+
+    def take(self, count: int) -> Rows:
+        if self._rows is None or self._at == len(self._rows):
+            batch = next(self._fetched)
+            self._rows, self._at = Rows.of(batch["inputs"], batch["targets"], self._device), 0
+        part = slice(self._at, self._at + count)
+        self._at += count
+        return Rows(self._rows.inputs[part], self._rows.targets[part])
+
+
+def _with_position(
+    batch: dict[str, np.ndarray], spans: list[tuple[Any, int]], position: Any, skipped: int
+) -> dict[str, np.ndarray]:
+    piece, start = spans[int(batch["id"][0])]
+    inputs, targets = ray.get(piece)[TRAIN]
+    places = ray.get(position)[start : start + len(targets)]
+    kept = places >= skipped
+    return {"inputs": inputs[kept], "targets": targets[kept], "position": places[kept]}
+
+
+@ray.remote(num_cpus=0)
+def _train_rows(rows: Any) -> int:
+    return len(rows[TRAIN][1])

@@ -1,0 +1,77 @@
+"""What a dead worker triggers: whether the run is tried again, and what its user is told."""
+
+import logging
+
+from shoal.errors import TrainingError
+from shoal.runs.config import ScaleConfig
+from shoal.storage.run_folder import ERROR, RunFolder
+
+logger = logging.getLogger(__name__)
+
+# What a surviving worker sees when another dies; the death itself is the cause.
+PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
+
+
+def decide_retry(error: BaseException, lost: int, max_failures: int) -> bool:
+    """Whether a failed attempt is worth another: a lost worker or node is, an exception in user code is not."""
+    return lost < max_failures and any(is_loss(cause) for cause in _causes(error))
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether this is Ray's word for a process or node that died."""
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayActorError,
+        WorkerCrashedError,
+    )
+    from ray.train import ControllerError
+
+    losses = (
+        RayActorError,
+        NodeDiedError,
+        WorkerCrashedError,
+        OutOfMemoryError,
+        ObjectLostError,
+        ControllerError,
+    )
+    is_unhealthy = type(error).__name__.startswith("WorkerHealthCheck")  # Ray Train's own, not public
+    return isinstance(error, losses) or is_unhealthy or any(word in str(error) for word in PEER_ERRORS)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    failures = getattr(error, "worker_failures", {}) or {}
+    return [error, *failures.values()]
+
+
+def failure_name(error: BaseException) -> str:
+    return (
+        ", ".join(f"rank {rank}: {type(cause).__name__}" for rank, cause in _failures(error))
+        or type(error).__name__
+    )
+
+
+def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
+    return sorted((getattr(error, "worker_failures", {}) or {}).items())
+
+
+def as_training_error(
+    error: BaseException, folder: RunFolder, lost: int, scale: ScaleConfig
+) -> TrainingError:
+    """Say what happened in the terms of whoever can mend it."""
+    noted = folder.read_json(ERROR)
+    if noted and not any(word in noted["message"] for word in PEER_ERRORS):
+        logger.debug("%s", noted["traceback"])
+        failure = TrainingError(
+            f"worker {noted['rank']} on {noted['host']}: {noted['type']}: {noted['message']} ({noted['where']})"
+        )
+        failure.exit_code = noted["exit_code"]
+        return failure
+    if lost >= scale.max_failures and any(is_loss(cause) for cause in _causes(error)):
+        return TrainingError(
+            f"workers were lost {lost + 1} times ({failure_name(error)}), more than "
+            f"scale.max_failures={scale.max_failures}: "
+            "raise it, or look into the node's memory; the same command resumes from the last checkpoint"
+        )
+    return TrainingError(f"{failure_name(error)}: {str(error).splitlines()[0]}")

@@ -1,0 +1,145 @@
+"""Ray Train workers: TorchTrainer around `run_worker`, and what to do when one is lost."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from shoal.cluster.shard_store import ShardRefs, make_shard
+from shoal.cluster.worker_failure import PEER_ERRORS, as_training_error, decide_retry, failure_name
+from shoal.distributed.parallelism import make_group
+from shoal.errors import Interrupted
+from shoal.runs.config import ScaleConfig
+from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
+from shoal.storage.run_folder import ERROR, STOP, RunFolder
+from shoal.tracking.journal import journal_name
+
+logger = logging.getLogger(__name__)
+
+STOP_PATIENCE_S = 60.0
+RAY_STATE = ".ray"
+
+
+class WorkerGroup:
+    """The Ray Train workers of one run, in a session that is open already."""
+
+    def __init__(self, scale: ScaleConfig, use_gpu: bool, shard_refs: ShardRefs) -> None:
+        self._scale, self._use_gpu, self._hands = scale, use_gpu, shard_refs
+
+    def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
+        """Run `run_worker` on all workers, again after lost ones, until it ends.
+
+        Args:
+            decide: asked by rank 0, in its own process; picklable.
+
+        Raises:
+            TrainingError: user code raised, or more workers were lost than `scale.max_failures`.
+            Interrupted: the stop file is there and the workers did not end by themselves.
+        """
+        lost = 0
+        while True:
+            error = self._attempt(spec, folder, lost, decide)
+            if error is None:
+                return
+            if folder.exists(STOP):
+                raise Interrupted("interrupted; the same command resumes from the last checkpoint")
+            if not decide_retry(error, lost, self._scale.max_failures):
+                raise as_training_error(error, folder, lost, self._scale) from error
+            lost += 1
+            logger.warning(
+                "a worker was lost (%s); resuming from the last checkpoint, %d of %d",
+                failure_name(error),
+                lost,
+                self._scale.max_failures,
+            )
+
+    def _attempt(
+        self, spec: WorkerSpec, folder: RunFolder, lost: int, decide: DecideFn | None
+    ) -> BaseException | None:
+        """Fit once, in a thread: Ray's signal handler must not replace ours, and a stop must not wait for ever."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        folder.delete(ERROR)
+        resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"told": spec, "hands": self._hands, "judge": decide},
+            torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=self._scale.num_workers, use_gpu=self._use_gpu, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{spec.attempt}-{lost}",
+                storage_path=f"{folder.uri}/{RAY_STATE}",
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        outcome: list[BaseException | None] = []
+
+        def run() -> None:
+            try:
+                trainer.fit()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=run, name="shoal-trainer", daemon=True)
+        thread.start()
+        stop_seen: float | None = None
+        while thread.is_alive():
+            thread.join(timeout=0.1)
+            if stop_seen is None and folder.is_local and folder.exists(STOP):
+                stop_seen = time.monotonic()
+            if stop_seen and not folder.exists(journal_name(spec.attempt)):
+                raise Interrupted("interrupted before the first step; the same command resumes")
+            if stop_seen and time.monotonic() - stop_seen > STOP_PATIENCE_S:
+                raise Interrupted(f"interrupted; the workers did not stop within {STOP_PATIENCE_S:.0f} s")
+        with contextlib.suppress(OSError):
+            folder.delete(RAY_STATE)
+        return outcome[0]
+
+
+def _ray_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls in each worker."""
+    import ray.train
+    import ray.train.torch
+
+    spec, shard_refs = config["told"], config["hands"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    try:
+        device = ray.train.torch.get_device()
+        torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
+        group = make_group(device, spec.config.scale)
+        shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
+        run_worker(spec, shard, group, device, config["judge"], watches_system=config["judge"] is None)
+    except Exception as error:
+        _note(error, RunFolder(spec.folder), rank)
+        raise
+
+
+def _note(error: Exception, folder: RunFolder, rank: int) -> None:
+    """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
+    import socket
+
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
+    note = {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "where": where,
+        "traceback": "".join(traceback.format_exception(error)),
+        "exit_code": getattr(error, "exit_code", 1),
+    }
+    with contextlib.suppress(OSError):
+        earlier = json.loads(folder.read(ERROR)) if folder.exists(ERROR) else None
+        if earlier is None or any(word in earlier["message"] for word in PEER_ERRORS):
+            folder.write_json(ERROR, note)

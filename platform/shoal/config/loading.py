@@ -1,0 +1,98 @@
+"""What a person writes and reads of a config: defaults <- YAML file <- `dotted.key=value`, and what `--help` lists."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from shoal.config.schema import Tree, assign, build_config, fields, type_name
+from shoal.errors import ConfigError
+
+
+def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] = ()) -> Tree:
+    """Build a config from defaults, then a YAML file, then `dotted.key=value` strings.
+
+    Raises:
+        ConfigError: the file does not parse, or a key or value is refused.
+    """
+    return build_config(schema, read(path, overrides))
+
+
+def read(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what a file and settings say, as a nested mapping that no schema has seen yet.
+
+    Raises:
+        ConfigError: the file does not parse, or a setting is none.
+    """
+    tree = _read_yaml(path) if path else {}
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise ConfigError(f"'{override}' is not a setting: write it as key=value, e.g. optim.lr=0.01")
+        try:
+            value = yaml.load(text, Loader=Loader)
+        except yaml.YAMLError:
+            value = text
+        assign(tree, key.strip(), value)
+    return tree
+
+
+def to_yaml(section: BaseModel) -> str:
+    """Return the resolved config as YAML, in the order of the schema."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+
+
+def describe(schema: type[BaseModel]) -> str:
+    """Return a table of every key with its type, default and meaning, for `--help`."""
+    lines = []
+    for key, field in fields(schema):
+        default = yaml.safe_dump(field.get_default(call_default_factory=True), default_flow_style=True)
+        default = default.removesuffix("\n").removesuffix("\n...")
+        lines.append(f"  {key:<28} {type_name(field.annotation):<34} {default:<18} {field.description}")
+    return "\n".join(lines)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that reads `1e-3` as the number everybody means by it (YAML 1.1 wants `1.0e-3`)."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"config file '{path}' cannot be read ({error.__class__.__name__}): give the path of a YAML file"
+        ) from None
+    try:
+        tree = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"config file '{path}' does not parse{where}: {problem}: mend that line") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file '{path}' holds {tree!r}: it must hold `key: value` lines")
+    return _undotted(tree)
+
+
+def _undotted(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Let a file say `optim.lr: 0.1` as well as `optim: {lr: 0.1}`."""
+    nested: dict[str, Any] = {}
+    for key, value in tree.items():
+        assign(nested, str(key), value)
+    return nested

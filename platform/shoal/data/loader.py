@@ -1,0 +1,125 @@
+"""A worker's rows, served batch by batch: the interface, and the kind that lies in memory.
+
+The kind that streams through Ray Data is in `shoal.cluster.streaming`; both serve the very same batches.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.data.sampler import Lanes
+
+# Gathering a batch takes as long as gathering many small ones: so much is gathered at a time.
+GATHERED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a global batch.
+
+    Attributes:
+        inputs: [n, ...] features, n >= 1.
+        targets: [n] class numbers (int64) or standardised values (float32).
+        count: samples in the global batch, over all workers.
+        is_filler: the worker has no row in this short batch; `inputs` holds one row that must not count.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    count: int
+    is_filler: bool = False
+
+
+class Shard(Protocol):
+    """What the loop asks of data."""
+
+    lanes: Lanes
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield the training batches of an epoch from batch number `start` on; equally many on every worker."""
+        ...
+
+    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """Yield this worker's rows of the validation or test split, each once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one split as tensors: inputs [n, ...], targets [n]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @classmethod
+    def of(cls, inputs: np.ndarray, targets: np.ndarray, device: torch.device) -> "Rows":
+        """Wrap arrays as they are (shared memory stays shared) or copy them to an accelerator."""
+        return cls(_tensor(inputs).to(device), _tensor(targets).to(device))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    # The object store hands out read-only pages. Nothing here writes to them, and copying would double
+    # the shard, so the flag that torch warns about is lifted from this view alone.
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+class ViewedShard:
+    """Another shard's rows as a task wants to see them."""
+
+    def __init__(self, shard: Shard, view: Callable[[Batch, int | None], Batch]) -> None:
+        self._shard, self._view, self.lanes = shard, view, shard.lanes
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        return (self._view(batch, epoch) for batch in self._shard.batches(epoch, start))
+
+    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+        return (self._view(batch, None) for batch in self._shard.held_out(split, batch_size))
+
+
+class ResidentShard:
+    """A shard that lies in memory on the worker's device."""
+
+    def __init__(self, lanes: Lanes, train: Rows, held_out: dict[str, Rows]) -> None:
+        self.lanes = lanes
+        self._train = train
+        self._held_out = held_out
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        lanes, rows = self.lanes, self._train
+        order = torch.from_numpy(lanes.epoch(epoch)).to(rows.targets.device)
+        together = self._gathered_batches
+        for first in range(start - start % together, lanes.steps, together):
+            index = order[first * lanes.width : (first + together) * lanes.width]
+            inputs, targets = (part.index_select(0, index) for part in (rows.inputs, rows.targets))
+            for number in range(max(first, start), min(first + together, lanes.steps)):
+                count, mine = lanes.global_count(number), (number - first) * lanes.width
+                if mine < len(index):
+                    part = slice(mine, mine + lanes.width)
+                    yield Batch(inputs[part], targets[part], count)
+                else:
+                    yield Batch(rows.inputs[:1], rows.targets[:1], count, is_filler=True)
+
+    @property
+    def _gathered_batches(self) -> int:
+        """How many batches are gathered at a time; always the same ones, so that each lies where it always lies."""
+        row = self._train.inputs[:1]
+        return max(1, GATHERED_BYTES // max(1, row.element_size() * row.numel() * self.lanes.width))
+
+    def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
+        rows = self._held_out[split]
+        for first in range(0, len(rows), batch_size):
+            part = slice(first, first + batch_size)
+            yield Batch(rows.inputs[part], rows.targets[part], count=len(rows.targets[part]))

@@ -1,0 +1,121 @@
+"""Reads `package.module:function`: whatever data a user's own function returns."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from shoal.config.import_path import find, is_path
+from shoal.data.sampler import SPLIT_NAMES, TRAIN
+from shoal.data.sources.arrow import table_to_block, to_array
+from shoal.data.sources.base import IN_DRIVER_BYTES, SCHEMES, Block, Part, Source, in_memory_source
+from shoal.errors import DataError, UserError
+
+
+def is_function(uri: str) -> bool:
+    """Whether a source is a user's function, `package.module:function`."""
+    return uri.partition(":")[0] not in SCHEMES and is_path(uri)
+
+
+def source_from_value(uri: str, value: Any) -> Source:
+    """Wrap what a user's function returned: a frame, a torch Dataset, a Ray Dataset, or a dict of splits."""
+    if isinstance(value, Mapping) and value and set(value) <= set(SPLIT_NAMES):
+        inner = {SPLIT_NAMES[name]: source_from_value(uri, part) for name, part in value.items()}
+        if TRAIN not in inner:
+            raise DataError(
+                f"data.source='{uri}' returned splits {', '.join(value)}: 'train' must be among them"
+            )
+        return Source(
+            uri,
+            "splits",
+            tuple(Part(part.read, split) for split, source in inner.items() for part in source.parts),
+            nbytes=sum(source.nbytes for source in inner.values()),
+            is_ready=inner[TRAIN].is_ready,
+            value=inner,
+        )
+    if is_ray_dataset(value):
+        return Source(
+            uri, "ray", (Part(lambda: _ray_blocks(value)),), nbytes=IN_DRIVER_BYTES + 1, value=value
+        )
+    if isinstance(value, Mapping):
+        block = {str(name): np.asarray(column) for name, column in value.items()}
+        for name, column in block.items():
+            if column.ndim == 0:
+                raise DataError(
+                    f"data.source='{uri}' returned one value as column '{name}': return an array of rows"
+                )
+        lengths = {name: len(column) for name, column in block.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(
+                f"data.source='{uri}' returned columns of different lengths {lengths}: rows must match"
+            )
+        return in_memory_source(uri, block)
+    if hasattr(value, "to_pandas"):
+        value = value.to_pandas()
+    if hasattr(value, "iloc"):
+        return in_memory_source(uri, {str(name): to_array(value[name]) for name in value.columns})
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes):
+        return _indexed(uri, value)
+    raise DataError(
+        f"data.source='{uri}' returned a {type(value).__name__}: return a pandas frame, a Ray Dataset, a "
+        "map-style torch Dataset (with __len__ and __getitem__), or a dict of these by split"
+    )
+
+
+def is_ray_dataset(value: Any) -> bool:
+    return any(base.__module__.startswith("ray.data") for base in type(value).__mro__)
+
+
+def items_to_block(items: list[Any], label: str = "target") -> Block:
+    """Stack the items of a map-style dataset: tuples (features, label) or dicts."""
+    if isinstance(items[0], Mapping):
+        return {str(name): np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
+    if isinstance(items[0], tuple | list) and len(items[0]) == 2:
+        return {
+            "features": np.stack([np.asarray(item[0]) for item in items]),
+            label: np.stack([np.asarray(item[1]) for item in items]),
+        }
+    raise DataError(
+        f"an item of the dataset is a {type(items[0]).__name__}: return a pair (features, label) or a dict"
+    )
+
+
+def open_function(uri: str) -> Source:
+    path, _, query = uri.partition("?")
+    function = find(path, "data.source")
+    try:
+        value = function(**{name: _literal(text) for name, text in parse_qsl(query)})
+    except Exception as error:
+        raise UserError(
+            f"data.source='{uri}' raised {type(error).__name__}: {error}: mend the function "
+            "(SHOAL_TRACEBACK=1 shows where)"
+        ) from error
+    return source_from_value(uri, value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _indexed(uri: str, dataset: Any) -> Source:
+    """A map-style torch Dataset: its items are what the model takes."""
+    if len(dataset) == 0:
+        raise DataError(f"data.source='{uri}' is empty: it has 0 rows; name one that has some")
+    size = sum(column.nbytes for column in items_to_block([dataset[0]]).values())
+    step = max(1, (32 << 20) // max(size, 1))
+
+    def read() -> Iterator[Block]:
+        for first in range(0, len(dataset), step):
+            yield items_to_block([dataset[row] for row in range(first, min(first + step, len(dataset)))])
+
+    return Source(uri, "indexed", (Part(read),), nbytes=size * len(dataset), is_ready=True, value=dataset)
+
+
+def _ray_blocks(dataset: Any) -> Iterator[Block]:
+    for table in dataset.iter_batches(batch_size=1 << 16, batch_format="pyarrow"):
+        yield table_to_block(table)

@@ -1,0 +1,51 @@
+"""Reads `huggingface:NAME`: a data set of the hub, or a folder written by `save_to_disk`."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from shoal.data.sampler import SPLIT_NAMES
+from shoal.data.sources.arrow import table_to_block
+from shoal.data.sources.base import Block, Part, Source
+from shoal.errors import DataError
+
+
+def open_huggingface(uri: str, name: str) -> Source:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"data.source='{uri}' needs the 'datasets' package: pip install 'shoal[huggingface]'"
+        ) from None
+    path, _, config = name.partition("?")
+    try:
+        loaded = (
+            datasets.load_from_disk(path)
+            if os.path.isdir(path) and _is_saved_to_disk(path)
+            else datasets.load_dataset(path, **dict(parse_qsl(config)))
+        )
+    except Exception as error:
+        raise DataError(
+            f"data.source='{uri}' does not load ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            "give a data set's name on the hub, or a folder written by save_to_disk"
+        ) from error
+    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    splits = {split: part for split, part in splits.items() if split in SPLIT_NAMES} or splits
+
+    def part(split: str, rows: Any) -> Part:
+        def read() -> Iterator[Block]:
+            for first in range(0, len(rows), 1 << 16):
+                yield table_to_block(rows.with_format("arrow")[first : first + (1 << 16)])
+
+        return Part(read, SPLIT_NAMES[split] if len(splits) > 1 else None)
+
+    parts = tuple(part(split, rows) for split, rows in splits.items())
+    nbytes = sum(rows.data.nbytes for rows in splits.values())
+    return Source(uri, "huggingface", parts, nbytes=nbytes, value=splits)
+
+
+def _is_saved_to_disk(path: str) -> bool:
+    return any(
+        os.path.exists(os.path.join(path, name)) for name in ("dataset_info.json", "dataset_dict.json")
+    )

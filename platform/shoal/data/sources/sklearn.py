@@ -1,0 +1,25 @@
+"""Reads `sklearn:NAME`: the data sets that scikit-learn brings along."""
+
+from collections.abc import Iterator
+
+from shoal.data.sources.arrow import to_array
+from shoal.data.sources.base import Block, Part, Source
+from shoal.errors import DataError, nearest
+
+_SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
+
+
+def open_sklearn(uri: str, name: str) -> Source:
+    if name not in _SKLEARN:
+        raise DataError(
+            f"data.source='{uri}': '{name}' does not come with scikit-learn{nearest(name, _SKLEARN)}: "
+            f"bundled are {', '.join(_SKLEARN)}"
+        )
+
+    def read() -> Iterator[Block]:
+        from sklearn import datasets
+
+        frame = getattr(datasets, f"load_{name}")(as_frame=True).frame
+        yield {str(column): to_array(frame[column]) for column in frame.columns}
+
+    return Source(uri, "sklearn", (Part(read),), nbytes=1 << 20)

@@ -1,0 +1,9 @@
+"""How the worker processes of one training act together, by torch.distributed.
+
+- `process_group`: sums and gathers over the workers, gradients inside DistributedDataParallel
+- `shm_allreduce`: the sum through shared memory, for CPU workers of one host
+- `parallelism`: FSDP2 and tensor parallelism
+- `dtensor_io`: tensors of which each worker holds a part, to files and back
+
+Depends on torch; independent of Ray and of what is trained.
+"""

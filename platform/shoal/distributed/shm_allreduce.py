@@ -1,0 +1,126 @@
+"""All-reduce of gradients through shared memory, between processes of one host."""
+
+import mmap
+import os
+import pickle
+import platform
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CHUNK_BYTES = 8 << 20
+LINE = 8  # int64 words in a cache line: flags on lines of their own do not slow each other
+TIMEOUT_S = 1800.0  # gloo's own
+
+
+class SharedMemory:
+    """A sum over processes of one host through a shared file in memory.
+
+    Each worker copies its numbers into its own slot and raises its flag to the round's number; when all flags
+    are up, each adds all slots in rank order. Two sets of slots take turns: a worker is in round n + 2 only
+    after all were seen in round n + 1, so nobody overwrites what another still reads.
+
+    It relies on stores being seen in the order they were made, which x86-64 guarantees and Arm does not.
+    """
+
+    def __init__(self, path: str, rank: int, size: int, pids: list[int]) -> None:
+        flags = size * LINE * 8
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), flags + 2 * size * CHUNK_BYTES)
+        self._flags = np.frombuffer(self._map, dtype=np.int64, count=size * LINE)[::LINE]
+        slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=flags)
+        self._slots = slots.view(2, size, CHUNK_BYTES)
+        self._rank, self._size, self._pids, self._round = rank, size, pids, 0
+
+    @classmethod
+    def among_workers(cls) -> "SharedMemory | None":
+        """Set it up if all workers are processes of this host that can share memory, else return None."""
+        rank, size = dist.get_rank(), dist.get_world_size()
+        if size == 1:
+            return None
+        path, is_able = "", platform.machine() in ("x86_64", "AMD64")
+        if rank == 0 and is_able:
+            try:
+                descriptor, path = tempfile.mkstemp(prefix="shoal-", dir="/dev/shm")
+                # Allocated now: a full /dev/shm is an error here, and a SIGBUS later.
+                os.posix_fallocate(descriptor, 0, size * LINE * 8 + 2 * size * CHUNK_BYTES)
+                os.close(descriptor)
+            except OSError:
+                is_able = False
+        told: list[Any] = [path]
+        dist.broadcast_object_list(told, src=0)
+        facts: list[Any] = [None] * size
+        dist.all_gather_object(facts, (is_able and os.path.exists(told[0]), os.getpid(), _pid_namespace()))
+        is_shared = all(able for able, _, _ in facts) and len({space for _, _, space in facts}) == 1
+        made = cls(told[0], rank, size, [pid for _, pid, _ in facts]) if is_shared else None
+        dist.barrier()
+        if rank == 0 and path:
+            os.unlink(path)
+        return made
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over the workers."""
+        flat = tensor.view(-1)
+        step = CHUNK_BYTES // flat.element_size()
+        for first in range(0, len(flat), step):
+            self._add_chunk(flat[first : first + step])
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's picklable value, by rank: each adds its bytes into a row of zeros."""
+        mine = pickle.dumps(value)
+        lengths = torch.zeros(self._size, dtype=torch.int64)
+        lengths[self._rank] = len(mine)
+        self.all_reduce(lengths)
+        rows = torch.zeros((self._size, int(lengths.max())), dtype=torch.uint8)
+        rows[self._rank, : len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        self.all_reduce(rows)
+        return [
+            pickle.loads(row[:length].numpy().tobytes())
+            for row, length in zip(rows, lengths.tolist(), strict=True)
+        ]
+
+    def _add_chunk(self, chunk: Tensor) -> None:
+        self._round += 1
+        slots = self._slots[self._round & 1, :, : chunk.nbytes].view(chunk.dtype)
+        slots[self._rank].copy_(chunk)
+        self._flags[self._rank] = self._round
+        self._wait()
+        torch.add(slots[0], slots[1], out=chunk)
+        for rank in range(2, self._size):
+            chunk.add_(slots[rank])
+
+    def _wait(self) -> None:
+        """Spin, then yield, then nap until every flag is up; a peer that died is an error."""
+        turns, since = 0, 0.0
+        while int(self._flags.min()) < self._round:
+            turns += 1
+            if turns < 20:
+                continue
+            if turns < 2000:
+                os.sched_yield()
+                continue
+            time.sleep(1e-4)
+            since = since or time.monotonic()
+            if turns % 1000 == 0:
+                self._check_peers(time.monotonic() - since)
+
+    def _check_peers(self, waited_s: float) -> None:
+        for rank, pid in enumerate(self._pids):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                raise ConnectionError(f"worker {rank} (pid {pid}) is gone") from None
+        if waited_s > TIMEOUT_S:
+            raise TimeoutError(f"a worker did not join the gradient sum within {TIMEOUT_S:.0f} s")
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

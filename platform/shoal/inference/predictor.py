@@ -1,0 +1,207 @@
+"""A trained model with the transform it was fitted with: raw rows in, labels out.
+
+This is what MLflow loads as a pyfunc model (`_load_pyfunc`). It needs torch and the transform; it knows no
+Ray, no MLflow and no training.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from shoal.data.config import DataConfig
+from shoal.data.dataset_info import PreprocessingSpec
+from shoal.data.loader import Batch
+from shoal.data.preprocessing import Transform
+from shoal.data.sources.arrow import to_array
+from shoal.data.sources.base import Block
+from shoal.data.text import TOKENS, padded
+from shoal.data.tokenizer import tokenizer_from_json
+from shoal.errors import ModelError
+from shoal.inference.generation import continue_text, fill_in
+from shoal.models.config import ModelConfig
+from shoal.models.cpu_kernels import use_onednn
+from shoal.models.registry import build_model_for
+from shoal.tasks.base import Task, TaskName
+from shoal.tasks.open_data import make_preprocessing_spec
+from shoal.tasks.registry import make_task
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
+TEXT = "text"  # the column that a model of text takes
+
+
+class Predictor:
+    """A model that takes raw rows."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        transform: Transform,
+        task: Task,
+        preprocessing: PreprocessingSpec,
+        name: TaskName,
+    ) -> None:
+        self.model, self.transform, self.task, self.preprocessing = (
+            model.eval(),
+            transform,
+            task,
+            preprocessing,
+        )
+        self.name = name
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Predictor":
+        """Load from the folder that `describe_model` and the weights were written to.
+
+        Raises:
+            ModelError: the folder is not there or not whole.
+        """
+        folder = Path(folder)
+        try:
+            metadata = json.loads((folder / DESCRIPTION).read_text())
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"'{folder}' holds no Shoal model ({error}): give a folder that training wrote"
+            ) from None
+        transform = Transform.model_validate(metadata["transform"])
+        model = build_model_for(ModelConfig(**metadata["model"]), transform, metadata["task"], seed=0)
+        model.load_state_dict(weights)
+        use_onednn(model)
+        data = DataConfig(**metadata["data"])
+        is_ready = transform.columns[0].kind == "ready"
+        preprocessing = make_preprocessing_spec(
+            data, metadata["task"], metadata["seed"], is_ready, transform.tokenizer
+        )
+        return cls(
+            model,
+            transform,
+            make_task(metadata["task"], transform, data, metadata["seed"]),
+            preprocessing,
+            metadata["task"],
+        )
+
+    def outputs(self, block: Block) -> Tensor:
+        """Return the model's raw outputs [rows, outputs], float64."""
+        with torch.no_grad():
+            views = self._views(block, np.zeros((len(next(iter(block.values()))), 0)))
+            return torch.cat([self.model(view.inputs) for view in views]).double()
+
+    def _views(self, block: Block, targets: np.ndarray) -> Iterator[Batch]:
+        """Yield rows as the task wants to see them, some at a time."""
+        inputs, rows = torch.from_numpy(self.transform.features(block)), self.task.held_out_rows
+        for part, wanted in zip(inputs.split(rows), torch.from_numpy(targets).split(rows), strict=True):
+            batch = Batch(part, wanted, count=len(part))
+            yield self.task.view(batch, None) if self.task.view else batch
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Predict from a frame, a dict of columns, or the array of the one tensor column.
+
+        Returns:
+            One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
+            order of the label's classes. A language model predicts text: what follows, with the parameters
+            `max_new_tokens`, `temperature` (0: the likeliest) and `seed`, or what stands at each [MASK].
+        """
+        block, label = as_block(data, self.transform), self.transform.label
+        if not self.transform.has_label:
+            given = self.params | dict(params or {})
+            return pd.DataFrame({"prediction": [self._write(str(text), given) for text in block[TEXT]]})
+        if self.transform.tokenizer and TOKENS not in block:
+            block = {TOKENS: self._tokens(block[TEXT])}
+        outputs = self.outputs(block)
+        if not label.classes:
+            return pd.DataFrame({"prediction": label.values(outputs.reshape(-1).numpy())})
+        probabilities = outputs.softmax(dim=1).numpy()
+        return pd.DataFrame(
+            {
+                "prediction": label.values(probabilities.argmax(axis=1)),
+                "probabilities": [row.tolist() for row in probabilities],
+            }
+        )
+
+    def sums(self, block: Block) -> Tensor:
+        """Return the task's sums over labelled rows, as evaluation reduces them."""
+        sums = torch.zeros(self.task.sums_size, dtype=torch.float64)
+        with torch.no_grad():
+            for view in self._views(block, self.transform.targets(block)):
+                sums += self.task.sums(self.model(view.inputs), view)
+        return sums
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What `predict` can be told besides the rows, with its defaults."""
+        if self.name != "causal_lm":
+            return {}
+        return {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
+
+    def _write(self, text: str, params: Mapping[str, Any]) -> str:
+        assert self.transform.tokenizer is not None
+        tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
+        if self.name == "masked_lm":
+            return fill_in(self.model, tokenizer, context, text)
+        count, temperature = int(params["max_new_tokens"]), float(params["temperature"])
+        return continue_text(self.model, tokenizer, context, text, count, temperature, int(params["seed"]))
+
+    def _tokens(self, texts: np.ndarray) -> np.ndarray:
+        assert self.transform.tokenizer is not None
+        return padded(
+            tokenizer_from_json(self.transform.tokenizer),
+            list(map(str, texts)),
+            self.transform.input_shape[0],
+        )
+
+
+def describe_model(
+    model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int
+) -> str:
+    """Return what `Predictor.load` needs besides the weights, and what it was trained on, as JSON."""
+    metadata = {
+        "model": model.model_copy(update={"init": None}).model_dump(),  # its weights are here
+        "transform": transform.model_dump(),
+        "task": task,
+        "data": data.model_dump(),
+        "seed": seed,
+    }
+    return json.dumps(metadata)
+
+
+def weights_folder(model: str | Path) -> Path:
+    """Return the folder that `Predictor.load` takes, inside a saved MLflow model."""
+    data = Path(model) / "data"
+    if not data.is_dir():
+        raise ModelError(
+            f"'{model}' is no MLflow model that Shoal wrote: give a run folder, runs:/ID or models:/NAME@ALIAS"
+        )
+    return next(path for path in data.iterdir() if path.is_dir())
+
+
+def as_block(data: Any, transform: Transform) -> Block:
+    """Turn what callers pass to predict into columns."""
+    if isinstance(data, pd.DataFrame):
+        return {str(name): to_array(data[name]) for name in data.columns}
+    if isinstance(data, Mapping):
+        return {str(name): np.asarray(column) for name, column in data.items()}
+    return {transform.columns[0].name: np.asarray(data)}
+
+
+def as_rows(block: Block, transform: Transform) -> Any:
+    """Turn columns into what callers pass to predict: texts, an array if all features are one tensor, else a frame."""
+    if transform.tokenizer:
+        tokenizer = tokenizer_from_json(transform.tokenizer)
+        return pd.DataFrame({TEXT: [tokenizer.decode(row) for row in block[TOKENS]]})
+    names = [column.name for column in transform.columns]
+    if len(names) == 1 and transform.columns[0].kind in ("tensor", "ready"):
+        return block[names[0]]
+    return pd.DataFrame({name: list(block[name]) if block[name].ndim > 1 else block[name] for name in names})
+
+
+def _load_pyfunc(path: str) -> Predictor:
+    """MLflow's entry point (`loader_module`)."""
+    return Predictor.load(path)

@@ -1,0 +1,178 @@
+"""Bytes of activations that a forward pass keeps for backward, found on fake tensors."""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+FEWEST_BLOCKS = 2
+
+
+def activations(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
+    """Return `activation_bytes`, and for a model with blocks those with activation checkpointing too.
+
+    Of equal blocks only a few are run: each further one adds the same. The model is left without the others.
+    """
+    blocks = blocks_of(model)
+    if not blocks:
+        return [activation_bytes(model, inputs, precision)]
+    depth = len(blocks)
+    if depth <= FEWEST_BLOCKS + 1 or not _are_alike(blocks):
+        return _both(model, inputs, precision)
+    del blocks[FEWEST_BLOCKS + 1 :]
+    more = _both(model, inputs, precision)
+    del blocks[FEWEST_BLOCKS:]
+    few = _both(model, inputs, precision)
+    return [low + (depth - FEWEST_BLOCKS) * (high - low) for low, high in zip(few, more, strict=True)]
+
+
+def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
+    """Return the most bytes that a forward and backward pass holds besides weights and their gradients.
+
+    Attention and dropout are counted as a GPU's kernels have them. Autocast's copies of weights are among the bytes.
+
+    Args:
+        model: in training mode afterwards, without gradients; its numbers are not needed.
+        inputs: [n, ...].
+        precision: fp32, or anything else for autocast's two bytes.
+    """
+    ledger = SavedTensorLedger(model)
+    half = torch.autocast("cpu", torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
+    with ledger:
+        with half:
+            outputs = _fused(model.train(), inputs)
+        _loss(outputs).backward()  # type: ignore[no-untyped-call]
+    ledger.close()
+    return ledger.peak
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
+    """Return a model's repeated parts, if it names them `blocks`."""
+    blocks = getattr(model, "blocks", None)
+    return blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) else None
+
+
+class SavedTensorLedger(TorchDispatchMode):
+    """Counts the bytes of every tensor that operations make under it, while somebody holds it.
+
+    Attributes:
+        peak: the most there were at a time; weights are not among them, nor gradients once they are whole.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._model = model
+        self._bytes: dict[int, int] = {}
+        for tensor in [*model.parameters(), *model.buffers()]:
+            self._enter(tensor, 0)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._leave)
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        ]
+
+    def close(self) -> None:
+        """Leave the model as it was, without gradients."""
+        for hook in self._hooks:
+            hook.remove()
+        self._model.zero_grad()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `shoal.models.flops`
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self._enter(tensor)
+        return out
+
+    def _enter(self, tensor: Tensor, size: int | None = None) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) in self._bytes:
+            return
+        self._bytes[id(storage)] = storage.nbytes() if size is None else size
+        weakref.finalize(storage, self._forget, id(storage))
+        self._now += self._bytes[id(storage)]
+        self.peak = max(self.peak, self._now)
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._bytes.pop(key, 0)
+
+    def _leave(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        key = id(parameter.grad.untyped_storage())
+        self._now -= self._bytes.get(key, 0)
+        self._bytes[key] = 0
+
+
+class _FusedKernels(TorchFunctionMode):
+    """Has a CPU keep what a GPU would: of attention no weights though there is dropout, of dropout a byte each."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            given["dropout_p"] = 0.0
+        if func is F.dropout and args and given.get("training", True) and given.get("p", 0.5) > 0:
+            return torch.native_dropout(args[0], given.get("p", 0.5), True)[0]
+        return func(*args, **given)
+
+
+def fake_like(tensor: Tensor) -> Tensor:
+    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _fused(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _FusedKernels():
+        return forward(*args, **kwargs)
+
+
+def _loss(outputs: Tensor) -> Tensor:
+    """Return a loss that keeps what `shoal.tasks.language`'s does; that of one target a row is too small to matter."""
+    logits = outputs.flatten(0, -2).float()
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64), reduction="sum")
+
+
+def _both(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
+    plain = activation_bytes(model, inputs, precision)
+    with _recomputing(model):
+        return [plain, activation_bytes(model, inputs, precision)]
+
+
+@contextlib.contextmanager
+def _recomputing(model: nn.Module) -> Iterator[None]:
+    """Blocks keep their inputs alone (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
+    blocks = list(blocks_of(model) or ())
+    for block in blocks:
+        block.forward = functools.partial(
+            checkpoint,
+            functools.partial(_fused, block.forward),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _are_alike(blocks: nn.ModuleList | nn.Sequential) -> bool:
+    kinds = {
+        (type(block), tuple(tuple(parameter.shape) for parameter in block.parameters())) for block in blocks
+    }
+    return len(kinds) == 1

@@ -1,0 +1,143 @@
+"""Models by name, or a user's own by import path, each with a width and a depth."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from shoal.config.import_path import call_with, find, is_path
+from shoal.data.preprocessing import Transform
+from shoal.errors import ModelError, UserError, nearest
+from shoal.models import huggingface
+from shoal.models.bert import BERT
+from shoal.models.config import ModelConfig
+from shoal.models.gpt import GPT
+from shoal.models.inception import Inception
+from shoal.models.mlp import MLP
+from shoal.models.mup import parametrize
+from shoal.models.pretrained import load_pretrained
+from shoal.models.resnet import ResNet
+
+REGISTRY: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "gpt": GPT,
+    "bert": BERT,
+    "resnet": ResNet,
+    "inception": Inception,
+}
+TAKE_TOKENS = ("gpt", "bert")
+
+
+def find_builder(name: str) -> Callable[..., Any]:
+    """Return the builder a `model.name` means.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if name.startswith(huggingface.SCHEME):
+        return huggingface.builder_of(name)
+    if is_path(name):
+        return find(name, "model.name")
+    raise ModelError(
+        f"model.name='{name}' is not known{nearest(name, REGISTRY)}: "
+        f"write {', '.join(REGISTRY)}, "
+        "huggingface:ARCHITECTURE or package.module:Builder"
+    )
+
+
+def build_model(
+    config: ModelConfig,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    vocabulary: int = 0,
+    task: str = "",
+) -> nn.Module:
+    """Build a model with weights that are a pure function of the seed.
+
+    A builder is given those of `inputs`, `outputs`, `vocabulary`, `task`, `width`, `depth` that its signature names,
+    and all of `model.args`. `inputs` is the shape of a sample for a model of Shoal's own; a user's is given the
+    number of features where there is one dimension.
+
+    Args:
+        input_shape: of one sample.
+        outputs: numbers put out per sample, or per position by a language model.
+        vocabulary: number of token ids; 0 where the inputs are no tokens.
+        task: name of what is learnt.
+
+    Under `model.parametrization=mup` the model is brought into it from the same builder's at `base_width`. Weights
+    of `model.init` come last, and go in as they are.
+
+    Raises:
+        UserError: the builder refuses, raises, or returns something else than a module; `model.init` does not fit.
+    """
+    builder = find_builder(config.name)
+    is_foreign = config.name.startswith(huggingface.SCHEME)
+    is_whole = is_foreign or builder in REGISTRY.values() or len(input_shape) != 1
+    offered = {
+        "inputs": input_shape if is_whole else input_shape[0],
+        "outputs": outputs,
+        "vocabulary": vocabulary,
+        "task": task,
+        "width": config.width,
+        "depth": _default_depth(builder) if config.depth is None else config.depth,
+    } | ({"init": config.init} if is_foreign else {})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model = call_with(builder, offered, config.args)
+        except ModelError:
+            raise
+        except UserError as error:
+            raise ModelError(f"model.name='{config.name}', model.args={config.args}: {error}") from None
+        except Exception as error:
+            raise ModelError(
+                f"model.name='{config.name}' raised {type(error).__name__}: {error}: mend the builder or its "
+                f"arguments ({', '.join(f'{key}={value}' for key, value in (offered | config.args).items())})"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model.name='{config.name}' returned a {type(model).__name__}: a builder returns a torch.nn.Module"
+        )
+    if config.parametrization == "mup":
+        at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
+        base = build_model(config.model_copy(update=at_base), input_shape, outputs, seed, vocabulary, task)
+        _scale_up(model, base, config)
+    if config.init is not None:
+        load_pretrained(model, config.init)
+    return model
+
+
+def _default_depth(builder: Callable[..., Any]) -> int:
+    """A builder's own, or 2 where it has none."""
+    named = inspect.signature(builder).parameters.get("depth")
+    return named.default if named and isinstance(named.default, int) else 2
+
+
+def build_model_for(config: ModelConfig, transform: Transform, task: str, seed: int) -> nn.Module:
+    """Build a model for the rows that a transform makes.
+
+    Raises:
+        UserError: it cannot be built, or takes tokens where there are none.
+    """
+    if config.name in TAKE_TOKENS and not transform.tokenizer:
+        raise ModelError(
+            f"model.name='{config.name}' takes tokens, and the data has none: set task=causal_lm, masked_lm or "
+            "sequence_classification, with text as data.source or data.text"
+        )
+    return build_model(config, transform.input_shape, transform.outputs, seed, transform.vocabulary, task)
+
+
+def _scale_up(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:
+    shapes, at_base = ([tensor.shape for tensor in module.parameters()] for module in (model, base))
+    if config.width != config.base_width and shapes == at_base:
+        raise ModelError(
+            f"model.name='{config.name}' has the same shapes at model.width={config.width} and at "
+            f"model.base_width={config.base_width}: for model.parametrization=mup its builder must take `width` "
+            "(and model.args must not set it)"
+        )
+    parametrize(model, base)

@@ -1,0 +1,66 @@
+"""How large a model is: parameters, bytes, and floating-point operations of a forward pass."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from shoal.errors import ModelError
+from shoal.models.flops import FlopCounter
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model's size and complexity."""
+
+    parameters: int
+    bytes: int
+    flops_per_sample: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} parameters, {readable(self.bytes)}B, "
+            f"{readable(self.flops_per_sample)}FLOPs forward per sample"
+        )
+
+
+def measure_size(model: nn.Module, sample: torch.Tensor) -> ModelSize:
+    """Count parameters, bytes (with buffers) and the multiply-adds of one forward pass, 2 FLOPs each.
+
+    Args:
+        sample: [1, *inputs].
+
+    Raises:
+        ModelError: the model does not take such a sample.
+    """
+    was_training = model.training
+    model.eval()
+    counter = FlopCounter()
+    try:
+        with torch.no_grad(), counter:
+            model(sample)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {error}): "
+            "its builder is given `inputs` and `outputs` when its signature names them"
+        ) from error
+    finally:
+        model.train(was_training)
+    tensors = [*model.parameters(), *model.buffers()]
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        flops_per_sample=counter.total,
+    )
+
+
+def readable(number: float) -> str:
+    """Write 137354 as '137.4 k'."""
+    if number < 1000:
+        return f"{number:.0f} "
+    exponent = min(int(math.log10(number) // 3), 5)
+    return f"{number / 1000**exponent:.1f} {' kMGTP'[exponent]}"

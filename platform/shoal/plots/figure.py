@@ -1,0 +1,34 @@
+"""What all pictures share: figures without a screen, and PNG bytes of them."""
+
+import io
+from typing import Any
+
+
+def new_figure(title: str, side: float | None = None) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side, side) if side else (8, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
+
+
+def new_panels(title: str, rows: int, columns: int, shared: str = "row") -> tuple[Any, Any]:
+    """Return a figure and its axes as an array [rows, columns].
+
+    Args:
+        shared: which axes have one scale upwards: "row" or "none".
+    """
+    figure, axes = new_figure(title)
+    axes.remove()
+    figure.suptitle(title)
+    figure.set_size_inches(max(8.0, 3.2 * columns + 1.0), max(4.5, 2.8 * rows))
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=shared)
+
+
+def to_png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()

@@ -1,0 +1,31 @@
+"""Losses over optimiser steps as a picture."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from shoal.plots.figure import new_figure, to_png
+
+Curve = Sequence[tuple[int, float]]
+
+
+def loss_curve(curves: Mapping[str, Curve], title: str) -> bytes:
+    """Draw losses over optimiser steps; a dense training loss is drawn faint with its running mean over it."""
+    figure, axes = new_figure(title)
+    for name, points in curves.items():
+        steps, values = np.array([step for step, _ in points]), np.array([value for _, value in points])
+        if name.startswith("train/") and len(points) > 50:
+            window = max(5, len(points) // 50)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
+            axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"{name} (mean of {window})")
+        else:
+            axes.plot(steps, values, marker="o" if len(points) < 50 else None, markersize=3, label=name)
+    positive = [value for points in curves.values() for _, value in points if value > 0]
+    if positive and max(positive) > 20 * min(positive):
+        axes.set_yscale("log")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return to_png(figure)

@@ -1,0 +1,10 @@
+"""Models in MLflow.
+
+- `client`: the MLflow client, which `tracking` uses too
+- `package`: a model saved as a pyfunc model, without pickle
+- `publish`: logged, registered, champion if it is better
+- `verify`: loaded in a clean process, it must measure the same
+- `model_uri`: a run folder, `runs:/ID` or `models:/NAME@ALIAS` becomes a folder to load
+
+Only this package and `tracking` import MLflow. Independent of Ray and of how runs are made.
+"""

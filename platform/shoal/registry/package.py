@@ -1,0 +1,97 @@
+"""A model saved as MLflow holds it: a pyfunc model without pickle."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import shoal
+from shoal.config.import_path import is_path
+from shoal.data.preprocessing import Transform
+from shoal.data.sources.base import Block
+from shoal.inference.predictor import Predictor, as_rows
+from shoal.models.huggingface import SCHEME
+
+REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
+EXAMPLE_ROWS = 5
+
+
+def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
+    """Write the pyfunc model: `data` (weights, description), Shoal's own code, the user's builder.
+
+    Args:
+        example: a few raw rows, from which the signature and the input example are made.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import infer_signature
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import sets anew
+    predictor = Predictor.load(data)
+    rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
+    with _quiet():
+        signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)
+        _loosen(signature, predictor.transform)
+        pyfunc.save_model(
+            path,
+            loader_module="shoal.inference.predictor",
+            data_path=str(data),
+            code_paths=_code_paths(model_name),
+            signature=signature,
+            input_example=rows,
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name)}" for name in _requirements(model_name)
+            ],
+        )
+    for cache in path.rglob("__pycache__"):
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _loosen(signature: Any, transform: Transform) -> None:
+    """Texts may be missing, since the transform takes that; numbers are as wide as numbers go."""
+    from mlflow.types import ColSpec, DataType, Schema
+
+    if signature.inputs.is_tensor_spec() or transform.tokenizer:
+        return
+    columns = {column.name: column for column in transform.columns}
+    specs = []
+    for spec in signature.inputs.inputs:
+        column = columns[spec.name]
+        if column.kind == "category":
+            specs.append(ColSpec(DataType.string, spec.name, required=False))
+        elif column.kind == "number" and column.dtype.startswith("float"):
+            specs.append(ColSpec(DataType.double, spec.name))
+        else:
+            specs.append(spec)
+    signature.inputs = Schema(specs)
+
+
+def _requirements(model_name: str) -> tuple[str, ...]:
+    return (*REQUIREMENTS, "transformers") if model_name.startswith(SCHEME) else REQUIREMENTS
+
+
+def _code_paths(model_name: str) -> list[str]:
+    """Shoal itself and the top of the user's builder's module, so that the model loads where neither is."""
+    paths = [str(Path(shoal.__file__).resolve().parent)]
+    if is_path(model_name) and not model_name.startswith(SCHEME):
+        top = model_name.partition(":")[0].partition(".")[0]
+        module = sys.modules.get(top) or importlib.import_module(top)
+        file = getattr(module, "__file__", None)
+        if file:
+            paths.append(str(Path(file).parent if file.endswith("__init__.py") else file))
+    return paths
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """MLflow's progress bars and hints are of no use to the person who trains."""
+    import warnings
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,101 @@
+"""Reloads a saved model in a process of its own and measures it on the split it was evaluated on.
+
+`python -m shoal.registry.verify` reads `[MODEL, SPLIT]` and prints the metrics, both as JSON.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from shoal.errors import VerificationError
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-6
+FEW = 2  # rows that a language model writes on
+
+
+class Verifier:
+    """A clean process, started while the model is still being saved, so that what it imports costs no time."""
+
+    def __enter__(self) -> "Verifier":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "shoal.registry.verify"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def verify(self, model: Path, split: str, expected: dict[str, float]) -> None:
+        """Raise unless the process, loading the model, finds the expected metrics on a split of its own data.
+
+        Raises:
+            VerificationError: it does not load, or measures something else.
+        """
+        out, err = self._process.communicate(json.dumps([str(model), split]))
+        if self._process.returncode:
+            lines = err.strip().splitlines() or ["no output"]
+            raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
+        found = json.loads(out.splitlines()[-1])
+        for name, value in expected.items():
+            if not np.isclose(found[name], value, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
+                raise VerificationError(
+                    f"the saved model measures {name}={found[name]:.6g} in a clean process; training measured "
+                    f"{value:.6g}"
+                )
+
+
+def evaluate_saved_model(model: str, split: str) -> dict[str, float]:
+    """Load with MLflow and measure on raw rows, going through the very predict that a consumer calls."""
+    from mlflow import pyfunc
+
+    loaded = pyfunc.load_model(model)  # puts the model's own code on the path
+    from shoal.data.dataset_info import blocks_with_splits
+    from shoal.data.sampler import SPLITS
+    from shoal.inference.predictor import Predictor, as_rows, weights_folder
+    from shoal.tasks.open_data import reopen_source
+
+    own = Predictor.load(weights_folder(model))
+    sums = None
+    for block, splits in blocks_with_splits(reopen_source(own.preprocessing, own.name), own.preprocessing):
+        mine = splits == SPLITS.index(split)
+        if not mine.any():
+            continue
+        part = {name: column[mine] for name, column in block.items()}
+        some = part if own.transform.has_label else {name: rows[:FEW] for name, rows in part.items()}
+        rows = as_rows(some, own.transform)
+        predicted = loaded.predict(rows)["prediction"].to_numpy()
+        if not _agree(predicted, own.predict(rows)["prediction"].to_numpy()):
+            raise VerificationError("pyfunc's predictions differ from the model's own")
+        measured = own.sums(part)
+        sums = measured if sums is None else sums + measured
+    if sums is None:
+        raise VerificationError(f"there are no {split} rows to measure on")
+    return own.task.metrics(sums)
+
+
+def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+    if other.dtype.kind == "f":
+        return bool(np.allclose(one.astype(float), other, rtol=1e-5))
+    return bool((one == other).all())
+
+
+def main() -> None:
+    """Import what takes long, then measure the model and split that standard input names."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    import torch  # noqa: F401
+    from mlflow import pyfunc  # noqa: F401
+
+    print(json.dumps(evaluate_saved_model(*json.load(sys.stdin))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""The life of a run, without Ray.
+
+- `config`: the whole config of a run; `locations`: the absolute paths that it names
+- `resolve`: which run folder: new, continued or refused
+- `validate`, `machine`: what is checked before anything is started
+- `lifecycle`: lease, watchdog and tracker of one attempt
+- `worker`: one worker's training, from its spec to the outcome
+- `mlflow_metadata`: what MLflow is told besides metrics
+- `finalize`: the model packaged and verified, pictures
+- `job_result`: what other jobs keep as a run
+
+Depends on all packages below it; independent of Ray and of sweeps.
+"""

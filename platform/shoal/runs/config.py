@@ -1,0 +1,148 @@
+"""The whole config of a run: every section joined, and the `scale` section."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from shoal.config.schema import Section
+from shoal.data.config import DataConfig
+from shoal.distributed.parallelism import Strategy
+from shoal.errors import nearest
+from shoal.models.config import ModelConfig
+from shoal.tasks.base import METRICS, TaskName
+from shoal.tracking.config import TrackConfig
+from shoal.training.checkpoint.contents import CheckpointConfig
+from shoal.training.loop import TrainConfig
+from shoal.training.optimizer import OptimConfig
+
+VALIDATION_METRICS = {task: tuple(f"val/{name}" for name in names) for task, names in METRICS.items()}
+
+# What may differ when a run is resumed: it changes where and how, not what is computed.
+FREE_ON_RESUME = (
+    "run_name",
+    "experiment_name",
+    "storage_path",
+    "if_exists",
+    "scale.",
+    "checkpoint.",
+    "track.",
+    "data.resident",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.compile",
+    "profile",
+)
+
+
+class ScaleConfig(Section):
+    num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 trains in this process without Ray")
+    use_gpu: bool | Literal["auto"] = Field(
+        "auto", description="a GPU for each worker; auto: if there are enough"
+    )
+    cpus_per_worker: float = Field(1.0, gt=0, description="may be a fraction, e.g. 0.5")
+    max_failures: int = Field(3, ge=0, description="how many lost workers or nodes a run survives")
+    strategy: Strategy = Field(
+        "ddp",
+        description="ddp: each worker holds the model; fsdp: a part of every parameter; "
+        "tp: a part of each block's heads and hidden units, on the same rows; fsdp+tp: both",
+    )
+    tp_size: int | None = Field(
+        None,
+        ge=1,
+        description="of fsdp+tp: workers that share a block's heads; null: 2; the rest share parameters",
+    )
+
+    @property
+    def tensor_size(self) -> int:
+        """Workers of a tensor-parallel group."""
+        return {"tp": self.num_workers, "fsdp+tp": self.tp_size or 2}.get(self.strategy, 1)
+
+    @property
+    def data_size(self) -> int:
+        """Into how many parts the data are dealt."""
+        return self.num_workers // self.tensor_size if self.num_workers else 0
+
+    @model_validator(mode="after")
+    def _can_be_shared(self) -> "ScaleConfig":
+        chosen = f"scale.strategy={self.strategy}"
+        if self.strategy != "ddp" and self.num_workers == 0:
+            raise ValueError(
+                f"{chosen} with scale.num_workers=0 (0 workers): a model is shared among Ray Train workers; "
+                "set scale.num_workers to 1 or more, or scale.strategy=ddp"
+            )
+        if self.tp_size is not None and self.strategy != "fsdp+tp":
+            raise ValueError(
+                f"scale.tp_size={self.tp_size} with {chosen}: only fsdp+tp divides its workers into groups; "
+                "leave scale.tp_size out, or set scale.strategy=fsdp+tp"
+            )
+        if self.num_workers % max(1, self.tensor_size):
+            raise ValueError(
+                f"scale.num_workers={self.num_workers} does not divide into tensor-parallel groups of "
+                f"scale.tp_size={self.tensor_size}: set it to a multiple of {self.tensor_size}"
+            )
+        return self
+
+
+class RunConfig(Section):
+    free_on_resume: ClassVar[tuple[str, ...]] = FREE_ON_RESUME
+    name_prefix: ClassVar[str] = ""
+
+    run_name: str | None = Field(
+        None, description="null: made from the config; an unfinished run of the same config is resumed"
+    )
+    experiment_name: str = Field("shoal", description="of MLflow, and the folder above the run's")
+    storage_path: str = Field("runs", description="where run folders are; a folder all nodes share, or s3://")
+    if_exists: Literal["resume", "fail", "new"] = Field(
+        "resume", description="what to do about a run of this name"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of splits, order, weights and everything random")
+    task: TaskName = Field("classification", description="what is learnt")
+    profile: bool = Field(False, description="write a PyTorch profiler trace of some steps into profile/")
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
+
+    @field_validator("run_name", "experiment_name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or name.startswith(".") or "/" in name or "\\" in name):
+            raise ValueError("it names a folder: no slash, no leading dot, not empty")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        known = VALIDATION_METRICS[self.task]
+        for name in self.train.target:
+            if name not in known:
+                raise ValueError(
+                    f"train.target names '{name}'{nearest(name, known)}: a {self.task} reports {', '.join(known)}"
+                )
+        if self.train.target and not self.data.validation_fraction:
+            raise ValueError("train.target needs a validation split: set data.validation_fraction above 0")
+        if self.data.global_batch_size < self.scale.data_size:
+            raise ValueError(
+                f"data.global_batch_size={self.data.global_batch_size} is less than "
+                f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch: "
+                f"set data.global_batch_size={self.scale.num_workers} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_built_for_shards(self) -> "RunConfig":
+        train, strategy = self.train, self.scale.strategy
+        asked = {
+            "train.ema": train.ema is not None,
+            "train.precision=fp16": train.precision == "fp16",
+            "train.micro_batch_size=auto": train.micro_batch_size == "auto",
+        }
+        for name, is_set in asked.items():
+            if is_set and strategy != "ddp":
+                raise ValueError(
+                    f"{name} does not go with scale.strategy={strategy}, which divides the weights: set "
+                    "scale.strategy=ddp, or leave it out (bf16 and a fixed train.micro_batch_size go with all)"
+                )
+        return self

@@ -1,0 +1,109 @@
+"""From a finished training to its model: pictures, the pyfunc model, and its proof in a clean process."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
+from shoal.data.sampler import SPLITS, TEST, VALIDATION
+from shoal.data.sources.base import Source
+from shoal.inference.predictor import DESCRIPTION, TEXT, Predictor, describe_model
+from shoal.plots.confusion_matrix import confusion_matrix
+from shoal.plots.loss_curve import loss_curve
+from shoal.registry.package import save_model
+from shoal.registry.verify import Verifier
+from shoal.runs.config import RunConfig
+from shoal.storage.run_folder import IDENTITY, MODEL, PICTURES, SAMPLE, RunFolder
+from shoal.tracking.journal import JournalReader
+from shoal.training.checkpoint.contents import WEIGHTS
+
+SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
+
+
+def package_and_verify(
+    folder: RunFolder,
+    config: RunConfig,
+    source: Source,
+    preprocessing: PreprocessingSpec,
+    dataset_info: DatasetInfo,
+    outcome: dict[str, Any],
+) -> bool:
+    """Draw the pictures, save the final weights as a pyfunc model, and have a clean process reproduce their metric.
+
+    Of a causal language model, what it writes is kept as well.
+
+    Returns:
+        whether it did; False where no rows were held out to measure on.
+
+    Raises:
+        VerificationError: the model does not load, or measures something else.
+    """
+    with Verifier() as verifier, tempfile.TemporaryDirectory() as scratch:
+        draw_pictures(folder, outcome, dataset_info)
+        model = Path(scratch) / MODEL
+        expected, split = outcome.get("val_metrics"), VALIDATION
+        if expected is None:
+            expected, split = outcome.get("test_metrics"), TEST
+        _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
+        verified = None
+        if expected:
+            verifier.verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
+            metric = f"{split[:3] if split == VALIDATION else split}/loss"
+            verified = {"metric": metric, "value": expected[metric], "data": dataset_info.fingerprint}
+        if config.task == "causal_lm":
+            folder.write(SAMPLE, sample(model.with_name("weights")).encode())
+        folder.put_folder(model, MODEL)
+    folder.update_json(IDENTITY, verified=verified)
+    return verified is not None
+
+
+def sample(weights: Path) -> str:
+    """Return what a language model writes when it is given nothing."""
+    written = Predictor.load(weights).predict({TEXT: ["\n"]}, SAMPLED)["prediction"]
+    return str(written[0])
+
+
+def _save(
+    model: Path,
+    folder: RunFolder,
+    config: RunConfig,
+    dataset_info: DatasetInfo,
+    outcome: dict[str, Any],
+    example: dict[str, np.ndarray],
+) -> None:
+    data = model.with_name("weights")
+    data.mkdir()
+    name = f"step-{outcome['progress']['step']:06d}"
+    (data / WEIGHTS).write_bytes(folder.read(f"checkpoints/{name}/{WEIGHTS}"))
+    described = describe_model(config.model, dataset_info.transform, config.task, config.data, config.seed)
+    (data / DESCRIPTION).write_text(described)
+    save_model(model, data, example, config.model.name)
+
+
+def draw_pictures(folder: RunFolder, outcome: dict[str, Any], dataset_info: DatasetInfo) -> None:
+    """Draw the loss curve, and the confusion matrix of a classification."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for point in JournalReader(folder).read():
+        points.setdefault(point.key, []).append((point.step, point.value))
+    curves = {str(name): points[name] for name in ("train/loss", "val/loss") if name in points}
+    title = folder.identity()["name"]
+    if curves:
+        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
+    if "confusion" in outcome:
+        counts = np.array(outcome["confusion"])
+        matrix = confusion_matrix(
+            counts, dataset_info.transform.label.classes, f"{title}: {outcome['split']} split"
+        )
+        folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
+
+
+def _example(source: Source, preprocessing: PreprocessingSpec, split: str) -> dict[str, np.ndarray]:
+    """A few raw rows of a split."""
+    for block, number in blocks_with_splits(source, preprocessing):
+        found = np.flatnonzero(number == SPLITS.index(split))[:5]
+        if len(found) == 0:
+            found = np.arange(min(5, len(number)))
+        return {name: column[found] for name, column in block.items()}
+    raise AssertionError("the data was checked to hold rows")

@@ -1,0 +1,129 @@
+"""One attempt at a run or a sweep: everything opened here is closed here, whichever way it ends.
+
+It holds the folder's lease, the watchdog and the tracker, and leaves status, reason and result behind. It does not
+know what is done in between.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Any, Self
+
+from shoal.config.loading import to_yaml
+from shoal.errors import Interrupted
+from shoal.runs.config import RunConfig
+from shoal.runs.locations import artifact_location, resolve_tracking_uri
+from shoal.storage.run_folder import CONFIG, IDENTITY, STOP, RunFolder
+from shoal.tracking.background import Tracker, TrackerProcess
+from shoal.tracking.watchdog import DONE, KILLED, Watchdog
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+
+
+def request_stop(folder: RunFolder, why: str) -> None:
+    """Ask a running attempt to write a checkpoint and end; `why` is the signal's name, for the record."""
+    folder.write(STOP, why.encode())
+
+
+class RunLifecycle:
+    """Opened as a context; `write_result` is called on the way out unless all went well."""
+
+    has_workers_apart = False  # whether what is done in between is other processes' work alone
+
+    def __init__(self, config: RunConfig, folder: RunFolder, **identity: Any) -> None:
+        self.config, self.folder = config, folder
+        self._identity = identity
+        self.started = time.time()
+        self.closing = contextlib.ExitStack()  # what is opened in between, to be closed once MLflow has all
+
+    def __enter__(self) -> Self:
+        self._create()
+        self._stop_renewing = threading.Event()
+        threading.Thread(target=self._renew_lease, name="shoal-lease", daemon=True).start()
+        self.watchdog = Watchdog(self.folder.uri)
+        self.tracker = self.make_tracker()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if kind is None:
+            status, reason = "FINISHED", None
+        elif issubclass(kind, Interrupted | KeyboardInterrupt):
+            status, reason = "KILLED", str(error) or "interrupted"
+        else:
+            status, reason = "FAILED", f"{kind.__name__}: {error}"
+        self._stop_renewing.set()
+        self.folder.update_json(IDENTITY, status=status, reason=reason, end_ms=int(time.time() * 1000))
+        if status != "FINISHED":
+            self.write_result({"status": status, "reason": reason})
+        self._deliver()
+        self.closing.close()
+        self.folder.release_lease()
+        self.watchdog.tell(DONE)
+
+    def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
+        """Write `result.json`; `ending` holds status and reason."""
+        raise NotImplementedError
+
+    def who(self) -> dict[str, Any]:
+        """Return what every `result.json` says of where its run is."""
+        identity = self.folder.identity()
+        return {
+            "run_name": identity["name"],
+            "experiment_name": identity["experiment"],
+            "mlflow_run_id": identity.get("run_id") or self.tracker.run_id,
+            "tracking_uri": identity["tracking_uri"],
+            "run_folder": self.folder.uri,
+        }
+
+    def make_tracker(self) -> Tracker | TrackerProcess:
+        return Tracker(self.folder, self.has_workers_apart)
+
+    def mark_killed(self) -> None:
+        """Record the interrupt before the workers have stopped: this process may have seconds to live."""
+        self.watchdog.tell(KILLED)
+        self.tracker.mark("KILLED", f"interrupted by {self.folder.read(STOP).decode()}")
+
+    def _deliver(self) -> None:
+        if not self.tracker.is_started:
+            self.tracker.start()
+        if not self.tracker.close():
+            logger.warning(
+                "MLflow at %s does not answer (%s): everything is kept in the run folder; deliver it later with: "
+                "python jobs/sync.py %s",
+                self.folder.identity()["tracking_uri"],
+                self.tracker.problem,
+                self.folder.uri,
+            )
+
+    def _create(self) -> None:
+        config, uri = self.config, resolve_tracking_uri(self.config.track)
+        self.folder.create()
+        name = self.folder.uri.rpartition("/")[2]
+        self.attempt = self.folder.acquire_lease()
+        self.folder.create_identity(
+            name=name,
+            experiment=config.experiment_name,
+            tracking_uri=uri,
+            artifact_location=artifact_location(uri),
+            **self._identity,
+        )
+        self.folder.update_json(
+            IDENTITY,
+            status="RUNNING",
+            reason=None,
+            tracking_uri=uri,
+            registered_model_name=config.track.registered_model_name,
+        )
+        named = config.replace({"run_name": name})
+        if not self.folder.exists(CONFIG):
+            self.folder.write(CONFIG, to_yaml(named).encode())
+
+    def _renew_lease(self) -> None:
+        while not self._stop_renewing.wait(BEAT_S):
+            try:
+                self.folder.renew_lease()
+            except OSError:
+                logger.debug("lease not renewed", exc_info=True)

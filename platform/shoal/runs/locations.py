@@ -1,0 +1,42 @@
+"""Where runs and their records are kept: absolute paths and URIs of what a config names."""
+
+import os
+from pathlib import Path
+
+from shoal.runs.config import RunConfig
+from shoal.tracking.config import TrackConfig
+
+
+def home() -> Path:
+    """The folder that relative paths of storage and tracking are under.
+
+    The working directory; inside `ray job submit` that is an upload which Ray deletes, so there it is
+    `$SHOAL_HOME`, else `~/shoal`.
+    """
+    named = os.environ.get("SHOAL_HOME")
+    if named:
+        return Path(named).expanduser().resolve()
+    is_upload = "runtime_resources" in Path.cwd().parts
+    return Path.home() / "shoal" if is_upload else Path.cwd()
+
+
+def storage_uri(config: RunConfig) -> str:
+    """The absolute storage_path."""
+    if "://" in config.storage_path:
+        return config.storage_path.rstrip("/")
+    return str(home() / Path(config.storage_path).expanduser())
+
+
+def resolve_tracking_uri(track: TrackConfig) -> str:
+    """The tracking URI in force, with the path of an SQLite file made absolute."""
+    uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not os.path.isabs(path):
+        return f"sqlite:///{home() / path}"
+    return uri
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment of an SQLite store keeps artifacts: beside the database file."""
+    path = uri.removeprefix("sqlite:///")
+    return (Path(path).parent / "mlartifacts").as_uri() if path != uri else None

@@ -1,0 +1,117 @@
+"""Which folder a run gets: begun anew, continued, or refused."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shoal.config.schema import build_config, flatten
+from shoal.errors import ConfigError, StorageError
+from shoal.runs.config import RunConfig
+from shoal.runs.locations import storage_uri
+from shoal.storage.folder import Folder
+from shoal.storage.run_folder import CONFIG, IDENTITY, RESULT, RunFolder
+
+
+def resolve_run_folder(
+    config: RunConfig, is_done: Callable[[RunFolder], bool] = lambda folder: bool(finished_result(folder))
+) -> RunFolder:
+    """Return the folder this run continues or begins, after the checks of `if_exists`; nothing is made.
+
+    Args:
+        is_done: whether a folder holds all that the config asks for.
+
+    Raises:
+        UserError: the name is taken, in use, or holds a run of another config.
+    """
+    storage = Folder(f"{storage_uri(config)}/{config.experiment_name}")
+    if storage.is_local:
+        _check_writable(storage)
+    if config.run_name is None:
+        return _unnamed_folder(config, storage, is_done)
+    folder = RunFolder(f"{storage.uri}/{config.run_name}")
+    if not folder.exists(IDENTITY):
+        return folder
+    if config.if_exists == "fail":
+        raise ConfigError(
+            f"run_name='{config.run_name}' exists in '{storage.uri}' and if_exists=fail: choose another "
+            "run_name, or set if_exists=resume or new"
+        )
+    if config.if_exists == "new":
+        return _numbered_folder(storage, config.run_name)
+    holder = folder.holder()
+    if holder:
+        raise ConfigError(
+            f"run_name='{config.run_name}' is being trained by process {holder['pid']} on "
+            f"{holder['host'].split()[0]}: wait for it, or choose another run_name"
+        )
+    _check_same_config(config, folder)
+    return folder
+
+
+def finished_result(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the result of a run that is done already, or None."""
+    result = folder.read_json(RESULT)
+    return result if result and result["status"] == "FINISHED" else None
+
+
+def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
+    kind = type(config)
+    try:
+        earlier = flatten(build_config(kind, yaml.safe_load(folder.read(CONFIG))))
+    except ConfigError:
+        raise ConfigError(
+            f"run_name='{config.run_name}' is of another kind of job (a run, or a sweep): choose another run_name"
+        ) from None
+    now = flatten(config)
+    changed = [
+        f"{key}: {earlier[key]} then, {now[key]} now"
+        for key in now
+        if earlier[key] != now[key] and not key.startswith(kind.free_on_resume)
+    ]
+    if changed:
+        raise ConfigError(
+            f"run_name='{config.run_name}' was begun with another config ({'; '.join(changed)}): resume with the "
+            "same, choose another run_name, or set if_exists=new"
+        )
+
+
+def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFolder], bool]) -> RunFolder:
+    """Continue an unfinished run of the same config that nobody is at, else begin a new one."""
+    free = type(config).free_on_resume
+    flat = {key: value for key, value in flatten(config).items() if not key.startswith(free)}
+    digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    source = config.data.source.partition("?")[0].rpartition("/")[2]
+    words = f"{config.model.name}-{source}".replace(":", "-").replace("*", "").replace(".", "-")
+    stem = f"{config.name_prefix}{words}-{digest}"
+    for number in range(1, 10_000):
+        folder = RunFolder(f"{storage.uri}/{stem}-{number}")
+        if not folder.exists(IDENTITY):
+            return folder
+        is_open = folder.holder() is None and not is_done(folder)
+        if is_open and config.if_exists == "resume":
+            return folder
+    raise StorageError(f"'{storage.uri}' holds 10000 runs named {stem}: set run_name, or clear it up")
+
+
+def _numbered_folder(storage: Folder, name: str) -> RunFolder:
+    number = 2
+    while storage.exists(f"{name}-{number}"):
+        number += 1
+    return RunFolder(f"{storage.uri}/{name}-{number}")
+
+
+def _check_writable(storage: Folder) -> None:
+    """Whether the folder could be made and written, without making it."""
+    path = Path(storage.uri)
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK) or os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise StorageError(
+            f"storage_path '{storage.uri}' cannot be written ('{path}' is not a folder this user may write): "
+            "give another storage_path"
+        )

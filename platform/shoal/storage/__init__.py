@@ -1,0 +1,8 @@
+"""Folders on a disk or in an object store, and the files of a run in one.
+
+- `folder`: whole files, written complete or not at all
+- `run_folder`: the names of a run's files
+- `lease`: who is at a run folder, and whether that process lives
+
+Depends on `errors`; independent of what a run is.
+"""

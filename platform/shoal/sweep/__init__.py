@@ -1,1 +1,0 @@
-"""Sweeps, without Ray and MLflow: points, trials, and what is reported of them."""

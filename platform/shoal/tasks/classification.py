@@ -1,0 +1,72 @@
+"""One class out of several: cross entropy, accuracy, confusion counts."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shoal.data.loader import Batch
+from shoal.errors import ModelError
+from shoal.tasks.base import MAX_ROWS, View
+
+# Beyond this many classes a confusion matrix is no picture any more, and its square is too large to reduce.
+MAX_CONFUSION = 1000
+
+
+class Classification:
+    """One class out of several: cross entropy, accuracy, confusion counts."""
+
+    name = "classification"
+    held_out_rows = MAX_ROWS
+
+    def __init__(self, classes: int, view: View | None = None) -> None:
+        self.classes, self.view = classes, view
+        self._cells = classes**2 if classes <= MAX_CONFUSION else 0
+
+    @property
+    def sums_size(self) -> int:
+        return 3 + self._cells
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        if outputs.shape != (len(batch.targets), self.classes):
+            raise ModelError(
+                f"the model put out {tuple(outputs.shape)} for {len(batch.targets)} samples of {self.classes} "
+                f"classes: it must put out {(len(batch.targets), self.classes)}; its builder is given `outputs`"
+            )
+        # In float64: near p = 1 the float32 logarithm cancels, and its noise would tell worker counts apart.
+        return F.cross_entropy(outputs.double(), batch.targets, reduction="sum")
+
+    def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
+        predicted = outputs.argmax(dim=1)
+        head = torch.stack(
+            [
+                torch.tensor(float(len(batch.targets)), dtype=torch.float64, device=outputs.device),
+                self.loss(outputs, batch).double(),
+                (predicted == batch.targets).sum().double(),
+            ]
+        )
+        if not self._cells:
+            return head
+        cells = torch.bincount(batch.targets * self.classes + predicted, minlength=self._cells)
+        return torch.cat([head, cells.double()])
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        count, loss, correct = sums[:3].tolist()
+        return {"loss": loss / count, "accuracy": correct / count}
+
+    def confusion(self, sums: Tensor) -> Tensor | None:
+        """Return [true class, predicted class] counts."""
+        return sums[3:].view(self.classes, self.classes).long() if self._cells else None
+
+
+def per_class(confusion: Tensor) -> Mapping[str, list[float]]:
+    """Return precision, recall and support of each class; 0 where nothing was predicted or there."""
+    counts = confusion.double()
+    hit = counts.diagonal()
+    support, predicted = counts.sum(dim=1), counts.sum(dim=0)
+    return {
+        "precision": (hit / predicted.clamp(min=1)).tolist(),
+        "recall": (hit / support.clamp(min=1)).tolist(),
+        "support": support.tolist(),
+    }

@@ -1,0 +1,68 @@
+"""What a job does around its work: arguments, warnings, signals, one `error:` line, the exit code."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from shoal.errors import ShoalError
+
+
+def run(main: Callable[[list[str]], int]) -> int:
+    """Call a job's main; a ShoalError becomes one line on stderr and its exit code."""
+    _warn_on_stderr()
+    try:
+        return main(sys.argv[1:])
+    except ShoalError as error:
+        if os.environ.get("SHOAL_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+
+
+def on_interrupt(stop: Callable[[str], None]) -> None:
+    """Call `stop(signal name)` at the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
+    heard: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if heard:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        heard.append(number)
+        name = signal.Signals(number).name
+        print(f"\n{name}: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
+        stop(name)
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Part a job's arguments into its config file, if there is one, and its settings."""
+    files = [text for text in texts if "=" not in text]
+    if len(files) > 1:
+        parser.error(f"one config file at most, not {' and '.join(files)}")
+    return (files[0] if files else None), [text for text in texts if "=" in text]
+
+
+def _warn_on_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Warning())
+    log = logging.getLogger("shoal")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if os.environ.get("SHOAL_TRACEBACK") == "1" else logging.INFO)
+    log.propagate = False
+
+
+class _Warning(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        word = {"WARNING": "warning: ", "ERROR": "error: "}.get(record.levelname, "")
+        return f"{word}{record.getMessage()}"

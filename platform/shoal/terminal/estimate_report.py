@@ -1,0 +1,119 @@
+"""The estimate of a run as text: `python jobs/train.py --plan`."""
+
+from shoal.errors import ConfigError
+from shoal.models.memory_estimate import GIB, MFU, ONE_WORKER, TIMED_ON, RunEstimate, WorkerMemory
+from shoal.models.size import readable
+from shoal.runs.config import RunConfig
+from shoal.terminal.tables import duration, table
+from shoal.training.throughput import peak_flops
+from shoal.workflows.estimate import DataShape, data_shape, estimate_for
+
+
+def report(config: RunConfig, mfu: float = MFU) -> str:
+    """Return what a person wants to know of it.
+
+    Args:
+        mfu: share of the devices' peak that training reaches.
+
+    Raises:
+        UserError: as `plan_of`, or the share is none.
+    """
+    if not 0 < mfu <= 1:
+        raise ConfigError(
+            f"--mfu={mfu:g}: it is the share of the devices' peak, above 0 and at most 1, e.g. 0.4"
+        )
+    data = data_shape(config)
+    budget = estimate_for(config, data)
+    parts = [_about(config, budget, data), _memory(config, budget), _time(config, budget, data, mfu)]
+    return "\n\n".join([*parts, f"verdict  {verdict(budget)}"])
+
+
+def verdict(budget: RunEstimate) -> str:
+    """Name the smallest device that holds it, under which strategies it does, and under which not."""
+    choices = [memory for row in budget.rows for memory in (row.plain, row.checkpointed) if memory]
+    size = min((memory.device for memory in choices if memory.device), default=None)
+    if size is None:
+        least = min(memory.total for memory in choices) / GIB
+        return (
+            f"fits no device, {least:,.0f} GiB at least: lower data.global_batch_size, or take more workers "
+            "or a smaller model"
+        )
+    fits, fails = [], []
+    for row in budget.rows:
+        if _holds(size, row.plain):
+            fits.append(row.strategy.name)
+        elif row.checkpointed and _holds(size, row.checkpointed):
+            fits.append(f"{row.strategy.name} with activation checkpointing")
+        else:
+            fails.append(row.strategy.name)
+    under = f" under {_listed(fits, 'and')}" if budget.workers > 1 else fits[0].removeprefix(ONE_WORKER)
+    return f"fits {size} GiB{under}" + (f"; not under {_listed(fails, 'or')}" if fails else "")
+
+
+def _about(config: RunConfig, budget: RunEstimate, data: DataShape) -> str:
+    count = budget.parameters
+    parts = [f"{len(count.units)} blocks of {_span(count.units)}"] if budget.rows[0].checkpointed else []
+    parts += [f"{readable(count.embedding).strip()} in embeddings"] if count.embedding else []
+    per_token = budget.flops_per_sample / data.sample[0]
+    tokens = f" ({readable(per_token)}FLOPs per token)" if data.vocabulary else ""
+    return (
+        f"model    {config.model.name}: {count.total:,} parameters{': ' if parts else ''}{', '.join(parts)}\n"
+        f"work     {readable(budget.flops_per_sample)}FLOPs forward per sample{tokens}; "
+        f"{readable(budget.flops_per_step)}FLOPs per step of {budget.batch:,} samples"
+    )
+
+
+def _memory(config: RunConfig, budget: RunEstimate) -> str:
+    totals = [memory.total for row in budget.rows for memory in (row.plain, row.checkpointed) if memory]
+    power, unit = next(
+        ((power, unit) for power, unit in ((3, "G"), (2, "M")) if max(totals) >= 1024**power), (1, "K")
+    )
+    lines: list[tuple[str, ...]] = [
+        ("strategy", "samples", "weights", "gradients", "optimiser", "activations", "total", "fits")
+    ]
+    for row in budget.rows:
+        name = row.strategy.name + (f"={row.strategy.tensor}" if row.strategy.tensor > 1 else "")
+        lines.append((name, f"{row.samples:,}", *_cells(row.plain, 1024**power)))
+        if row.checkpointed:
+            lines.append(("  checkpointing", "", *_cells(row.checkpointed, 1024**power)))
+    workers = f"each of {budget.workers} workers" if budget.workers > 1 else "one worker"
+    head = f"memory   {unit}iB of {workers} at the peak, with {config.optim.name} in {config.train.precision}"
+    return f"{head}\n\n{table(lines)}"
+
+
+def _cells(memory: WorkerMemory, unit: int) -> tuple[str, ...]:
+    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+    return (*(f"{part / unit:,.1f}" for part in parts), f"{memory.device} GiB" if memory.device else "-")
+
+
+def _time(config: RunConfig, budget: RunEstimate, data: DataShape, mfu: float) -> str:
+    peaks = {device: peak for device in TIMED_ON if (peak := peak_flops(device, config.train.precision))}
+    counts = {"a step": 1, "1,000 steps": 1000}
+    if data.steps:
+        counts[f"all {data.steps:,} steps"] = data.steps
+    lines = [("", *peaks), ("peak", *(f"{readable(peak)}FLOPS" for peak in peaks.values()))]
+    for name, steps in counts.items():
+        lines.append((name, *(_spell(budget.seconds(steps, peak, mfu)) for peak in peaks.values())))
+    devices = f"on {budget.workers} devices" if budget.workers > 1 else "on one device"
+    return f"time     {devices} that reach {mfu:.0%} of their peak (--mfu)\n\n{table(lines)}"
+
+
+def _spell(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.2g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return duration(seconds) if seconds < 86400 else f"{seconds / 86400:,.1f} days"
+
+
+def _span(sizes: tuple[int, ...]) -> str:
+    low, high = (readable(size).strip() for size in (min(sizes), max(sizes)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _holds(size: int, memory: WorkerMemory) -> bool:
+    return memory.device is not None and memory.device <= size
+
+
+def _listed(names: list[str], word: str) -> str:
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,1 +1,0 @@
-"""Tracking: metrics go to a journal in the run folder; MLflow is brought level with it, now or later."""

@@ -1,0 +1,11 @@
+"""Metrics go to a journal in the run folder; MLflow is kept in sync with the folder, now or later.
+
+- `journal`: the metric log, the first and lasting record
+- `sync`, `sweep_sync`: a run folder to MLflow, as often as one likes with the same outcome
+- `background`: syncing while a run lasts, in a thread or a process
+- `watchdog`: a process that closes the run in MLflow if the driver dies
+- `reaper`: closes runs whose process is gone
+- `system_metrics`: CPU, memory and GPU while training
+
+Depends on `storage` and `registry`; independent of training and Ray.
+"""

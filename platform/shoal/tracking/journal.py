@@ -1,0 +1,117 @@
+"""The journal: metric points as lines of JSON in the run folder, the first and lasting record of a run.
+
+Each attempt writes a file of its own. A reader publishes a point once: after a crash the steps since the last
+checkpoint are trained again and written again, and a point whose step its key has already passed is dropped,
+the first value and time standing.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.storage.run_folder import JOURNAL, RunFolder
+
+
+def journal_name(attempt: int) -> str:
+    """Return the name of an attempt's journal inside the run folder."""
+    return f"{JOURNAL}/{attempt:04d}.jsonl"
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+
+
+class Journal:
+    """Writes points of one attempt; safe to call from several threads."""
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        # A writer that was killed may have left half a line: ours begin on a new one.
+        self._lines = ["\n"] if folder.exists(journal_name(attempt)) else []
+        self._out = folder.appender(journal_name(attempt))
+        self._lock = threading.Lock()
+        self.points_written = 0
+
+    def log(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
+        """Note metrics of a step; `flush` makes them outlive this process."""
+        at_ms = int((time.time() if at_s is None else at_s) * 1000)
+        line = json.dumps({"step": step, "ms": at_ms, "metrics": metrics})
+        with self._lock:
+            self._lines.append(line + "\n")
+            self.points_written += len(metrics)
+
+    def flush(self) -> None:
+        """Hand all points to the operating system: they survive the death of the process."""
+        with self._lock:
+            if self._lines:
+                self._out.write("".join(self._lines).encode())
+                self._lines.clear()
+
+    def sync(self) -> None:
+        """Put all points on the disk: they survive the death of the host."""
+        self.flush()
+        with self._lock:
+            self._out.sync()
+
+
+class NoJournal:
+    """The record of workers other than rank 0."""
+
+    def log(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
+class JournalReader:
+    """Reads a run's points in order, each key's steps rising, from wherever it left off."""
+
+    def __init__(self, folder: RunFolder, position: Mapping[str, Any] | None = None) -> None:
+        self._folder = folder
+        position = position or {"offsets": {}, "steps": {}}
+        self._offsets: dict[str, int] = dict(position["offsets"])
+        self._steps: dict[str, int] = dict(position["steps"])
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where reading stands, as plain JSON."""
+        return {"offsets": dict(self._offsets), "steps": dict(self._steps)}
+
+    def read(self) -> list[MetricPoint]:
+        """Return the points that came since the last call."""
+        points: list[MetricPoint] = []
+        for name in self._folder.names(JOURNAL):
+            if ".jsonl" in name and not name.startswith("."):
+                points += self._read_file(name)
+        return points
+
+    def _read_file(self, name: str) -> list[MetricPoint]:
+        offset = self._offsets.get(name, 0)
+        if self._folder.size(f"{JOURNAL}/{name}") <= offset:
+            return []
+        data = self._folder.read_from(f"{JOURNAL}/{name}", offset)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offsets[name] = offset + len(whole)
+        points: list[MetricPoint] = []
+        for line in whole.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # torn by a crash
+            for key, value in entry["metrics"].items():
+                if entry["step"] > self._steps.get(key, -1):
+                    self._steps[key] = entry["step"]
+                    points.append(MetricPoint(key, value, entry["step"], entry["ms"]))
+        return points

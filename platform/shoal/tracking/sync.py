@@ -1,0 +1,229 @@
+"""None"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shoal.registry.client import connect
+from shoal.storage.run_folder import (
+    CONFIG,
+    IDENTITY,
+    JOURNAL,
+    METADATA,
+    MODEL,
+    PICTURES,
+    PROFILE,
+    RESULT,
+    SAMPLE,
+    SHIPPED,
+    TRACKED,
+    RunFolder,
+)
+from shoal.tracking.journal import JournalReader, MetricPoint
+
+KEY_TAG, LEASE_TAG, REASON_TAG = "shoal.run", "shoal.lease", "shoal.reason"
+PARENT_TAG = "mlflow.parentRunId"
+BATCH = 1000  # MLflow's own limit for one log_batch
+LEASE_BEAT_S = 15.0
+
+logger = logging.getLogger(__name__)
+
+
+class RunSync:
+    """One run folder's projection into MLflow. Every method may raise whatever MLflow raises."""
+
+    def __init__(self, folder: RunFolder, parent: "RunSync | None" = None) -> None:
+        self._folder, self._parent = folder, parent
+        self._identity = folder.identity()
+        self._reader = JournalReader(folder, folder.read_json(f"{JOURNAL}/{SHIPPED}"))
+        self._unsent: list[MetricPoint] = []
+        self._client: Any = None
+        self.run_id: str | None = self._identity.get("run_id")
+        self.experiment_id: str | None = None
+        self._tags: dict[str, Any] = {}
+        self._renewed_s = 0.0
+        self._children: dict[
+            str, Any
+        ] = {}  # MLflow's runs below this one, by the key that their folders minted
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @property
+    def client(self) -> Any:
+        if self._parent is not None:
+            return self._parent.client
+        if self._client is None:
+            self._client = connect(self._identity["tracking_uri"])
+        return self._client
+
+    @property
+    def is_open(self) -> bool:
+        return self.experiment_id is not None
+
+    def open(self) -> None:
+        """Find or create the run, and give it its params, tags, inputs and first artifacts."""
+        self.experiment_id = self._parent.experiment_id if self._parent else self._find_experiment()
+        run = self._find_run() or self._create_run()
+        self.run_id = run.info.run_id
+        if self._parent is not None:
+            self._parent._children[self._identity["key"]] = run
+        if self._identity.get("run_id") != self.run_id:
+            self._folder.update_json(TRACKED, run_id=self.run_id)
+            self._forget_position()
+        # Before the run says RUNNING: whoever reaps must not find it with the lease of an earlier attempt.
+        if self._folder.holder():
+            self.renew_lease()
+        self._describe(run)
+
+    def ship(self) -> int:
+        """Send the points noted since the last call; return how many there were."""
+        from mlflow.entities import Metric
+
+        self._unsent += self._reader.read()
+        sent = 0
+        while self._unsent:
+            batch = self._unsent[:BATCH]
+            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
+            self.client.log_batch(self.run_id, metrics=metrics)
+            del self._unsent[: len(batch)]
+            sent += len(batch)
+        if sent:
+            self._folder.write_json(f"{JOURNAL}/{SHIPPED}", self._reader.position)
+        return sent
+
+    @property
+    def waiting(self) -> int:
+        """How many points were read and not yet taken by MLflow."""
+        self._unsent += self._reader.read()
+        return len(self._unsent)
+
+    def renew_lease(self) -> None:
+        """Renew the lease that tells other processes that this run is alive."""
+        if time.monotonic() - self._renewed_s > LEASE_BEAT_S:
+            self.client.set_tag(self.run_id, LEASE_TAG, json.dumps(self._folder.holder()))
+            self._renewed_s = time.monotonic()
+
+    def close(self) -> None:
+        """Send what is left: points, tags, pictures, result, model, registration; then the final status."""
+        self.ship()
+        self._tag()
+        self._upload_pictures()
+        self._upload(SAMPLE)
+        if self._parent is None:
+            self._upload(RESULT)
+        if self._folder.exists(f"{MODEL}/MLmodel"):
+            from shoal.registry.publish import publish_model
+
+            publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id))
+        identity = self._folder.identity()
+        if identity["status"] == "RUNNING":
+            if self._folder.holder():
+                return
+            reason = "the driver died; the same command resumes the run"
+            self._folder.update_json(IDENTITY, status="FAILED", reason=reason)
+            identity = self._folder.identity()
+        self.close_run(identity["status"], identity.get("reason"), identity.get("end_ms"))
+
+    def close_run(self, status: str, reason: str | None = None, end_ms: int | None = None) -> None:
+        """Set the run's final status (FINISHED, FAILED or KILLED) and why."""
+        if reason:
+            self.client.set_tag(self.run_id, REASON_TAG, reason[:5000])
+        self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
+
+    def _find_experiment(self) -> str:
+        name = self._identity["experiment"]
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            with contextlib.suppress(Exception):  # another process may make it first
+                self.client.create_experiment(name, artifact_location=self._identity.get("artifact_location"))
+            found = self.client.get_experiment_by_name(name)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _find_run(self) -> Any:
+        if self._parent is not None:
+            return self._parent._children.get(self._identity["key"])
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{KEY_TAG}` = '{self._identity['key']}'", max_results=1
+        )
+        return found[0] if found else None
+
+    def _create_run(self) -> Any:
+        tags = {KEY_TAG: self._identity["key"], "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
+        tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
+        if self._parent is not None:
+            tags[PARENT_TAG] = str(self._parent.run_id)
+        self._tags = (self._folder.read_json(METADATA) or {"tags": {}})["tags"]
+        tags |= {key: str(value) for key, value in self._tags.items()}
+        return self.client.create_run(
+            self.experiment_id, self._identity["start_ms"], tags, self._identity["name"]
+        )
+
+    def _forget_position(self) -> None:
+        """The run is new to this store: all points are still to be sent."""
+        self._reader, self._unsent = JournalReader(self._folder), []
+
+    def _describe(self, run: Any) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        if run.info.status != "RUNNING":
+            self.client.update_run(self.run_id, status="RUNNING")
+        metadata = self._folder.read_json(METADATA)
+        if metadata is None:
+            return
+        known = run.data.params
+        params = [Param(key, str(value)) for key, value in metadata["params"].items() if key not in known]
+        self.client.log_batch(self.run_id, params=params)
+        self._tag()
+        datasets = [
+            DatasetInput(Dataset(**metadata["dataset"]), [InputTag("mlflow.data.context", context)])
+            for context in metadata["contexts"]
+        ]
+        for dataset in datasets:
+            self.client.log_inputs(self.run_id, [dataset])
+        self._upload(CONFIG)
+        if self._parent is None:
+            self._upload(METADATA)
+
+    def _tag(self) -> None:
+        """Send the tags that have changed since the run was opened."""
+        from mlflow.entities import RunTag
+
+        metadata = self._folder.read_json(METADATA) or {"tags": {}}
+        changed = [
+            RunTag(key, str(value)) for key, value in metadata["tags"].items() if self._tags.get(key) != value
+        ]
+        if changed:
+            self.client.log_batch(self.run_id, tags=changed)
+            self._tags = metadata["tags"]
+
+    def _upload(self, name: str, where: str | None = None) -> None:
+        if self._folder.exists(name):
+            with self._on_disk(name) as path:
+                self.client.log_artifact(self.run_id, str(path), where)
+
+    def _upload_pictures(self) -> None:
+        for where in (PICTURES, PROFILE):
+            for name in self._folder.names(where):
+                self._upload(f"{where}/{name}", where)
+
+    @contextlib.contextmanager
+    def _on_disk(self, name: str) -> Iterator[Path]:
+        local = self._folder.local(name)
+        if local:
+            yield local
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / Path(name).name
+            path.write_bytes(self._folder.read(name))
+            yield path

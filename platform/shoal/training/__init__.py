@@ -1,0 +1,10 @@
+"""The training loop and its parts. None of them knows Ray or MLflow.
+
+- `loop`: THE LOOP: forward, backward, clip, update
+- `optimizer`, `lr_schedule`, `evaluation`
+- `accumulation`, `activation_checkpointing`, `mixed_precision`, `ema`, `compile`: techniques, one per file
+- `checkpoint`: what is saved, how, and how it is loaded
+- `device_memory`, `throughput`, `profiler`: what a step takes
+
+Depends on `data`, `models`, `tasks` and `distributed`.
+"""

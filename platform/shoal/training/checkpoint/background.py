@@ -1,0 +1,85 @@
+"""Checkpoints written in the background, while training goes on."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shoal.training.checkpoint.contents import Snapshot
+from shoal.training.checkpoint.store import CheckpointStore
+
+# By default a checkpoint follows another after a second, and after so many times the seconds that it took.
+SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 20.0
+
+
+class BackgroundSaver:
+    """Saves in a thread, one checkpoint in flight; a failure shows at the next call.
+
+    The best so far may wait, copied, for the next checkpoint: a later one that refers to it is written after it, and
+    an earlier one from which training starts again leads to it again.
+    """
+
+    def __init__(self, store: CheckpointStore, metadata: Mapping[str, Any], dataset_info: bytes) -> None:
+        self._store, self._facts, self._prepared = store, metadata, dataset_info
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._best: Snapshot | None = None
+        self._spare: Snapshot | None = None
+        self._due_s = time.monotonic()  # the first at once: there is something to fall back on
+        self.blocked_s = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() >= self._due_s
+
+    def take_spare(self) -> Snapshot | None:
+        """Give away the last snapshot that was written, for its memory."""
+        spare, self._spare = self._spare, None
+        return spare
+
+    def hold(self, best: Snapshot) -> None:
+        """Write a snapshot together with the next one, unless there is a better one by then."""
+        self._best = best
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, and before it the best one that still waits."""
+        self.wait()
+        is_best = snapshot.progress.best.get("best/step") == snapshot.progress.step
+        held, self._best = self._best, None
+        snapshots = [snapshot] if held is None or is_best else [held, snapshot]
+        self._due_s = float("inf")
+        self._thread = threading.Thread(target=self._work, args=(snapshots,), name="shoal-checkpoint")
+        self._thread.start()
+
+    def drop(self) -> None:
+        """Forget the snapshot that waits."""
+        self._best = None
+
+    def close(self) -> None:
+        """Write what still waits, and wait for it."""
+        if self._best is not None:
+            self.save(self._best)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint in flight, and raise what went wrong with it."""
+        since = time.perf_counter()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        self.blocked_s += time.perf_counter() - since
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self, snapshots: Sequence[Snapshot]) -> None:
+        since = time.monotonic()
+        try:
+            for snapshot in snapshots:
+                self._store.save(snapshot, self._facts, self._prepared)
+            self._spare = snapshots[-1]
+        except BaseException as error:
+            self._error = error
+        ended = time.monotonic()
+        self._due_s = ended + max(SAVE_EVERY_S, SAVE_EVERY_TIMES * (ended - since))

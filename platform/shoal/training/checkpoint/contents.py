@@ -1,0 +1,151 @@
+"""What a checkpoint holds: names of its files, the state of training, a copy of it on the host."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from shoal.config.schema import Section
+from shoal.distributed import dtensor_io
+from shoal.training.ema import EMA
+
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
+PREPARED = "prepared.json"
+
+# What a tensor's key begins with among the shards.
+MODEL_KEY, OPTIMIZER_KEY = "model", "optimizer"
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints; null: the first at once, then every second or so",
+    )
+    keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
+
+
+@dataclass
+class TrainingProgress:
+    """Where training stands: all that the next step depends on besides weights and optimiser.
+
+    The position in the data is the step: batch `step % steps_per_epoch` of epoch `step // steps_per_epoch`.
+    """
+
+    step: int = 0
+    samples: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    reached_target: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, copied to the host so that training may go on.
+
+    Attributes:
+        weights: what the run is for: the averaged ones where an average is kept.
+        optimizer: its state.
+        progress: where training stands.
+        random: random states, one per worker.
+        more: what else the next step depends on, by name: `scaler`, and `trained`, the weights behind an average.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    progress: TrainingProgress
+    random: list[dict[str, Any]]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def random_state() -> dict[str, Any]:
+    """Return this process's random states: torch, CUDA, NumPy, Python."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words), gauss_next))
+
+
+def snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: TrainingProgress,
+    random: list[dict[str, Any]],
+    scaler: GradScaler | None = None,
+    ema: EMA | None = None,
+    spare: Snapshot | None = None,
+) -> Snapshot:
+    """Copy weights and optimiser state to the host.
+
+    Args:
+        spare: a snapshot that nobody needs any more: its memory is used again, which takes a fifth of the time.
+    """
+    old = spare or Snapshot({}, {}, progress, [])
+    weights = _to_host(dict((ema or model).state_dict()), old.weights)
+    more: dict[str, Any] = {}
+    if ema:
+        more["trained"] = _to_host(dict(model.state_dict()), old.more.get("trained"))
+    if scaler and scaler.is_enabled():
+        more["scaler"] = scaler.state_dict()
+    # A copy, since the caller's goes on counting while this one is being written.
+    frozen = TrainingProgress(**{**asdict(progress)})
+    return Snapshot(weights, _to_host(optimizer.state_dict(), old.optimizer), frozen, random, more)
+
+
+def keyed_tensors(weights: Mapping[str, Tensor], state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return tensors by their keys among the shards; parameters of an optimiser go by their number."""
+    return {f"{MODEL_KEY}/{name}": tensor for name, tensor in weights.items()} | {
+        f"{OPTIMIZER_KEY}/{number}/{name}": value
+        for number, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _to_host(value: Any, spare: Any = None) -> Any:
+    """Copy all tensors of a tree, into those that lie at the same places of a spare one where they fit."""
+    if isinstance(value, Tensor):
+        source = value.detach()
+        if _fits(spare, source):
+            return spare.copy_(source)
+        return source.to("cpu", copy=True)
+    if isinstance(value, dict):
+        old = spare if isinstance(spare, dict) else {}
+        return {key: _to_host(inner, old.get(key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        olds = spare if isinstance(spare, list) and len(spare) == len(value) else [None] * len(value)
+        return [_to_host(inner, old) for inner, old in zip(value, olds, strict=True)]
+    return value
+
+
+def _fits(spare: Any, source: Tensor) -> bool:
+    """Whether a tensor on the host can take another's numbers as they are."""
+    return (
+        type(spare) is type(source)
+        and not dtensor_io.is_dtensor(source)
+        and (spare.shape, spare.dtype, spare.stride()) == (source.shape, source.dtype, source.stride())
+    )

@@ -1,0 +1,123 @@
+"""A checkpoint put back into a model and its optimiser, whole or from shards."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from shoal.distributed import dtensor_io
+from shoal.errors import CheckpointError
+from shoal.training.checkpoint.contents import MODEL_KEY, OPTIMIZER_KEY, TrainingProgress, keyed_tensors
+from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.ema import EMA
+
+
+def restore(
+    store: CheckpointStore,
+    name: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: GradScaler | None = None,
+    ema: EMA | None = None,
+) -> TrainingProgress:
+    """Load weights and optimiser state in place, however they were and are divided, and return the progress.
+
+    Groups and hyperparameters of the optimiser stay as they are.
+
+    Without an optimiser the model gets the weights that the run is for. A checkpoint made without scaler or average
+    is good: they begin anew.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    load = _load_shards if store.has_shards(name) else _load_whole
+    state = load(store, name, model, optimizer)
+    if optimizer is not None:
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _restore_more({} if store.has_shards(name) else store.optimizer(name), model, scaler, ema)
+    return store.progress(name)
+
+
+def _restore_more(
+    states: Mapping[str, Any], model: nn.Module, scaler: GradScaler | None, ema: EMA | None
+) -> None:
+    """Go on with scaler and average; the weights that were loaded are the average, where one is kept."""
+    if scaler and "scaler" in states:
+        scaler.load_state_dict(states["scaler"])
+    if ema:
+        ema.restart()
+    if "trained" in states:
+        model.load_state_dict(states["trained"])
+
+
+def _load_whole(
+    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[int, dict[str, Any]]:
+    """Load whole weights, and return this worker's part of the optimiser's state by the number of its parameter."""
+    own = model.state_dict()
+    weights = store.weights(name)
+    try:
+        model.load_state_dict(
+            {key: dtensor_io.distribute_like(weights[key], own.get(key, weights[key])) for key in weights}
+        )
+    except RuntimeError as error:
+        raise _other_model(name, str(error).splitlines()[-1].strip()) from None
+    if optimizer is None:
+        return {}
+    state, parameters = store.optimizer(name)["optimizer"]["state"], _parameters(optimizer)
+    return {
+        number: {
+            key: dtensor_io.distribute_like(value, parameters[number]) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        for number, values in state.items()
+    }
+
+
+def _load_shards(
+    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[int, dict[str, Tensor]]:
+    """Load weights from all workers' shards, and return the optimiser's state like `_load_whole`."""
+    with store.on_disk(name) as folder:
+        saved = dtensor_io.contents(folder)
+        wanted = keyed_tensors(model.state_dict(), {})
+        own = {key: tuple(tensor.shape) for key, tensor in wanted.items()}
+        its = {key: tuple(size) for key, (size, _) in saved.items() if key.startswith(f"{MODEL_KEY}/")}
+        for key in sorted(own.keys() | its.keys()):
+            if own.get(key) != its.get(key):
+                raise _other_model(name, f"{key} has shape {its.get(key)} there, {own.get(key)} here")
+        state = _empty_state(saved, [] if optimizer is None else _parameters(optimizer))
+        dtensor_io.read(wanted | keyed_tensors({}, state), folder)
+    return state
+
+
+def _empty_state(
+    saved: Mapping[str, tuple[torch.Size, torch.dtype]], parameters: Sequence[Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Return tensors for the saved state of each parameter, divided as it is where they have its shape."""
+    state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, (size, dtype) in saved.items():
+        kind, _, rest = key.partition("/")
+        if kind == OPTIMIZER_KEY and parameters:
+            number, _, of_state = rest.partition("/")
+            parameter = parameters[int(number)].detach()
+            like = size == parameter.shape
+            state[int(number)][of_state] = (
+                torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(size, dtype=dtype)
+            )
+    return state
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters in the order of their numbers in a state dict, the same for every division."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _other_model(name: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint '{name}' is of another model ({reason}): resume with the model it was made with"
+    )

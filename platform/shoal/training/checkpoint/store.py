@@ -1,0 +1,271 @@
+"""The checkpoints of a run folder: complete or absent, the last few and the best kept."""
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shoal.distributed import dtensor_io
+from shoal.errors import CheckpointError
+from shoal.storage.run_folder import CHECKPOINTS, RunFolder
+from shoal.training.checkpoint.contents import (
+    MANIFEST,
+    OPTIMIZER,
+    PREPARED,
+    STATE,
+    WEIGHTS,
+    Snapshot,
+    TrainingProgress,
+    checkpoint_name,
+    keyed_tensors,
+)
+
+Found = TypeVar("Found")
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: RunFolder, keep: int = 2) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> str:
+        """Write a checkpoint complete or not at all, then drop what retention no longer holds.
+
+        Returns:
+            its name.
+        """
+        files = {
+            WEIGHTS: _weights_bytes(snapshot.weights),
+            OPTIMIZER: _torch_bytes(
+                snapshot.more | {"optimizer": snapshot.optimizer, "random": snapshot.random}
+            ),
+            **_about(snapshot, metadata, dataset_info),
+        }
+        part, name = self._make_part(), checkpoint_name(snapshot.progress.step)
+        self._publish(part, name, _write(part, files))
+        return name
+
+    def add_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Add whole weights to a checkpoint of shards; the manifest that lists them follows them."""
+        name, data = checkpoint_name(step), _weights_bytes(weights)
+        self._folder.write(f"{CHECKPOINTS}/{name}/{WEIGHTS}", data)
+        manifest = json.loads(self._read(name, MANIFEST)) | {WEIGHTS: _described(data)}
+        self._folder.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", json.dumps(manifest).encode())
+
+    def names(self) -> list[str]:
+        """Return the complete checkpoints, oldest first."""
+        names = [name for name in self._folder.names(CHECKPOINTS) if name.startswith("step-")]
+        whole = [name for name in names if self._folder.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}")]
+        return sorted(whole, key=lambda name: int(name.removeprefix("step-")))
+
+    def latest(self) -> tuple[str | None, list[str]]:
+        """Return the newest sound checkpoint, and a complaint for each corrupt one that is newer.
+
+        Raises:
+            CheckpointError: there are checkpoints and all of them are corrupt.
+        """
+        complaints: list[str] = []
+        names = self.names()
+        for name in reversed(names):
+            problem = self._problem(name)
+            if problem is None:
+                return name, complaints
+            complaints.append(f"checkpoint '{self._folder.uri}/{CHECKPOINTS}/{name}' is corrupt ({problem})")
+        if names:
+            raise CheckpointError(
+                f"{complaints[0]} and no earlier one is sound: delete '{self._folder.uri}' to start over, "
+                "or set if_exists=new"
+            )
+        return None, complaints
+
+    def best(self) -> str | None:
+        """Return the checkpoint with the lowest validation loss, or None when nothing was evaluated."""
+        return self._best(self.names())
+
+    def _best(self, names: list[str]) -> str | None:
+        step = self.state(names[-1])["best"].get("best/step") if names else None
+        name = checkpoint_name(int(step)) if step is not None else None
+        return name if name in names else None
+
+    def state(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(self._read(name, STATE)))
+
+    def progress(self, name: str) -> TrainingProgress:
+        state = self.state(name)
+        return TrainingProgress(**{key: state[key] for key in TrainingProgress.__dataclass_fields__})
+
+    def dataset_info(self, name: str) -> bytes:
+        return self._read(name, PREPARED)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        from safetensors.torch import load
+
+        return dict(load(self._read(name, WEIGHTS)))
+
+    def optimizer(self, name: str) -> dict[str, Any]:
+        """Return {"optimizer": state dict, "random": one state per worker}, and what `Snapshot.more` held."""
+        return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
+
+    def has_shards(self, name: str) -> bool:
+        return dtensor_io.INDEX in json.loads(self._read(name, MANIFEST))
+
+    @contextmanager
+    def on_disk(self, name: str) -> Iterator[Path]:
+        """Yield a local folder with a checkpoint's files."""
+        with tempfile.TemporaryDirectory() as scratch:
+            yield self._folder.get_folder(f"{CHECKPOINTS}/{name}", Path(scratch))
+
+    def _make_part(self) -> Path:
+        """Make a folder that can become a checkpoint."""
+        local = self._folder.local(CHECKPOINTS)
+        if local:
+            local.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".part-", dir=local))
+
+    def _publish(self, part: Path, name: str, manifest: Mapping[str, Any]) -> None:
+        (part / MANIFEST).write_text(json.dumps(manifest))
+        self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=MANIFEST)
+        self._retain(name)
+
+    def _read(self, name: str, file: str) -> bytes:
+        return self._folder.read(f"{CHECKPOINTS}/{name}/{file}")
+
+    def _problem(self, name: str) -> str | None:
+        try:
+            manifest = json.loads(self._read(name, MANIFEST))
+            for file, metadata in manifest.items():
+                data = self._read(name, file)
+                if len(data) != metadata["bytes"]:
+                    return f"{file} has {len(data)} bytes, not {metadata['bytes']}"
+                if _sha256(data) != metadata["sha256"]:
+                    return f"{file} does not match its SHA-256"
+            tensors = dtensor_io.INDEX if dtensor_io.INDEX in manifest else WEIGHTS
+            missing = {tensors, OPTIMIZER, STATE, PREPARED} - set(manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return f"{missing.pop()} is missing" if missing else None
+
+    def _retain(self, saved: str) -> None:
+        """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after."""
+        for leftover in self._folder.names(CHECKPOINTS):
+            if leftover.startswith(".part-"):
+                self._folder.delete(f"{CHECKPOINTS}/{leftover}")
+        names = self.names()
+        sound = names[: names.index(saved) + 1]
+        keep = set(sound[-self._keep :]) | {self._best(sound)}
+        for name in names:
+            if name not in keep:
+                # The manifest goes first: what remains of an interrupted deletion is no checkpoint.
+                self._folder.delete(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+                self._folder.delete(f"{CHECKPOINTS}/{name}")
+
+
+class ShardedStore(CheckpointStore):
+    """The same where each worker holds a part of the tensors: all save together, and each writes its own.
+
+    They talk over a process group of their own, since the default one is the training's.
+    """
+
+    def __init__(self, folder: RunFolder, keep: int = 2) -> None:
+        super().__init__(folder, keep)
+        self._rank, self._group = dist.get_rank(), dist.new_group(backend="gloo")
+
+    def save(self, snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> str:
+        """Write a checkpoint complete or not at all; what fails on one worker is raised on all."""
+        name, is_first, is_shared = (
+            checkpoint_name(snapshot.progress.step),
+            self._rank == 0,
+            self._folder.is_local,
+        )
+        parts = self._together(lambda: self._make_part() if is_first or not is_shared else None)
+        part = parts[self._rank] or parts[0]
+        assert part is not None
+        dtensor_io.write(keyed_tensors(snapshot.weights, snapshot.optimizer["state"]), part, self._group)
+
+        def hand_in() -> dict[str, Any]:
+            described = {path.name: _described_file(path) for path in dtensor_io.files_of(self._rank, part)}
+            if not (is_first or is_shared):
+                self._folder.put_folder(part, f"{CHECKPOINTS}/{name}")
+            return described
+
+        described = self._together(hand_in)
+        if is_first:
+            random = _torch_bytes({"random": snapshot.random})
+            rest = _write(part, {OPTIMIZER: random, **_about(snapshot, metadata, dataset_info)})
+            self._publish(
+                part, name, {file: metadata for own in [*described, rest] for file, metadata in own.items()}
+            )
+        return name
+
+    def _together(self, work: Callable[[], Found]) -> list[Found]:
+        """Do something on every worker; return what each found, or raise on all what one of them raised."""
+        found: Found | None = None
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as raised:
+            error = raised
+        all_found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(all_found, (found, error), self._group)
+        for _, error in all_found:
+            if error is not None:
+                raise error
+        return [found for found, _ in all_found]
+
+
+def _about(snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> dict[str, bytes]:
+    """Return the files that are the same for whole tensors and shards."""
+    return {STATE: json.dumps({**asdict(snapshot.progress), **metadata}).encode(), PREPARED: dataset_info}
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Write files and return what a manifest says of them."""
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    return {file: _described(data) for file, data in files.items()}
+
+
+def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    # Tied weights are one tensor under two names; safetensors wants them apart.
+    apart: dict[int, str] = {}
+    out = {}
+    for name, tensor in weights.items():
+        shared = tensor.untyped_storage().data_ptr() in apart and tensor.numel() > 0
+        out[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+        apart[tensor.untyped_storage().data_ptr()] = name
+    return bytes(save(out))
+
+
+def _torch_bytes(value: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+def _described(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": _sha256(data)}
+
+
+def _described_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+        }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

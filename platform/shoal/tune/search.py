@@ -1,0 +1,139 @@
+"""Where the points of a sweep come from: drawn at random, all of a grid, or suggested by Optuna. Needs no Ray."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shoal.errors import ConfigError
+from shoal.tune.config import TuneConfig
+from shoal.tune.engine import Planned, Search
+from shoal.tune.space.domains import (
+    By,
+    Choice,
+    Domain,
+    Grid,
+    LogUniform,
+    Point,
+    QUniform,
+    RandInt,
+    Space,
+    Uniform,
+    is_random,
+    quantised,
+)
+from shoal.tune.space.sampling import grid_points, resolve, sample
+
+ENOUGH_TRIALS = 16
+
+
+def make_search(config: TuneConfig, space: Space, mode: str, seed: int) -> Search:
+    """Make the search a config names; points given come first, besides `num_samples`.
+
+    Raises:
+        ConfigError: the space is not one that the search can use.
+    """
+    if config.search == "bohb":
+        raise ConfigError(
+            "tune.search=bohb needs hpbandster, which was last released in 2018 and does not go with today's "
+            "ConfigSpace and NumPy: set tune.search=optuna and tune.scheduler=asha"
+        )
+    if config.search == "optuna":
+        return OptunaSearch(config, space, mode, seed)
+    return Planned(planned_points(config, space, seed))
+
+
+def planned_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
+    """Return the points of a random or grid search.
+
+    A draw from the random ranges is tried at every point of the grids, as Ray Tune does with
+    `constant_grid_search`: what differs between two widths is then the width alone.
+    """
+    given = [
+        sample(space, _generator(seed, -1 - number), point) for number, point in enumerate(config.points)
+    ]
+    if config.search == "grid" and is_random(space):
+        raise ConfigError(
+            "tune.search=grid needs lists and the space has random ranges: write lists such as "
+            "optim.lr=0.001,0.01, or set tune.search=random"
+        )
+    grid = grid_points(space)
+    if not is_random(space):
+        if config.num_samples not in (None, 1):
+            raise ConfigError(
+                f"tune.num_samples={config.num_samples} of a grid alone would repeat the same points: set "
+                "tune.repeat for several seeds a point, or give a random range"
+            )
+        return given + [point for point in grid if point not in given]
+    samples = config.num_samples or math.ceil(ENOUGH_TRIALS / len(grid))
+    return given + [
+        sample(space, _generator(seed, number), point) for number in range(samples) for point in grid
+    ]
+
+
+class OptunaSearch:
+    """Optuna's TPE sampler; lists are choices to it."""
+
+    learns = True
+
+    def __init__(self, config: TuneConfig, space: Space, mode: str, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.total = len(config.points) + (config.num_samples or ENOUGH_TRIALS)
+        self._space = space
+        self._worst = math.inf if mode == "min" else -math.inf
+        self._study = optuna.create_study(
+            direction="minimize" if mode == "min" else "maximize",
+            sampler=optuna.samplers.TPESampler(seed=seed % 2**32),
+        )
+        self._given = config.points
+        for point in config.points:
+            self._study.enqueue_trial({key: _encoded(space, key, value) for key, value in point.items()})
+        self._asked: dict[int, Any] = {}
+
+    def suggest(self, number: int) -> Point:
+        asked = self._asked[number] = self._study.ask()
+        point: Point = {}
+        later = [(key, domain) for key, domain in self._space.items() if isinstance(domain, By)]
+        for key, domain in self._space.items():
+            if not isinstance(domain, By):
+                point[key] = _ask(asked, key, domain)
+        for key, domain in later:
+            found = resolve(domain, point)
+            point[key] = _ask(asked, key, found) if isinstance(found, Domain) else found
+        return point | (self._given[number] if number < len(self._given) else {})
+
+    def tell(self, number: int, values: Sequence[float | None]) -> None:
+        """Hear what a point came to; one that is infeasible counts as the worst there is."""
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        self._study.tell(self._asked[number], float(np.mean(known)) if known else self._worst)
+
+
+def _ask(asked: Any, key: str, domain: Domain) -> Any:
+    match domain:
+        case Grid(values) | Choice(values):
+            return values[asked.suggest_categorical(key, list(range(len(values))))]
+        case LogUniform(low, high):
+            return asked.suggest_float(key, low, high, log=True)
+        case Uniform(low, high):
+            return asked.suggest_float(key, low, high)
+        case QUniform(q=q):
+            first, last = domain.steps
+            return quantised(domain, asked.suggest_int(key, first, last) * q)
+        case RandInt(low, high):
+            return asked.suggest_int(key, low, high - 1)
+    raise AssertionError(domain)
+
+
+def _encoded(space: Space, key: str, value: Any) -> Any:
+    """The value as Optuna is asked for it: of a list, the place in it."""
+    domain = space.get(key)
+    is_listed = isinstance(domain, Grid | Choice) and value in domain.values
+    return domain.values.index(value) if is_listed else value  # type: ignore[union-attr]
+
+
+def _generator(seed: int, number: int) -> np.random.Generator:
+    """A stream of its own for each draw: more samples leave earlier ones as they are."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number % 2**64], dtype=np.uint64)))

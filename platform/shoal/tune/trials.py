@@ -1,0 +1,229 @@
+"""What is known of a sweep's trials as plain rows: which is best, how seeds agree, one table of all.
+
+It knows nothing of how trials are run or drawn. A trial counts as ranked when it came to an end of its own
+(finished, or stopped early) with a finite metric.
+"""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Mode = Literal["min", "max"]
+RANKED = ("finished", "stopped")
+ENDED = (*RANKED, "infeasible", "failed")
+LOG_SPAN = 20.0
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """What is known of one trial, for tables and pictures."""
+
+    number: int
+    name: str  # e.g. "t0003"
+    status: str  # finished | stopped | infeasible | failed | killed | running | pending
+    params: dict[str, Any]  # the point; keys may differ between trials (conditional ranges)
+    metric: float | None  # the swept metric at the trial's end, of the weights it ends with
+    steps: int
+    seconds: float  # of work
+    started_s: float | None  # since the sweep began
+    ended_s: float | None
+    curve: tuple[tuple[int, float], ...]  # (optimiser step, metric) at each evaluation
+    reason: str | None = None  # why it stopped or failed
+    node: str | None = None
+    error: str | None = None  # exception type and last line
+    log: str | None = None  # where to read more
+    repeat: int = 0  # with several seeds a point, which one
+    point: int = 0  # number of the point
+    parameters: int | None = None  # of its model
+    flops: int | None = None  # that it was trained with; None for one that left no outcome
+    training_s: float | None = None  # of `seconds`, those of training and not of getting ready for it
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """The repeats of one point, which differ by their seed alone."""
+
+    point: int
+    params: dict[str, Any]
+    mean: float
+    std: float  # sample standard deviation over the repeats; 0 for a single one
+    count: int
+    numbers: tuple[int, ...]  # of the trials
+
+
+def ranked(rows: Iterable[TrialRow], mode: Mode) -> list[TrialRow]:
+    """Return the ranked trials, best first; equal metrics in order of their number."""
+    sign = _sign(mode)
+    return sorted(filter(_is_ranked, rows), key=lambda row: (sign * _metric(row), row.number))
+
+
+def best(rows: Iterable[TrialRow], mode: Mode) -> TrialRow | None:
+    """Return the best of the ranked trials, or None before there is any."""
+    return next(iter(ranked(rows, mode)), None)
+
+
+def points(rows: Iterable[TrialRow], mode: Mode) -> list[PointRow]:
+    """Return mean and spread of every point all of whose repeats are ranked, best mean first."""
+    repeats: dict[int, list[TrialRow]] = defaultdict(list)
+    for row in rows:
+        repeats[row.point].append(row)
+    done = [_aggregate(group) for group in repeats.values() if all(map(_is_ranked, group))]
+    return sorted(done, key=lambda point: (_sign(mode) * point.mean, point.point))
+
+
+def losers(rows: Iterable[TrialRow], order: Sequence[TrialRow], repeat: int, keep: int) -> set[int]:
+    """Return the numbers of the trials that cannot be among the best any more, by which they are freed.
+
+    A point's mean is known when all its seeds have ended: until then none of them is lost.
+
+    Args:
+        order: the ranked trials, best first.
+        repeat: seeds of each point.
+        keep: how many of the best are kept.
+    """
+    ended = [row for row in rows if row.status in ENDED]
+    seeds = Counter(row.point for row in ended)
+    kept = {row.number for row in order[:keep]}
+    return {row.number for row in ended if seeds[row.point] == repeat} - kept
+
+
+def cells(rows: Iterable[TrialRow], keys: Sequence[str], mode: Mode) -> dict[tuple[Any, ...], float]:
+    """Return the metric by the values of some params: the mean over repeats, the best over other params.
+
+    Trials that are not ranked or lack one of the keys are left out; values that are no numbers are keyed by
+    their text.
+    """
+    repeats: dict[tuple[Any, int], list[float]] = defaultdict(list)
+    for row in rows:
+        if _is_ranked(row) and all(key in row.params for key in keys):
+            cell = tuple(plain(row.params[key]) for key in keys)
+            repeats[cell, row.point].append(_metric(row))
+    pick = min if mode == "min" else max
+    found: dict[tuple[Any, ...], float] = {}
+    for (cell, _), metrics in repeats.items():
+        mean = statistics.fmean(metrics)
+        found[cell] = pick(found.get(cell, mean), mean)
+    return found
+
+
+def varying(rows: Iterable[TrialRow]) -> list[str]:
+    """Return the params that take at least two values, in the order in which the trials name them."""
+    seen: dict[str, set[Any]] = {}
+    for row in rows:
+        for key, value in row.params.items():
+            seen.setdefault(key, set()).add(plain(value))
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def to_table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
+    """Return one row per trial with a column per param, ready for CSV and parquet.
+
+    A param of whole numbers is a column of Int64, one of numbers of Float64, one of truth values boolean;
+    all others, those of mixed type too, become text. What a trial lacks is missing.
+    """
+    import pandas as pd
+
+    columns: dict[str, Any] = {
+        "number": pd.array([row.number for row in rows], dtype="Int64"),
+        "point": pd.array([row.point for row in rows], dtype="Int64"),
+        "repeat": pd.array([row.repeat for row in rows], dtype="Int64"),
+        "name": pd.array([row.name for row in rows], dtype="string"),
+        "status": pd.array([row.status for row in rows], dtype="string"),
+    }
+    for key in dict.fromkeys(key for row in rows for key in row.params):
+        columns.setdefault(key, _column([row.params.get(key) for row in rows]))
+    metadata = [asdict(row) for row in rows]
+    types = {"metric": "Float64", "steps": "Int64", "seconds": "Float64"}
+    types |= {"parameters": "Int64", "flops": "Float64", "training_s": "Float64"}
+    types |= {"started_s": "Float64", "ended_s": "Float64"}
+    types |= dict.fromkeys(("reason", "node", "error", "log"), "string")
+    for key, kind in types.items():
+        columns[key] = pd.array([fact[key] for fact in metadata], dtype=kind)
+    return pd.DataFrame(columns)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value lies on a numeric axis; truth values are categories."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_log(values: Iterable[float]) -> bool:
+    """Whether values want a log axis.
+
+    Positive ones do that are about evenly spaced in ratio (a grid), or that span more than 20x and whose
+    median is nearer to the geometric than to the arithmetic middle (a uniform range down to 0 has no need).
+    """
+    distinct = sorted(set(values))
+    if len(distinct) < 2 or distinct[0] <= 0:
+        return False
+    low, high, median = distinct[0], distinct[-1], statistics.median_low(distinct)
+    ratios = [high / low for low, high in pairwise(distinct)]
+    is_geometric = len(ratios) > 1 and min(ratios) >= 1.5 and max(ratios) < 1.2 * min(ratios)
+    is_skewed = median**2 < math.sqrt(low * high) * (low + high) / 2
+    return is_geometric or (high > LOG_SPAN * low and is_skewed)
+
+
+def limits(metrics: Sequence[float], mode: Mode) -> tuple[float, float]:
+    """Return (lowest, highest) metric worth telling apart, so that diverged trials do not wash out the rest.
+
+    The bad end lies no further than three times the distance from the best to the median beyond the median,
+    which holds as long as fewer than half of the trials diverged.
+    """
+    low, high, middle = min(metrics), max(metrics), statistics.median(metrics)
+    if mode == "min":
+        fence = middle + 3 * (middle - low)
+        return low, min(high, fence) if fence > low else high
+    fence = middle - 3 * (high - middle)
+    return max(low, fence) if fence < high else low, high
+
+
+def plain(value: Any) -> Any:
+    """Return a number as it is and anything else as text: hashable, and equal when it reads the same."""
+    return value if is_number(value) else str(value)
+
+
+def _sign(mode: Mode) -> int:
+    return 1 if mode == "min" else -1
+
+
+def _is_ranked(row: TrialRow) -> bool:
+    return row.status in RANKED and row.metric is not None and math.isfinite(row.metric)
+
+
+def _metric(row: TrialRow) -> float:
+    """The metric of a ranked trial."""
+    assert row.metric is not None
+    return row.metric
+
+
+def _aggregate(repeats: Sequence[TrialRow]) -> PointRow:
+    metrics = [_metric(row) for row in repeats]
+    return PointRow(
+        point=repeats[0].point,
+        params=repeats[0].params,
+        mean=statistics.fmean(metrics),
+        std=statistics.stdev(metrics) if len(metrics) > 1 else 0.0,
+        count=len(metrics),
+        numbers=tuple(row.number for row in repeats),
+    )
+
+
+def _column(values: Sequence[Any]) -> Any:
+    import pandas as pd
+
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, bool) for value in present):
+        return pd.array(values, dtype="boolean")
+    if all(isinstance(value, Real) and not isinstance(value, bool) for value in present):
+        is_whole = all(isinstance(value, Integral) for value in present)
+        return pd.array(values, dtype="Int64" if is_whole else "Float64")
+    return pd.array([None if value is None else str(value) for value in values], dtype="string")

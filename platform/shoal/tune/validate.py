@@ -1,0 +1,145 @@
+"""A sweep that was checked: its space, one trial's config, data and model, and what the machine holds of it."""
+
+import math
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from shoal.data.dataset_info import check_batch
+from shoal.errors import ConfigError, UserError
+from shoal.models.registry import build_model_for
+from shoal.models.size import readable
+from shoal.runs.config import RunConfig
+from shoal.runs.machine import Connect
+from shoal.runs.validate import RunPlan, validate
+from shoal.training.loop import total_steps
+from shoal.tune.config import SweepConfig
+from shoal.tune.engine import Search
+from shoal.tune.search import make_search
+from shoal.tune.space.domains import Point
+from shoal.tune.space.sampling import corners
+
+# Weights, gradients and Adam's two moments.
+COPIES = 4
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that was checked; nothing is started yet.
+
+    Attributes:
+        base: the plan of one trial, whose data most trials share.
+        corners: the extreme points of the space.
+        infeasible: points that cannot be trained, and why.
+    """
+
+    config: SweepConfig
+    base: RunPlan
+    corners: list[Point]
+    infeasible: list[tuple[Point, str]]
+    total: int
+
+    @property
+    def corner_configs(self) -> list[RunConfig]:
+        return [self.config.trial(point) for point in self.corners]
+
+    def search(self) -> Search:
+        return make_search(self.config.tune, self.config.domains, self.config.mode, self.config.seed)
+
+    def slots(self, has: dict[str, float], spare_cpus: int, use_gpu: bool) -> int:
+        """Return how many trials run side by side.
+
+        Args:
+            has: the cluster's resources, by Ray's names.
+            spare_cpus: CPUs kept for Ray Data.
+        """
+        scale = self.config.scale
+        fits = math.floor(
+            (has.get("CPU", 0.0) - spare_cpus) / (scale.num_workers * scale.cpus_per_worker) + 1e-9
+        )
+        if use_gpu:
+            fits = min(fits, math.floor(has.get("GPU", 0.0) / scale.num_workers))
+        return max(1, min(fits, self.config.tune.max_concurrent_trials or fits, self.total))
+
+    def actor_resources(self, use_gpu: bool) -> dict[str, float]:
+        """Return what a trial's own process takes; the workers of a distributed trial take theirs themselves."""
+        if self.config.is_distributed:
+            return {}
+        return {"CPU": self.config.scale.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def validate_sweep(config: SweepConfig, connect: Connect) -> SweepPlan:
+    """Check all that can be checked before anything is started.
+
+    Args:
+        connect: as of `shoal.runs.validate.validate`.
+
+    Raises:
+        UserError: the first rule that is broken.
+    """
+    points = corners(config.domains)
+    configs = [config.trial(point) for point in points]
+    for given in config.tune.points:
+        _check_point(config, given)
+    base, refused = _first_sound(configs, connect)
+    infeasible = [(points[number], reason) for number, reason in refused.items()]
+    infeasible += [
+        (point, reason)
+        for number, (point, one) in enumerate(zip(points, configs, strict=True))
+        if number not in refused and (reason := _misfit(one, base))
+    ]
+    search = make_search(config.tune, config.domains, config.mode, config.seed)
+    return SweepPlan(config, base, points, infeasible, search.total * config.tune.repeat)
+
+
+def evaluations(config: RunConfig, steps_per_epoch: int) -> int:
+    """Return how often a trial is evaluated."""
+    return iteration_at(config, total_steps(config.train, steps_per_epoch), steps_per_epoch)
+
+
+def iteration_at(config: RunConfig, step: int, steps_per_epoch: int) -> int:
+    """Return the number of the evaluation at a step, from 1."""
+    return math.ceil(step / (config.train.evaluate_every_steps or steps_per_epoch))
+
+
+def _check_point(config: SweepConfig, point: Point) -> None:
+    for key in point:
+        if key not in config.space:
+            raise ConfigError(
+                f"tune.points names '{key}', which is not swept: the space has {', '.join(config.space)}"
+            )
+    config.trial(point)
+
+
+def _first_sound(configs: list[RunConfig], connect: Connect) -> tuple[RunPlan, dict[int, str]]:
+    """Return the plan of the first corner that can be trained, and why those before it cannot."""
+    refused: dict[int, str] = {}
+    first: UserError | None = None
+    for number, config in enumerate(configs):
+        try:
+            return validate(config, connect), refused
+        except UserError as error:
+            first = first or error
+            refused[number] = str(error)
+    assert first is not None
+    raise first
+
+
+def _misfit(config: RunConfig, base: RunPlan) -> str | None:
+    """Say why a corner cannot be trained, as far as can be told without trying."""
+    if base.dataset_info is None:
+        return None
+    try:
+        check_batch(config.data, base.dataset_info.rows)
+        with torch.device("meta"):
+            model = build_model_for(config.model, base.dataset_info.transform, config.task, config.seed)
+    except UserError as error:
+        return str(error)
+    except Exception:  # a builder that cannot be built without memory tells nothing here
+        return None
+    needed = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    has = psutil.virtual_memory().total
+    if needed > has:
+        return f"needs {readable(needed)}B for weights, gradients and optimiser, this machine has {readable(has)}B"
+    return None

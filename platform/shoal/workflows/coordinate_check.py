@@ -1,0 +1,223 @@
+"""The coordinate check of a run's config, on its own data, recorded as a run of its own. Needs no ray.
+
+Data, model, task and optimiser come as they come to `jobs/train.py`; what is measured and judged is
+`shoal.tune.analysis.coordinate_check`.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from shoal.cluster import session
+from shoal.config.schema import Section
+from shoal.data.loader import Batch, Shard, ViewedShard
+from shoal.data.partition import partition_source
+from shoal.models.cpu_kernels import use_onednn
+from shoal.models.registry import build_model_for
+from shoal.runs.config import RunConfig
+from shoal.runs.job_result import JobResult, log_job_result
+from shoal.runs.locations import resolve_tracking_uri
+from shoal.runs.machine import local_gpus
+from shoal.runs.mlflow_metadata import run_metadata
+from shoal.runs.validate import RunPlan, validate
+from shoal.runs.worker import WorkerSpec, resident_shard
+from shoal.storage.run_folder import RunFolder
+from shoal.tasks.registry import make_task
+from shoal.training.optimizer import build_optimizer
+from shoal.tune.analysis.coordinate_check import (
+    TOLERANCE,
+    Coordinate,
+    CoordinateVerdict,
+    coordinate_check,
+    coordinate_picture,
+    growth,
+    verdict,
+)
+
+FACTORS = (1, 2, 4, 8, 16)
+WIDEST = 1024
+# Of a batch: the sequences that hold so many. What a layer puts out grows with the width as in a whole batch.
+MOST_TOKENS = 1024
+# In this process, whole, and from the initialisation: a folder's weights are of one width.
+HERE = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None, "model.init": None}
+
+
+class CheckConfig(Section):
+    widths: tuple[int, ...] | None = Field(
+        None,
+        description="two or more; null: model.base_width, else model.width, times 1, 2, 4, 8, 16 up to 1024",
+    )
+    steps: int = Field(4, ge=1, description="optimiser steps at each width")
+    seeds: int = Field(2, ge=1, description="models of each width, which differ by their initialisation")
+    tolerance: float = Field(
+        TOLERANCE, gt=0, description="largest |k| of changes that go as width^k which passes"
+    )
+
+    @field_validator("widths")
+    @classmethod
+    def _are_several(cls, widths: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if widths is not None and (len(set(widths)) < 2 or min(widths) < 1):
+            raise ValueError("a check compares two different widths or more, e.g. [64, 128, 256, 512]")
+        return widths
+
+
+class CoordinateConfig(RunConfig):
+    name_prefix: ClassVar[str] = "coordinate-check-"
+
+    check: CheckConfig = Field(default_factory=CheckConfig)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that are compared, narrowest first."""
+        first = self.model.base_width or self.model.width
+        wide = [first * factor for factor in FACTORS if first * factor <= max(WIDEST, 2 * first)]
+        return tuple(sorted(set(self.check.widths or wide)))
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """What was measured at every width, and what it means."""
+
+    config: CoordinateConfig
+    plan: RunPlan
+    records: list[Coordinate]
+    exponents: dict[str, float]  # of each module's change at the last step
+    verdict: CoordinateVerdict
+
+    def change(self, module: str, width: int) -> float:
+        """Return how far a module's output has moved at the last step, in the mean over seeds."""
+        last = self.config.check.steps
+        found = [
+            log_check.change
+            for log_check in self.records
+            if (log_check.module, log_check.width, log_check.step) == (module, width, last)
+        ]
+        return sum(found) / len(found)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a check that failed."""
+        model = self.config.model
+        if model.parametrization == "mup" and self.verdict.exponent < 0:
+            # Measured on BERT's output layer, widths 32 to 512: -0.24 at 3 steps, -0.17 at 4, within 0.06 at 10.
+            return "raise check.steps, since what an untrained output layer adds is less the wider it is, and fades"
+        if model.parametrization == "mup":
+            return "have the model say by `roles()` which of its parameters are input, hidden and output ones"
+        return f"set model.parametrization=mup and model.base_width={model.base_width or model.width}"
+
+
+def check_coordinates(
+    config: CoordinateConfig, tell: Callable[[int], None] = lambda width: None
+) -> CoordinateCheck:
+    """Train for some steps at every width, on the first batches of the config's data.
+
+    Args:
+        tell: called with each width when it has been trained.
+
+    Raises:
+        UserError: the config, its data or its model at one of the widths cannot be trained.
+    """
+    plan = validate(config.replace(HERE), session.connect)
+    assert plan.dataset_info is not None
+    dataset_info, transform = plan.dataset_info, plan.dataset_info.transform
+    device = torch.device("cuda:0" if config.scale.use_gpu and local_gpus() else "cpu")
+    spec = WorkerSpec(plan.config, "", 0, dataset_info, plan.preprocessing)
+    task = make_task(config.task, transform, config.data, config.seed)
+    shard: Shard = resident_shard(
+        spec, partition_source(plan.source, plan.preprocessing, dataset_info, 1)[0], 0, 1, device
+    )
+    shard = ViewedShard(shard, task.view) if task.view else shard
+
+    def build_at(width: int, seed: int) -> nn.Module:
+        model = plan.config.model.model_copy(update={"width": width})
+        built = build_model_for(model, transform, config.task, seed).to(device)
+        use_onednn(built)
+        return built
+
+    records = coordinate_check(
+        build_at,
+        lambda model: _optimizer(model, config),
+        [(batch.inputs, batch) for batch in map(_part, itertools.islice(_stream(shard), config.check.steps))],
+        lambda outputs, batch: task.loss(outputs, batch) / batch.count,
+        config.widths,
+        config.check.steps,
+        [config.seed + number for number in range(config.check.seeds)],
+        tell,
+    )
+    exponents = growth(records)
+    return CoordinateCheck(config, plan, records, exponents, verdict(exponents, config.check.tolerance))
+
+
+def log_check(checked: CoordinateCheck, folder: RunFolder) -> dict[str, Any]:
+    """Draw the picture and keep all that was found, in the run folder and in MLflow."""
+    config, found = checked.config, checked.verdict
+    model = config.model.name
+    title = f"{model}, {config.model.parametrization}, {config.optim.name}: {found}"
+    finite = {name: value for name, value in checked.exponents.items() if math.isfinite(value)}
+    result = {
+        "passes": found.passes,
+        "parametrization": config.model.parametrization,
+        "widths": list(config.widths),
+        "steps": config.check.steps,
+        "seeds": config.check.seeds,
+        "tolerance": config.check.tolerance,
+        "worst_module": found.module,
+        "worst_exponent": finite.get(found.module),
+        "exponents": {name: finite.get(name) for name in checked.exponents},
+    }
+    metrics = {f"exponent/{name}": value for name, value in finite.items()}
+    pictures = {"coordinate_check": coordinate_picture(checked.records, checked.exponents, title)}
+    kept = JobResult(config, _facts(checked), metrics, pictures, result)
+    return log_job_result(folder, kept, config.experiment_name, resolve_tracking_uri(config.track))
+
+
+def _facts(checked: CoordinateCheck) -> dict[str, Any]:
+    """What MLflow is told of the check besides exponents."""
+    config, plan = checked.config, checked.plan
+    assert plan.dataset_info is not None
+    assert plan.size is not None
+    metadata = run_metadata(plan.config, plan.dataset_info, plan.size)
+    for of_one_width in ("model.width", "model.parameters"):
+        del metadata["params"][of_one_width]
+    metadata["params"] |= {
+        "model.parametrization": config.model.parametrization,
+        "model.base_width": config.model.base_width,
+        "check.widths": ", ".join(map(str, config.widths)),
+        "check.steps": config.check.steps,
+    }
+    metadata["tags"] |= {
+        "shoal.job": "coordinate_check",
+        "shoal.coordinate_check": "PASS" if checked.verdict.passes else "FAIL",
+        "mlflow.note.content": f"{config.data.source}, {config.model.name}: {checked.verdict}",
+    }
+    return metadata
+
+
+def _stream(shard: Shard) -> Iterator[Batch]:
+    return itertools.chain.from_iterable(shard.batches(epoch, 0) for epoch in itertools.count())
+
+
+def _part(batch: Batch) -> Batch:
+    """Return the first sequences of a batch of tokens; of others, whose samples are no sequences, the batch."""
+    if batch.inputs.dtype.is_floating_point or batch.inputs.ndim != 2:
+        return batch
+    rows = max(1, MOST_TOKENS // batch.inputs.shape[1])
+    return Batch(batch.inputs[:rows], batch.targets[:rows], min(batch.count, rows))
+
+
+def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Build the config's optimiser, at its peak learning rate from the first step on; it clips as the loop does."""
+    optimizer, clip_norm = build_optimizer(model, config.optim), config.optim.clip_norm
+
+    def clip(*_: Any) -> None:
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer

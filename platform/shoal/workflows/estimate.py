@@ -1,0 +1,72 @@
+"""What a run would take, before there is any hardware: memory, operations, time."""
+
+from dataclasses import dataclass
+
+import torch
+
+from shoal.data.tokenizer import vocabulary_of
+from shoal.errors import DataError
+from shoal.models.memory_estimate import TENSOR_SIZE, RunEstimate, TrainingSetup, estimate
+from shoal.models.registry import build_model
+from shoal.runs.config import RunConfig
+from shoal.runs.validate import validate_data
+from shoal.tasks.base import LANGUAGE, ON_TEXT
+from shoal.training.loop import total_steps
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What a model sees of the data."""
+
+    sample: tuple[int, ...]
+    outputs: int
+    vocabulary: int
+    steps: int | None  # of the whole training, where the number of rows is known or does not matter
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int64 if self.vocabulary else torch.float32
+
+
+def estimate_run(config: RunConfig) -> RunEstimate:
+    """Return what training takes by a config, on as many workers as it says.
+
+    Raises:
+        UserError: the data cannot be looked at, or the model cannot be built from shapes alone.
+    """
+    return estimate_for(config, data_shape(config))
+
+
+def data_shape(config: RunConfig) -> DataShape:
+    if config.task in ON_TEXT:
+        vocabulary = vocabulary_of(config.data.tokenizer)
+        outputs = vocabulary if config.task in LANGUAGE else 2  # the number of classes matters to nothing
+        return DataShape((config.data.context,), outputs, vocabulary, config.train.max_steps)
+    checked = validate_data(config)
+    if checked.dataset_info is None:
+        raise DataError(
+            f"data.source='{config.data.source}' is too large to be looked at here: plan with a part of it, "
+            "whose rows are of the same shape"
+        )
+    transform = checked.dataset_info.transform
+    steps = total_steps(config.train, checked.dataset_info.lanes(checked.preprocessing).steps)
+    return DataShape(transform.input_shape, transform.outputs, transform.vocabulary, steps)
+
+
+def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
+    # Another parametrisation has the same sizes, and is made from the weights' values.
+    model = config.model.model_copy(update={"parametrization": "standard"})
+    return estimate(
+        lambda: build_model(model, data.sample, data.outputs, config.seed, data.vocabulary, config.task),
+        data.sample,
+        data.dtype,
+        TrainingSetup(
+            batch=config.data.global_batch_size,
+            workers=max(1, config.scale.num_workers),
+            precision=config.train.precision,
+            optimizer=config.optim.name,
+            piece=size if isinstance(size := config.train.micro_batch_size, int) else None,
+            ema=config.train.ema is not None,
+            tensor=config.scale.tp_size or TENSOR_SIZE,
+        ),
+    )

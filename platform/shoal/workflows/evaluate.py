@@ -1,0 +1,144 @@
+"""Evaluation of a finished model on rows it was not trained on, recorded as a run of its own. Needs no ray."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from shoal.config.schema import Section
+from shoal.data.dataset_info import blocks_with_splits
+from shoal.data.sampler import SPLITS, TEST, VALIDATION
+from shoal.errors import DataError
+from shoal.inference.predictor import Predictor
+from shoal.plots.confusion_matrix import confusion_matrix
+from shoal.runs.job_result import JobResult, log_job_result
+from shoal.runs.locations import home
+from shoal.storage.run_folder import IDENTITY, RunFolder
+from shoal.tasks.classification import Classification, per_class
+from shoal.tasks.open_data import reopen_source
+from shoal.tracking.config import TrackConfig
+
+
+class EvaluateData(Section):
+    source: str | None = Field(
+        None, description="all rows of another source; null: the split held out in training"
+    )
+    label: str | None = Field(None, description="the label column there; null: as in training")
+
+
+class EvaluateConfig(Section):
+    experiment_name: str = Field("evaluations", description="of MLflow, and the folder above the run's")
+    storage_path: str = Field("runs", description="where the result goes")
+    data: EvaluateData = Field(default_factory=EvaluateData)
+    track: TrackConfig = Field(default_factory=TrackConfig)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        metrics: loss, accuracy, ... over all rows.
+        classes: per class precision, recall and support, by column; None for a regression.
+        confusion: [true class, predicted class] counts.
+    """
+
+    rows: int
+    split: str
+    source: str
+    metrics: dict[str, float]
+    names: tuple[Any, ...]
+    classes: dict[str, list[float]] | None
+    confusion: np.ndarray | None
+
+
+def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
+    """Measure a model on each row once.
+
+    Raises:
+        DataError: no rows, a missing column, or a label the model does not know.
+    """
+    preprocessing, other = predictor.preprocessing, config.data.source
+    label = predictor.transform.label
+    if config.data.label and predictor.transform.has_label:
+        renamed = label.model_copy(update={"name": config.data.label})
+        transform = predictor.transform.model_copy(update={"label": renamed})
+        preprocessing = replace(
+            preprocessing, data=preprocessing.data.model_copy(update={"label": config.data.label})
+        )
+        predictor = Predictor(predictor.model, transform, predictor.task, preprocessing, predictor.name)
+    source = reopen_source(preprocessing, predictor.name, other)
+    total: dict[str, Tensor] = {}
+    for block, splits in blocks_with_splits(source, preprocessing):
+        for number, split in enumerate(SPLITS):
+            mine = np.ones(len(splits), bool) if other else splits == number
+            name: str = "all" if other else split
+            if mine.any() and not (other and number):
+                sums = predictor.sums({column: values[mine] for column, values in block.items()})
+                total[name] = total[name] + sums if name in total else sums
+    found = next((name for name in ("all", TEST, VALIDATION) if name in total), None)
+    if found is None:
+        raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
+    sums = total[found]
+    confusion = predictor.task.confusion(sums) if isinstance(predictor.task, Classification) else None
+    return Evaluation(
+        rows=int(sums[0]),
+        split=found,
+        source=source.uri,
+        metrics=predictor.task.metrics(sums),
+        names=label.classes,
+        classes=dict(per_class(confusion)) if confusion is not None else None,
+        confusion=confusion.numpy() if confusion is not None else None,
+    )
+
+
+def log_evaluation(
+    measured: Evaluation, model: str, name: str, config: EvaluateConfig, tracking_uri: str
+) -> dict[str, Any]:
+    """Write a run folder with the result and bring MLflow level with it."""
+    dataset = {
+        "name": Path(measured.source).name[-250:],
+        "digest": str(measured.rows),
+        "source_type": "shoal",
+    }
+    metadata = {
+        "params": {"model": model, "data.source": measured.source, "split": measured.split},
+        "tags": {"shoal.job": "evaluate"},
+        "contexts": ["evaluation"],
+        "dataset": {**dataset, "source": measured.source},
+    }
+    pictures = {}
+    if measured.confusion is not None:
+        title = f"{name}: {measured.split}"
+        pictures["confusion_matrix"] = confusion_matrix(measured.confusion, measured.names, title)
+    result = {
+        "model": model,
+        "data_source": measured.source,
+        "split": measured.split,
+        "rows": measured.rows,
+        "metrics": measured.metrics,
+        "per_class": _by_class(measured),
+    }
+    metrics = {f"test/{key}": value for key, value in measured.metrics.items()}
+    found = JobResult(config, metadata, metrics, pictures, result)
+    return log_job_result(_unused_folder(config, name), found, config.experiment_name, tracking_uri)
+
+
+def _unused_folder(config: EvaluateConfig, name: str) -> RunFolder:
+    storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
+    base, number = f"{storage}/{config.experiment_name}/{name}", 1
+    while (folder := RunFolder(f"{base}-{number}")).exists(IDENTITY):
+        number += 1
+    return folder
+
+
+def _by_class(measured: Evaluation) -> dict[str, dict[str, float]] | None:
+    if measured.classes is None:
+        return None
+    return {
+        str(name): {key: column[number] for key, column in measured.classes.items()}
+        for number, name in enumerate(measured.names)
+    }

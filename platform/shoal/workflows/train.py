@@ -1,0 +1,244 @@
+"""From a checked plan to a finished run: claims the folder, trains, verifies the model, writes the result.
+
+`jobs/train.py` calls it; a trial of a sweep goes its own way (`shoal.workflows.tune.sweep`) to the same `run_worker`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from shoal.cluster import session
+from shoal.cluster.shard_store import put_shards, spare_cpus
+from shoal.data.dataset_info import DatasetInfo
+from shoal.data.partition import partition_source
+from shoal.distributed.process_group import SingleProcess
+from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
+from shoal.models.size import ModelSize
+from shoal.runs.finalize import package_and_verify
+from shoal.runs.lifecycle import RunLifecycle
+from shoal.runs.machine import local_gpus
+from shoal.runs.mlflow_metadata import run_metadata
+from shoal.runs.validate import RunPlan, measure_model
+from shoal.runs.worker import OUTCOME, WorkerSpec, resident_shard, run_worker
+from shoal.storage.run_folder import ERROR, METADATA, RESULT, SAMPLE, STOP, RunFolder
+from shoal.tracking.journal import JournalReader
+from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.loop import total_steps
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.25
+
+
+@dataclass(frozen=True)
+class TrainStatus:
+    """Where a running fit stands, for whoever shows it."""
+
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    note: str = ""
+    is_training: bool = False  # whether this attempt has made a step
+
+
+Listener = Callable[[TrainStatus], None]
+
+
+def train(plan: RunPlan, folder: RunFolder, listen: Listener = lambda status: None) -> dict[str, Any]:
+    """Train to the end, or from where an earlier attempt left off; returns what `result.json` holds.
+
+    Raises:
+        Interrupted: the folder's stop file appeared; there is a checkpoint and the run is KILLED.
+        ShoalError: the run failed; it is recorded as FAILED with the reason.
+    """
+    with _TrainingRun(plan, folder, listen) as run:
+        run.train()
+        return run.finish()
+
+
+class _TrainingRun(RunLifecycle):
+    """One attempt at a run."""
+
+    def __init__(self, plan: RunPlan, folder: RunFolder, listen: Listener) -> None:
+        super().__init__(plan.config, folder)
+        self.plan, self.listen = plan, listen
+        self.size = plan.size
+        self.has_workers_apart = plan.config.scale.num_workers > 0
+        self.is_verified = False
+
+    def __enter__(self) -> Self:
+        _, complaints = CheckpointStore(self.folder).latest()
+        if self.plan.dataset_info:
+            self._check_unchanged(self.plan.dataset_info)
+        super().__enter__()
+        for complaint in complaints:
+            logger.warning("%s; an earlier one is used", complaint)
+        if self.plan.dataset_info and self.plan.size:
+            self._write_metadata(self.plan.dataset_info, self.plan.size)
+        return self
+
+    def train(self) -> None:
+        """Run the workers until the work is done, restarting after what is not the user's fault."""
+        for leftover in (STOP, OUTCOME, ERROR):
+            self.folder.delete(leftover)
+        if self.config.scale.num_workers == 0:
+            self._train_here()
+        else:
+            self._train_on_cluster()
+        self.outcome = self.folder.read_json(OUTCOME)
+        if self.outcome["ended"] == "interrupted":
+            self.folder.delete(STOP)
+            step = self.outcome["progress"]["step"]
+            raise Interrupted(
+                f"interrupted at step {step}, after a checkpoint; the same command resumes there"
+            )
+
+    def finish(self) -> dict[str, Any]:
+        """Draw, save and verify the model, and write the result."""
+        self.listen(
+            TrainStatus(
+                self.outcome["progress"]["step"], self.outcome["steps_planned"], {}, "verifying the model"
+            )
+        )
+        plan = self.plan
+        self.is_verified = package_and_verify(
+            self.folder, plan.config, plan.source, plan.preprocessing, self.dataset_info, self.outcome
+        )
+        return self.write_result({"status": "FINISHED"})
+
+    def _write_metadata(self, dataset_info: DatasetInfo, size: ModelSize) -> None:
+        """Write down what MLflow is to know of the run, and let it be told."""
+        if not self.folder.exists(METADATA):
+            self.folder.write_json(METADATA, run_metadata(self.config, dataset_info, size))
+        self.dataset_info, self.size = dataset_info, size
+        self.tracker.start()
+
+    def _check_unchanged(self, dataset_info: DatasetInfo) -> None:
+        """Refuse to go on with other data than the run began with."""
+        earlier = self.folder.read_json(METADATA)
+        if earlier and earlier["dataset"]["digest"] != dataset_info.fingerprint:
+            raise DataError(
+                f"data.source='{self.config.data.source}' has changed since this run began (fingerprint "
+                f"{earlier['dataset']['digest']}, now {dataset_info.fingerprint}): set if_exists=new to train on it"
+            )
+
+    def _train_here(self) -> None:
+        dataset_info = self.plan.dataset_info
+        assert dataset_info is not None
+        spec = self._worker_spec(dataset_info)
+        device = torch.device("cuda:0" if self.config.scale.use_gpu and local_gpus() else "cpu")
+        rows = partition_source(self.plan.source, self.plan.preprocessing, dataset_info, 1)[0]
+        with self._watching(dataset_info):
+            try:
+                run_worker(spec, resident_shard(spec, rows, 0, 1, device), SingleProcess(), device)
+            except (ShoalError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                raise TrainingError(f"{type(error).__name__}: {error}") from error
+
+    def _train_on_cluster(self) -> None:
+        from shoal.cluster.worker_group import WorkerGroup
+
+        scale = self.config.scale
+        self.closing.callback(session.disconnect)
+        use_gpu = session.connect(scale, spare_cpus(self.plan))
+        dataset_info, shard_refs = put_shards(self.plan, scale.data_size)
+        if self.plan.dataset_info is None:
+            self._check_unchanged(dataset_info)
+            self._write_metadata(dataset_info, measure_model(self.config, dataset_info))
+        with self._watching(dataset_info):
+            WorkerGroup(scale, use_gpu, shard_refs).train(self._worker_spec(dataset_info), self.folder)
+
+    def _worker_spec(self, dataset_info: DatasetInfo) -> WorkerSpec:
+        flops = self.size.flops_per_sample if self.size else None
+        return WorkerSpec(
+            self.config, self.folder.uri, self.attempt, dataset_info, self.plan.preprocessing, flops
+        )
+
+    def _watching(self, dataset_info: DatasetInfo) -> "_Watcher":
+        steps = total_steps(self.config.train, dataset_info.lanes(self.plan.preprocessing).steps)
+        return _Watcher(self.folder, steps, self.listen, self.mark_killed)
+
+    def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
+        """Write `result.json`, described in the README."""
+        outcome = self.folder.read_json(OUTCOME) or {}
+        progress = outcome.get("progress", {})
+        shares = outcome.get("shares", {})
+        rates = outcome.get("rates", {})
+        store = CheckpointStore(self.folder)
+        names = store.names()
+        result = {
+            **ending,
+            **self.who(),
+            "checkpoint": f"{self.folder.uri}/checkpoints/{names[-1]}" if names else None,
+            "metrics": progress.get("metrics", {}) | outcome.get("test_metrics", {}),
+            "test_loss": outcome.get("test_metrics", {}).get("test/loss"),
+            "best": progress.get("best", {}),
+            "model": self.size.as_dict() if self.size else None,
+            "steps": progress.get("step"),
+            "samples_seen": progress.get("samples"),
+            "reached_target": progress.get("reached_target"),
+            "seconds": outcome.get("seconds"),
+            "total_seconds": time.time() - self.started,
+            "samples_per_second": rates.get("samples_per_second"),
+            "tokens_per_second": rates.get("tokens_per_second"),
+            "flops_per_second": rates.get("flops_per_second"),
+            "mfu": rates.get("mfu"),
+            "peak_memory_bytes": max(outcome["peak_memory_bytes"]) if outcome else None,
+            "micro_batch_size": outcome.get("micro_batch_size"),
+            "world_size": outcome.get("world_size"),
+            "device": outcome.get("device"),
+            "gradient_transport": outcome.get("transport"),
+            "shares": shares,
+            "bottleneck": max(shares, key=lambda name: shares[name]) if shares else None,
+            "checkpoint_blocked_s": outcome.get("checkpoint_blocked_s"),
+            "is_verified": self.is_verified,
+            "sample": self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
+            "attempt": self.attempt,
+        }
+        self.folder.write_json(RESULT, result)
+        return result
+
+
+class _Watcher:
+    """Tells the listener how the journal grows, while the workers work."""
+
+    def __init__(self, folder: RunFolder, steps: int, listen: Listener, on_stop: Callable[[], None]) -> None:
+        self._reader, self._steps, self._listen = JournalReader(folder), steps, listen
+        self._folder, self._on_stop = folder, on_stop
+        self._is_stopping = False
+        self._quit = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="shoal-watcher", daemon=True)
+        self._metrics: dict[str, float] = {}
+        self._step = 0
+        self._began_at: int | None = None
+
+    def __enter__(self) -> None:
+        self._tell()
+        self._began_at = self._step
+        self._thread.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self._quit.set()
+        self._thread.join()
+        self._tell()
+
+    def _work(self) -> None:
+        while not self._quit.wait(WATCH_S):
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._is_stopping and self._folder.exists(STOP):
+            self._is_stopping = True
+            self._on_stop()
+        for point in self._reader.read():
+            self._metrics[point.key] = point.value
+            if not point.key.startswith("system/"):
+                self._step = max(self._step, point.step)
+        is_training = self._began_at is not None and self._step > self._began_at
+        self._listen(TrainStatus(self._step, self._steps, dict(self._metrics), is_training=is_training))

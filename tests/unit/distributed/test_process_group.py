@@ -1,0 +1,329 @@
+"""Two and three real processes; each works through `work` below and leaves what it found in a file."""
+
+import glob
+import multiprocessing
+import os
+import platform
+import signal
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from shoal.data.loader import Batch
+from shoal.distributed.process_group import ProcessGroup, SingleProcess, preserve_state
+from shoal.distributed.shm_allreduce import CHUNK_BYTES
+from shoal.training.accumulation import make_accumulation
+
+CPU = torch.device("cpu")
+NUMBERS = CHUNK_BYTES // 4 * 2 + 1001  # two whole chunks of float32, and some
+
+
+def numbers(rank, count=1000, dtype=torch.float32):
+    torch.manual_seed(rank)
+    return (torch.randn(count) * 10.0 ** torch.randint(-4, 5, (count,))).to(dtype)
+
+
+def in_rank_order(size, **kind):
+    total = numbers(0, **kind)
+    for rank in range(1, size):
+        total = total + numbers(rank, **kind)
+    return total
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out, self.unused = nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(2, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.hidden(x)))
+
+
+def net():
+    torch.manual_seed(7)
+    return Net()
+
+
+def loss(module, rank):
+    torch.manual_seed(100 + rank)
+    return (module(torch.randn(4, 8)) ** 2).sum()
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def own_gradient(rank):
+    model = net()
+    loss(model, rank).backward()
+    return gradients(model)
+
+
+def summed_gradient(group, rank):
+    """The gradient after the group's backward, twice: buckets may be regrouped after the first."""
+    model = net()
+    forward = group.wrap(model, lambda module: loss(module, rank).backward())
+    found = []
+    for _ in range(2):
+        loss(forward, rank).backward()
+        group.after_backward()
+        found.append(gradients(model))
+        model.zero_grad()
+    return found
+
+
+def part(rank, size):
+    """A worker's rows of a global batch that lacks the last row."""
+    torch.manual_seed(100 + rank)
+    rows = torch.randn(4, 8)[: 3 if rank == size - 1 else 4]
+    return Batch(rows, torch.zeros(len(rows)), count=4 * size - 1)
+
+
+def step_in_pieces(group, rank, limit):
+    """The gradient of a step in pieces of `limit` samples, how often workers met; auto: rank 1 runs out of memory."""
+    model, seen = net(), []
+    forward = model
+    if limit != "auto":
+        forward = group.wrap(model, lambda module: loss(module, rank).backward())
+    pieces = make_accumulation(limit, model, forward, group, group.size)
+
+    def backward(piece):
+        seen.append(len(piece.targets))
+        if limit == "auto" and rank == 1 and len(piece.targets) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        total = (forward(piece.inputs) ** 2).sum() * (not piece.is_filler)
+        total.backward()
+        return total.detach()
+
+    before = group._shared._round
+    pieces.run(part(rank, group.size), backward)
+    return {"gradient": gradients(model), "met": group._shared._round - before, "pieces": seen}
+
+
+def statistics(rank):
+    """A model with the buffers of a worker that saw other data than the others."""
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model.register_buffer("seen", torch.tensor([rank == 0, rank == 1]))
+    model(torch.randn(5 + rank, 3))
+    model[0].num_batches_tracked += rank
+    return model
+
+
+def aligned(group, rank):
+    model = statistics(rank)
+    group.sync_buffers(model)
+    return dict(model.named_buffers())
+
+
+def work(rank, size, folder):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    found = {}
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+        group = ProcessGroup(CPU)
+        found["transport"] = group.transport
+        found["float32"] = group.all_reduce(numbers(rank))
+        found["float64"] = group.all_reduce(numbers(rank, dtype=torch.float64))
+        found["int64"] = group.all_reduce(numbers(rank, dtype=torch.int64))
+        found["large"] = group.all_reduce(numbers(rank, NUMBERS))
+        mine = numbers(rank)
+        group.all_reduce(mine)
+        found["input is left alone"] = torch.equal(mine, numbers(rank))
+        found["rounds"] = [
+            group.all_reduce(torch.tensor([float(rank + round_)])).item() for round_ in range(200)
+        ]
+        found["gathered"] = group.gather({"rank": rank, "rest": "x" * (1000 * rank)})
+        found["told"] = group.broadcast({"from": rank})
+        found["maps"] = [line.strip() for line in open("/proc/self/maps") if "/dev/shm/shoal-" in line]
+        found["aligned"] = aligned(group, rank)
+        frozen = net().requires_grad_(False)
+        found["frozen is not wrapped"] = group.wrap(frozen, lambda module: None) is frozen
+        network = ProcessGroup(CPU, shared_memory=False)
+        found["network transport"] = network.transport
+        found["network float64"] = network.all_reduce(numbers(rank, dtype=torch.float64))
+        found["network gathered"] = network.gather(rank)
+        found["gradients"] = summed_gradient(group, rank)
+        found["waited_s"] = group.waited_s
+        found["in pieces"] = {limit: step_in_pieces(group, rank, limit) for limit in (4, 2, 1, "auto")}
+        found["network gradients"] = summed_gradient(network, rank)
+        machine, platform.machine = platform.machine, lambda: "aarch64"
+        found["transport on arm"] = ProcessGroup(CPU).transport
+        platform.machine = machine
+        torch.save(found, f"{folder}/{rank}.pt")
+        dist.barrier()
+        if rank == size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        since = time.monotonic()
+        try:
+            group.all_reduce(numbers(rank))
+        except ConnectionError as error:
+            found["loss"] = (str(error), time.monotonic() - since)
+        # Whoever leaves first would be the one that the others miss.
+        Path(f"{folder}/{rank}.left").touch()
+        while time.monotonic() - since < 30 and len(glob.glob(f"{folder}/*.left")) < size - 1:
+            time.sleep(0.02)
+    except BaseException:
+        found["problem"] = traceback.format_exc()
+    torch.save(found, f"{folder}/{rank}.pt")
+    os._exit(0)  # no goodbye to a group that has lost a member
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def crew(request, tmp_path_factory):
+    """What each worker found, by rank."""
+    size, folder = request.param, str(tmp_path_factory.mktemp("crew"))
+    context = multiprocessing.get_context("forkserver")
+    # Imported once: DistributedDataParallel's first use imports torch._dynamo, which takes each process seconds.
+    context.set_forkserver_preload(["torch._dynamo", "torch._inductor", "pytest"])
+    workers = [context.Process(target=work, args=(rank, size, folder)) for rank in range(size)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=90)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+    found = [torch.load(f"{folder}/{rank}.pt") for rank in range(size)]
+    assert [facts["problem"] for facts in found if "problem" in facts] == []
+    return found
+
+
+def test_processes_of_one_host_share_memory(crew):
+    assert {facts["transport"] for facts in crew} == {"shared memory"}
+
+
+def test_the_shared_file_is_gone_from_the_disk_while_it_is_in_use(crew):
+    for facts in crew:
+        assert facts["maps"]
+        assert all(line.endswith("(deleted)") for line in facts["maps"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_every_worker_gets_the_very_bits_of_the_sum_in_rank_order(crew, dtype):
+    expected = in_rank_order(len(crew), dtype=getattr(torch, dtype))
+    for facts in crew:
+        assert facts[dtype].dtype == expected.dtype
+        assert torch.equal(facts[dtype], expected)
+
+
+def test_a_vector_larger_than_a_slot_is_added_in_chunks(crew):
+    expected = in_rank_order(len(crew), count=NUMBERS)
+    assert all(torch.equal(facts["large"], expected) for facts in crew)
+
+
+def test_what_is_added_up_is_left_as_it_was(crew):
+    assert all(facts["input is left alone"] for facts in crew)
+
+
+def test_many_rounds_in_a_row_do_not_mix(crew):
+    size = len(crew)
+    expected = [sum(range(size)) + size * round_ for round_ in range(200)]
+    assert all(facts["rounds"] == expected for facts in crew)
+
+
+def test_values_of_any_kind_and_size_are_gathered_and_told(crew):
+    expected = [{"rank": rank, "rest": "x" * (1000 * rank)} for rank in range(len(crew))]
+    assert all(facts["gathered"] == expected for facts in crew)
+    assert all(facts["network gathered"] == list(range(len(crew))) for facts in crew)
+    assert all(facts["told"] == {"from": 0} for facts in crew)
+
+
+def test_aligned_workers_have_the_buffers_of_the_first(crew):
+    expected = dict(statistics(0).named_buffers())
+    for facts in crew:
+        assert {name: tensor.dtype for name, tensor in facts["aligned"].items()} == {
+            name: tensor.dtype for name, tensor in expected.items()
+        }
+        assert all(torch.equal(facts["aligned"][name], tensor) for name, tensor in expected.items())
+
+
+def test_a_frozen_model_is_not_wrapped(crew):
+    assert all(facts["frozen is not wrapped"] for facts in crew)
+
+
+def test_backward_adds_the_workers_gradients_in_rank_order_bit_for_bit(crew):
+    expected = own_gradient(0)
+    for rank in range(1, len(crew)):
+        expected = expected + own_gradient(rank)
+    for facts in crew:
+        assert all(torch.equal(gradient, expected) for gradient in facts["gradients"])
+        assert facts["waited_s"] > 0
+
+
+@pytest.mark.parametrize("limit", [4, 2, 1, "auto"])
+def test_a_step_in_pieces_has_the_gradient_of_the_whole_batch_on_every_worker(crew, limit):
+    model = net()
+    rows = torch.cat([part(rank, len(crew)).inputs for rank in range(len(crew))])
+    (model(rows) ** 2).sum().backward()
+    first = crew[0]["in pieces"][limit]["gradient"]
+    torch.testing.assert_close(first, gradients(model), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(facts["in pieces"][limit]["gradient"], first) for facts in crew)
+
+
+def test_workers_meet_once_a_step_however_many_its_pieces(crew):
+    for facts in crew:
+        found = facts["in pieces"]
+        assert [len(found[limit]["pieces"]) for limit in (4, 2, 1)] == [1, 2, 4]
+        assert found[4]["met"] == found[2]["met"] == found[1]["met"]
+
+
+def test_all_workers_halve_their_pieces_when_one_runs_out_of_memory(crew):
+    last = len(crew) - 1
+    for rank, facts in enumerate(crew):
+        rest = [2, 1] if rank == last else [2, 2]
+        assert facts["in pieces"]["auto"]["pieces"] == [3 if rank == last else 4, *rest]
+
+
+def test_the_network_adds_the_same_within_rounding(crew):
+    for facts in crew:
+        assert facts["network transport"] == "gloo"
+        torch.testing.assert_close(facts["network float64"], in_rank_order(len(crew), dtype=torch.float64))
+
+
+def test_backward_over_the_network_gives_every_worker_the_same_bits_every_time(crew):
+    expected = sum(own_gradient(rank).double() for rank in range(len(crew)))
+    first = crew[0]["network gradients"][0]
+    torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(gradient, first) for facts in crew for gradient in facts["network gradients"])
+
+
+def test_where_stores_may_be_seen_out_of_order_the_network_is_used(crew):
+    assert {facts["transport on arm"] for facts in crew} == {"gloo"}
+
+
+def test_a_killed_worker_is_an_error_for_the_others_within_seconds(crew):
+    for facts in crew[:-1]:
+        message, seconds = facts["loss"]
+        assert f"worker {len(crew) - 1} (pid" in message
+        assert seconds < 10
+
+
+# Without processes.
+
+
+def test_one_worker_alone_has_nothing_to_add_up():
+    alone, vector, model = SingleProcess(), torch.ones(2), nn.Linear(1, 1)
+    assert alone.all_reduce(vector) is vector
+    assert alone.gather("a") == ["a"]
+    assert alone.broadcast("a") == "a"
+    assert alone.wrap(model, lambda module: 1 / 0) is model
+
+
+def test_what_runs_undisturbed_leaves_no_trace_in_buffers_or_random_numbers():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with preserve_state(model):
+        model(torch.randn(8, 3)).sum().backward()
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

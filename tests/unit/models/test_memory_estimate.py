@@ -1,0 +1,339 @@
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import train as job
+from shoal.errors import ConfigError, ModelError
+from shoal.models.activation_memory import _loss, _recomputing, activation_bytes, activations
+from shoal.models.config import ModelConfig
+from shoal.models.memory_estimate import (
+    GIB,
+    ONE_WORKER,
+    LayoutEstimate,
+    ParallelLayout,
+    ParameterCount,
+    RunEstimate,
+    TrainingSetup,
+    WorkerMemory,
+    count_parameters,
+    estimate,
+    heads,
+    layouts,
+    split,
+    worker_memory,
+)
+from shoal.models.registry import build_model
+from shoal.runs.config import RunConfig
+from shoal.terminal.estimate_report import report, verdict
+from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.workflows.estimate import estimate_run
+
+VOCABULARY = 259
+GPT = ("gpt", (64,), {"width": 128, "depth": 5})
+MODELS = [
+    ("mlp", (64,), {"width": 512, "depth": 3}),
+    GPT,
+    ("bert", (64,), {"width": 64, "depth": 4}),
+    ("resnet", (3, 16, 16), {"width": 16, "depth": 14}),
+]
+
+
+def make(name, shape, config):
+    is_text = name in ("gpt", "bert")
+    outputs, vocabulary = (VOCABULARY, VOCABULARY) if is_text else (10, 0)
+    task = {"gpt": "causal_lm", "bert": "masked_lm"}.get(name, "classification")
+    return build_model(ModelConfig(name=name, **config), shape, outputs, 0, vocabulary, task)
+
+
+def inputs_of(name, shape, samples):
+    generator = torch.Generator().manual_seed(0)
+    if name in ("gpt", "bert"):
+        return torch.randint(3, VOCABULARY, (samples, *shape), generator=generator)
+    return torch.randn(samples, *shape, generator=generator)
+
+
+def step(model, inputs, precision):
+    half = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    with half:
+        outputs = model.train()(inputs)
+    _loss(outputs).backward()
+
+
+def allocated(model, inputs, precision="fp32"):
+    """The most bytes that PyTorch's allocator gives out in a step whose gradients have their place already."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(model, inputs, precision)
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def saved(model, inputs):
+    """The bytes that autograd saves for backward, of tensors that are neither weights nor inputs."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), inputs)}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, that its place is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _loss(model.train()(inputs))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def planned(name, shape, config, samples=8, precision="fp32", optimizer="adamw", workers=1):
+    dtype = inputs_of(name, shape, 1).dtype
+    return estimate(
+        lambda: make(name, shape, config), shape, dtype, TrainingSetup(samples, workers, precision, optimizer)
+    )
+
+
+@pytest.mark.parametrize(("name", "shape", "config"), MODELS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_within_15_percent_of_what_the_allocator_gives_out(name, shape, config, precision):
+    model, inputs = make(name, shape, config), inputs_of(name, shape, 8)
+    row = planned(name, shape, config, precision=precision).rows[0]
+    assert row.plain.activations == pytest.approx(allocated(model, inputs, precision), rel=0.15)
+    if row.checkpointed:
+        with _recomputing(model):
+            assert row.checkpointed.activations == pytest.approx(
+                allocated(model, inputs, precision), rel=0.15
+            )
+        assert row.checkpointed.activations < 0.7 * row.plain.activations
+    else:
+        assert name == "mlp"
+
+
+def test_activations_of_a_deep_model_are_what_autograd_saves_and_little_more():
+    kept = saved(make(*GPT), inputs_of(*GPT[:2], 8))
+    assert kept <= planned(*GPT).rows[0].plain.activations <= 1.15 * kept
+
+
+def test_gradients_between_layers_are_counted_besides_what_autograd_saves():
+    samples = 4096
+    kept, widest = saved(make(*MODELS[0]), inputs_of("mlp", (64,), samples)), 4 * 512 * samples
+    assert kept + widest <= planned(*MODELS[0], samples).rows[0].plain.activations <= kept + 2 * widest
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(("name", "shape", "config"), [MODELS[0], GPT])
+def test_weights_gradients_and_optimiser_are_counted_to_the_byte(name, shape, config, optimizer):
+    model = make(name, shape, config)
+    update = build_optimizer(model, OptimConfig(name=optimizer))
+    step(model, inputs_of(name, shape, 8), "fp32")
+    update.step()
+    state = [value for held in update.state.values() for value in held.values() if torch.is_tensor(value)]
+    told = planned(name, shape, config, optimizer=optimizer).rows[0].plain
+    assert told.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert told.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
+    assert told.optimizer == sum(tensor.nbytes for tensor in state)
+    assert told.total == told.weights + told.gradients + told.optimizer + told.activations
+
+
+def test_a_few_of_many_equal_blocks_tell_what_all_of_them_take():
+    inputs = inputs_of(*GPT[:2], 8)
+    model = make(*GPT)
+    with _recomputing(model):
+        again = activation_bytes(model, inputs, "fp32")
+    assert activations(make(*GPT), inputs, "fp32") == [activation_bytes(model, inputs, "fp32"), again]
+
+
+def test_a_model_is_left_without_gradients_hooks_and_other_forwards():
+    model = make(*GPT)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    activation_bytes(model, inputs_of(*GPT[:2], 2), "fp32")
+    with _recomputing(model):
+        pass
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert "forward" not in vars(model.blocks[0])
+
+
+def test_dropout_is_counted_as_a_gpu_keeps_it_a_byte_for_each_unit_and_none_for_attention():
+    def taken(dropout):
+        config = {"width": 64, "depth": 3, "args": {"dropout": dropout}}
+        return planned("gpt", (32,), config, samples=4).rows[0].plain.activations
+
+    units = 4 * 32 * 64
+    outputs = units * 4  # of a dropout; the sum after it keeps neither
+    masks = (1 + 2 * 3) * units
+    assert masks <= taken(0.5) - taken(0.0) <= masks + 2 * outputs
+
+
+def test_parameters_are_counted_in_all_by_block_and_in_embeddings():
+    counted = count_parameters(make("gpt", (16,), {"width": 32, "depth": 3}))
+    block = 12 * 32**2 + 13 * 32
+    assert counted.units == (block,) * 3
+    assert counted.embedding == VOCABULARY * 32
+    assert counted.total == 3 * block + VOCABULARY * 32 + 2 * 32  # the output layer is the embedding
+
+
+def test_a_step_is_three_forward_passes_over_the_batch():
+    budget = planned("mlp", (64,), {"width": 32, "depth": 1}, samples=10, workers=2)
+    forward = 2 * (64 * 32 + 32 * 10)
+    assert (budget.flops_per_sample, budget.flops_per_step) == (forward, 3 * 10 * forward)
+    assert budget.seconds(5, peak=1e6, mfu=0.5) == pytest.approx(5 * 30 * forward / (2 * 1e6 * 0.5))
+
+
+def test_workers_can_share_a_model_in_the_ways_that_divide_it():
+    def names(workers, own_heads):
+        return [(s.name, s.data, s.tensor) for s in layouts(workers, own_heads)]
+
+    assert names(1, 8) == [(ONE_WORKER, 1, 1)]
+    assert names(64, 32) == [("ddp", 64, 1), ("fsdp", 64, 1), ("fsdp+tp", 8, 8)]
+    assert names(8, 32) == [("ddp", 8, 1), ("fsdp", 8, 1), ("tp", 1, 8)]
+    assert names(4, None) == [("ddp", 4, 1), ("fsdp", 4, 1)]
+
+
+def test_fsdp_cuts_what_it_keeps_and_holds_two_blocks_and_the_rest_whole():
+    held = ParameterCount(total=1000, tensors=7, units=(300, 300, 300), embedding=50)
+    whole = 4 * (100 + 2 * 300)
+    assert worker_memory(
+        held, ParallelLayout("fsdp", 10, is_sharded=True), TrainingSetup(8, optimizer="adamw"), 5
+    ) == WorkerMemory(
+        weights=4 * 100 + whole, gradients=4 * 100 + whole, optimizer=8 * 100 + 4 * 7, activations=5
+    )
+    assert worker_memory(
+        held, ParallelLayout("ddp", 10), TrainingSetup(8, optimizer="sgd"), 5
+    ) == WorkerMemory(4000, 4000, 4000, 5)
+    averaged = worker_memory(held, ParallelLayout("ddp", 10), TrainingSetup(8, optimizer="sgd", ema=True), 5)
+    assert averaged == WorkerMemory(8000, 4000, 4000, 5)
+
+
+def test_pieces_of_a_batch_take_the_activations_of_as_many_samples():
+    config = {"width": 64, "depth": 2, "args": {"heads": 2}}
+    whole, pieces, few = (
+        report_of.rows[0]
+        for report_of in (
+            estimate(lambda: make("gpt", (32,), config), (32,), torch.int64, way)
+            for way in (TrainingSetup(64), TrainingSetup(64, piece=8), TrainingSetup(8))
+        )
+    )
+    assert (whole.samples, pieces.samples) == (64, 8)
+    assert pieces.plain == few.plain
+    assert pieces.plain.activations < whole.plain.activations / 4
+
+
+def test_a_tensor_parallel_group_is_as_large_as_it_is_told():
+    assert [(s.name, s.data, s.tensor) for s in layouts(12, 8, tensor=2)] == [
+        ("ddp", 12, 1), ("fsdp", 12, 1), ("fsdp+tp", 6, 2),
+    ]  # fmt: skip
+
+
+def test_tensor_parallelism_leaves_a_worker_its_part_of_the_blocks_large_layers():
+    model = make("gpt", (16,), {"width": 128, "depth": 2, "args": {"heads": 4}})
+    assert heads(model) == 4
+    whole = count_parameters(model)
+    split(model, 2)
+    cut_weights, cut_biases = 12 * 128**2, (3 + 4) * 128
+    assert whole.total - count_parameters(model).total == 2 * (cut_weights + cut_biases) // 2
+    assert model(torch.ones(2, 16, dtype=torch.int64)).shape == (2, 16, VOCABULARY)
+    assert heads(make(*MODELS[0])) is None
+    assert heads(make(*MODELS[3])) is None
+
+
+def test_a_seven_billion_parameter_model_on_64_workers_is_planned_without_its_weights():
+    config = RunConfig.model_validate(
+        {
+            "task": "causal_lm",
+            "data": {
+                "source": "text:nowhere",
+                "tokenizer": "bpe:50000",
+                "context": 2048,
+                "global_batch_size": 64,
+            },
+            "model": {"name": "gpt", "width": 4096, "depth": 32},
+            "optim": {"name": "adamw"},
+            "train": {"precision": "bf16"},
+            "scale": {"num_workers": 64},
+        }
+    )
+    budget = estimate_run(config)
+    block = 12 * 4096**2 + 13 * 4096
+    assert budget.parameters.total == 32 * block + 50000 * 4096 + 2 * 4096
+    ddp, fsdp, tp, both = budget.rows
+    assert ddp.plain.weights == 4 * budget.parameters.total
+    assert fsdp.plain.optimizer == pytest.approx(8 * budget.parameters.total / 64, rel=1e-4)
+    assert (ddp.samples, fsdp.samples, tp.samples, both.samples) == (1, 1, 64, 8)
+    assert fsdp.plain.activations == ddp.plain.activations
+    # Shoeybi et al. 2019: 6 N D, besides attention's own 12 L H T per token.
+    tokens = 64 * 2048
+    expected = 6 * tokens * (32 * 12 * 4096**2 + 50000 * 4096) + 12 * 32 * 4096 * 2048 * tokens
+    assert budget.flops_per_step == pytest.approx(expected, rel=0.01)
+    assert (ddp.plain.device, fsdp.checkpointed.device) == (141, 16)
+
+
+def row(name, data, plain, checkpointed=None):
+    sizes = [WorkerMemory(gib * GIB, 0, 0, 0) if gib else None for gib in (plain, checkpointed)]
+    return LayoutEstimate(ParallelLayout(name, data), 1, *sizes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            (row("ddp", 8, 90, 90), row("fsdp", 8, 50, 20)),
+            "fits 24 GiB under fsdp with activation checkpointing; not under ddp",
+        ),
+        ((row("ddp", 8, 90, 90), row("fsdp", 8, 70, 65)), "fits 80 GiB under fsdp; not under ddp"),
+        ((row("ddp", 8, 1, 1), row("fsdp", 8, 1, 1)), "fits 16 GiB under ddp and fsdp"),
+        ((row(ONE_WORKER, 1, 30, 20),), "fits 24 GiB with activation checkpointing"),
+        ((row(ONE_WORKER, 1, 3),), "fits 16 GiB"),
+        ((row("ddp", 8, 400, 300),), "fits no device, 300 GiB at least: lower data.global_batch_size"),
+    ],
+)
+def test_the_verdict_names_the_smallest_device_and_who_fits_it(rows, said):
+    budget = RunEstimate(ParameterCount(1, 1, (1,), 0), rows, 1, 8, rows[0].strategy.data)
+    assert verdict(budget).startswith(said)
+    assert verdict(budget) == said or "no device" in said
+
+
+def test_data_of_other_kinds_are_looked_at_for_their_shape_and_the_steps():
+    config = RunConfig.model_validate({"scale": {"num_workers": 64}, "train": {"epochs": 2}})
+    assert estimate_run(config).parameters.total == 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
+    text = report(config)
+    assert "mlp: 17,226 parameters" in text
+    assert "KiB of each of 64 workers at the peak" in text
+    assert "all 46 steps" in text  # 1,797 rows of which 80% are learnt from, 64 at a time
+
+
+def test_the_job_prints_the_budget_and_starts_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["task=causal_lm", "model.name=gpt", "data.context=32", "data.source=text:nowhere"]
+    assert job.main(["--plan", "--mfu", "0.5", *settings, "train.max_steps=50", "scale.num_workers=8"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 blocks of" in printed
+    assert "reach 50% of their peak" in printed
+    assert "all 50 steps" in printed
+    assert printed.splitlines()[-1] == "verdict  fits 16 GiB under ddp and fsdp"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_share_of_the_peak_above_1_is_refused():
+    with pytest.raises(ConfigError, match=r"--mfu=40: it is the share"):
+        report(RunConfig(), mfu=40)
+
+
+class Asking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
+
+
+def test_a_model_that_asks_for_numbers_is_refused():
+    with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 4\)"):
+        estimate(Asking, (4,), torch.float32, TrainingSetup(8))

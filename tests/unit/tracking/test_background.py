@@ -1,0 +1,154 @@
+import json
+import socket
+import time
+
+import pytest
+
+from shoal.storage.run_folder import IDENTITY
+from shoal.tracking import background as module
+from shoal.tracking.background import Tracker
+from shoal.tracking.journal import Journal
+from shoal.tracking.sync import LEASE_TAG, RunSync
+
+
+def note(folder, steps):
+    journal = Journal(folder, 1)
+    for step in steps:
+        journal.log(step, {"train/loss": 1 / step})
+    journal.sync()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ended(folder, status="FINISHED", **more):
+    folder.update_json(IDENTITY, status=status, **more)
+
+
+def test_points_arrive_while_the_run_lasts_and_the_rest_at_its_end(client, run):
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    note(folder, range(1, 4))
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(
+        lambda: tracker.run_id and client.get_run(tracker.run_id).data.metrics.get("train/loss") == 1 / 3
+    )
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    note(folder, range(4, 9))
+    ended(folder)
+    assert tracker.close()
+    assert [point.step for point in client.get_metric_history(tracker.run_id, "train/loss")] == list(
+        range(1, 9)
+    )
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_resumed_run_is_running_although_its_earlier_process_is_gone(client, run, gone_process):
+    folder = run(status="RUNNING")
+    earlier = RunSync(folder)
+    earlier.open()
+    client.set_tag(earlier.run_id, LEASE_TAG, json.dumps({**gone_process, "beat_ms": 0}))
+    folder.acquire_lease()
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: json.loads(client.get_run(earlier.run_id).data.tags[LEASE_TAG]) == folder.holder())
+    status = client.get_run(earlier.run_id).info.status
+    ended(folder)
+    tracker.close()
+    assert status == "RUNNING"
+
+
+def test_a_run_can_be_marked_at_once_when_seconds_are_left(client, run):
+    folder = run(status="RUNNING")
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: tracker.run_id)
+    tracker.mark("KILLED", "SIGTERM")
+    killed = client.get_run(tracker.run_id)
+    ended(folder, "KILLED", reason="SIGTERM")
+    tracker.close()
+    assert killed.info.status == "KILLED"
+    assert client.get_run(tracker.run_id).info.status == "KILLED"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(module, "CLOSE_NEVER_SEEN_S", 0.2)
+    monkeypatch.setattr(module, "CLOSE_LOST_S", 0.2)
+    monkeypatch.setattr(module, "RETRY_S", (0.05,))
+
+
+def test_a_store_that_never_answers_neither_stops_nor_fails_the_run(run, impatient, tmp_path):
+    (tmp_path / "file").write_text("no folder for a database")
+    folder = run(status="RUNNING")
+    folder.update_json(IDENTITY, tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    note(folder, range(1, 4))
+    tracker = Tracker(folder)
+    tracker.mark("KILLED", "not even that")
+    tracker.start()
+    wait_for(lambda: tracker.problem)
+    assert tracker.close() is False
+    assert tracker.problem
+
+
+def test_what_is_wrong_is_said_in_a_few_words(run, impatient):
+    folder = run(status="RUNNING")
+    folder.update_json(IDENTITY, tracking_uri="http://127.0.0.1:9")  # mlflow's own words are 300 characters
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: tracker.problem)
+    tracker.close()
+    assert tracker.problem.startswith("ConnectionRefusedError: ")
+    assert tracker.problem.endswith("Connection refused")
+
+
+def test_what_a_store_missed_while_it_was_away_it_gets_when_it_is_back(client, run, impatient, monkeypatch):
+    folder = run(status="RUNNING")
+    note(folder, range(1, 4))
+    tracker = Tracker(folder)
+    with monkeypatch.context() as away:
+        away.setattr(
+            type(client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("away"))
+        )
+        tracker.start()
+        wait_for(lambda: tracker.problem)
+        assert "away" in tracker.problem
+    ended(folder)
+    assert tracker.close()
+    assert len(client.get_metric_history(tracker.run_id, "train/loss")) == 3
+
+
+def test_a_server_that_dies_before_the_run_is_in_it_is_waited_for_as_one_that_was_lost(
+    client, run, monkeypatch
+):
+    monkeypatch.setattr(module, "CLOSE_NEVER_SEEN_S", 0.0)
+    monkeypatch.setattr(module, "CLOSE_LOST_S", 1.0)
+    monkeypatch.setattr(module, "RETRY_S", (0.05,))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        folder = run(status="RUNNING")
+        folder.update_json(IDENTITY, tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracker = Tracker(folder)
+        tracker.start()
+        server.accept()[0].close()
+    began = time.monotonic()
+    assert tracker.close() is False
+    assert time.monotonic() - began > 1.0
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///mlflow.db",
+        "http://127.0.0.1:1",
+        "https://nowhere.invalid",
+        "http://127.0.0.1:port",
+        "databricks",
+    ],
+)
+def test_what_nothing_answers_at_is_not_waited_for(uri):
+    assert module.listens(uri) is False

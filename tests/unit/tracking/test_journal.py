@@ -1,0 +1,165 @@
+import json
+import math
+import threading
+
+import pytest
+
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import Journal, JournalReader, MetricPoint, NoJournal, journal_name
+
+
+@pytest.fixture
+def folder(place):
+    return RunFolder(place)
+
+
+@pytest.fixture
+def local(tmp_path):
+    return RunFolder(str(tmp_path / "run"))
+
+
+def note(folder, attempt, steps, value=float, key="train/loss"):
+    journal = Journal(folder, attempt)
+    for step in steps:
+        journal.log(step, {key: value(step)}, at_s=1000.0 * attempt + step)
+    journal.sync()
+    return journal
+
+
+def steps(points, key="train/loss"):
+    return [point.step for point in points if point.key == key]
+
+
+def test_points_come_back_as_they_were_noted_with_their_time(folder):
+    journal = Journal(folder, 1)
+    journal.log(1, {"train/loss": 0.5, "val/loss": 0.25}, at_s=12.5)
+    journal.log(2, {"train/loss": 0.125}, at_s=13.0)
+    journal.sync()
+    assert journal.points_written == 3
+    assert JournalReader(folder).read() == [
+        MetricPoint("train/loss", 0.5, 1, 12_500),
+        MetricPoint("val/loss", 0.25, 1, 12_500),
+        MetricPoint("train/loss", 0.125, 2, 13_000),
+    ]
+
+
+def test_a_journal_that_is_not_there_holds_nothing(folder):
+    assert JournalReader(folder).read() == []
+
+
+def test_points_are_seen_once_flushed_and_not_before(local):
+    journal = Journal(local, 1)
+    journal.log(1, {"train/loss": 1.0})
+    reader = JournalReader(local)
+    assert reader.read() == []
+    journal.flush()
+    assert steps(reader.read()) == [1]
+
+
+def test_steps_trained_again_after_a_crash_are_published_once_with_their_first_value_and_time(folder):
+    note(folder, 1, range(1, 6))
+    note(folder, 2, range(4, 9), value=lambda step: step + 100.0)
+    points = JournalReader(folder).read()
+    assert steps(points) == list(range(1, 9))
+    assert [point.value for point in points] == [1, 2, 3, 4, 5, 106, 107, 108]
+    assert [point.time_ms for point in points if point.step in (5, 6)] == [1_005_000, 2_006_000]
+
+
+def test_every_reading_in_between_gives_the_same_points(folder):
+    reader, seen = JournalReader(folder), []
+    for attempt, part in [(1, range(1, 4)), (2, range(2, 7)), (3, range(5, 9))]:
+        note(folder, attempt, part)
+        seen += reader.read()
+    assert seen == JournalReader(folder).read()
+    assert steps(seen) == list(range(1, 9))
+
+
+def test_each_metric_has_its_own_place(folder):
+    journal = Journal(folder, 1)
+    journal.log(10, {"train/loss": 1.0})
+    journal.log(3, {"system/cpu": 2.0})
+    journal.log(10, {"val/loss": 3.0})
+    journal.sync()
+    assert [(point.key, point.step) for point in JournalReader(folder).read()] == [
+        ("train/loss", 10),
+        ("system/cpu", 3),
+        ("val/loss", 10),
+    ]
+
+
+def test_reading_resumes_from_a_position_kept_as_json(folder):
+    note(folder, 1, range(1, 4))
+    reader = JournalReader(folder)
+    assert steps(reader.read()) == [1, 2, 3]
+    position = json.loads(json.dumps(reader.position))
+    note(folder, 2, range(3, 7))
+    assert steps(JournalReader(folder, position).read()) == [4, 5, 6]
+    assert steps(reader.read()) == [4, 5, 6]
+
+
+def test_a_line_torn_by_a_crash_is_left_unread_until_it_is_whole(local):
+    note(local, 1, [1])
+    path = local.local(journal_name(1))
+    with path.open("ab") as file:
+        file.write(b'{"step": 2, "ms": 1, "metr')
+    reader = JournalReader(local)
+    assert steps(reader.read()) == [1]
+    with path.open("ab") as file:
+        file.write(b'ics": {"train/loss": 2.0}}\n')
+    assert steps(reader.read()) == [2]
+
+
+@pytest.mark.parametrize("attempt", [1, 2], ids=["same attempt, restarted by Ray", "next attempt"])
+def test_after_a_torn_line_a_new_writer_goes_on_and_the_reader_follows(local, attempt):
+    note(local, 1, [1])
+    with local.local(journal_name(1)).open("ab") as file:
+        file.write(b'{"step": 2, "ms": 1, "metr')
+    reader = JournalReader(local)
+    assert steps(reader.read()) == [1]
+    note(local, attempt, [2, 3])
+    assert steps(reader.read()) == [2, 3]
+
+
+def test_a_writer_that_opens_the_journal_of_its_attempt_again_loses_nothing(folder):
+    reader = JournalReader(folder)
+    note(folder, 1, [1, 2, 3])
+    assert steps(reader.read()) == [1, 2, 3]
+    note(folder, 1, [3, 4])
+    note(folder, 1, [5])
+    assert steps(reader.read()) == [4, 5]
+    assert steps(JournalReader(folder).read()) == [1, 2, 3, 4, 5]
+
+
+def test_numbers_that_are_not_finite_survive(local):
+    note(local, 1, [1], value=lambda step: math.inf)
+    note(local, 2, [2], value=lambda step: math.nan)
+    first, second = JournalReader(local).read()
+    assert first.value == math.inf
+    assert math.isnan(second.value)
+
+
+def test_several_threads_may_write(local):
+    journal = Journal(local, 1)
+
+    def work(name):
+        for step in range(200):
+            journal.log(step, {name: float(step)})
+            journal.flush()
+
+    threads = [threading.Thread(target=work, args=(f"thread/{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    points = JournalReader(local).read()
+    assert len(points) == journal.points_written == 800
+    for number in range(4):
+        assert steps(points, f"thread/{number}") == list(range(200))
+
+
+def test_other_workers_record_nothing(local):
+    record = NoJournal()
+    record.log(1, {"train/loss": 1.0})
+    record.flush()
+    record.sync()
+    assert JournalReader(local).read() == []

@@ -1,0 +1,212 @@
+import json
+import time
+
+import pytest
+
+from curves import history, log_curve
+from shoal.storage.run_folder import (
+    CONFIG,
+    IDENTITY,
+    JOURNAL,
+    LEASE,
+    METADATA,
+    PICTURES,
+    PROFILE,
+    RESULT,
+    SHIPPED,
+    TRACKED,
+)
+from shoal.tracking.reaper import reap
+from shoal.tracking.sweep_sync import sync
+from shoal.tracking.sync import KEY_TAG, LEASE_TAG, REASON_TAG, RunSync
+
+
+def outcome(client, run_id):
+    """Everything MLflow holds of a run."""
+    found = client.get_run(run_id)
+    artifacts = {item.path for item in client.list_artifacts(run_id)}
+    artifacts |= {item.path for item in client.list_artifacts(run_id, PICTURES)}
+    return {
+        "info": (found.info.run_name, found.info.status, found.info.start_time, found.info.end_time),
+        "params": found.data.params,
+        "tags": found.data.tags,
+        "history": history(client, run_id),
+        "inputs": [(given.dataset.name, given.dataset.digest) for given in found.inputs.dataset_inputs],
+        "artifacts": artifacts,
+    }
+
+
+def test_a_run_folder_becomes_a_run_with_all_it_holds(client, run):
+    folder = run(end_ms=2_000_000_000_000)
+    log_curve(folder, range(1, 6))
+    found = outcome(client, sync(folder))
+    identity = folder.identity()
+    assert found["info"] == ("run", "FINISHED", identity["start_ms"], 2_000_000_000_000)
+    assert found["params"] == {"optim.lr": "0.001", "model.name": "mlp"}
+    assert found["tags"][KEY_TAG] == identity["key"]
+    assert found["tags"]["shoal.num_workers"] == "2"
+    assert found["history"] == [(step, 1 / step, 1_000_000_000_000 + step * 1000) for step in range(1, 6)]
+    assert found["inputs"] == [("sklearn:digits", "0123456789abcdef")]
+    assert found["artifacts"] == {CONFIG, METADATA, RESULT, PICTURES, f"{PICTURES}/loss_curve.png"}
+
+
+def test_a_profilers_trace_is_uploaded_as_it_is(client, run):
+    folder = run()
+    folder.write(f"{PROFILE}/trace.json.gz", b"\x1f\x8bpacked")
+    run_id = sync(folder)
+    assert [item.path for item in client.list_artifacts(run_id, PROFILE)] == [f"{PROFILE}/trace.json.gz"]
+    assert client.list_artifacts(run_id, PROFILE)[0].file_size == 8
+
+
+@pytest.mark.parametrize("forgets", [None, "position", "run id", "both"])
+def test_synchronising_twice_has_the_same_outcome_whatever_was_forgotten_in_between(client, run, forgets):
+    folder = run(end_ms=2_000_000_000_000)
+    log_curve(folder, range(1, 6))
+    run_id = sync(folder)
+    first = outcome(client, run_id)
+    if forgets in ("position", "both"):
+        folder.delete(f"{JOURNAL}/{SHIPPED}")
+    if forgets in ("run id", "both"):
+        folder.update_json(TRACKED, run_id=None)
+    assert sync(folder) == run_id
+    assert outcome(client, run_id) == first
+
+
+def test_a_run_is_found_again_by_its_key_not_by_its_name(client, run):
+    one, other = run("same"), run("other")
+    other.write_json(IDENTITY, {**other.identity(), "name": "same"})
+    first, second = sync(one), sync(other)
+    assert first != second
+    one.update_json(TRACKED, run_id=None)
+    assert sync(one) == first
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_made_anew_with_all_points(client, run):
+    folder = run()
+    log_curve(folder, range(1, 6))
+    first = sync(folder)
+    client.delete_run(first)
+    second = sync(folder)
+    assert second != first
+    assert [step for step, _, _ in history(client, second)] == [1, 2, 3, 4, 5]
+    assert folder.identity()["run_id"] == second
+
+
+def test_an_experiment_that_was_deleted_comes_back(client, run):
+    folder = run()
+    sync(folder)
+    experiment = client.get_experiment_by_name(folder.identity()["experiment"])
+    client.delete_experiment(experiment.experiment_id)
+    run_id = sync(folder)
+    assert client.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_crash_and_a_replay_end_with_the_curve_of_an_undisturbed_run(client, run):
+    disturbed, twin = run("disturbed"), run("twin")
+    log_curve(twin, range(1, 11))
+    log_curve(disturbed, range(1, 8))
+    early = RunSync(disturbed)
+    early.open()
+    early.ship()
+    log_curve(disturbed, range(6, 11), attempt=2)
+    curves = [[point[:2] for point in history(client, sync(folder))] for folder in (disturbed, twin)]
+    assert curves[0] == curves[1]
+
+
+def test_points_go_out_once_each_and_more_than_one_batch_of_them(client, run):
+    folder = run()
+    log_curve(folder, range(1, 2502))
+    sync = RunSync(folder)
+    sync.open()
+    assert sync.waiting == 2501
+    assert sync.ship() == 2501
+    assert (sync.ship(), sync.waiting) == (0, 0)
+    log_curve(folder, range(2502, 2505), attempt=2)
+    assert RunSync(folder).waiting == 3
+    assert sync.ship() == 3
+    assert client.get_run(sync.run_id).data.metrics["train/loss"] == 1 / 2504
+
+
+def test_points_that_mlflow_did_not_take_are_sent_the_next_time(client, run, monkeypatch):
+    folder = run()
+    log_curve(folder, range(1, 4))
+    sync = RunSync(folder)
+    sync.open()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(sync.client), "log_batch", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sync.ship()
+    assert not folder.exists(f"{JOURNAL}/{SHIPPED}")
+    assert sync.ship() == 3
+    assert len(history(client, sync.run_id)) == 3
+
+
+def test_numbers_that_are_not_finite_are_taken(client, run):
+    folder = run()
+    log_curve(folder, [1], value=lambda step: float("nan"))
+    log_curve(folder, [2], attempt=2, value=lambda step: float("inf"))
+    run_id = sync(folder)
+    assert [step for step, _, _ in history(client, run_id)] == [1, 2]
+    assert sync(folder) == run_id
+    assert len(history(client, run_id)) == 2
+
+
+def test_a_run_that_failed_or_was_killed_says_so_and_why(client, run):
+    for status in ("FAILED", "KILLED"):
+        found = client.get_run(sync(run(status.lower(), status, reason="no memory")))
+        assert found.info.status == status
+        assert found.data.tags[REASON_TAG] == "no memory"
+
+
+def test_a_folder_whose_driver_died_without_a_word_is_no_running_run(client, run, gone_process):
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    folder.update_json(LEASE, **gone_process)
+    assert client.get_run(sync(folder)).info.status == "FAILED"
+
+
+# Reaping.
+
+
+def running(client, folder, lease):
+    """A run that says RUNNING in MLflow, led by the process of a lease."""
+    sync = RunSync(folder)
+    sync.open()
+    if lease is not None:
+        client.set_tag(sync.run_id, LEASE_TAG, json.dumps(lease))
+    return sync.run_id
+
+
+def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process):
+    own = run("own", status="RUNNING")
+    own.acquire_lease()
+    mine, now = own.holder(), int(time.time() * 1000)
+    elsewhere = {"host": "elsewhere pid:[1]", "pid": 1, "started": "1.00"}
+    runs = {
+        "dead here": running(client, run("a", status="RUNNING"), {**gone_process, "beat_ms": now}),
+        "silent elsewhere": running(
+            client, run("b", status="RUNNING"), {**elsewhere, "beat_ms": now - 120_000}
+        ),
+        "alive here": running(client, own, mine),
+        "alive elsewhere": running(client, run("c", status="RUNNING"), {**elsewhere, "beat_ms": now}),
+        "without a lease": running(client, run("d", status="RUNNING"), None),
+    }
+    finished = sync(run("f"))
+    client.set_tag(finished, LEASE_TAG, json.dumps({**gone_process, "beat_ms": now}))
+    assert sorted(reap(client)) == ["a", "b"]
+    status = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
+    assert status.pop("dead here") == status.pop("silent elsewhere") == "FAILED"
+    assert set(status.values()) == {"RUNNING"}
+    assert client.get_run(finished).info.status == "FINISHED"
+    assert "is gone" in client.get_run(runs["dead here"]).data.tags[REASON_TAG]
+    assert reap(client) == []
+
+
+def test_a_live_run_beats_its_lease_into_mlflow(client, run):
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    sync = RunSync(folder)
+    sync.open()
+    sync.renew_lease()
+    assert json.loads(client.get_run(sync.run_id).data.tags[LEASE_TAG]) == folder.holder()

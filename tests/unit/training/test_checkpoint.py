@@ -1,0 +1,366 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shoal.errors import CheckpointError
+from shoal.storage.run_folder import CHECKPOINTS, RunFolder
+from shoal.training.checkpoint.background import BackgroundSaver
+from shoal.training.checkpoint.contents import (
+    MANIFEST,
+    OPTIMIZER,
+    PREPARED,
+    STATE,
+    WEIGHTS,
+    TrainingProgress,
+    random_state,
+    set_random_state,
+    snapshot,
+)
+from shoal.training.checkpoint.restore import restore
+from shoal.training.checkpoint.store import CheckpointStore
+
+FILES = [WEIGHTS, OPTIMIZER, STATE, PREPARED]
+
+
+def trained(steps=3, seed=0):
+    """A model with buffers and an optimiser with state."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(torch.randn(5, 3)) ** 2).sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def taken(step, best_step=None):
+    model, optimizer = trained()
+    best = {} if best_step is None else {"best/step": float(best_step), "best/val_loss": 0.1}
+    return snapshot(
+        model, optimizer, TrainingProgress(step=step, samples=step * 8, best=best), [random_state()]
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def store(folder):
+    return CheckpointStore(folder, keep=10)
+
+
+def save(store, *steps, best_step=None):
+    return [store.save(taken(step, best_step), {"attempt": 1}, b"{}") for step in steps]
+
+
+def corrupt(folder, name, file):
+    path = f"{CHECKPOINTS}/{name}/{file}"
+    data = bytearray(folder.read(path))
+    data[len(data) // 2] ^= 1
+    folder.write(path, bytes(data))
+
+
+# What is kept.
+
+
+def test_everything_comes_back_as_it_was(place):
+    store = CheckpointStore(RunFolder(place))
+    model, optimizer = trained()
+    progress = TrainingProgress(7, 56, {"best/val_loss": 0.25}, {"val/loss": 0.3}, True, 1.5)
+    store.save(snapshot(model, optimizer, progress, [random_state()]), {"attempt": 3}, b'{"rows": 1}')
+    fresh, fresh_optimizer = trained(steps=1, seed=1)
+    assert restore(store, "step-000007", fresh, fresh_optimizer) == progress
+    assert equal(dict(fresh.state_dict()), dict(model.state_dict()))
+    assert equal(fresh_optimizer.state_dict(), optimizer.state_dict())
+    assert store.dataset_info("step-000007") == b'{"rows": 1}'
+    assert store.state("step-000007")["attempt"] == 3
+    assert store.latest() == ("step-000007", [])
+
+
+def test_hyperparameters_are_those_of_the_config_that_resumes(store):
+    model, optimizer = trained()
+    (name,) = save(store, 1)
+    changed = torch.optim.Adam(model.parameters(), 0.5, weight_decay=0.25)
+    restore(store, name, model, changed)
+    assert (changed.param_groups[0]["lr"], changed.param_groups[0]["weight_decay"]) == (0.5, 0.25)
+    assert equal(changed.state_dict()["state"], optimizer.state_dict()["state"])
+
+
+def test_random_states_come_back_for_torch_numpy_and_python(store):
+    def draw():
+        return torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random(), random.gauss(0, 1)
+
+    draw()  # leaves Python's generator holding the second Gaussian of a pair
+    model, optimizer = trained()
+    store.save(
+        snapshot(model, optimizer, TrainingProgress(step=1), [random_state(), random_state()]), {}, b""
+    )
+    expected = draw()
+    draw()
+    states = store.optimizer("step-000001")["random"]
+    assert len(states) == 2
+    set_random_state(states[1])
+    assert draw() == expected
+
+
+def test_a_snapshot_does_not_change_while_training_goes_on():
+    model, optimizer = trained()
+    progress = TrainingProgress(step=1, best={"best/val_loss": 1.0})
+    made = snapshot(model, optimizer, progress, [])
+    weights = {name: tensor.clone() for name, tensor in made.weights.items()}
+    moments = made.optimizer["state"][0]["exp_avg"].clone()
+    for _ in range(2):
+        model(torch.randn(5, 3)).sum().backward()
+        optimizer.step()
+    progress.step, progress.best["best/val_loss"] = 2, 0.5
+    assert equal(made.weights, weights)
+    assert torch.equal(made.optimizer["state"][0]["exp_avg"], moments)
+    assert (made.progress.step, made.progress.best) == (1, {"best/val_loss": 1.0})
+
+
+def test_a_spare_snapshots_memory_is_used_again_where_it_fits():
+    (model, optimizer), (other, _) = trained(seed=1), trained(seed=2)
+    spare = snapshot(
+        other, torch.optim.Adam(other.parameters(), 0.01), TrainingProgress(step=1), []
+    )  # no moments yet
+    spare.weights["0.weight"] = torch.zeros(7, 7)
+    places = {name: tensor.data_ptr() for name, tensor in spare.weights.items()}
+    made = snapshot(model, optimizer, TrainingProgress(step=2), [], spare=spare)
+    fresh = snapshot(model, optimizer, TrainingProgress(step=2), [])
+    assert equal(made.weights, fresh.weights)
+    assert equal(made.optimizer, fresh.optimizer)
+    assert made.weights["0.weight"].shape == (4, 3)
+    again = {name for name, tensor in made.weights.items() if tensor.data_ptr() == places[name]}
+    assert again == made.weights.keys() - {"0.weight"}
+
+
+def test_a_snapshot_becomes_spare_once_it_is_written_and_not_while_it_waits(store):
+    saver, first, second = BackgroundSaver(store, {}, b"{}"), taken(1), taken(2)
+    saver.hold(first)
+    assert saver.take_spare() is None
+    saver.save(second)
+    saver.wait()
+    assert saver.take_spare() is second
+    assert saver.take_spare() is None
+
+
+def test_tied_weights_come_back_tied(store):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+            self.out.weight = self.embed.weight
+
+    model = Tied()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    name = store.save(snapshot(model, optimizer, TrainingProgress(step=1), []), {}, b"")
+    fresh = Tied()
+    restore(store, name, fresh, None)
+    assert torch.equal(fresh.out.weight, model.embed.weight)
+    assert fresh.out.weight is fresh.embed.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_weights_keep_their_type_and_odd_layouts(store, dtype):
+    model = nn.Module()
+    model.register_buffer("turned", torch.arange(12).reshape(3, 4).t().to(dtype))
+    model.register_buffer("empty", torch.empty(0, 3, dtype=dtype))
+    name = store.save(
+        snapshot(model, torch.optim.SGD([torch.zeros(1)], 0.1), TrainingProgress(step=1), []), {}, b""
+    )
+    assert equal(store.weights(name), dict(model.state_dict()))
+
+
+def test_a_checkpoint_of_another_model_is_refused(store):
+    (name,) = save(store, 1)
+    with pytest.raises(CheckpointError, match="is of another model"):
+        restore(store, name, nn.Linear(3, 4), None)
+
+
+# Complete or absent.
+
+
+def test_without_a_checkpoint_there_is_no_latest_and_no_best(store):
+    assert store.names() == []
+    assert store.latest() == (None, [])
+    assert store.best() is None
+
+
+def killed_save(folder):
+    """What a save leaves that was killed before the rename."""
+    part = folder.local(f"{CHECKPOINTS}/.part-killed")
+    part.mkdir(parents=True)
+    (part / WEIGHTS).write_bytes(b"half")
+    return part
+
+
+def test_a_save_that_was_killed_before_the_rename_left_no_checkpoint(store, folder):
+    save(store, 1)
+    killed_save(folder)
+    assert store.names() == ["step-000001"]
+    assert store.latest() == ("step-000001", [])
+
+
+def test_what_a_killed_save_left_is_cleared_away_by_the_next(store, folder):
+    part = killed_save(folder)
+    save(store, 1)
+    assert not part.exists()
+
+
+def test_a_save_that_was_killed_before_the_manifest_left_no_checkpoint(place):
+    folder = RunFolder(place)
+    store = CheckpointStore(folder)
+    save(store, 1)
+    for file in FILES:
+        folder.write(f"{CHECKPOINTS}/step-000002/{file}", b"x")
+    assert store.names() == ["step-000001"]
+    assert store.latest() == ("step-000001", [])
+    save(store, 2)
+    assert store.latest() == ("step-000002", [])
+
+
+def test_checkpoints_are_ordered_by_step_beyond_the_digits_of_their_names(store):
+    save(store, 999_999, 1_000_000)
+    assert store.latest() == ("step-1000000", [])
+
+
+@pytest.mark.parametrize("file", [*FILES, MANIFEST])
+def test_a_damaged_checkpoint_is_passed_over_with_a_complaint_that_names_it(store, folder, file):
+    save(store, 1, 2)
+    if file == MANIFEST:
+        folder.write(f"{CHECKPOINTS}/step-000002/{MANIFEST}", b'{"model.safet')
+    else:
+        corrupt(folder, "step-000002", file)
+    name, (complaint,) = store.latest()
+    assert name == "step-000001"
+    assert "step-000002' is corrupt" in complaint
+    assert file == MANIFEST or file in complaint
+
+
+def test_a_checkpoint_with_a_file_cut_short_lost_or_never_listed_is_passed_over(store, folder):
+    save(store, 1, 2, 3, 4)
+    weights = folder.read(f"{CHECKPOINTS}/step-000002/{WEIGHTS}")
+    folder.write(f"{CHECKPOINTS}/step-000002/{WEIGHTS}", weights[:-1])
+    folder.delete(f"{CHECKPOINTS}/step-000003/{OPTIMIZER}")
+    manifest = json.loads(folder.read(f"{CHECKPOINTS}/step-000004/{MANIFEST}"))
+    manifest.pop(STATE)
+    folder.write(f"{CHECKPOINTS}/step-000004/{MANIFEST}", json.dumps(manifest).encode())
+    name, complaints = store.latest()
+    assert name == "step-000001"
+    assert [part in text for part, text in zip((STATE, OPTIMIZER, WEIGHTS), complaints, strict=True)] == [
+        True
+    ] * 3
+
+
+def test_when_every_checkpoint_is_corrupt_training_does_not_start_over_silently(store, folder):
+    for name in save(store, 1, 2):
+        corrupt(folder, name, WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"step-000002' is corrupt .* no earlier one is sound"):
+        store.latest()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("file", FILES)
+def test_after_a_corrupt_checkpoint_was_passed_over_the_next_one_is_saved_and_found(folder, keep, file):
+    store = CheckpointStore(folder, keep)
+    save(store, 10, 20)
+    corrupt(folder, "step-000020", file)
+    save(store, 15)  # training resumed from an earlier one
+    assert store.latest()[0] == "step-000015"
+
+
+def test_a_step_that_is_saved_again_replaces_what_was_there(store, folder):
+    (name,) = save(store, 1)
+    corrupt(folder, name, WEIGHTS)
+    save(store, 1)
+    assert store.latest() == (name, [])
+
+
+# Retention.
+
+
+def test_the_last_ones_and_the_best_are_kept(place):
+    store = CheckpointStore(RunFolder(place), keep=2)
+    for step in range(1, 7):
+        save(store, step, best_step=min(step, 3))
+    assert store.names() == ["step-000003", "step-000005", "step-000006"]
+    assert store.best() == "step-000003"
+
+
+def test_a_best_that_was_overtaken_is_dropped(folder):
+    store = CheckpointStore(folder, keep=1)
+    save(store, 1, best_step=1)
+    save(store, 2, best_step=1)
+    assert store.names() == ["step-000001", "step-000002"]
+    save(store, 3, best_step=3)
+    assert store.names() == ["step-000003"]
+    assert folder.names(CHECKPOINTS) == ["step-000003"]
+
+
+def test_without_any_evaluation_only_the_last_ones_are_kept(folder):
+    store = CheckpointStore(folder, keep=2)
+    save(store, 1, 2, 3)
+    assert store.names() == ["step-000002", "step-000003"]
+    assert store.best() is None
+
+
+# In the background.
+
+
+def test_what_is_saved_in_the_background_is_there_after_waiting(store):
+    saver = BackgroundSaver(store, {"attempt": 2}, b"{}")
+    for step in (1, 2):
+        saver.save(taken(step))
+    saver.wait()
+    assert store.names() == ["step-000001", "step-000002"]
+    assert store.state("step-000002")["attempt"] == 2
+
+
+def test_the_best_waits_for_the_next_checkpoint_and_is_written_before_it(store):
+    saver = BackgroundSaver(store, {}, b"{}")
+    for step in (1, 2):
+        saver.hold(taken(step))
+    saver.wait()
+    assert store.names() == []
+    saver.save(taken(5))
+    saver.hold(taken(6))
+    saver.close()
+    assert store.names() == ["step-000002", "step-000005", "step-000006"]
+
+
+def test_a_checkpoint_is_due_a_second_after_the_last_and_not_while_one_is_written(store, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("shoal.training.checkpoint.background.time.monotonic", lambda: now[0])
+    saver = BackgroundSaver(store, {}, b"{}")
+    assert saver.is_due
+    saver.save(taken(1))
+    saver.wait()
+    assert not saver.is_due
+    now[0] += 1.0
+    assert saver.is_due
+
+
+def test_a_save_that_failed_in_the_background_is_raised_once_at_the_next_call(store, folder):
+    folder.write(CHECKPOINTS, b"a file where the folder should be")
+    saver = BackgroundSaver(store, {}, b"{}")
+    saver.save(taken(1))
+    with pytest.raises(OSError, match="checkpoints"):
+        saver.save(taken(2))
+    saver.wait()

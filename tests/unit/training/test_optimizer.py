@@ -1,0 +1,129 @@
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from shoal.training.lr_schedule import WSD_DECAY_SHARE, learning_rate
+from shoal.training.optimizer import OptimConfig, build_optimizer
+
+TOTAL = 100
+
+
+def curve(total=TOTAL, **config):
+    made = OptimConfig(**({"lr": 0.1} | config))
+    return [learning_rate(made, step, total) for step in range(total)]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_the_learning_rate_is_a_pure_function_of_the_step(schedule):
+    config = OptimConfig(lr=0.1, schedule=schedule, warmup_steps=7)
+    forward = [learning_rate(config, step, TOTAL) for step in range(TOTAL)]
+    backward = [learning_rate(config, step, TOTAL) for step in reversed(range(TOTAL))]
+    assert forward == backward[::-1]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+def test_warmup_rises_in_equal_steps_to_the_peak_and_never_beyond(schedule):
+    rates = curve(schedule=schedule, warmup_steps=10)
+    assert rates[:10] == pytest.approx([0.01 * step for step in range(1, 11)])
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_a_decaying_schedule_starts_at_the_peak_never_rises_and_ends_near_but_above_zero(schedule):
+    rates = curve(schedule=schedule)
+    assert rates[0] == pytest.approx(0.1)
+    assert all(b <= a for a, b in itertools.pairwise(rates))
+    assert 0 < rates[-1] < 0.1 / 10
+
+
+def test_each_schedule_has_its_shape():
+    assert curve(schedule="constant") == [0.1] * TOTAL
+    assert curve(schedule="linear") == pytest.approx([0.1 * (1 - s / TOTAL) for s in range(TOTAL)])
+    assert curve(schedule="cosine") == pytest.approx(
+        [0.05 * (1 + math.cos(math.pi * s / TOTAL)) for s in range(TOTAL)]
+    )
+    wsd, flat = curve(schedule="wsd"), int(TOTAL * (1 - WSD_DECAY_SHARE))
+    assert wsd[: flat + 1] == pytest.approx([0.1] * (flat + 1))
+    assert wsd[flat:] == pytest.approx([0.1 * (1 - s / (TOTAL - flat)) for s in range(TOTAL - flat)])
+
+
+def test_past_the_end_and_with_nothing_but_warmup_the_rate_stays_within_bounds():
+    config = OptimConfig(lr=0.1, schedule="cosine", warmup_steps=10)
+    assert learning_rate(config, 500, TOTAL) == pytest.approx(0.0)
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(
+        [0.01, 0.02, 0.03, 0.04, 0.05]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_the_named_optimiser_trains_what_is_not_frozen(name, kind):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.05, weight_decay=0.01))
+    assert isinstance(optimizer, kind)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.05, 0.01)
+    assert {id(p) for p in group["params"]} == {id(p) for p in model[1].parameters()}
+    before = [p.clone() for p in model.parameters()]
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [False, False, True, True]
+
+
+def test_adam_makes_the_same_step_as_torchs_plain_one():
+    made = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        config = OptimConfig(lr=0.05)
+        optimizer = build_optimizer(model, config) if fused else torch.optim.Adam(model.parameters(), lr=0.05)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (model(torch.ones(3, 4)) ** 2).sum().backward()
+            optimizer.step()
+        made.append(model.weight.detach())
+    torch.testing.assert_close(made[0], made[1])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_an_optimiser_works_without_the_compiler_which_takes_a_second_to_import(name):
+    code = f"""
+import sys, torch
+from shoal.training.optimizer import OptimConfig, build_optimizer
+layer = torch.nn.Linear(4, 3)
+first, second = (build_optimizer(layer, OptimConfig(name="{name}")) for _ in range(2))
+layer(torch.ones(2, 4)).sum().backward()
+first.step()
+second.load_state_dict(first.state_dict())
+second.step()
+first.zero_grad()
+assert torch.is_grad_enabled() and layer.weight.requires_grad and layer.weight.grad is None
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
+    layers = [nn.Linear(8, 8) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ours = build_optimizer(layers[0], OptimConfig(name=name, weight_decay=0.1))
+    more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    own_class = type(ours).__mro__[1]
+    theirs = own_class(layers[1].parameters(), lr=0.001, weight_decay=0.1, fused=True, **more)
+    for step in range(5):
+        for layer, optimizer in zip(layers, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            layer(torch.full((3, 8), step + 1.0)).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(layers[0].weight, layers[1].weight)
+    assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()

@@ -1,0 +1,132 @@
+"""The width report on synthetic losses: parabolas in log2 of the rate, whose optimum is known."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shoal.tune.analysis.width import width_picture, width_report
+from shoal.tune.trials import TrialRow
+
+RATES = [2.0**power for power in range(-12, -2)]
+WIDTHS = [64, 128, 256, 512]
+
+
+def trials(optimum, rates=RATES, widths=WIDTHS, sign=1, noise=0.0):
+    """Trials whose metric is a parabola around `optimum(width)`."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for width in widths:
+        for rate in rates:
+            metric = sign * (1 + 0.1 * math.log2(rate / optimum(width)) ** 2) + draw.normal(0, noise)
+            params = {"optim.lr": rate, "model.width": width}
+            metadata = (1, 1.0, 0.0, 1.0, ())
+            rows.append(TrialRow(len(rows), "t", "finished", params, metric, *metadata, point=len(rows)))
+    return rows
+
+
+def report(rows, mode="min"):
+    return width_report(rows, "optim.lr", "model.width", mode)
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_a_constant_optimum_between_the_tried_rates_is_recovered_and_stable(mode, sign):
+    found = report(trials(lambda width: 0.0113, sign=sign), mode)
+    assert [optimum.width for optimum in found.optima] == WIDTHS
+    assert [optimum.lr for optimum in found.optima] == pytest.approx([0.0113] * 4, rel=0.01)
+    assert not any(optimum.at_edge for optimum in found.optima)
+    assert found.slope == pytest.approx(0.0, abs=0.01)
+    assert found.verdict == "stable"
+    assert found.text().splitlines()[-1] == "stable: one learning rate near 0.011 serves every width"
+
+
+@pytest.mark.parametrize(
+    ("power", "line"),
+    [
+        (-1.0, "drifts: the best learning rate halves every doubling of the width"),
+        (-2 / 3, "drifts: the best learning rate halves every 1.5 doublings of the width"),
+        (1.0, "drifts: the best learning rate doubles every doubling of the width"),
+    ],
+)
+def test_an_optimum_that_moves_with_a_power_of_the_width_drifts_at_that_rate(power, line):
+    found = report(trials(lambda width: 0.012 * (width / 181) ** power))
+    assert found.slope == pytest.approx(power, abs=0.02)
+    assert found.verdict_line == line
+    for optimum in found.optima:
+        assert optimum.lr == pytest.approx(0.012 * (optimum.width / 181) ** power, rel=0.03)
+
+
+def test_noise_moves_the_optimum_little():
+    found = report(trials(lambda width: 0.0113, noise=0.02))
+    assert found.verdict == "stable"
+    assert [optimum.lr for optimum in found.optima] == pytest.approx([0.0113] * 4, rel=0.25)
+
+
+def test_rates_drawn_at_random_serve_as_well_as_a_grid():
+    rates = [float(rate) for rate in 2 ** np.random.default_rng(1).uniform(-12, -2, 15)]
+    found = report(trials(lambda width: 0.0113, rates=rates))
+    assert [optimum.lr for optimum in found.optima] == pytest.approx([0.0113] * 4, rel=0.01)
+
+
+def test_trials_that_diverged_beyond_the_best_do_not_pull_the_vertex():
+    rows = [
+        TrialRow(**(vars(row) | {"metric": 1e9 if row.params["optim.lr"] > 0.04 else row.metric}))
+        for row in trials(lambda width: 0.0113)
+    ]
+    assert [optimum.lr for optimum in report(rows).optima] == pytest.approx([0.0113] * 4, rel=0.02)
+
+
+def test_an_optimum_beyond_the_tried_rates_is_at_the_edge_and_leaves_the_verdict_unclear():
+    found = report(trials(lambda width: 10.0))
+    assert all(optimum.at_edge and optimum.lr == max(RATES) for optimum in found.optima)
+    assert found.verdict == "unclear"
+    assert "0 of 4 widths" in found.verdict_line
+    assert found.text().count("at the edge") == 4
+
+
+def test_widths_at_the_edge_are_counted_in_the_verdict_line():
+    found = report(trials(lambda width: 10.0 if width == 64 else 0.06))
+    assert [optimum.at_edge for optimum in found.optima] == [True, False, False, False]
+    assert found.verdict_line.endswith("(1 at the edge)")
+
+
+def test_optima_that_scatter_without_a_trend_are_unclear():
+    found = report(trials(lambda width: {64: 0.05, 128: 0.002, 256: 0.002, 512: 0.05}[width]))
+    assert found.verdict == "unclear"
+    assert "scatter" in found.verdict_line
+
+
+def test_fewer_than_three_rates_are_no_parabola():
+    found = report(trials(lambda width: 0.0113, rates=[0.01, 0.02]))
+    assert all(optimum.at_edge and optimum.parabola is None for optimum in found.optima)
+
+
+def test_equal_metrics_are_no_optimum():
+    rows = [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(lambda width: 0.01)]
+    assert report(rows).verdict == "unclear"
+
+
+def test_there_is_no_report_without_two_widths():
+    assert report([]) is None
+    assert report(trials(lambda width: 0.01, widths=[64])) is None
+    rows = [TrialRow(**(vars(row) | {"params": {"optim.lr": 0.1}})) for row in trials(lambda width: 0.01)]
+    assert report(rows) is None
+    text = [TrialRow(**(vars(row) | {"params": row.params | {"model.width": "wide"}})) for row in rows]
+    assert report(text) is None
+
+
+def test_the_picture_is_a_png_with_the_vertices_drawn():
+    rows = trials(lambda width: 0.0113)
+    image = Image.open(io.BytesIO(width_picture(report(rows), rows, "val/loss"))).convert("RGB")
+    assert image.width > 600
+    assert np.asarray(image).std() > 5
+
+
+def test_the_picture_is_made_of_edges_and_equal_metrics_too():
+    for rows in (
+        trials(lambda width: 10.0),
+        [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(float)],
+    ):
+        assert width_picture(report(rows), rows, "val/loss").startswith(b"\x89PNG")

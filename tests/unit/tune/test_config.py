@@ -1,0 +1,69 @@
+"""A sweep's config: what is swept, what is refused, and the config of each of its trials."""
+
+import pytest
+
+from shoal.errors import ConfigError
+from shoal.runs.config import RunConfig
+from shoal.tune.config import DEFAULT_SPACE, load_sweep
+
+
+def test_by_default_learning_rate_and_width_are_swept_on_one_worker_a_trial():
+    config = load_sweep(None, [])
+    assert config.space == DEFAULT_SPACE
+    assert config.scale.num_workers == 1
+    assert config.mode == "min"
+    assert not config.is_distributed
+
+
+def test_ranges_on_the_command_line_replace_the_default_ones_and_join_those_of_a_file(tmp_path):
+    assert load_sweep(None, ["optim.lr=0.1,0.01"]).space == {"optim.lr": "grid(0.1, 0.01)"}
+    file = tmp_path / "sweep.yaml"
+    file.write_text("space:\n  model:\n    width: [32, 64]\n  optim.lr: loguniform(1e-4, 1e-2)\n")
+    assert set(load_sweep(str(file), ["model.depth=1,2"]).space) == {"model.width", "optim.lr", "model.depth"}
+
+
+def test_a_key_that_is_given_a_value_is_not_swept(tmp_path):
+    assert set(load_sweep(None, ["model.width=64"]).space) == {"optim.lr"}
+    file = tmp_path / "sweep.yaml"
+    file.write_text("model: {width: 64}\n")
+    assert set(load_sweep(str(file), []).space) == {"optim.lr"}
+    file.write_text("space: {model.width: [32, 64], optim.lr: [0.1, 0.2]}\n")
+    assert set(load_sweep(str(file), ["model.width=64"]).space) == {"optim.lr"}
+
+
+def test_a_trial_has_the_point_and_a_seed_of_its_own_and_holds_out_the_rows_of_all():
+    config = load_sweep(None, ["seed=7"])
+    one, other = config.trial({"optim.lr": 0.1}), config.trial({"optim.lr": 0.2})
+    assert type(one) is RunConfig
+    assert one.optim.lr == 0.1
+    assert one.seed != other.seed
+    assert one.seed == config.trial({"optim.lr": 0.1}).seed != config.trial({"optim.lr": 0.1}, repeat=1).seed
+    assert one.data.split_seed == other.data.split_seed == 7
+    assert config.trial({"seed": 3}).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["optim.lrr=1,2"], ["unknown key 'optim.lrr'", "optim.lr"]),
+        (["track.every_steps=1,2"], ["cannot be swept"]),
+        (["optim.lr=loguniform(0, 1)"], ["optim.lr", "zero"]),
+        (["optim.name=choice()"], ["optim.name", "empty"]),
+        (["tune.metric=val/acc"], ["never reported", "val/accuracy"]),
+        (["tune.num_samples=-1"], ["tune.num_samples=-1", "greater than or equal to 1"]),
+        (["data.validation_fraction=0"], ["validation"]),
+        (["tune.engine=process", "scale.num_workers=2"], ["tune.engine=auto"]),
+        (["tune.scheduler=hyperband", "tune.search=optuna"], ["asha"]),
+        (["tune.scheduler=pbt", "model.width=32,64"], ["optim"]),
+        (["tune.scheduler=pbt", "tune.search=optuna"], ["tune.search=random"]),
+        (["model.width=64", "optim.lr=0.1"], ["nothing is swept"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_swept_is_refused_with_a_remedy(settings, words):
+    with pytest.raises(ConfigError) as refused:
+        load_sweep(None, settings)
+    message = str(refused.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
