@@ -12,7 +12,7 @@ from shoal.storage.run_folder import LEASE, RunFolder
 
 HOLDER = """
 import sys
-from shoal.runfolder import RunFolder
+from shoal.storage.run_folder import RunFolder
 RunFolder(sys.argv[1]).take_lease()
 print("taken", flush=True)
 sys.stdin.read()
