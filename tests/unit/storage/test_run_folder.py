@@ -13,7 +13,7 @@ from shoal.storage.run_folder import LEASE, RunFolder
 HOLDER = """
 import sys
 from shoal.storage.run_folder import RunFolder
-RunFolder(sys.argv[1]).take_lease()
+RunFolder(sys.argv[1]).acquire_lease()
 print("taken", flush=True)
 sys.stdin.read()
 """
