@@ -9,12 +9,12 @@ from shoal.config.loading import describe
 from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import home, resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
+from shoal.storage.records import TrialRow
 from shoal.terminal import forecast_report
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.progress import SweepTable
 from shoal.terminal.tables import trial_table
 from shoal.tune.config import SweepConfig, load_sweep
-from shoal.tune.trials import TrialRow
 from shoal.tune.validate import validate_sweep
 from shoal.workflows.tune.forecast import forecast
 from shoal.workflows.tune.sweep import covers, finished_sweep, run_sweep

@@ -1,8 +1,9 @@
 """Folders on a disk or in an object store, and the files of a run in one.
 
 - `folder`: whole files, written complete or not at all
-- `run_folder`: the names of a run's files
+- `records`: every JSON file of a run folder, typed
+- `run_folder`: the names of a run's files, its records, its lease
 - `lease`: who is at a run folder, and whether that process lives
 
-Depends on `errors`; independent of what a run is.
+Depends on `errors` and pydantic; independent of what a run is.
 """

@@ -10,11 +10,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from shoal.errors import StorageError
 from shoal.storage.folder import Folder
 from shoal.storage.lease import is_alive, now_ms, this_process
+from shoal.storage.records import Record
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
@@ -44,6 +47,39 @@ class RunFolder(Folder):
     def inner(self, name: str) -> "RunFolder":
         """Return the run folder of a trial inside this one of a sweep."""
         return RunFolder(f"{self.uri}/{name}")
+
+    def load(self, kind: type[AnyRecord], inside: str = "") -> AnyRecord | None:
+        """Return a record of this folder, or None when its file is absent.
+
+        Args:
+            inside: the folder below this one that the file is in.
+
+        Raises:
+            StorageError: the file is empty, torn or holds something else; it is named, with a remedy.
+        """
+        names = [name for name in (kind.file, kind.former_file) if name is not None]
+        for name in names:
+            path = f"{inside}/{name}" if inside else name
+            try:
+                data = self.read(path)
+            except FileNotFoundError:
+                continue
+            try:
+                return kind.parse(data)
+            except ValueError as error:
+                raise StorageError(f"'{self.uri}/{path}' is damaged ({error}): {kind.remedy}") from None
+        return None
+
+    def save(self, record: Record, inside: str = "") -> None:
+        """Write a record, whole or not at all."""
+        self.write(f"{inside}/{record.file}" if inside else record.file, record.to_bytes())
+
+    def update(self, kind: type[AnyRecord], **changes: Any) -> AnyRecord:
+        """Change fields of a record, which is made where it is absent, and return it."""
+        record = self.load(kind)
+        record = kind(**changes) if record is None else record.model_copy(update=changes)
+        self.save(record)
+        return record
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's content, or None when the file is absent."""

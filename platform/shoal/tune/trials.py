@@ -13,6 +13,8 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
+from shoal.storage.records import TrialRow
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -21,31 +23,6 @@ Mode = Literal["min", "max"]
 RANKED = ("finished", "stopped")
 ENDED = (*RANKED, "infeasible", "failed")
 LOG_SPAN = 20.0
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """What is known of one trial, for tables and pictures."""
-
-    number: int
-    name: str  # e.g. "t0003"
-    status: str  # finished | stopped | infeasible | failed | killed | running | pending
-    params: dict[str, Any]  # the point; keys may differ between trials (conditional ranges)
-    metric: float | None  # the swept metric at the trial's end, of the weights it ends with
-    steps: int
-    seconds: float  # of work
-    started_s: float | None  # since the sweep began
-    ended_s: float | None
-    curve: tuple[tuple[int, float], ...]  # (optimiser step, metric) at each evaluation
-    reason: str | None = None  # why it stopped or failed
-    node: str | None = None
-    error: str | None = None  # exception type and last line
-    log: str | None = None  # where to read more
-    repeat: int = 0  # with several seeds a point, which one
-    point: int = 0  # number of the point
-    parameters: int | None = None  # of its model
-    flops: int | None = None  # that it was trained with; None for one that left no outcome
-    training_s: float | None = None  # of `seconds`, those of training and not of getting ready for it
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import validate
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import METADATA, RunFolder
 from shoal.tune.analysis.mup_transfer import (
     Cost,
@@ -37,7 +38,7 @@ from shoal.tune.analysis.width import width_report
 from shoal.tune.config import SweepConfig, read_sweep
 from shoal.tune.report.write import LR, WIDTH, show_params
 from shoal.tune.space.domains import Grid, describe_domain
-from shoal.tune.trials import TrialRow, is_number
+from shoal.tune.trials import is_number
 from shoal.tune.validate import SweepPlan, validate_sweep
 from shoal.workflows.train import train
 from shoal.workflows.tune.sweep import finished_sweep, run_sweep

@@ -5,7 +5,8 @@ import io
 import pandas as pd
 import pytest
 
-from shoal.tune.trials import TrialRow, best, cells, is_log, limits, losers, points, ranked, to_table, varying
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import best, cells, is_log, limits, losers, points, ranked, to_table, varying
 
 
 def trial(number, metric, status="finished", params=None, **more):

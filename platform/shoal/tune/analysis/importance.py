@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from shoal.tune.trials import Mode, TrialRow, is_log, is_number, limits, plain, ranked, varying
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import Mode, is_log, is_number, limits, plain, ranked, varying
 
 MIN_TRIALS = 4
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.plots.figure import new_panels, to_png
-from shoal.tune.trials import Mode, PointRow, TrialRow, cells, is_number, limits, points
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import Mode, PointRow, cells, is_number, limits, points
 
 
 @dataclass(frozen=True)

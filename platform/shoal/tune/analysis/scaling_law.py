@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from shoal.plots.figure import new_panels, to_png
-from shoal.tune.trials import Mode, PointRow, TrialRow, is_number, points
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import Mode, PointRow, is_number, points
 
 FEWEST = 4  # widths: one is held out, and a law has three numbers
 CONFIDENCE = 0.9

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shoal.plots.figure import new_figure, to_png
-from shoal.tune.trials import Mode, TrialRow, cells, is_number, limits
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import Mode, cells, is_number, limits
 
 Drift = Literal["stable", "drifts", "unclear"]
 Parabola = tuple[float, float, float]  # of log2(rate), highest power first

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from shoal.tune.trials import Mode, TrialRow, best, is_number, ranked
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import Mode, best, is_number, ranked
 
 FAILED = ("failed", "infeasible")
 BROAD_PX = 1000

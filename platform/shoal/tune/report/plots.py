@@ -12,18 +12,8 @@ from typing import Any
 import numpy as np
 
 from shoal.plots.figure import new_figure, to_png
-from shoal.tune.trials import (
-    LOG_SPAN,
-    Mode,
-    TrialRow,
-    cells,
-    is_log,
-    is_number,
-    limits,
-    plain,
-    ranked,
-    varying,
-)
+from shoal.storage.records import TrialRow
+from shoal.tune.trials import LOG_SPAN, Mode, cells, is_log, is_number, limits, plain, ranked, varying
 
 MAX_SIDE = 24  # cells along a side of a matrix
 MAX_WRITTEN = 120  # cells whose values can be written in

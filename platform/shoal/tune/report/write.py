@@ -4,13 +4,14 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import PICTURES, REPORTS, RunFolder
 from shoal.tune.analysis.importance import importance
 from shoal.tune.analysis.scaling_law import ScalingReport, scaling_picture, scaling_report
 from shoal.tune.analysis.width import WidthReport, width_picture, width_report
 from shoal.tune.report import plots
 from shoal.tune.report.html import html_report
-from shoal.tune.trials import Mode, TrialRow, points, ranked, to_table
+from shoal.tune.trials import Mode, points, ranked, to_table
 
 LR, WIDTH = "optim.lr", "model.width"
 

@@ -5,8 +5,8 @@ from typing import Any
 from shoal.data.dataset_info import DatasetInfo
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import METADATA, RunFolder
-from shoal.tune.trials import TrialRow
 from shoal.tune.validate import SweepPlan
 
 

@@ -24,6 +24,7 @@ from shoal.errors import Interrupted, ShoalError, TrainingError
 from shoal.runs.finalize import package_and_verify
 from shoal.runs.lifecycle import RunLifecycle, request_stop
 from shoal.runs.worker import OUTCOME, WorkerSpec
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -40,7 +41,7 @@ from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
 from shoal.tune.engine import LAG, Decision, Engine, Planned, Trial
 from shoal.tune.report.write import Findings, write_report
-from shoal.tune.trials import TrialRow, best, losers, points, ranked
+from shoal.tune.trials import best, losers, points, ranked
 from shoal.tune.validate import SweepPlan
 from shoal.workflows.tune.exploit import exploit
 from shoal.workflows.tune.mlflow_metadata import add_best, sweep_metadata

@@ -6,10 +6,10 @@ from typing import Any
 from shoal.models.flops import training_flops
 from shoal.runs.config import RunConfig
 from shoal.runs.worker import OUTCOME
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import ERROR, METADATA, RunFolder
 from shoal.tune.analysis.mup_transfer import busy_seconds
 from shoal.tune.engine import Decision, Trial
-from shoal.tune.trials import TrialRow
 
 
 @dataclass

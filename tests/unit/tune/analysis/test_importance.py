@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from shoal.storage.records import TrialRow
 from shoal.tune.analysis.importance import importance
-from shoal.tune.trials import TrialRow
 
 
 def trials(count, metric, **more):

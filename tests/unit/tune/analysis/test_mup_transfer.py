@@ -8,6 +8,7 @@ from PIL import Image
 
 from shoal.errors import ConfigError
 from shoal.models.flops import training_flops
+from shoal.storage.records import TrialRow
 from shoal.tune.analysis.mup_transfer import (
     Cost,
     Savings,
@@ -18,7 +19,6 @@ from shoal.tune.analysis.mup_transfer import (
     predict_savings,
     transfer_picture,
 )
-from shoal.tune.trials import TrialRow
 from shoal.workflows.transfer import load_transfer
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import RunFolder
 from shoal.tune.analysis.scaling_law import fit_power_law, scaling_picture, scaling_report
 from shoal.tune.report.write import write_report
-from shoal.tune.trials import TrialRow
 
 WIDTHS = [32, 64, 128, 256, 512, 1024]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shoal.storage.records import TrialRow
 from shoal.tune.analysis.width import width_picture, width_report
-from shoal.tune.trials import TrialRow
 
 RATES = [2.0**power for power in range(-12, -2)]
 WIDTHS = [64, 128, 256, 512]

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from shoal.storage.records import TrialRow
 from shoal.tune.report.html import html_report
-from shoal.tune.trials import TrialRow
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x0dIHDR" + (800).to_bytes(4, "big") + b"\x00" * 8
 EVIL = "</td><script>alert('x')</script> & \"quoted\""

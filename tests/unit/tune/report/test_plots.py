@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shoal.storage.records import TrialRow
 from shoal.tune.report.plots import (
     _Axis,
     best_over_time,
@@ -16,7 +17,6 @@ from shoal.tune.report.plots import (
     learning_curves,
     parallel_coordinates,
 )
-from shoal.tune.trials import TrialRow
 
 
 def trial(number, params, metric, status="finished"):

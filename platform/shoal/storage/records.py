@@ -1,0 +1,530 @@
+"""Every JSON file of a run folder as a typed, versioned record: what stages hand each other.
+
+Writers and readers use these classes alone (`RunFolder.load`, `save` and `update`). Fields are added, never renamed;
+fields of a newer version that this one does not know are kept when a file is read and written again. It knows what
+the files hold; it does not know who writes them or why.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
+Ending = Literal["finished", "interrupted", "stop", "pause"]
+
+
+class Record(BaseModel):
+    """A JSON file.
+
+    Attributes:
+        file: its name in the folder that it belongs to.
+        former_file: the name that earlier versions gave it, which is read where the present one is missing.
+        remedy: what a person does about a file that is damaged.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
+    file: ClassVar[str]
+    former_file: ClassVar[str | None] = None
+    remedy: ClassVar[str]
+
+    version: int = Field(1, description="of this format")
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Return the record that a file holds.
+
+        Raises:
+            ValueError: the file is empty, is no JSON or holds something else; it says which.
+        """
+        if not data.strip():
+            raise ValueError("the file is empty")
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "json_invalid":
+                raise ValueError(f"the file is no complete JSON ({first['ctx']['error']})") from None
+            place = ".".join(map(str, first["loc"])) or "it"
+            raise ValueError(f"{place}: {first['msg']}") from None
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=2).encode()
+
+
+class Part(BaseModel):
+    """A part of a record."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+# -- who a run is, and who works on it -------------------------------------------------------------------------
+
+
+class Verified(Part):
+    """What a clean process measured with the saved model."""
+
+    metric: str
+    value: float
+    data: str  # fingerprint of the rows
+
+
+class Identity(Record):
+    """Who a run is and how it stands; written by the driver alone.
+
+    Attributes:
+        key: a random name, by which its MLflow run is found again.
+        start_ms, end_ms: Unix milliseconds.
+        tracking_uri: None for a trial, which is tracked with its sweep.
+        point, repeat: of a trial: its overrides `{dotted.key: value}`, and the number of its seed from 0.
+    """
+
+    file: ClassVar[str] = "run.json"
+    remedy: ClassVar[str] = "restore the file from a copy, or begin another run with if_exists=new"
+
+    key: str
+    start_ms: int
+    status: Status = "RUNNING"
+    name: str
+    experiment: str
+    reason: str | None = None
+    end_ms: int | None = None
+    tracking_uri: str | None = None
+    artifact_location: str | None = None
+    registered_model_name: str | None = None
+    verified: Verified | None = None
+    is_sweep: bool = False
+    point: dict[str, JsonValue] | None = None
+    repeat: int | None = None
+
+
+class Tracked(Record):
+    """What tracking found out; written by whoever syncs the run to MLflow.
+
+    Attributes:
+        delivered: of a trial: a hash of the identity that MLflow has, and the server that has it.
+    """
+
+    file: ClassVar[str] = "tracked.json"
+    remedy: ClassVar[str] = "delete the file: the MLflow run is found again by its key"
+
+    run_id: str | None = None
+    model_version: int | None = None
+    delivered: str | None = None
+
+
+class Lease(Record):
+    """The process that works on the folder.
+
+    Attributes:
+        host: of the process table that the pid is of.
+        pid: None once it was released.
+        started: when the process started, as `psutil` has it, in seconds.
+        attempt: number of the attempt, from 1.
+        beat_ms: when it was renewed last, in Unix milliseconds.
+    """
+
+    file: ClassVar[str] = "lease.json"
+    remedy: ClassVar[str] = "make sure that no process works on the run, then delete the file"
+
+    host: str | None = None
+    pid: int | None = None
+    started: str | None = None
+    attempt: int = 0
+    beat_ms: int = 0
+
+
+# -- what MLflow is told besides metrics -----------------------------------------------------------------------
+
+
+class DatasetRecord(Part):
+    """A data set as MLflow's `Dataset` entity has it; `schema` and `profile` are JSON texts."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    columns: str | None = Field(None, alias="schema")
+    profile: str | None = None
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class ModelRecord(Part):
+    """The size of a model: parameters, their bytes, operations of a forward pass of one sample."""
+
+    parameters: int
+    bytes: int
+    flops_per_sample: int
+
+
+class Environment(Part):
+    """What a run ran in."""
+
+    python: str
+    platform: str
+    processor: str
+    gpus: list[str]
+    git: dict[str, JsonValue] | None
+    argv: list[str]
+    packages: dict[str, str]
+
+
+class Metadata(Record):
+    """What MLflow is told of a run besides metrics: params, tags, data set, model size, environment."""
+
+    file: ClassVar[str] = "metadata.json"
+    former_file: ClassVar[str | None] = "facts.json"
+    remedy: ClassVar[str] = "delete the file: the same command writes it again"
+
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    tags: dict[str, JsonValue] = Field(default_factory=dict)
+    contexts: list[str] = Field(default_factory=list)
+    dataset: DatasetRecord | None = None
+    model: ModelRecord | None = None
+    environment: Environment | None = None
+
+
+class JournalPosition(Record):
+    """How far MLflow has the journal: bytes read of each file, and the last step of each metric."""
+
+    file: ClassVar[str] = "shipped.json"
+    remedy: ClassVar[str] = "delete the file: all points are sent again, and MLflow keeps each once"
+
+    offsets: dict[str, int] = Field(default_factory=dict)
+    steps: dict[str, int] = Field(default_factory=dict)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------
+
+
+class Progress(Part):
+    """How far a training is: optimiser steps, samples, metrics by MLflow's names, seconds over all attempts."""
+
+    step: int = 0
+    samples: int = 0
+    best: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    reached_target: bool = False
+    seconds: float = 0.0
+
+
+class CheckpointState(Record):
+    """The state of training besides tensors."""
+
+    file: ClassVar[str] = "state.json"
+    remedy: ClassVar[str] = "delete the checkpoint: the one before is used"
+
+    step: int
+    samples: int
+    best: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    reached_target: bool = False
+    seconds: float = 0.0
+    attempt: int | None = None
+    num_workers: int | None = None
+    run_key: str | None = None
+    mlflow_run_id: str | None = None
+
+
+class FileDigest(Part):
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """The files of a complete checkpoint; written last."""
+
+    file: ClassVar[str] = "manifest.json"
+    remedy: ClassVar[str] = "delete the checkpoint: the one before is used"
+
+    files: dict[str, FileDigest]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _was_the_files_alone(cls, data: Any) -> Any:
+        return data if not isinstance(data, dict) or "files" in data else {"files": data}
+
+
+class Exploit(Part):
+    """Population based training: a trial went on from another's checkpoint, at another point."""
+
+    iteration: int
+    step: int
+    source: str = Field(alias="from")
+    point: dict[str, JsonValue]
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class Lineage(Record):
+    """Whose checkpoints a trial went on from."""
+
+    file: ClassVar[str] = "lineage.json"
+    remedy: ClassVar[str] = "delete the trial's folder: it is run again"
+
+    entries: list[Exploit] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _was_a_list(cls, data: Any) -> Any:
+        return {"entries": data} if isinstance(data, list) else data
+
+
+# -- how a training ended --------------------------------------------------------------------------------------
+
+
+class Outcome(Record):
+    """What rank 0 measured at the end.
+
+    Attributes:
+        seconds, attempt_seconds: of training, over all attempts and in this one.
+        samples_before: samples of earlier attempts.
+        shares: of `attempt_seconds`, by what they were spent on.
+        rates: samples, tokens and FLOPs per second, MFU.
+        peak_memory_bytes: by rank.
+        confusion: [true class][predicted class] counts on `split`.
+    """
+
+    file: ClassVar[str] = "outcome.json"
+    remedy: ClassVar[str] = "delete the file: the same command goes on from the last checkpoint"
+
+    ended: Ending
+    progress: Progress
+    steps_planned: int
+    seconds: float
+    attempt_seconds: float
+    samples_before: int = 0
+    shares: dict[str, float] = Field(default_factory=dict)
+    rates: dict[str, float] = Field(default_factory=dict)
+    peak_memory_bytes: list[int] = Field(default_factory=list)
+    micro_batch_size: int | None = None
+    world_size: int = 1
+    device: str = "cpu"
+    transport: str | None = None
+    checkpoint_blocked_s: float = 0.0
+    host: str | None = None
+    split: str | None = None
+    test_metrics: dict[str, float] = Field(default_factory=dict)
+    val_metrics: dict[str, float] = Field(default_factory=dict)
+    confusion: list[list[int]] | None = None
+
+
+class ErrorRecord(Record):
+    """A worker's own exception; Ray's account of it buries the cause.
+
+    Attributes:
+        where: file and line that raised.
+        exit_code: of the job that reports it.
+    """
+
+    file: ClassVar[str] = "error.json"
+    remedy: ClassVar[str] = "delete the file: it is of an attempt that has ended"
+
+    type: str
+    message: str
+    where: str = ""
+    rank: int = 0
+    host: str | None = None
+    traceback: str = ""
+    exit_code: int = 1
+
+
+# -- results ---------------------------------------------------------------------------------------------------
+
+
+class Result(Record):
+    """What every `result.json` says; the README describes all of them. Not-a-numbers are null, as JSON wants it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="null")
+    file: ClassVar[str] = "result.json"
+    remedy: ClassVar[str] = "delete the file: the same command writes it again"
+
+    status: Status
+    reason: str | None = None
+    run_name: str
+    experiment_name: str | None = None
+    mlflow_run_id: str | None = None
+    tracking_uri: str | None = None
+    run_folder: str
+
+
+class TrainResult(Result):
+    """Of a training."""
+
+    checkpoint: str | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    test_loss: float | None = None
+    best: dict[str, float | None] = Field(default_factory=dict)
+    model: ModelRecord | None = None
+    steps: int | None = None
+    samples_seen: int | None = None
+    reached_target: bool | None = None
+    seconds: float | None = None
+    total_seconds: float | None = None
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    flops_per_second: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+    micro_batch_size: int | None = None
+    world_size: int | None = None
+    device: str | None = None
+    gradient_transport: str | None = None
+    shares: dict[str, float] = Field(default_factory=dict)
+    bottleneck: str | None = None
+    checkpoint_blocked_s: float | None = None
+    is_verified: bool = False
+    sample: str | None = None
+    attempt: int = 1
+
+
+class TrialResult(Result):
+    """Of a trial that ended.
+
+    Attributes:
+        outcome: finished, stopped, infeasible, failed or killed.
+        seconds, training_seconds: with set-up, and of training alone.
+        began_s, ended_s: seconds since the sweep began.
+    """
+
+    outcome: str | None = None
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    repeat: int = 0
+    metric: str | None = None
+    value: float | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    steps: int | None = None
+    samples_seen: int | None = None
+    model: ModelRecord | None = None
+    seconds: float | None = None
+    training_seconds: float | None = None
+    began_s: float | None = None
+    ended_s: float | None = None
+    node: str | None = None
+    error: ErrorRecord | None = None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial as a row of its sweep's table.
+
+    Attributes:
+        status: pending, running, paused, finished, stopped, infeasible, failed or killed.
+        metric: the value of its last evaluation.
+        started_s, ended_s: seconds since the sweep began.
+        curve: (step, value) of each evaluation.
+        log: URI of its error record.
+        repeat: number of the seed, from 0.
+        point: number of the point, which seeds share.
+        flops, training_s: of the training, as far as it went.
+    """
+
+    number: int
+    name: str
+    status: str
+    params: dict[str, Any]
+    metric: float | None
+    steps: int = 0
+    seconds: float = 0.0
+    started_s: float | None = None
+    ended_s: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    reason: str | None = None
+    node: str | None = None
+    error: str | None = None
+    log: str | None = None
+    repeat: int = 0
+    point: int = 0
+    parameters: int | None = None
+    flops: int | None = None
+    training_s: float | None = None
+
+
+class BestTrial(Part):
+    """The best trial of a sweep."""
+
+    trial: str
+    params: dict[str, JsonValue]
+    value: float | None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    model: ModelRecord | None = None
+    run_folder: str
+    mlflow_run_id: str | None = None
+    is_verified: bool = False
+
+
+class SweepResult(Result):
+    """Of a sweep.
+
+    Attributes:
+        trials: counts by status; `planned`, and `ended` of them.
+        rows: every trial, best first.
+        records_complete: when the last trial was in MLflow, in Unix seconds.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+    best: BestTrial | None = None
+    trials: dict[str, int] = Field(default_factory=dict)
+    worker_hours: float = 0.0
+    total_seconds: float = 0.0
+    records_complete: float | None = None
+    is_out_of_time: bool = False
+    rows: list[TrialRow] = Field(default_factory=list)
+    findings: dict[str, str] = Field(default_factory=dict)
+    width_report: str | None = None
+    scaling: dict[str, JsonValue] | None = None
+    disk_bytes: int | None = None
+    attempt: int = 1
+
+
+class EvaluationResult(Result):
+    """Of a measurement of a finished model."""
+
+    model: str
+    data_source: str
+    split: str
+    rows: int
+    metrics: dict[str, float | None]
+    per_class: dict[str, dict[str, float]] | None = None
+    is_delivered: bool | None = None
+
+
+class CoordinateCheckResult(Result):
+    """Of a coordinate check; exponents that are not finite are null."""
+
+    passes: bool
+    parametrization: str
+    widths: list[int]
+    steps: int
+    seeds: int
+    tolerance: float
+    worst_module: str
+    worst_exponent: float | None
+    exponents: dict[str, float | None]
+    is_delivered: bool | None = None
+
+
+class TransferResult(Result):
+    """Of a transfer of hyperparameters to another width."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    base_width: int
+    target_width: int
+    trials: int
+    params: dict[str, JsonValue]
+    base_value: float | None
+    target_value: float | None
+    metrics: dict[str, float | None]
+    comparison: dict[str, JsonValue] | None = None
+    cost: dict[str, dict[str, float]]
+    is_measured: bool
+    flops_factor: float | None
+    seconds_factor: float | None
+    sweep_folder: str
+    train_folder: str
+    is_delivered: bool | None = None

@@ -1,0 +1,129 @@
+"""Records: what is written is read again, newer fields are kept, damage is reported by file name."""
+
+import json
+
+import pytest
+
+from shoal.errors import StorageError
+from shoal.storage import records
+from shoal.storage.records import (
+    CheckpointState,
+    Identity,
+    JournalPosition,
+    Lease,
+    Lineage,
+    Manifest,
+    Metadata,
+    Outcome,
+    Record,
+    Result,
+    TrainResult,
+)
+from shoal.storage.run_folder import RunFolder
+
+KINDS = [
+    kind
+    for kind in vars(records).values()
+    if isinstance(kind, type) and issubclass(kind, Record) and kind not in (Record, Result)
+]
+IDENTITY = {"key": "k", "start_ms": 1, "name": "run", "experiment": "shoal"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("content", [b"", b" \n", b'{"status": "FINI', b"null", b"[1", b"\x00\xff"])
+def test_a_damaged_file_is_reported_by_its_name_with_a_remedy(folder, kind, content):
+    folder.write(kind.file, content)
+    with pytest.raises(StorageError) as caught:
+        folder.load(kind)
+    message = str(caught.value)
+    assert message.startswith(f"'{folder.uri}/{kind.file}' is damaged")
+    assert message.endswith(kind.remedy)
+
+
+def test_a_field_of_another_type_is_named(folder):
+    folder.write("lease.json", json.dumps({"attempt": "first"}).encode())
+    with pytest.raises(StorageError, match=r"attempt: .*integer"):
+        folder.load(Lease)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_absent_file_is_none(folder, kind):
+    assert folder.load(kind) is None
+
+
+def test_fields_of_a_newer_version_are_kept_when_a_file_is_read_and_written(folder):
+    newer = {**IDENTITY, "version": 7, "color": {"shade": 3}, "verified": None}
+    folder.write("run.json", json.dumps(newer).encode())
+    folder.update(Identity, status="FINISHED", end_ms=2)
+    found = json.loads(folder.read("run.json"))
+    assert (found["version"], found["color"], found["status"], found["end_ms"]) == (
+        7,
+        {"shade": 3},
+        "FINISHED",
+        2,
+    )
+
+
+def test_an_update_makes_what_is_absent(folder):
+    assert folder.update(JournalPosition, steps={"train/loss": 3}).steps == {"train/loss": 3}
+    assert folder.load(JournalPosition) == JournalPosition(steps={"train/loss": 3})
+
+
+def test_floats_come_back_to_the_bit(folder):
+    values = {"a": 0.1 + 0.2, "b": 1e-310, "c": 123456789.12345678, "d": 5.0}
+    folder.save(CheckpointState(step=3, samples=9, best=values, metrics=values, seconds=0.1))
+    found = folder.load(CheckpointState)
+    assert found is not None
+    assert {key: value.hex() for key, value in found.best.items()} == {
+        key: value.hex() for key, value in values.items()
+    }
+
+
+def test_not_a_number_comes_back_from_a_checkpoint_and_is_null_in_a_result(folder):
+    folder.save(CheckpointState(step=1, samples=1, metrics={"val/r2": float("nan")}))
+    found = folder.load(CheckpointState)
+    assert found is not None
+    assert found.metrics["val/r2"] != found.metrics["val/r2"]
+    result = TrainResult(
+        status="FINISHED", run_name="r", run_folder="f", metrics={"val/r2": float("nan"), "val/loss": 1.0}
+    )
+    folder.save(result)
+    assert json.loads(folder.read("result.json"), parse_constant=pytest.fail)["metrics"] == {
+        "val/r2": None,
+        "val/loss": 1.0,
+    }
+
+
+def test_files_of_earlier_versions_are_read(folder):
+    folder.write("facts.json", json.dumps({"params": {"seed": 0}, "tags": {}, "contexts": []}).encode())
+    assert folder.load(Metadata).params == {"seed": 0}
+    folder.write(
+        "lineage.json", b'[{"iteration": 2, "step": 4, "from": "t0001", "point": {"optim.lr": 0.1}}]'
+    )
+    assert folder.load(Lineage).entries[0].source == "t0001"
+    folder.write("manifest.json", b'{"state.json": {"bytes": 3, "sha256": "ab"}}')
+    assert folder.load(Manifest).files["state.json"].bytes == 3
+
+
+def test_the_metadata_of_an_earlier_version_is_replaced_by_that_of_this_one(folder):
+    folder.write("facts.json", json.dumps({"params": {"seed": 0}, "tags": {"a": 1}, "contexts": []}).encode())
+    folder.update(Metadata, tags={"a": 2})
+    assert folder.load(Metadata).params == {"seed": 0}
+    assert folder.load(Metadata).tags == {"a": 2}
+
+
+def test_names_that_python_cannot_have_are_written_as_they_are_in_the_file(folder):
+    folder.save(
+        Metadata(dataset={"name": "n", "digest": "d", "source_type": "s", "source": "{}", "schema": "{}"})
+    )
+    assert json.loads(folder.read("metadata.json"))["dataset"]["schema"] == "{}"
+
+
+def test_an_outcome_needs_what_its_readers_need():
+    with pytest.raises(ValueError, match="progress"):
+        Outcome.parse(b'{"ended": "finished", "steps_planned": 1, "seconds": 1, "attempt_seconds": 1}')
