@@ -1,10 +1,11 @@
-"""What a dead worker triggers: whether the run is tried again, and what its user is told."""
+"""What follows when a worker dies: whether the run is tried again, and which error its user gets."""
 
 import logging
 
-from shoal.errors import TrainingError
+from shoal.errors import StorageError, TrainingError
 from shoal.runs.config import ScaleConfig
-from shoal.storage.run_folder import ERROR, RunFolder
+from shoal.storage.records import ErrorRecord
+from shoal.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,20 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(error, losses) or is_unhealthy or any(word in str(error) for word in PEER_ERRORS)
 
 
+def is_peer_error(record: ErrorRecord) -> bool:
+    """Whether a worker reports no more than that another one is gone."""
+    return any(word in record.message for word in PEER_ERRORS)
+
+
+def load_error(folder: RunFolder) -> ErrorRecord | None:
+    """Return what a worker left; a damaged file must not hide the failure that is being reported."""
+    try:
+        return folder.load(ErrorRecord)
+    except StorageError as damage:
+        logger.warning("%s", damage)
+        return None
+
+
 def _causes(error: BaseException) -> list[BaseException]:
     failures = getattr(error, "worker_failures", {}) or {}
     return [error, *failures.values()]
@@ -59,14 +74,14 @@ def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
 def as_training_error(
     error: BaseException, folder: RunFolder, lost: int, scale: ScaleConfig
 ) -> TrainingError:
-    """Say what happened in the terms of whoever can mend it."""
-    noted = folder.read_json(ERROR)
-    if noted and not any(word in noted["message"] for word in PEER_ERRORS):
-        logger.debug("%s", noted["traceback"])
+    """Return the error for the person who can fix it: the worker's own where it left one, else Ray's."""
+    record = load_error(folder)
+    if record and not is_peer_error(record):
+        logger.debug("%s", record.traceback)
         failure = TrainingError(
-            f"worker {noted['rank']} on {noted['host']}: {noted['type']}: {noted['message']} ({noted['where']})"
+            f"worker {record.rank} on {record.host}: {record.type}: {record.message} ({record.where})"
         )
-        failure.exit_code = noted["exit_code"]
+        failure.exit_code = record.exit_code
         return failure
     if lost >= scale.max_failures and any(is_loss(cause) for cause in _causes(error)):
         return TrainingError(

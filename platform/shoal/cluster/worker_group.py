@@ -1,22 +1,27 @@
 """Ray Train workers: TorchTrainer around `run_worker`, and what to do when one is lost."""
 
 import contextlib
-import json
 import logging
 import threading
 import time
-import traceback
 from typing import Any
 
 import torch
 
 from shoal.cluster.shard_store import ShardRefs, make_shard
-from shoal.cluster.worker_failure import PEER_ERRORS, as_training_error, decide_retry, failure_name
+from shoal.cluster.worker_failure import (
+    as_training_error,
+    decide_retry,
+    failure_name,
+    is_peer_error,
+    load_error,
+)
 from shoal.distributed.parallelism import make_group
 from shoal.errors import Interrupted
 from shoal.runs.config import ScaleConfig
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
-from shoal.storage.run_folder import ERROR, STOP, RunFolder
+from shoal.storage.records import ErrorRecord
+from shoal.storage.run_folder import STOP, RunFolder
 from shoal.tracking.journal import journal_name
 
 logger = logging.getLogger(__name__)
@@ -65,7 +70,7 @@ class WorkerGroup:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        folder.delete(ERROR)
+        folder.delete(ErrorRecord.file)
         resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
         trainer = TorchTrainer(
             _ray_worker,
@@ -120,26 +125,13 @@ def _ray_worker(config: dict[str, Any]) -> None:
         shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
         run_worker(spec, shard, group, device, config["judge"], watches_system=config["judge"] is None)
     except Exception as error:
-        _note(error, RunFolder(spec.folder), rank)
+        _save_error(error, RunFolder(spec.folder), rank)
         raise
 
 
-def _note(error: Exception, folder: RunFolder, rank: int) -> None:
+def _save_error(error: Exception, folder: RunFolder, rank: int) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
-    import socket
-
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
-    note = {
-        "rank": rank,
-        "host": socket.gethostname(),
-        "type": type(error).__name__,
-        "message": str(error),
-        "where": where,
-        "traceback": "".join(traceback.format_exception(error)),
-        "exit_code": getattr(error, "exit_code", 1),
-    }
     with contextlib.suppress(OSError):
-        earlier = json.loads(folder.read(ERROR)) if folder.exists(ERROR) else None
-        if earlier is None or any(word in earlier["message"] for word in PEER_ERRORS):
-            folder.write_json(ERROR, note)
+        earlier = load_error(folder)
+        if earlier is None or is_peer_error(earlier):
+            folder.save(ErrorRecord.from_exception(error, rank))

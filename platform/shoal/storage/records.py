@@ -5,6 +5,8 @@ fields of a newer version that this one does not know are kept when a file is re
 the files hold; it does not know who writes them or why.
 """
 
+import socket
+import traceback
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -330,6 +332,20 @@ class ErrorRecord(Record):
     host: str | None = None
     traceback: str = ""
     exit_code: int = 1
+
+    @classmethod
+    def from_exception(cls, error: BaseException, rank: int = 0) -> Self:
+        """Describe an exception that was raised on this host; `rank` is the worker's."""
+        frames = traceback.extract_tb(error.__traceback__)
+        return cls(
+            type=type(error).__name__,
+            message=str(error) or type(error).__name__,
+            where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown",
+            rank=rank,
+            host=socket.gethostname(),
+            traceback="".join(traceback.format_exception(error)),
+            exit_code=getattr(error, "exit_code", 1),
+        )
 
 
 # -- results ---------------------------------------------------------------------------------------------------

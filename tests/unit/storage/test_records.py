@@ -8,6 +8,7 @@ from shoal.errors import StorageError
 from shoal.storage import records
 from shoal.storage.records import (
     CheckpointState,
+    ErrorRecord,
     Identity,
     JournalPosition,
     Lease,
@@ -127,3 +128,18 @@ def test_names_that_python_cannot_have_are_written_as_they_are_in_the_file(folde
 def test_an_outcome_needs_what_its_readers_need():
     with pytest.raises(ValueError, match="progress"):
         Outcome.parse(b'{"ended": "finished", "steps_planned": 1, "seconds": 1, "attempt_seconds": 1}')
+
+
+def test_an_exception_is_recorded_with_the_line_that_raised_it():
+    try:
+        raise StorageError("no space")
+    except StorageError as error:
+        record = ErrorRecord.from_exception(error, rank=3)
+    assert (record.type, record.message, record.rank, record.exit_code) == ("StorageError", "no space", 3, 2)
+    assert record.where.startswith(f"{__file__}:")
+    assert 'raise StorageError("no space")' in record.traceback
+
+
+def test_an_exception_without_words_or_traceback_is_recorded_by_its_type():
+    record = ErrorRecord.from_exception(KeyboardInterrupt())
+    assert (record.message, record.where, record.exit_code) == ("KeyboardInterrupt", "unknown", 1)
