@@ -1,6 +1,7 @@
 """Sweep over learning rate, width or any other key: python jobs/tune.py [CONFIG.yaml] [key=value | key=range ...]"""
 
 import argparse
+import math
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
@@ -9,7 +10,7 @@ from shoal.config.loading import describe
 from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import home, resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
-from shoal.storage.records import TrialRow
+from shoal.storage.records import SweepResult
 from shoal.terminal import forecast_report
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.progress import SweepTable
@@ -17,13 +18,14 @@ from shoal.terminal.tables import trial_table
 from shoal.tune.config import SweepConfig, load_sweep
 from shoal.tune.validate import validate_sweep
 from shoal.workflows.tune.forecast import forecast
-from shoal.workflows.tune.sweep import covers, finished_sweep, run_sweep
+from shoal.workflows.tune.result import covers, finished_sweep
+from shoal.workflows.tune.sweep import run_sweep
 
 RANGES = """ranges, in Ray Tune's words:
   key=a,b,c                     each of a list (also grid(a, b, c))
   'key=choice(a, b, c)'         one of a list at random
   'key=uniform(0, 1)'           'key=loguniform(1e-4, 1e-1)'   'key=quniform(0, 1, 0.1)'   'key=randint(1, 10)'
-  'key=by(package.module:fn)'   a range that depends on the values chosen so far, given to fn as a dict
+  'key=by(package.module:fn)'   a range that depends on the values chosen so far; fn(dict) returns it
 """
 
 
@@ -46,8 +48,8 @@ def main(arguments: list[str]) -> int:
         return 0
     folder = resolve_run_folder(config, lambda folder: covers(finished_sweep(folder), plan.total))
     done = finished_sweep(folder)
-    if covers(done, plan.total):
-        print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
+    if done and covers(done, plan.total):
+        print(f"sweep {done.run_name} is finished; set if_exists=new to run it again")
         return report(done)
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
@@ -61,19 +63,19 @@ def main(arguments: list[str]) -> int:
     return report(result)
 
 
-def report(result: dict) -> int:
+def report(result: SweepResult) -> int:
     """Print what a person wants to know of a finished sweep."""
-    print(trial_table([TrialRow(**row) for row in result["rows"]], result["metric"]))
-    for label, text in result["findings"].items():
+    print(trial_table(result.rows, result.metric))
+    for label, text in result.findings.items():
         if label != "width":  # the last line of its table
             print(f"{label:<12}{text}")
-    if result["width_report"]:
-        print(result["width_report"])
-    best = result["best"]
-    for name, value in sorted(best["metrics"].items()):
-        print(f"  {name:<14}{value:.6g}")
-    print(f"look at it: make ui  (from {home()}); report: {result['run_folder']}/report/report.html")
-    print(f"result: {result['run_folder']}/result.json")
+    if result.width_report:
+        print(result.width_report)
+    metrics = result.best.metrics if result.best else {}
+    for name, value in sorted(metrics.items()):
+        print(f"  {name:<14}{math.nan if value is None else value:.6g}")
+    print(f"look at it: make ui  (from {home()}); report: {result.run_folder}/report/report.html")
+    print(f"result: {result.run_folder}/result.json")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Ray actors that run trials: started beforehand, reused, replaced when lost. Knows no order and no records."""
+"""Ray actors that run trials: started in advance, reused, replaced when lost.
+
+It knows neither the order of trials nor their records.
+"""
 
 import contextlib
 import logging
@@ -17,11 +20,9 @@ logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 
-# How Ray says that its memory monitor ended a process.
+# Words in Ray's error when its memory monitor killed a process.
 MEMORY_WORDS = ("low on memory", "OutOfMemoryError", "memory monitor", "memory usage threshold")
-
-
-# One process that the monitor chose, in its message.
+# One process that the monitor lists in that error.
 VICTIM = re.compile(r"Actor\((\w+)\).*?actual memory used=([\d.]+)GB")
 
 
@@ -37,35 +38,36 @@ Event = TrialStarted | TrialReport | TrialEnded | ActorLost
 
 
 class ActorPool(Generic[Key]):
-    """So many actors; each is at one trial or idle."""
+    """A fixed number of actors; each runs one trial or is idle."""
 
     def __init__(self, size: int, resources: dict[str, float]) -> None:
         options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
-        # Threads: one waits for events, others take orders and the reports of Ray Train workers meanwhile.
+        # Threads: one waits for events; others serve `begin`, `answer` and the reports of Ray Train workers meanwhile.
         self._make = ray.remote(TrialActor).options(max_concurrency=4, **options).remote
         self.size = size
         self._idle: list[Any] = [self._make() for _ in range(size)]
-        self._busy: dict[Any, tuple[Key, Any]] = {}  # by the reference to the next events
+        self._busy: dict[Any, tuple[Key, Any]] = {}  # by the ref of the next events
 
     @property
     def free(self) -> int:
         return self.size - len(self._busy)
 
     def holds(self, key: Key) -> bool:
-        """Whether an actor is at a trial."""
+        """Whether an actor runs a trial."""
         return any(held is key for held, _ in self._busy.values())
 
     def begin(self, key: Key, spec: TrialSpec) -> None:
-        """Give a trial to an idle actor."""
+        """Start a trial on an idle actor."""
         actor = self._idle.pop(0)
         actor.begin.remote(spec)
         self._listen(key, actor)
 
     def answer(self, key: Key, decision: Decision) -> None:
+        """Answer the report that a running trial waits at."""
         self._actor(key).answer.remote(decision)
 
     def wait(self, timeout_s: float) -> list[tuple[Key, Event]]:
-        """Return what has happened, waiting for the first of it at most so long."""
+        """Return the events of all trials, after waiting at most `timeout_s` for the first one."""
         ready, _ = (
             ray.wait(list(self._busy), num_returns=len(self._busy) or 1, timeout=0)
             if self._busy
@@ -76,6 +78,7 @@ class ActorPool(Generic[Key]):
         return [event for ref in ready for event in self._collect(ref)]
 
     def close(self) -> None:
+        """Kill all actors."""
         for actor in [*self._idle, *(actor for _, actor in self._busy.values())]:
             with contextlib.suppress(RayError):
                 ray.kill(actor)
@@ -110,6 +113,6 @@ def _lost(error: RayError, actor_id: str) -> ActorLost:
 
 
 def _is_largest(text: str, actor_id: str) -> bool:
-    """Whether an actor held most of what Ray's memory monitor freed: it ends others that stand near, too."""
+    """Whether an actor held the most of the memory that Ray's monitor freed: it may kill smaller ones as well."""
     held = {name: float(size) for name, size in VICTIM.findall(text)}
     return held.get(actor_id, math.inf) >= max(held.values(), default=0.0)

@@ -1,8 +1,12 @@
-"""The data of a sweep's trials, read and transformed once for all that ask for the same. Knows no trials."""
+"""The data sets of a sweep, each read and transformed once for all trials with the same data config.
+
+It does not know trials.
+"""
 
 import contextlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shoal.cluster.shard_store import ShardRefs, put_shards
 from shoal.data.dataset_info import DatasetInfo, check_batch
@@ -13,20 +17,33 @@ from shoal.tasks.open_data import preprocessing_spec
 from shoal.tune.validate import evaluations
 
 
+@dataclass(frozen=True)
+class CachedDataset:
+    """A data set whose rows are in Ray's object store.
+
+    Attributes:
+        plan: of the first run that asked for it.
+    """
+
+    plan: RunPlan
+    info: DatasetInfo
+    shard_refs: ShardRefs
+
+
 class DatasetCache:
-    """Holds the data that was dealt, by what a config says of it."""
+    """Data sets by the part of a config that determines their rows."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[RunPlan, DatasetInfo, ShardRefs]] = {}
+        self._entries: dict[str, CachedDataset] = {}
 
     def put(self, plan: RunPlan) -> DatasetInfo:
-        """Deal the data of a plan that was checked already."""
+        """Put the rows of a validated plan into the object store, divided among its workers."""
         dataset_info, shard_refs = put_shards(plan, plan.config.scale.data_size)
-        self._entries[_cache_key(plan.config)] = plan, dataset_info, shard_refs
+        self._entries[_cache_key(plan.config)] = CachedDataset(plan, dataset_info, shard_refs)
         return dataset_info
 
-    def get(self, config: RunConfig) -> tuple[RunPlan, DatasetInfo, ShardRefs]:
-        """Return the data a config asks for, dealing it if it is the first to.
+    def get(self, config: RunConfig) -> CachedDataset:
+        """Return the data set of a config; the first call for it reads and puts it.
 
         Raises:
             DataError: it cannot be trained on.
@@ -34,29 +51,28 @@ class DatasetCache:
         key = _cache_key(config)
         if key not in self._entries:
             self.put(validate_data(config))
-        plan, dataset_info, shard_refs = self._entries[key]
-        check_batch(config.data, dataset_info.rows)
-        return plan, dataset_info, shard_refs
+        cached = self._entries[key]
+        check_batch(config.data, cached.info.rows)
+        return cached
 
-    def steps(self, config: RunConfig) -> int:
-        """Return the steps of an epoch."""
-        plan, dataset_info, _ = self.get(config)
-        return dataset_info.lanes(
-            preprocessing_spec(config.data, config.task, config.seed, plan.source)
-        ).steps
+    def steps_per_epoch(self, config: RunConfig) -> int:
+        """Return the optimiser steps of an epoch."""
+        cached = self.get(config)
+        preprocessing = preprocessing_spec(config.data, config.task, config.seed, cached.plan.source)
+        return cached.info.lanes(preprocessing).steps
 
     def most_evaluations(self, configs: Iterable[RunConfig]) -> int:
-        """Return how often the longest of some trials is evaluated."""
-        found = [1]
+        """Return the number of evaluations of the longest of some trials."""
+        counts = [1]
         for config in configs:
             with contextlib.suppress(UserError):  # a corner that cannot be trained
-                found.append(evaluations(config, self.steps(config)))
-        return max(found)
+                counts.append(evaluations(config, self.steps_per_epoch(config)))
+        return max(counts)
 
 
 def _cache_key(config: RunConfig) -> str:
     data = config.data.model_dump()
-    # One worker holds all rows, whatever the batch; several are dealt the lanes of a batch.
+    # One worker holds all rows, whatever the batch size; for several the rows are divided by lanes of a batch.
     if config.scale.data_size == 1:
         data.pop("global_batch_size")
     return json.dumps([data, config.task, config.scale.data_size], sort_keys=True)

@@ -1,8 +1,8 @@
 """Runs trials of a sweep, one after another, in a Ray actor that is reused. Knows one trial at a time.
 
-A trial calls the same `run_worker` as `jobs/train.py`: of one worker in this very process, of several through
-`TorchTrainer`, whose workers report to this actor. What happens is told to the sweep's driver as events, when it
-asks for them; the driver answers a report with a verdict where its scheduler gives one.
+A trial calls the same `run_worker` as `jobs/train.py`: with one worker in this very process, with several through
+`TorchTrainer`, where the workers report to this actor. The sweep's driver asks for events and so learns what
+happens; where its scheduler decides, it answers each report with a decision.
 """
 
 import contextlib
@@ -10,48 +10,51 @@ import queue
 import socket
 import threading
 import time
-import traceback
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
 
 from shoal.cluster.shard_store import ShardRefs, make_shard
+from shoal.cluster.worker_failure import load_error
 from shoal.cluster.worker_group import WorkerGroup
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, Interrupted
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
-from shoal.runs.worker import OUTCOME, DecideFn, WorkerSpec, run_worker
-from shoal.storage.run_folder import ERROR, METADATA, STOP, RunFolder
+from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
+from shoal.storage.records import Ending, ErrorRecord, Metadata, Outcome
+from shoal.storage.run_folder import STOP, RunFolder
 from shoal.training.device_memory import OUT_OF_MEMORY
 from shoal.training.loop import Decision
 
 GATHER_S = 0.5
 
+TrialEnding = Ending | Literal["infeasible", "failed"]
+
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What the driver tells the actor of one trial; picklable."""
+    """What the driver passes to the actor for one trial; picklable."""
 
     worker: WorkerSpec
     shard_refs: ShardRefs
-    waits_for_decision: bool  # whether reports wait for a verdict
+    waits_for_decision: bool  # whether training waits at each report for the driver's decision
     use_gpu: bool
     is_distributed: bool
 
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial's process has taken it up."""
+    """A process has begun to work on a trial."""
 
     node: str
 
 
 @dataclass(frozen=True)
 class TrialReport:
-    """A trial measured itself."""
+    """A trial was evaluated."""
 
     step: int
     metrics: dict[str, float]
@@ -62,18 +65,19 @@ class TrialEnded:
     """A trial's process is free again.
 
     Attributes:
-        how: finished, stop, pause, interrupted, infeasible or failed.
-        error: of a trial that failed: type, message, where.
+        seconds: of work, without waiting for decisions.
+        outcome: None for a trial that raised.
+        error: of a trial that raised.
     """
 
-    how: str
+    how: TrialEnding
     seconds: float
-    outcome: dict[str, Any]
-    error: dict[str, str] | None = None
+    outcome: Outcome | None = None
+    error: ErrorRecord | None = None
 
 
 class TrialActor:
-    """The actor. Its methods return at once, but for `events`, which waits for the next ones."""
+    """The actor. Its methods return at once, except `events`, which waits for the next ones."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[TrialStarted | TrialReport | TrialEnded] = queue.SimpleQueue()
@@ -87,11 +91,11 @@ class TrialActor:
         threading.Thread(target=self._work, args=(spec,), name="shoal-trial", daemon=True).start()
 
     def events(self) -> list[TrialStarted | TrialReport | TrialEnded]:
-        """Wait for events and return those there are; reports that nobody has to answer are gathered for a while."""
+        """Wait for events and return those there are; reports that need no answer are gathered for a while."""
         found = [self._events.get()]
         until = time.monotonic() + (0.0 if self._spec is None or self._spec.waits_for_decision else GATHER_S)
         with contextlib.suppress(queue.Empty):
-            # Where a trial runs is told at once: it may be lost the next moment.
+            # Only reports are gathered. The node of a trial goes out at once: its process may die the next moment.
             while isinstance(found[-1], TrialReport):
                 found.append(self._events.get(timeout=max(0.0, until - time.monotonic())))
         return found
@@ -100,7 +104,7 @@ class TrialActor:
         self._decisions.put(decision)
 
     def report(self, step: int, metrics: dict[str, float]) -> Decision:
-        """Pass a report on, and its verdict back once there is one."""
+        """Pass a report to the driver and return its decision."""
         assert self._spec is not None
         self._events.put(TrialReport(step, metrics))
         if not self._spec.waits_for_decision:
@@ -115,30 +119,33 @@ class TrialActor:
         self._events.put(TrialStarted(socket.gethostname()))
         folder = RunFolder(spec.worker.folder)
         try:
-            for leftover in (STOP, OUTCOME, ERROR):
-                folder.delete(leftover)
-            spec = replace(
-                spec, worker=replace(spec.worker, flops_per_sample=write_metadata(spec.worker, folder))
-            )
-            if spec.is_distributed:
-                decide: DecideFn = _RemoteJudge(ray.get_runtime_context().current_actor)
-                WorkerGroup(spec.worker.config.scale, spec.use_gpu, spec.shard_refs).train(
-                    spec.worker, folder, decide
-                )
-            else:
-                _work_here(spec, self.report)
-            outcome = folder.read_json(OUTCOME)
-            ended = TrialEnded(outcome["ended"], self._spent_s(since), outcome)
+            outcome = self._train(spec, folder)
+            ended = TrialEnded(outcome.ended, self._spent_s(since), outcome)
         except BaseException as error:
             ended = _failed(error, folder, self._spent_s(since))
         self._events.put(ended)
 
+    def _train(self, spec: TrialSpec, folder: RunFolder) -> Outcome:
+        for leftover in (STOP, Outcome.file, ErrorRecord.file):
+            folder.delete(leftover)
+        worker = replace(spec.worker, flops_per_sample=write_metadata(spec.worker, folder))
+        if spec.is_distributed:
+            decide: DecideFn = _RemoteDecide(ray.get_runtime_context().current_actor)
+            WorkerGroup(worker.config.scale, spec.use_gpu, spec.shard_refs).train(worker, folder, decide)
+        else:
+            device = torch.device("cuda:0" if spec.use_gpu else "cpu")
+            shard = make_shard(worker, spec.shard_refs, rank=0, size=1, device=device)
+            run_worker(worker, shard, SingleProcess(), device, self.report, watches_system=False)
+        outcome = folder.load(Outcome)
+        assert outcome is not None, "rank 0 writes it when training has ended"
+        return outcome
+
     def _spent_s(self, since: float) -> float:
-        """Seconds of work: without those spent waiting for verdicts."""
+        """Return the seconds of work, without those of waiting for decisions."""
         return time.perf_counter() - since - self._waited_s
 
 
-class _RemoteJudge:
+class _RemoteDecide:
     """Asks the trial's actor from another process."""
 
     def __init__(self, actor: Any) -> None:
@@ -149,51 +156,31 @@ class _RemoteJudge:
         return decision
 
 
-def _work_here(spec: TrialSpec, decide: DecideFn) -> None:
-    device = torch.device("cuda:0" if spec.use_gpu else "cpu")
-    shard = make_shard(spec.worker, spec.shard_refs, rank=0, size=1, device=device)
-    run_worker(spec.worker, shard, SingleProcess(), device, decide, watches_system=False)
-
-
 def write_metadata(worker: WorkerSpec, folder: RunFolder) -> int:
-    """Write down what MLflow is to know of the trial, and return the FLOPs of a forward pass of a sample.
+    """Write the trial's metadata for MLflow once, and return the FLOPs of a forward pass of one sample.
 
-    The environment is the sweep's, not each trial's.
+    The environment is left out: it is the sweep's.
     """
-    metadata = folder.read_json(METADATA)
+    metadata = folder.load(Metadata)
     if metadata is None:
         config, dataset_info = worker.config, worker.dataset_info
-        metadata = run_metadata(
-            config, dataset_info, measure_model(config, dataset_info), with_environment=False
-        )
-        folder.write_json(METADATA, metadata)
-    flops: int = metadata["model"]["flops_per_sample"]
-    return flops
+        size = measure_model(config, dataset_info)
+        metadata = Metadata.model_validate(run_metadata(config, dataset_info, size, with_environment=False))
+        folder.save(metadata)
+    assert metadata.model is not None, "every run's metadata has it"
+    return metadata.model.flops_per_sample
 
 
 def _failed(error: BaseException, folder: RunFolder, seconds: float) -> TrialEnded:
-    noted = folder.read_json(ERROR) or _described(error)
-    folder.write_json(ERROR, noted)
-    return TrialEnded(_how(error, noted), seconds, {}, noted)
+    record = load_error(folder) or ErrorRecord.from_exception(error)
+    folder.save(record)
+    return TrialEnded(_how(error, record), seconds, error=record)
 
 
-def _how(error: BaseException, noted: dict[str, Any]) -> str:
+def _how(error: BaseException, record: ErrorRecord) -> TrialEnding:
     if isinstance(error, Interrupted):
         return "interrupted"
-    is_memory = noted["type"] in ("MemoryError", "OutOfMemoryError") or any(
-        words in noted["message"] for words in OUT_OF_MEMORY
+    is_memory = record.type in ("MemoryError", "OutOfMemoryError") or any(
+        words in record.message for words in OUT_OF_MEMORY
     )
-    return "infeasible" if is_memory or noted["type"] == DivergedError.__name__ else "failed"
-
-
-def _described(error: BaseException) -> dict[str, Any]:
-    frames = traceback.extract_tb(error.__traceback__)
-    return {
-        "rank": 0,
-        "host": socket.gethostname(),
-        "type": type(error).__name__,
-        "message": str(error) or type(error).__name__,
-        "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown",
-        "traceback": "".join(traceback.format_exception(error)),
-        "exit_code": getattr(error, "exit_code", 1),
-    }
+    return "infeasible" if is_memory or record.type == DivergedError.__name__ else "failed"

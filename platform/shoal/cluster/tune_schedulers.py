@@ -28,6 +28,7 @@ from shoal.tune.space.domains import (
     Space,
     Uniform,
 )
+from shoal.tune.trials import Mode
 
 # A trial is first judged after a ninth of its evaluations, then at thrice as many: three rungs, a third goes on.
 REDUCTION = 3
@@ -237,7 +238,7 @@ class Populations:
         return repr(sorted(fixed.items(), key=lambda item: item[0]))
 
 
-def make_scheduler(config: TuneConfig, space: Space, mode: str, iterations: int, seed: int) -> Scheduler:
+def make_scheduler(config: TuneConfig, space: Space, mode: Mode, iterations: int, seed: int) -> Scheduler:
     """Make the scheduler a config names.
 
     Args:

@@ -5,13 +5,24 @@ fields of a newer version that this one does not know are kept when a file is re
 the files hold; it does not know who writes them or why.
 """
 
+import math
 import socket
 import traceback
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
+# A number that JSON has as null because it is not finite.
+NullableFloat = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
 
@@ -447,7 +458,7 @@ class TrialRow:
     seconds: float = 0.0
     started_s: float | None = None
     ended_s: float | None = None
-    curve: tuple[tuple[int, float], ...] = ()
+    curve: tuple[tuple[int, NullableFloat], ...] = ()
     reason: str | None = None
     node: str | None = None
     error: str | None = None

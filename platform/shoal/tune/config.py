@@ -1,4 +1,4 @@
-"""The config of a sweep: that of a run, with what is swept and how; makes each trial's config."""
+"""The config of a sweep: that of a run, with the ranges of `space` and the keys of `tune`; makes each trial's config."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,13 +14,23 @@ from shoal.tracking.config import TrackConfig
 from shoal.tune.space.domains import Point, Space, describe_domain
 from shoal.tune.space.parsing import parse_block, parse_setting
 from shoal.tune.space.sampling import point_seed
+from shoal.tune.trials import Mode
+
+# Swept where neither a file nor the command line gives a range.
+DEFAULT_SPACE = {"model.width": "grid(32, 64, 128, 256)", "optim.lr": "loguniform(0.0001, 0.1)"}
+# These say where a trial runs or is stored, not what it computes.
+NOT_SWEPT = ("run_name", "experiment_name", "storage_path", "if_exists", "track.", "scale.", "checkpoint.")
+# Keys of the sweep itself, which hold no ranges: `tune.points=[...]` is a value.
+SWEEP_KEYS = ("tune", "space", "dry_run")
 
 
 class TuneConfig(Section):
+    """The section `tune`."""
+
     metric: str = Field(
         "val/loss", description="what trials are compared by: the value of their last weights"
     )
-    mode: Literal["min", "max"] | None = Field(None, description="null: by the metric's name")
+    mode: Mode | None = Field(None, description="null: by the metric's name")
     num_samples: int | None = Field(
         None,
         ge=1,
@@ -31,9 +41,7 @@ class TuneConfig(Section):
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = Field(
         "none", description="which trials are stopped early; Ray Tune's own"
     )
-    search: Literal["random", "grid", "optuna", "bohb"] = Field(
-        "random", description="where points come from"
-    )
+    search: Literal["random", "grid", "optuna"] = Field("random", description="where points come from")
     time_budget_s: float | None = Field(
         None, gt=0, description="seconds after which no more is trained; the same command goes on"
     )
@@ -43,29 +51,25 @@ class TuneConfig(Section):
         description="points to try first, e.g. [{optim.lr: 0.001}]; what one lacks is drawn",
     )
     keep: int = Field(1, ge=1, description="of how many of the best trials the checkpoints are kept")
-    engine: Literal["auto", "process", "distributed"] = Field(
-        "auto", description="process: a trial is one process, reused; distributed: each has its own workers"
-    )
-
-
-DEFAULT_SPACE = {"model.width": "grid(32, 64, 128, 256)", "optim.lr": "loguniform(0.0001, 0.1)"}
-
-# What decides where a trial runs or is kept, and not what it learns.
-NOT_SWEPT = ("run_name", "experiment_name", "storage_path", "if_exists", "track.", "scale.", "checkpoint.")
-OWN_KEYS = ("tune", "space", "dry_run")
 
 
 class TrialScaleConfig(ScaleConfig):
+    """The section `scale`, of each trial."""
+
     num_workers: int = Field(1, ge=1, description="Ray Train workers of each trial")
 
 
 class TrialTrackConfig(TrackConfig):
+    """The section `track`, with fewer points per trial."""
+
     every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="optimiser steps between points of a trial's train/loss; auto: some 1,000 in all"
     )
 
 
 class SweepConfig(RunConfig):
+    """The whole config of a sweep."""
+
     free_on_resume: ClassVar[tuple[str, ...]] = (
         *FREE_ON_RESUME,
         "dry_run",
@@ -73,9 +77,7 @@ class SweepConfig(RunConfig):
         "tune.max_concurrent_trials",
         "tune.time_budget_s",
         "tune.keep",
-        "tune.engine",
     )
-
     name_prefix: ClassVar[str] = "sweep-"
 
     scale: TrialScaleConfig = Field(default_factory=TrialScaleConfig)
@@ -106,22 +108,22 @@ class SweepConfig(RunConfig):
         return {key: describe_domain(domain) for key, domain in space.items()}
 
     @model_validator(mode="after")
-    def _sweeps_something_that_is_reported(self) -> "SweepConfig":
-        known, tune = VALIDATION_METRICS[self.task], self.tune
-        if tune.metric not in known:
+    def _has_a_reported_metric(self) -> "SweepConfig":
+        known, metric = VALIDATION_METRICS[self.task], self.tune.metric
+        if metric not in known:
             raise ValueError(
-                f"tune.metric='{tune.metric}' is never reported{nearest(tune.metric, known)}: a {self.task} reports "
+                f"tune.metric='{metric}' is never reported{nearest(metric, known)}: a {self.task} reports "
                 f"{', '.join(known)}"
             )
         if not self.data.validation_fraction:
             raise ValueError(
-                f"tune.metric='{tune.metric}' needs a validation split: set data.validation_fraction above 0"
+                f"tune.metric='{metric}' needs a validation split: set data.validation_fraction above 0"
             )
-        if tune.engine == "process" and self.scale.num_workers > 1:
-            raise ValueError(
-                f"tune.engine=process runs a trial in one process, and scale.num_workers={self.scale.num_workers}: "
-                "set tune.engine=auto"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_scheduler_that_fits(self) -> "SweepConfig":
+        tune = self.tune
         if tune.scheduler == "hyperband" and tune.search == "optuna":
             raise ValueError(
                 "tune.scheduler=hyperband halves a set of trials that must all be known beforehand, and "
@@ -139,38 +141,41 @@ class SweepConfig(RunConfig):
         return self
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
+        """Whether the metric is minimised or maximised."""
         return self.tune.mode or ("max" if is_higher_better(self.tune.metric) else "min")
 
     @property
     def domains(self) -> Space:
+        """The parsed space."""
         return parse_block(self.space)
 
     @property
     def is_distributed(self) -> bool:
-        return self.tune.engine == "distributed" or self.scale.num_workers > 1
+        """Whether each trial has Ray Train workers of its own; else it is one process, which is reused."""
+        return self.scale.num_workers > 1
 
     def trial(self, point: Point, repeat: int = 0, name: str | None = None) -> RunConfig:
         """Return the config of the trial at a point.
 
-        Its seed is a function of the sweep's and the point; its rows are split as those of all trials.
+        Its seed is a function of the sweep's seed, the point and the repeat; all trials hold out the same rows.
 
         Raises:
             ConfigError: the point is no valid config.
         """
-        base = {key: value for key, value in self.model_dump().items() if key in RunConfig.model_fields}
-        made: RunConfig = RunConfig.model_validate(base)
+        tree = {key: value for key, value in self.model_dump().items() if key in RunConfig.model_fields}
+        base: RunConfig = RunConfig.model_validate(tree)
         seeds = {"seed": point_seed(self.seed, point, repeat)}
         if self.data.split_seed is None:
             seeds["data.split_seed"] = self.seed
-        return made.replace({"run_name": name, "track.registered_model_name": None} | seeds | point)
+        return base.replace({"run_name": name, "track.registered_model_name": None} | seeds | point)
 
 
 def load_sweep(path: str | None, settings: Sequence[str]) -> SweepConfig:
     """Build the config of a sweep from a file and `key=value` or `key=range` settings.
 
     Ranges on the command line join those of the file's `space:` block. Where neither gives any, the default ones are
-    swept, less the keys that were given a value.
+    swept, except the keys that were given a value.
 
     Raises:
         ConfigError: a range, key or value is refused.
@@ -183,30 +188,31 @@ def load_sweep(path: str | None, settings: Sequence[str]) -> SweepConfig:
 
 
 def read_sweep(path: str | None, settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
-    """Return what a file and settings say, which no schema has seen yet.
+    """Return what a file and settings say, before any schema checks it.
 
     Returns:
-        values, as a nested mapping; ranges by key; the keys that settings gave a value, which are not swept.
+        values, as a nested mapping; ranges by key; the keys to which settings gave a value, which are not swept.
 
     Raises:
         ConfigError: the file does not parse, or a range breaks a rule of ranges.
     """
-    plain, ranges = [], {}
+    values, ranges = [], {}
     for setting in settings:
         key, sign, text = (part.strip() for part in setting.partition("="))
-        domain = parse_setting(key, text) if sign and key.partition(".")[0] not in OWN_KEYS else None
+        domain = parse_setting(key, text) if sign and key.partition(".")[0] not in SWEEP_KEYS else None
         if domain is None:
-            plain.append(setting)
+            values.append(setting)
         else:
             ranges[key] = describe_domain(domain)
-    tree = read(path, plain)
+    tree = read(path, values)
     block = parse_block(tree.pop("space", {}))
     space = {key: describe_domain(domain) for key, domain in block.items()} | ranges
-    fixed = {setting.partition("=")[0].strip() for setting in plain}
+    fixed = {setting.partition("=")[0].strip() for setting in values}
     return tree, space, fixed
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the values in a nested mapping."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Where the points of a sweep come from: drawn at random, all of a grid, or suggested by Optuna. Needs no Ray."""
+"""Where the points of a sweep come from: drawn at random, all of a grid, or suggested by Optuna. It needs no Ray."""
 
 import math
 from collections.abc import Sequence
@@ -20,25 +20,22 @@ from shoal.tune.space.domains import (
     RandInt,
     Space,
     Uniform,
+    is_domain,
     is_random,
     quantised,
 )
 from shoal.tune.space.sampling import grid_points, resolve, sample
+from shoal.tune.trials import Mode
 
 ENOUGH_TRIALS = 16
 
 
-def make_search(config: TuneConfig, space: Space, mode: str, seed: int) -> Search:
-    """Make the search a config names; points given come first, besides `num_samples`.
+def make_search(config: TuneConfig, space: Space, mode: Mode, seed: int) -> Search:
+    """Make the search a config names; its `points` come first and do not count in `num_samples`.
 
     Raises:
-        ConfigError: the space is not one that the search can use.
+        ConfigError: the search cannot use the space.
     """
-    if config.search == "bohb":
-        raise ConfigError(
-            "tune.search=bohb needs hpbandster, which was last released in 2018 and does not go with today's "
-            "ConfigSpace and NumPy: set tune.search=optuna and tune.scheduler=asha"
-        )
     if config.search == "optuna":
         return OptunaSearch(config, space, mode, seed)
     return Planned(planned_points(config, space, seed))
@@ -47,8 +44,11 @@ def make_search(config: TuneConfig, space: Space, mode: str, seed: int) -> Searc
 def planned_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
     """Return the points of a random or grid search.
 
-    A draw from the random ranges is tried at every point of the grids, as Ray Tune does with
-    `constant_grid_search`: what differs between two widths is then the width alone.
+    Each draw from the random ranges is tried at every point of the grids, as Ray Tune does with
+    `constant_grid_search`: two such points differ by the grid's keys alone, e.g. by the width.
+
+    Raises:
+        ConfigError: a grid search of random ranges, or several samples of grids alone.
     """
     given = [
         sample(space, _generator(seed, -1 - number), point) for number, point in enumerate(config.points)
@@ -73,11 +73,11 @@ def planned_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
 
 
 class OptunaSearch:
-    """Optuna's TPE sampler; lists are choices to it."""
+    """Optuna's TPE sampler (Bergstra et al. 2011); grids are categorical choices to it."""
 
     learns = True
 
-    def __init__(self, config: TuneConfig, space: Space, mode: str, seed: int) -> None:
+    def __init__(self, config: TuneConfig, space: Space, mode: Mode, seed: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -96,17 +96,14 @@ class OptunaSearch:
     def suggest(self, number: int) -> Point:
         asked = self._asked[number] = self._study.ask()
         point: Point = {}
-        later = [(key, domain) for key, domain in self._space.items() if isinstance(domain, By)]
-        for key, domain in self._space.items():
-            if not isinstance(domain, By):
-                point[key] = _ask(asked, key, domain)
-        for key, domain in later:
-            found = resolve(domain, point)
-            point[key] = _ask(asked, key, found) if isinstance(found, Domain) else found
+        # Conditional ranges come last: they depend on the other values.
+        for key, domain in sorted(self._space.items(), key=lambda item: isinstance(item[1], By)):
+            found = resolve(domain, point, key)
+            point[key] = _ask(asked, key, found) if is_domain(found) else found
         return point | (self._given[number] if number < len(self._given) else {})
 
     def tell(self, number: int, values: Sequence[float | None]) -> None:
-        """Hear what a point came to; one that is infeasible counts as the worst there is."""
+        """Report the values of a point's repeats; a point without any counts as infinitely bad."""
         known = [value for value in values if value is not None and math.isfinite(value)]
         self._study.tell(self._asked[number], float(np.mean(known)) if known else self._worst)
 
@@ -128,12 +125,12 @@ def _ask(asked: Any, key: str, domain: Domain) -> Any:
 
 
 def _encoded(space: Space, key: str, value: Any) -> Any:
-    """The value as Optuna is asked for it: of a list, the place in it."""
+    """Return a value as Optuna stores it: of a list, its index."""
     domain = space.get(key)
     is_listed = isinstance(domain, Grid | Choice) and value in domain.values
     return domain.values.index(value) if is_listed else value  # type: ignore[union-attr]
 
 
 def _generator(seed: int, number: int) -> np.random.Generator:
-    """A stream of its own for each draw: more samples leave earlier ones as they are."""
+    """Return an independent random stream for each draw, so that more samples do not change earlier ones."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, number % 2**64], dtype=np.uint64)))

@@ -41,7 +41,8 @@ from shoal.tune.space.domains import Grid, describe_domain
 from shoal.tune.trials import is_number
 from shoal.tune.validate import SweepPlan, validate_sweep
 from shoal.workflows.train import train
-from shoal.workflows.tune.sweep import finished_sweep, run_sweep
+from shoal.workflows.tune.result import finished_sweep
+from shoal.workflows.tune.sweep import run_sweep
 
 OCTAVES = range(-4, 5)  # of the rates tried by default, about the config's own
 

@@ -67,12 +67,13 @@ class Savings:
         }
 
 
-def busy_seconds(outcome: Mapping[str, Any]) -> float:
-    """Return the seconds of training that `outcome.json` or `result.json` tells of.
+def busy_seconds(seconds: float, shares: Mapping[str, float]) -> float:
+    """Return the seconds spent on training: without setup, and without waiting for a scheduler's decisions.
 
-    Those spent waiting for a scheduler's verdict are none, and those of getting ready are not in there.
+    Args:
+        seconds, shares: of an `Outcome` or a `TrainResult`; what was waited for is in no share.
     """
-    return float(outcome["seconds"] * sum(outcome["shares"].values()))
+    return seconds * sum(shares.values())
 
 
 def cost_of(rows: Sequence[TrialRow]) -> Cost:

@@ -130,7 +130,7 @@ class ScalingReport:
                     "scale": law.law.scale,
                     "exponent": law.law.exponent,
                     "floor": law.law.floor,
-                    "interval": law.law.interval,
+                    "interval": list(law.law.interval) if law.law.interval else None,
                     "confidence": CONFIDENCE,
                     "held_out_width": law.width,
                     "predicted": law.predicted,

@@ -1,8 +1,15 @@
 """A sweep from its plan to its result.
 
-- `sweep`: the driver: carries out what the engine decides
-- `trial_progress`, `trial_history`: what is known of a trial, and what an earlier attempt left of it
+- `sweep`: the workflow: opens what a sweep needs, runs the loop, finishes
+- `loop`: THE LOOP: the engine's decisions go to the actors, the actors' events to the engine
+- `state`: what is known of all trials; `trial_progress`: of one
+- `trial_lifecycle`: how a trial is opened, replayed, started and closed
+- `trial_events`: what the driver does about each event of a trial's process
+- `trial_history`: what an earlier attempt left of a trial
+- `stopping`: how a trial is stopped
+- `retention`: whose checkpoints are kept
 - `exploit`: a trial goes on from another's checkpoint (population based training)
-- `mlflow_metadata`: what MLflow is told of a sweep
+- `result`: the best model and `result.json`
+- `mlflow_metadata`: what MLflow receives of a sweep besides metrics
 - `forecast`, `probe`: what a sweep would cost
 """

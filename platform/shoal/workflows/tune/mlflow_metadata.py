@@ -1,35 +1,34 @@
-"""What MLflow is told of a sweep besides its metrics: the space among its params, its best trial among its tags."""
-
-from typing import Any
+"""What MLflow receives of a sweep besides metrics: the space among its params, the best trial among its tags."""
 
 from shoal.data.dataset_info import DatasetInfo
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
-from shoal.storage.records import TrialRow
-from shoal.storage.run_folder import METADATA, RunFolder
+from shoal.storage.records import Metadata, TrialRow
+from shoal.storage.run_folder import RunFolder
 from shoal.tune.validate import SweepPlan
 
 
-def sweep_metadata(plan: SweepPlan, dataset_info: DatasetInfo) -> dict[str, Any]:
+def sweep_metadata(plan: SweepPlan, dataset_info: DatasetInfo) -> Metadata:
     """Return what is known before the first trial."""
     base, tune = plan.base, plan.config.tune
-    metadata = run_metadata(base.config, dataset_info, base.size or measure_model(base.config, dataset_info))
-    metadata["params"] |= dict(plan.config.space) | {
-        f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")
-    }
-    del metadata["params"]["model.parameters"]
-    metadata["tags"] |= {"shoal.trials": plan.total, "shoal.sweep": "true"}
-    return metadata
+    size = base.size or measure_model(base.config, dataset_info)
+    metadata = Metadata.model_validate(run_metadata(base.config, dataset_info, size))
+    params = metadata.params | plan.config.space
+    params |= {f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")}
+    del params["model.parameters"]  # differs between trials
+    tags = metadata.tags | {"shoal.trials": plan.total, "shoal.sweep": "true"}
+    return metadata.model_copy(update={"params": params, "tags": tags})
 
 
 def add_best(folder: RunFolder, metric: str, won: TrialRow, run_id: str | None, note: str) -> None:
-    """Add which trial is best; a later attempt may find a better one, so it is tags that say it."""
-    metadata = folder.read_json(METADATA)
-    metadata["tags"] |= {f"best.{key}": value for key, value in won.params.items()}
-    metadata["tags"] |= {
+    """Add the best trial as tags: MLflow's params cannot change, and a later attempt may find a better one."""
+    metadata = folder.load(Metadata)
+    assert metadata is not None, "it is written before the first trial"
+    tags = metadata.tags | {f"best.{key}": value for key, value in won.params.items()}
+    tags |= {
         "best.trial": won.name,
         f"best.{metric.replace('/', '_')}": won.metric,
         "best.run_id": run_id,
         "mlflow.note.content": note,
     }
-    folder.write_json(METADATA, metadata)
+    folder.save(metadata.model_copy(update={"tags": tags}))

@@ -1,20 +1,33 @@
-"""What a sweep's driver knows of one trial besides the engine, and the row and result it makes of it."""
+"""What a sweep's driver knows of one trial besides the engine, and the row and the result made from it."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from shoal.models.flops import training_flops
 from shoal.runs.config import RunConfig
-from shoal.runs.worker import OUTCOME
-from shoal.storage.records import TrialRow
-from shoal.storage.run_folder import ERROR, METADATA, RunFolder
+from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrialResult, TrialRow
+from shoal.storage.run_folder import RunFolder
 from shoal.tune.analysis.mup_transfer import busy_seconds
 from shoal.tune.engine import Decision, Trial
+
+# MLflow's status by the outcome of a trial; all others FAILED.
+MLFLOW_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "killed": "KILLED"}
 
 
 @dataclass
 class TrialProgress:
-    """Where a trial stands; times are seconds since the sweep began."""
+    """The progress of one trial.
+
+    Attributes:
+        curve: (step, value of the metric) of each evaluation.
+        began_s, ended_s: seconds since the sweep began.
+        seconds: of work, over all attempts.
+        times_lost: how often this attempt lost the trial's process.
+        outcome: finished, stopped, infeasible, failed or killed, once its records are closed.
+        is_replayed: whether its reports come from an earlier attempt's journal.
+        is_freed: whether its checkpoints were deleted.
+        parameters, flops, training_s: of the model and its training, once known.
+        decisions: of the scheduler, by the step of the report.
+    """
 
     config: RunConfig
     folder: RunFolder
@@ -22,25 +35,30 @@ class TrialProgress:
     began_s: float | None = None
     ended_s: float | None = None
     seconds: float = 0.0
-    losses: int = 0
+    times_lost: int = 0
     node: str | None = None
     outcome: str | None = None
     reason: str | None = None
-    error: dict[str, Any] | None = None
-    is_replayed: bool = False  # its reports come from an earlier attempt's journal
+    error: ErrorRecord | None = None
+    is_replayed: bool = False
     is_freed: bool = False
     parameters: int | None = None
     flops: int | None = None
     training_s: float | None = None
-    decisions: dict[int, Decision] = field(default_factory=dict)  # by the step they were given for
+    decisions: dict[int, Decision] = field(default_factory=dict)
 
-    def weigh(self, result: dict[str, Any]) -> None:
-        """Take over from a trial's result how large its model is and what training it took."""
-        model, samples = result.get("model"), result.get("samples_seen")
-        if model:
-            self.parameters = model["parameters"]
-            self.flops = training_flops(model["flops_per_sample"], samples) if samples else None
-            self.training_s = result.get("training_seconds")
+    def add_value(self, step: int, value: float) -> None:
+        """Add an evaluation to the curve, unless it repeats an earlier one after a lost process."""
+        if not self.curve or step > self.curve[-1][0]:
+            self.curve.append((step, value))
+
+    def set_cost(self, result: TrialResult) -> None:
+        """Take the size of the model and the cost of its training from a result."""
+        if result.model:
+            self.parameters = result.model.parameters
+            samples = result.samples_seen
+            self.flops = training_flops(result.model.flops_per_sample, samples) if samples else None
+            self.training_s = result.training_seconds
 
     def row(self, trial: Trial) -> TrialRow:
         """Return the trial as a row of the sweep's table."""
@@ -59,8 +77,8 @@ class TrialProgress:
             curve=tuple(self.curve),
             reason=self.reason,
             node=self.node,
-            error=f"{error['type']}: {error['message'].splitlines()[0]}" if error else None,
-            log=f"{self.folder.uri}/{ERROR}" if error else None,
+            error=f"{error.type}: {error.message.splitlines()[0]}" if error else None,
+            log=f"{self.folder.uri}/{ErrorRecord.file}" if error else None,
             repeat=trial.repeat,
             point=trial.point_number,
             parameters=self.parameters,
@@ -68,27 +86,28 @@ class TrialProgress:
             training_s=self.training_s,
         )
 
-    def result(self, trial: Trial, metric: str, outcome: str, status: str) -> dict[str, Any]:
-        """Return what the `result.json` of a trial that ended holds."""
-        done = self.folder.read_json(OUTCOME) or {}
-        return {
-            "status": status,
-            "outcome": outcome,
-            "reason": self.reason,
-            "run_name": trial.name,
-            "run_folder": self.folder.uri,
-            "params": trial.point,
-            "repeat": trial.repeat,
-            "metric": metric,
-            "value": self.curve[-1][1] if self.curve else None,
-            "metrics": done.get("progress", {}).get("metrics", {}) | done.get("test_metrics", {}),
-            "steps": done.get("progress", {}).get("step"),
-            "samples_seen": done.get("progress", {}).get("samples"),
-            "model": (self.folder.read_json(METADATA) or {}).get("model"),
-            "seconds": self.seconds,
-            "training_seconds": busy_seconds(done) if done else None,
-            "began_s": self.began_s,
-            "ended_s": self.ended_s,
-            "node": self.node,
-            "error": self.error,
-        }
+    def result(self, trial: Trial, metric: str, outcome: str) -> TrialResult:
+        """Return what the `result.json` of an ended trial holds."""
+        trained, metadata = self.folder.load(Outcome), self.folder.load(Metadata)
+        at = trained.progress if trained else None
+        return TrialResult(
+            status=MLFLOW_STATUS.get(outcome, "FAILED"),
+            outcome=outcome,
+            reason=self.reason,
+            run_name=trial.name,
+            run_folder=self.folder.uri,
+            params=trial.point,
+            repeat=trial.repeat,
+            metric=metric,
+            value=self.curve[-1][1] if self.curve else None,
+            metrics=dict(trained.progress.metrics | trained.test_metrics) if trained else {},
+            steps=at.step if at else None,
+            samples_seen=at.samples if at else None,
+            model=metadata.model if metadata else None,
+            seconds=self.seconds,
+            training_seconds=busy_seconds(trained.seconds, trained.shares) if trained else None,
+            began_s=self.began_s,
+            ended_s=self.ended_s,
+            node=self.node,
+            error=self.error,
+        )

@@ -1,0 +1,141 @@
+"""How a trial of a sweep is stopped.
+
+- By its scheduler, at an evaluation (`TrialEvents`, and `TrialLifecycle` for replayed reports), or while it is paused
+  (`close_abandoned`); `stop_reason` says why.
+- By the user: SIGINT and SIGTERM write the stop file, and the sweep is interrupted (`check_stop_file`).
+- By `tune.time_budget_s`: the sweep finishes with the trials that have ended (`check_time_budget`).
+- Because the first trials all failed with the same error: the sweep fails with it (`check_failures`).
+
+The last three interrupt every running trial, which writes a checkpoint and ends; the same command resumes it.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
+from shoal.cluster.trial_actor import TrialEnded
+from shoal.errors import Interrupted, TrainingError
+from shoal.runs.lifecycle import request_stop
+from shoal.storage.records import ErrorRecord
+from shoal.storage.run_folder import STOP
+from shoal.tune.config import TuneConfig
+from shoal.tune.engine import Engine, Trial
+from shoal.workflows.tune.state import SweepState
+
+logger = logging.getLogger(__name__)
+
+EVENT_WAIT_S = 0.25
+STOP_PATIENCE_S = 30.0
+# If this many trials fail with the same error and none has ended otherwise, the error is the user's, not the point's.
+SAME_FAILURES = 3
+
+BUDGET_REASON = "the time budget ended"
+
+
+def stop_reason(trial: Trial, tune: TuneConfig) -> str:
+    """Return why a trial that its scheduler stopped ended."""
+    value = f"{trial.value:.6g}" if trial.value is not None else "nothing"
+    return f"stopped by {tune.scheduler} at evaluation {trial.iteration} with {tune.metric} {value}"
+
+
+class Stopping:
+    """Decides when trials are interrupted, and interrupts them."""
+
+    def __init__(
+        self,
+        state: SweepState,
+        engine: Engine,
+        pool: ActorPool[Trial],
+        handle: Callable[[Trial, Event], None],
+        close: Callable[[Trial, str], None],
+        on_interrupt: Callable[[], None],
+    ) -> None:
+        """Set up.
+
+        Args:
+            handle: `TrialEvents.handle`, for the events that come while trials are interrupted.
+            close: `TrialLifecycle.close`.
+            on_interrupt: called when the stop file is found, before trials are interrupted.
+        """
+        self._state, self._engine, self._pool = state, engine, pool
+        self._handle, self._close, self._on_interrupt = handle, close, on_interrupt
+
+    def close_abandoned(self) -> None:
+        """Close the paused trials that the scheduler stopped, once no process writes their checkpoints any more."""
+        for trial, progress in self._state.progress.items():
+            if trial.has_ended and progress.outcome is None and not self._pool.holds(trial):
+                self._close(trial, stop_reason(trial, self._state.config.tune))
+
+    def check_stop_file(self) -> None:
+        """End the sweep if the user asked for it.
+
+        Raises:
+            Interrupted: after all trials have ended.
+        """
+        if self._state.folder.exists(STOP):
+            self._on_interrupt()
+            self._interrupt_trials()
+            ended, total = self._state.ended, self._state.plan.total
+            raise Interrupted(f"interrupted after {ended} of {total} trials; the same command resumes there")
+
+    def check_time_budget(self) -> None:
+        """End all trials once `tune.time_budget_s` has passed, and plan no more."""
+        state, budget = self._state, self._state.config.tune.time_budget_s
+        if budget is None or state.is_out_of_time or time.time() - state.attempt_started < budget:
+            return
+        logger.warning(
+            "tune.time_budget_s=%g is over: running trials write a checkpoint; the same command goes on",
+            budget,
+        )
+        state.is_out_of_time = True
+        self._interrupt_trials()
+        self._engine.close("killed")
+        for trial, progress in state.progress.items():
+            if trial.outcome == "killed" and progress.ended_s is None:
+                self._close(trial, BUDGET_REASON)
+
+    def check_failures(self, event: Event) -> None:
+        """After a trial that failed, end the sweep if every trial so far failed with the same error.
+
+        Raises:
+            TrainingError: with that error, after all trials have ended.
+        """
+        if not isinstance(event, TrialEnded) or event.how not in ("failed", "infeasible"):
+            return
+        state = self._state
+        ended = [trial for trial in self._engine.trials if trial.has_ended and trial in state.progress]
+        errors = [state.progress[trial].error for trial in ended if trial.outcome == "failed"]
+        if len(errors) < min(SAME_FAILURES, state.plan.total) or len(errors) < len(ended):
+            return
+        first = errors[0]
+        if first and all(
+            error and (error.type, error.where) == (first.type, first.where) for error in errors
+        ):
+            self._interrupt_trials()
+            failure = TrainingError(
+                f"all of the first {len(errors)} trials failed alike: {first.type}: {first.message} "
+                f"({first.where}): fix it; the same command goes on. Traceback: "
+                f"{state.progress[ended[0]].folder.uri}/{ErrorRecord.file}"
+            )
+            failure.exit_code = first.exit_code
+            raise failure
+
+    def _interrupt_trials(self) -> None:
+        """Have every running trial write a checkpoint and end, and wait for it."""
+        progress = self._state.progress
+        running = {trial for trial in progress if trial.is_busy and not progress[trial].is_replayed}
+        for trial in running:
+            request_stop(progress[trial].folder, "SIGTERM")
+            self._pool.answer(trial, "pause")  # for one that waits at a report and does not look for the file
+        until = time.monotonic() + STOP_PATIENCE_S
+        while running and time.monotonic() < until:
+            for trial, event in self._pool.wait(EVENT_WAIT_S):
+                if isinstance(event, TrialEnded) and event.how == "pause":
+                    event = replace(event, how="interrupted")
+                if isinstance(event, TrialEnded | ActorLost):
+                    running.discard(trial)
+                if not isinstance(event, ActorLost):
+                    self._handle(trial, event)
+                    self.check_failures(event)
