@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
-from shoal.tune.engine import Decision
+from shoal.training.loop import Decision
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Ray Tune's schedulers for the sweep engine: which trials are stopped, paused, or go on from another's weights.
 
 They are Ray Tune's own classes, called as Ray Tune's controller calls them; what they ask of a controller and its
-trials is answered from the engine's. Time is counted in evaluations (`training_iteration`). Their random choices
-come from a state of their own, a function of the sweep's seed.
+trials is answered from the engine's. Time is counted in evaluations (`training_iteration`). Their random choices use a
+random state of their own, which depends on the sweep's seed alone.
 """
 
 import logging
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from shoal.training.loop import Decision
 from shoal.tune.config import TuneConfig
-from shoal.tune.engine import Clone, Decision, Report, Scheduler, Trial
+from shoal.tune.engine import PendingExploit, Report, Scheduler, Trial
 from shoal.tune.space.domains import (
     Choice,
     Domain,
@@ -30,18 +31,19 @@ from shoal.tune.space.domains import (
 )
 from shoal.tune.trials import Mode
 
-# A trial is first judged after a ninth of its evaluations, then at thrice as many: three rungs, a third goes on.
-REDUCTION = 3
-# Population based training exchanges weights this often in a trial's life.
-EXCHANGES = 5
+# ASHA first decides after a ninth of a trial's evaluations, then after three times as many: three rungs, and a third of
+# the trials goes on from each.
+REDUCTION_FACTOR = 3
+# How often a trial of population based training may exploit another.
+EXPLOITS_PER_TRIAL = 5
 
-VERDICTS: dict[str, Decision] = {"CONTINUE": "continue", "NOOP": "pause", "STOP": "stop", "PAUSE": "pause"}
+DECISIONS: dict[str, Decision] = {"CONTINUE": "continue", "NOOP": "pause", "STOP": "stop", "PAUSE": "pause"}
 
 
 class Fifo:
-    """No scheduler: trials run in their order, each to its end."""
+    """No early stopping: trials run in their order, each to its end."""
 
-    waits_for_decision = is_ordered = False
+    is_ordered = False
 
     def __init__(self) -> None:
         self._waiting: list[Trial] = []
@@ -65,20 +67,20 @@ class Fifo:
     def take_stopped(self) -> list[Trial]:
         return []
 
-    def take_clones(self) -> list[Clone]:
+    def take_exploits(self) -> list[PendingExploit]:
         return []
 
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Stands for a checkpoint: whose, and of which evaluation."""
+    """The checkpoint of a trial at an evaluation, where Ray Tune keeps a checkpoint."""
 
     trial: Trial
     report: Report
 
 
 class TuneTrial:
-    """What Ray Tune's schedulers see of a trial."""
+    """A trial as Ray Tune's schedulers see it."""
 
     is_saving = False
     temporary_state = SimpleNamespace(saving_to=None)
@@ -110,17 +112,14 @@ class TuneTrial:
 
 
 class TuneSchedulerAdapter:
-    """One of Ray Tune's schedulers."""
-
-    waits_for_decision = True
+    """One of Ray Tune's schedulers, as the engine calls it; to the scheduler it is Ray Tune's controller."""
 
     def __init__(self, scheduler: Any, is_ordered: bool, seed: int, searcher: Any = None) -> None:
         self.is_ordered = is_ordered
         self._scheduler = scheduler
         self._trials: dict[Trial, TuneTrial] = {}
         self._stopped: list[Trial] = []
-        self._random = _RandomState(seed)
-        # The parts of Ray Tune's controller that schedulers call.
+        self._random = _RandomStates(seed)
         self.search_alg = SimpleNamespace(searcher=searcher) if searcher else None
 
     def add(self, trial: Trial) -> None:
@@ -132,7 +131,7 @@ class TuneSchedulerAdapter:
         ray_trial = self._trials[trial]
         with self._random.in_force():
             decision = self._scheduler.on_trial_result(self, ray_trial, _result(report))
-        return VERDICTS[decision]
+        return DECISIONS[decision]
 
     def complete(self, trial: Trial, report: Report) -> None:
         with self._random.in_force():
@@ -151,7 +150,7 @@ class TuneSchedulerAdapter:
         stopped, self._stopped = self._stopped, []
         return stopped
 
-    def take_clones(self) -> list[Clone]:
+    def take_exploits(self) -> list[PendingExploit]:
         return []
 
     def get_trials(self) -> list[TuneTrial]:
@@ -165,41 +164,43 @@ class TuneSchedulerAdapter:
         self._stopped.append(ray_trial.trial)
 
 
-class Median(TuneSchedulerAdapter):
-    """Ray Tune's median stopping rule, without pauses: where too little is known, a trial goes on."""
+class MedianStopping(TuneSchedulerAdapter):
+    """Ray Tune's median stopping rule without pauses: while there are too few results, a trial goes on."""
 
     def get_live_trials(self) -> list[TuneTrial]:
         return []
 
 
 class Population(TuneSchedulerAdapter):
-    """Ray Tune's population based training, synchronous: all trials of a population meet at each exchange."""
+    """Ray Tune's population based training, synchronous: at each perturbation interval all trials are paused."""
 
     def __init__(self, scheduler: Any, seed: int) -> None:
         super().__init__(scheduler, is_ordered=False, seed=seed)
-        self._clones: list[Clone] = []
+        self._exploits: list[PendingExploit] = []
 
     def decide(self, trial: Trial, report: Report) -> Decision:
         ray_trial = self._trials[trial]
         ray_trial.checkpoint = CheckpointRef(trial, report)
         before = {other: other.config for other in self._trials.values()}
-        # At an exchange every trial is paused; the one that is heard last is no exception.
+        # Ray Tune decides when all trials are paused; the one that reports last must count as paused too.
         trial.status = "PAUSED"
         decision = super().decide(trial, report)
         if decision == "continue":
             trial.status = "RUNNING"
-        self._clones += [_clone(other) for other, config in before.items() if other.config is not config]
+        self._exploits += [
+            _pending_exploit(other) for other, config in before.items() if other.config is not config
+        ]
         return decision
 
-    def take_clones(self) -> list[Clone]:
-        clones, self._clones = self._clones, []
-        return clones
+    def take_exploits(self) -> list[PendingExploit]:
+        exploits, self._exploits = self._exploits, []
+        return exploits
 
 
 class Populations:
-    """A population for each value of what weights cannot be carried across, such as the width."""
+    """A population for each combination of the keys that weights cannot be copied across, such as the width."""
 
-    waits_for_decision, is_ordered = True, False
+    is_ordered = False
 
     def __init__(self, make: Callable[[int], Population], mutable: frozenset[str]) -> None:
         self._make, self._mutable = make, mutable
@@ -227,8 +228,8 @@ class Populations:
     def take_stopped(self) -> list[Trial]:
         return [trial for population in self._by_key.values() for trial in population.take_stopped()]
 
-    def take_clones(self) -> list[Clone]:
-        return [clone for population in self._by_key.values() for clone in population.take_clones()]
+    def take_exploits(self) -> list[PendingExploit]:
+        return [decision for population in self._by_key.values() for decision in population.take_exploits()]
 
     def _of(self, trial: Trial) -> Population:
         return self._by_key[self._key(trial)]
@@ -239,36 +240,40 @@ class Populations:
 
 
 def make_scheduler(config: TuneConfig, space: Space, mode: Mode, iterations: int, seed: int) -> Scheduler:
-    """Make the scheduler a config names.
+    """Make the scheduler that a config names.
 
     Args:
-        iterations: evaluations of the longest trial.
+        iterations: number of evaluations of the longest trial.
     """
     if config.scheduler == "none":
         return Fifo()  # without the seconds that importing Ray Tune takes
     from ray.tune import schedulers as ray_schedulers
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # HyperBand tells of each bracket it has no use for
+    logging.getLogger("ray.tune").setLevel(
+        logging.ERROR
+    )  # HyperBand warns of each bracket that it does not fill
     common: dict[str, Any] = {"time_attr": "training_iteration", "metric": "value", "mode": mode}
     match config.scheduler:
         case "asha":
             asha = ray_schedulers.ASHAScheduler(
                 max_t=iterations,
-                grace_period=max(1, iterations // REDUCTION**2),
-                reduction_factor=REDUCTION,
+                grace_period=max(1, iterations // REDUCTION_FACTOR**2),
+                reduction_factor=REDUCTION_FACTOR,
                 **common,
             )
             return TuneSchedulerAdapter(asha, is_ordered=True, seed=seed)
         case "median":
-            grace = max(1, iterations // REDUCTION**2)
+            grace = max(1, iterations // REDUCTION_FACTOR**2)
             median = ray_schedulers.MedianStoppingRule(grace_period=grace, **common)
-            return Median(median, is_ordered=True, seed=seed)
+            return MedianStopping(median, is_ordered=True, seed=seed)
         case "hyperband":
-            band = ray_schedulers.HyperBandScheduler(max_t=iterations, reduction_factor=REDUCTION, **common)
+            band = ray_schedulers.HyperBandScheduler(
+                max_t=iterations, reduction_factor=REDUCTION_FACTOR, **common
+            )
             return TuneSchedulerAdapter(band, is_ordered=False, seed=seed)
         case "pbt":
             mutable = {key: domain for key, domain in space.items() if key.startswith("optim.")}
-            every = max(1, iterations // EXCHANGES)
+            every = max(1, iterations // EXPLOITS_PER_TRIAL)
             return Populations(
                 lambda number: _population(mutable, every, common, seed + number), frozenset(mutable)
             )
@@ -289,9 +294,9 @@ def _population(mutable: Mapping[str, Domain], every: int, common: dict[str, Any
     return Population(scheduler, seed)
 
 
-def _clone(ray_trial: TuneTrial) -> Clone:
+def _pending_exploit(ray_trial: TuneTrial) -> PendingExploit:
     ref = ray_trial.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint
-    return Clone(ray_trial.trial, ref.trial, ref.report, dict(ray_trial.config))
+    return PendingExploit(ray_trial.trial, ref.trial, ref.report, dict(ray_trial.config))
 
 
 def _mutation(domain: Domain) -> Any:
@@ -312,7 +317,7 @@ def _mutation(domain: Domain) -> Any:
 
 
 def _within(point: Point, mutable: Mapping[str, Domain]) -> Point:
-    """Keep what was perturbed inside its range, as plain numbers."""
+    """Clip perturbed values to their ranges, as plain numbers."""
     kept = dict(point)
     for key, domain in mutable.items():
         if isinstance(domain, LogUniform | Uniform | QUniform):
@@ -326,8 +331,8 @@ def _result(report: Report) -> dict[str, Any]:
     return {"training_iteration": report.iteration, "value": report.value}
 
 
-class _RandomState:
-    """Random states that are in force while a scheduler is called, and nowhere else."""
+class _RandomStates:
+    """Random states that are in force while a scheduler is called, and only then."""
 
     def __init__(self, seed: int) -> None:
         self._python = random.Random(seed).getstate()

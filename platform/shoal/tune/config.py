@@ -1,4 +1,4 @@
-"""The config of a sweep: that of a run, with the ranges of `space` and the keys of `tune`; makes each trial's config."""
+"""The config of a sweep: that of a run with the ranges of `space` and the section `tune`; makes each trial's config."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal

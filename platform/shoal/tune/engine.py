@@ -1,13 +1,13 @@
-"""The order of a sweep: which trial runs next, and when a report of one may be judged. No Ray, no clock, no files.
+"""The order of a sweep: which trial runs next, and when its report is decided on. No Ray, no clock, no files.
 
-A sweep is a pure function of its points and of what its trials report. To keep it one whatever the number of
-trials side by side, a scheduler that compares a trial with those before it (ASHA, median stopping) hears reports
-in the order in which a sweep of one trial at a time would bring them: the report of trial n at iteration t is
-judged once every earlier trial has been judged at t or has ended. A searcher that learns (Optuna) hears of points in
-their order, and point n is asked for knowing exactly the points up to n - lag, whichever end first.
+A sweep is a pure function of its points and of what its trials report, whatever the number of trials side by side. For
+that, a scheduler that compares a trial with those before it (ASHA, median stopping) receives reports in the order in
+which a sweep of one trial at a time would bring them: the report of trial n at iteration t is decided on once every
+earlier trial has been decided on at t or has ended. A search that learns (Optuna) is told the results of points in
+their order, and is asked for point n when it knows exactly the points up to n - lag, whichever end first.
 
-A sweep that is resumed runs through the very same steps. Reports which an earlier attempt left in a trial's journal are
-looked at before the trial is run, so that what was done is not done again.
+A resumed sweep goes through the same steps. The reports that an earlier attempt left in a trial's journal are replayed
+before the trial is run, so that nothing is trained twice.
 """
 
 from collections import deque
@@ -15,38 +15,54 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from shoal.training.loop import Decision
 from shoal.tune.space.domains import Point
 
-# How far behind the newest point a searcher is kept: so many trials may run side by side and not change a point.
+# How many points a search that learns is behind the newest one: that many trials may run side by side and change no
+# point.
 LAG = 8
 
-Decision = Literal["continue", "stop", "pause"]
-Status = Literal["PENDING", "RUNNING", "PAUSED", "TERMINATED", "ERROR"]  # Ray Tune's words
+TrialStatus = Literal["PENDING", "RUNNING", "PAUSED", "TERMINATED", "ERROR"]  # Ray Tune's words
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial measured at an evaluation."""
+    """An evaluation of a trial.
 
-    iteration: int  # evaluations so far, from 1
+    Attributes:
+        iteration: number of the evaluation, from 1.
+        step: optimiser steps so far.
+        value: of the metric that is tuned.
+    """
+
+    iteration: int
     step: int
     value: float
 
 
 @dataclass(eq=False)
 class Trial:
-    """One trial, as the engine sees it."""
+    """One trial, as the engine sees it.
+
+    Attributes:
+        point_number, repeat: which point of the search, and which of its seeds.
+        is_busy: whether a process works on it, or its records are replayed.
+        reports: those that were decided on.
+        recorded: reports of an earlier attempt that are not decided on yet.
+        recorded_outcome: how it ended in an earlier attempt.
+        outcome: finished, stopped, infeasible, failed or killed, once it has ended.
+    """
 
     number: int
     point: Point
     point_number: int
     repeat: int = 0
-    status: Status = "PENDING"
-    is_busy: bool = False  # a process is at it
-    reports: list[Report] = field(default_factory=list)  # judged ones
-    recorded: deque[Report] = field(default_factory=deque)  # of an earlier attempt, not yet judged
-    recorded_end: str | None = None  # how it ended in an earlier attempt
-    outcome: str | None = None  # finished, stopped, infeasible, failed, killed
+    status: TrialStatus = "PENDING"
+    is_busy: bool = False
+    reports: list[Report] = field(default_factory=list)
+    recorded: deque[Report] = field(default_factory=deque)
+    recorded_outcome: str | None = None
+    outcome: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,39 +74,49 @@ class Trial:
 
     @property
     def iteration(self) -> int:
+        """The last evaluation that was decided on; 0 before the first."""
         return self.reports[-1].iteration if self.reports else 0
 
     @property
     def value(self) -> float | None:
+        """The metric at that evaluation."""
         return self.reports[-1].value if self.reports else None
 
 
 @dataclass(frozen=True)
-class Clone:
-    """A trial goes on from another's weights at a point of its own (population based training)."""
+class PendingExploit:
+    """A trial shall go on from another's weights at a new point (population based training).
+
+    Attributes:
+        report: of the source, at the evaluation at which both are paused.
+        point: the trial's new one.
+    """
 
     trial: Trial
     source: Trial
-    report: Report  # the source's, at which both stand
+    report: Report
     point: Point
 
 
 class Scheduler(Protocol):
-    """What the engine asks of a scheduler; `shoal.cluster.tune_schedulers` has Ray Tune's."""
+    """What the engine asks of a scheduler; `shoal.cluster.tune_schedulers` adapts Ray Tune's.
 
-    waits_for_decision: bool  # whether trials wait for a verdict at each evaluation
-    is_ordered: bool  # whether a verdict depends on which trials were heard before
+    Attributes:
+        is_ordered: whether a decision depends on the reports before it, so that their order matters.
+    """
+
+    is_ordered: bool
 
     def add(self, trial: Trial) -> None: ...
 
     def decide(self, trial: Trial, report: Report) -> Decision: ...
 
     def complete(self, trial: Trial, report: Report) -> None:
-        """Hear that a trial came to its end."""
+        """Note the last report of a trial that finished."""
         ...
 
     def drop(self, trial: Trial) -> None:
-        """Hear that a trial failed."""
+        """Note that a trial failed."""
         ...
 
     def choose(self) -> Trial | None:
@@ -98,29 +124,33 @@ class Scheduler(Protocol):
         ...
 
     def take_stopped(self) -> list[Trial]:
-        """Return the paused trials that it gave up since the last call."""
+        """Return the paused trials that it stopped since the last call."""
         ...
 
-    def take_clones(self) -> list[Clone]:
-        """Return the exchanges that it ordered since the last call."""
+    def take_exploits(self) -> list[PendingExploit]:
+        """Return the exploits that it decided on since the last call."""
         ...
 
 
 class Search(Protocol):
-    """Where points come from, one by one."""
+    """Where points come from, one by one.
+
+    Attributes:
+        learns: whether a point depends on the results of earlier ones.
+    """
 
     total: int
-    learns: bool  # whether a point depends on what earlier ones came to
+    learns: bool
 
     def suggest(self, number: int) -> Point: ...
 
     def tell(self, number: int, values: Sequence[float | None]) -> None:
-        """Hear what the repeats of a point came to; None for one that failed."""
+        """Report the values of a point's repeats; None for one that failed."""
         ...
 
 
-class Planned:
-    """Points that are all known beforehand."""
+class PlannedSearch:
+    """A search of points that are all known in advance."""
 
     learns = False
 
@@ -136,7 +166,13 @@ class Planned:
 
 
 class Engine:
-    """Holds the trials of a sweep and says what to do next."""
+    """Holds the trials of a sweep and says what to do next.
+
+    Attributes:
+        trials: those that have been asked for, by number.
+        is_impatient: set by the driver when nothing has moved for long: reports then no longer wait for trials that
+            no process works on.
+    """
 
     def __init__(
         self,
@@ -149,17 +185,18 @@ class Engine:
         """Set up a sweep.
 
         Args:
-            lag: how many points behind a searcher that learns is kept, at least the number of trials side by side.
-            restore: fills a new trial's `recorded` and `recorded_end` from an earlier attempt.
+            repeat: trials per point, with different seeds.
+            lag: how many points behind a search that learns is kept, at least the number of trials side by side.
+            restore: fills in a new trial's `recorded` and `recorded_outcome` from an earlier attempt.
         """
         self.trials: list[Trial] = []
-        self.clones: list[Clone] = []
-        self.is_impatient = False  # whether trials that nobody can run are no longer waited for
+        self.is_impatient = False
         self._search, self._scheduler, self._repeat, self._restore = search, scheduler, repeat, restore
         self._lag = lag
-        self._told = 0
-        self._waiting: list[tuple[Trial, Report, bool]] = []
-        self._closed = False
+        self._points_told = 0
+        self._undecided: list[tuple[Trial, Report, bool]] = []
+        self._exploits: list[PendingExploit] = []
+        self._is_closed = False
 
     @property
     def total(self) -> int:
@@ -167,21 +204,21 @@ class Engine:
 
     @property
     def has_ended(self) -> bool:
-        is_complete = self._closed or len(self.trials) == self.total
-        return is_complete and not self._waiting and all(trial.has_ended for trial in self.trials)
+        is_complete = self._is_closed or len(self.trials) == self.total
+        return is_complete and not self._undecided and all(trial.has_ended for trial in self.trials)
 
     def close(self, outcome: str) -> None:
         """Ask for no further points, and end what has not begun or is paused."""
-        self._closed = True
+        self._is_closed = True
         for trial in self.trials:
             if not trial.has_ended and not trial.is_busy:
                 self._end(trial, outcome)
-        self._waiting = [entry for entry in self._waiting if not entry[0].has_ended]
+        self._undecided = [entry for entry in self._undecided if not entry[0].has_ended]
 
     def choose(self) -> Trial | None:
         """Return the next trial to run, marked as running; None when there is none at present."""
-        self._fill()
-        if self.clones or self._closed:
+        self._add_trials()
+        if self._exploits or self._is_closed:
             return None
         trial = self._scheduler.choose()
         if trial is None or trial.is_busy:
@@ -190,55 +227,55 @@ class Engine:
         return trial
 
     def report(self, trial: Trial, report: Report, is_last: bool = False) -> None:
-        """Hear a report that waits for its verdict; the last one of a trial waits for none."""
-        self._waiting.append((trial, report, is_last))
+        """Take a report, which waits for its decision; with its last one a trial is finished."""
+        self._undecided.append((trial, report, is_last))
 
     def decisions(self) -> list[tuple[Trial, Decision]]:
-        """Return the verdicts that can be given now."""
-        given: list[tuple[Trial, Decision]] = []
-        is_moving = True
-        while is_moving:
-            is_moving = False
-            for entry in sorted(self._waiting, key=lambda entry: (entry[1].iteration, entry[0].number)):
+        """Return the decisions that can be made now."""
+        decided: list[tuple[Trial, Decision]] = []
+        has_moved = True
+        while has_moved:
+            has_moved = False
+            for entry in sorted(self._undecided, key=lambda entry: (entry[1].iteration, entry[0].number)):
                 trial, report, is_last = entry
-                if not self._may_judge(trial, report):
+                if not self._may_decide(trial, report):
                     continue
-                is_moving = True
-                self._waiting.remove(entry)
+                has_moved = True
+                self._undecided.remove(entry)
                 trial.reports.append(report)
                 if is_last:
                     self._finish(trial)
                 else:
                     decision = self._scheduler.decide(trial, report)
                     trial.status = "PAUSED" if decision == "pause" else trial.status
-                    given.append((trial, decision))
+                    decided.append((trial, decision))
                 self._collect()
-        return given
+        return decided
 
     def release(self, trial: Trial) -> None:
-        """Hear that no process is at a trial any more: it was paused, or its process was lost."""
+        """Note that no process works on a trial any more: it was paused, or its process was lost."""
         trial.is_busy = False
         if trial.status == "RUNNING":
             trial.status = "PENDING"
-        self._waiting = [entry for entry in self._waiting if entry[0] is not trial]
+        self._undecided = [entry for entry in self._undecided if entry[0] is not trial]
 
     def stop(self, trial: Trial) -> None:
-        """Hear that a trial which was told to stop did so."""
+        """Note that a trial has ended as its scheduler decided."""
         self._end(trial, "stopped")
 
     def fail(self, trial: Trial, outcome: str) -> None:
-        """Hear that a trial failed (`failed`, `infeasible`) or was ended (`killed`)."""
-        self._waiting = [entry for entry in self._waiting if entry[0] is not trial]
+        """Note that a trial failed (`failed`, `infeasible`) or was interrupted (`killed`)."""
+        self._undecided = [entry for entry in self._undecided if entry[0] is not trial]
         trial.status = "ERROR"
         self._scheduler.drop(trial)
         self._end(trial, outcome)
         self._collect()
 
-    def take_clones(self) -> list[Clone]:
-        """Return the exchanges to carry out, once no process is at any trial they touch; until then nothing starts."""
-        if any(clone.trial.is_busy or clone.source.is_busy for clone in self.clones):
+    def take_exploits(self) -> list[PendingExploit]:
+        """Return the exploits to carry out, once no process works on any of their trials; until then nothing starts."""
+        if any(pending.trial.is_busy or pending.source.is_busy for pending in self._exploits):
             return []
-        taken, self.clones = self.clones, []
+        taken, self._exploits = self._exploits, []
         return taken
 
     def _finish(self, trial: Trial) -> None:
@@ -250,12 +287,13 @@ class Engine:
         trial.status = "TERMINATED" if trial.status != "ERROR" else "ERROR"
 
     def _collect(self) -> None:
-        """Take over what the scheduler decided about other trials than the one it was asked about."""
+        """Take what the scheduler decided about other trials than the one it was asked about."""
         for trial in self._scheduler.take_stopped():
             self._end(trial, "stopped")
-        self.clones += self._scheduler.take_clones()
+        self._exploits += self._scheduler.take_exploits()
 
-    def _may_judge(self, trial: Trial, report: Report) -> bool:
+    def _may_decide(self, trial: Trial, report: Report) -> bool:
+        """Whether every earlier trial has been decided on at this iteration or has ended."""
         if not self._scheduler.is_ordered:
             return True
         return all(
@@ -265,9 +303,9 @@ class Engine:
             for other in self.trials[: trial.number]
         )
 
-    def _fill(self) -> None:
+    def _add_trials(self) -> None:
         """Ask for the points that may be asked for now."""
-        while not self._closed and len(self.trials) < self.total:
+        while not self._is_closed and len(self.trials) < self.total:
             number = len(self.trials) // self._repeat
             if not self._tell_up_to(number - self._lag):
                 return
@@ -279,15 +317,13 @@ class Engine:
                 self._scheduler.add(trial)
 
     def _tell_up_to(self, number: int) -> bool:
-        """Tell a searcher that learns of the points up to one, in their order; False if they have not all ended."""
-        while self._search.learns and self._told <= number:
-            first = self._told * self._repeat
+        """Tell a search that learns the results of the points up to one; False if they have not all ended."""
+        while self._search.learns and self._points_told <= number:
+            first = self._points_told * self._repeat
             trials = self.trials[first : first + self._repeat]
             if not all(trial.has_ended for trial in trials):
                 return False
-            is_measured = ("finished", "stopped")
-            self._search.tell(
-                self._told, [trial.value if trial.outcome in is_measured else None for trial in trials]
-            )
-            self._told += 1
+            values = [trial.value if trial.outcome in ("finished", "stopped") else None for trial in trials]
+            self._search.tell(self._points_told, values)
+            self._points_told += 1
         return True

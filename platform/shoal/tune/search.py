@@ -8,7 +8,7 @@ import numpy as np
 
 from shoal.errors import ConfigError
 from shoal.tune.config import TuneConfig
-from shoal.tune.engine import Planned, Search
+from shoal.tune.engine import PlannedSearch, Search
 from shoal.tune.space.domains import (
     By,
     Choice,
@@ -38,7 +38,7 @@ def make_search(config: TuneConfig, space: Space, mode: Mode, seed: int) -> Sear
     """
     if config.search == "optuna":
         return OptunaSearch(config, space, mode, seed)
-    return Planned(planned_points(config, space, seed))
+    return PlannedSearch(planned_points(config, space, seed))
 
 
 def planned_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:

@@ -7,7 +7,7 @@ from shoal.runs.config import RunConfig
 from shoal.tune.config import DEFAULT_SPACE, load_sweep
 
 
-def test_by_default_learning_rate_and_width_are_swept_on_one_worker_a_trial():
+def test_by_default_learning_rate_and_width_are_swept_with_one_worker_per_trial():
     config = load_sweep(None, [])
     assert config.space == DEFAULT_SPACE
     assert config.scale.num_workers == 1
@@ -22,7 +22,7 @@ def test_ranges_on_the_command_line_replace_the_default_ones_and_join_those_of_a
     assert set(load_sweep(str(file), ["model.depth=1,2"]).space) == {"model.width", "optim.lr", "model.depth"}
 
 
-def test_a_key_that_is_given_a_value_is_not_swept(tmp_path):
+def test_a_key_with_a_fixed_value_is_not_swept(tmp_path):
     assert set(load_sweep(None, ["model.width=64"]).space) == {"optim.lr"}
     file = tmp_path / "sweep.yaml"
     file.write_text("model: {width: 64}\n")
@@ -31,7 +31,7 @@ def test_a_key_that_is_given_a_value_is_not_swept(tmp_path):
     assert set(load_sweep(str(file), ["model.width=64"]).space) == {"optim.lr"}
 
 
-def test_a_trial_has_the_point_and_a_seed_of_its_own_and_holds_out_the_rows_of_all():
+def test_a_trial_has_its_point_and_its_own_seed_and_all_trials_hold_out_the_same_rows():
     config = load_sweep(None, ["seed=7"])
     one, other = config.trial({"optim.lr": 0.1}), config.trial({"optim.lr": 0.2})
     assert type(one) is RunConfig
@@ -52,7 +52,8 @@ def test_a_trial_has_the_point_and_a_seed_of_its_own_and_holds_out_the_rows_of_a
         (["tune.metric=val/acc"], ["never reported", "val/accuracy"]),
         (["tune.num_samples=-1"], ["tune.num_samples=-1", "greater than or equal to 1"]),
         (["data.validation_fraction=0"], ["validation"]),
-        (["tune.engine=process", "scale.num_workers=2"], ["tune.engine=auto"]),
+        (["tune.engine=process"], ["tune.engine", "unknown"]),
+        (["tune.search=bohb"], ["tune.search", "optuna"]),
         (["tune.scheduler=hyperband", "tune.search=optuna"], ["asha"]),
         (["tune.scheduler=pbt", "model.width=32,64"], ["optim"]),
         (["tune.scheduler=pbt", "tune.search=optuna"], ["tune.search=random"]),

@@ -1,4 +1,4 @@
-"""The engine decides the same whatever runs side by side, and goes on where an earlier attempt left off."""
+"""The engine decides the same whatever runs side by side, and resumes where an earlier attempt stopped."""
 
 import random
 from collections import deque
@@ -7,32 +7,31 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shoal.tune.engine import LAG, Clone, Decision, Engine, Planned, Report, Trial
+from shoal.training.loop import Decision
+from shoal.tune.engine import LAG, Engine, PendingExploit, PlannedSearch, Report, Trial
 
 ITERATIONS = 5
 
 
-class Rival:
-    """Stops a trial that is worse than the best heard at its iteration so far: it depends on who was heard before."""
+class StopsWorse:
+    """Stops a trial that is worse than the best at its iteration so far: decisions depend on the order of reports."""
 
-    waits_for_decision = is_ordered = True
+    is_ordered = True
 
     def __init__(self) -> None:
         self.trials: list[Trial] = []
         self.best: dict[int, float] = {}
-        self.heard: list[tuple[int, int]] = []
 
     def add(self, trial: Trial) -> None:
         self.trials.append(trial)
 
     def decide(self, trial: Trial, report: Report) -> Decision:
-        self.heard.append((trial.number, report.iteration))
         best = self.best.get(report.iteration, report.value)
         self.best[report.iteration] = min(best, report.value)
         return "stop" if report.value > best else "continue"
 
     def complete(self, trial: Trial, report: Report) -> None:
-        self.heard.append((trial.number, report.iteration))
+        pass
 
     def drop(self, trial: Trial) -> None:
         pass
@@ -45,21 +44,21 @@ class Rival:
     def take_stopped(self) -> list[Trial]:
         return []
 
-    def take_clones(self) -> list[Clone]:
+    def take_exploits(self) -> list[PendingExploit]:
         return []
 
 
-class Greedy(Rival):
+class RunsAll(StopsWorse):
     """Runs every trial to its end."""
 
-    waits_for_decision = is_ordered = False
+    is_ordered = False
 
     def decide(self, trial: Trial, report: Report) -> Decision:
         return "continue"
 
 
-class Learner:
-    """Suggests a point that says what it was told of before."""
+class RecordingSearch:
+    """Suggests points that name the points whose results it knows."""
 
     learns = True
 
@@ -76,11 +75,11 @@ class Learner:
 
 @dataclass
 class World:
-    """Trials that run side by side, each as fast as chance will have it."""
+    """Trials that run side by side, at random speeds."""
 
     engine: Engine
     slots: int
-    chance: random.Random
+    rng: random.Random
     fails: frozenset[int] = frozenset()
     running: dict[Trial, int] = field(default_factory=dict)
     waiting: set[Trial] = field(default_factory=set)
@@ -90,14 +89,14 @@ class World:
         while not self.engine.has_ended and self.steps_run < most:
             while len(self.running) < self.slots and (trial := self.engine.choose()):
                 self.running[trial] = trial.iteration
-            for trial, verdict in self.engine.decisions():
+            for trial, decision in self.engine.decisions():
                 self.waiting.discard(trial)
-                if verdict == "stop":
+                if decision == "stop":
                     self.engine.stop(trial)
                     del self.running[trial]
             free = [trial for trial in self.running if trial not in self.waiting]
             if free:
-                self.step(self.chance.choice(free))
+                self.step(self.rng.choice(free))
 
     def step(self, trial: Trial) -> None:
         self.steps_run += 1
@@ -123,65 +122,65 @@ def outcomes(engine: Engine) -> list[tuple[str | None, list[Report]]]:
     return [(trial.outcome, trial.reports) for trial in engine.trials]
 
 
-def sweep(slots: int, seed: int, scheduler: Rival, fails: frozenset[int] = frozenset()) -> Engine:
-    engine = Engine(Planned([{"x": number} for number in range(12)]), scheduler)
+def sweep(slots: int, seed: int, scheduler: StopsWorse, fails: frozenset[int] = frozenset()) -> Engine:
+    engine = Engine(PlannedSearch([{"x": number} for number in range(12)]), scheduler)
     World(engine, slots, random.Random(seed), fails).run()
     assert engine.has_ended
     return engine
 
 
 @pytest.mark.parametrize("fails", [frozenset(), frozenset({0, 3})])
-def test_verdicts_are_those_of_one_trial_at_a_time_however_many_run_and_whichever_is_faster(fails):
-    alone = outcomes(sweep(1, 0, Rival(), fails))
-    assert {"finished", "stopped"} <= {outcome for outcome, _ in alone}
+def test_decisions_are_those_of_one_trial_at_a_time_however_many_run_and_whichever_is_faster(fails):
+    one_by_one = outcomes(sweep(1, 0, StopsWorse(), fails))
+    assert {"finished", "stopped"} <= {outcome for outcome, _ in one_by_one}
     for seed in range(20):
         for slots in (2, 3, 5):
-            assert outcomes(sweep(slots, seed, Rival(), fails)) == alone
+            assert outcomes(sweep(slots, seed, StopsWorse(), fails)) == one_by_one
 
 
-def test_without_the_order_they_would_not_be():
-    """What the test above guards against can happen: the check is one that can fail."""
+def test_decisions_in_the_order_of_arrival_would_differ():
+    """The test above can fail: without the engine's order it would."""
 
-    class Unordered(Rival):
+    class Unordered(StopsWorse):
         is_ordered = False
 
-    alone = outcomes(sweep(1, 0, Unordered()))
-    assert any(outcomes(sweep(3, seed, Unordered())) != alone for seed in range(20))
+    one_by_one = outcomes(sweep(1, 0, Unordered()))
+    assert any(outcomes(sweep(3, seed, Unordered())) != one_by_one for seed in range(20))
 
 
-def test_a_searcher_that_learns_is_told_the_same_before_each_point_however_many_run():
+def test_a_search_that_learns_knows_the_same_results_at_each_point_however_many_trials_run():
     def points(slots: int, seed: int) -> list[dict[str, object]]:
-        engine = Engine(Learner(20), Greedy())
+        engine = Engine(RecordingSearch(20), RunsAll())
         World(engine, slots, random.Random(seed)).run()
         return [trial.point for trial in engine.trials]
 
-    alone = points(1, 0)
-    assert alone[LAG + 3] == {"told": [0, 1, 2, 3]}
-    assert all(points(slots, seed) == alone for slots in (2, 4, LAG) for seed in range(5))
+    one_by_one = points(1, 0)
+    assert one_by_one[LAG + 3] == {"told": [0, 1, 2, 3]}
+    assert all(points(slots, seed) == one_by_one for slots in (2, 4, LAG) for seed in range(5))
 
 
-def test_repeats_of_a_point_are_trials_of_their_own_and_told_together():
-    learner = Learner(3)
-    engine = Engine(learner, Greedy(), repeat=2, lag=1)
+def test_repeats_of_a_point_are_separate_trials_whose_results_are_told_together():
+    search = RecordingSearch(3)
+    engine = Engine(search, RunsAll(), repeat=2, lag=1)
     World(engine, 2, random.Random(0)).run()
     assert [(trial.point_number, trial.repeat) for trial in engine.trials] == [
         (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
-    assert [number for number, _ in learner.told] == [0, 1]
-    assert learner.told[0][1] == (value(0, ITERATIONS), value(1, ITERATIONS))
+    assert [number for number, _ in search.told] == [0, 1]
+    assert search.told[0][1] == (value(0, ITERATIONS), value(1, ITERATIONS))
 
 
-def test_what_an_earlier_attempt_recorded_is_judged_again_but_not_run_again():
-    twin = sweep(2, 0, Rival())
+def test_reports_of_an_earlier_attempt_are_decided_on_again_but_not_trained_again():
+    twin = sweep(2, 0, StopsWorse())
     half = 6
 
     def restore(trial: Trial) -> None:
         earlier = twin.trials[trial.number]
         if trial.number < half:
             trial.recorded = deque(earlier.reports)
-            trial.recorded_end = earlier.outcome
+            trial.recorded_outcome = earlier.outcome
 
-    engine = Engine(Planned([{"x": number} for number in range(12)]), Rival(), restore=restore)
+    engine = Engine(PlannedSearch([{"x": number} for number in range(12)]), StopsWorse(), restore=restore)
     ran: list[int] = []
     while not engine.has_ended:
         trial = engine.choose()
@@ -190,22 +189,22 @@ def test_what_an_earlier_attempt_recorded_is_judged_again_but_not_run_again():
         while not trial.has_ended:
             if trial.recorded:
                 report = trial.recorded.popleft()
-                is_last = not trial.recorded and trial.recorded_end == "finished"
+                is_last = not trial.recorded and trial.recorded_outcome == "finished"
             else:
                 iteration = trial.iteration + 1
                 ran.append(trial.number)
                 report = Report(iteration, 10 * iteration, value(trial.number, iteration))
                 is_last = iteration == ITERATIONS
             engine.report(trial, report, is_last)
-            for which, verdict in engine.decisions():
-                if verdict == "stop":
+            for which, decision in engine.decisions():
+                if decision == "stop":
                     engine.stop(which)
     assert outcomes(engine) == outcomes(twin)
     assert min(ran) >= half
 
 
 def test_a_trial_whose_process_was_lost_is_chosen_again_and_waited_for():
-    engine = Engine(Planned([{}, {}]), Rival())
+    engine = Engine(PlannedSearch([{}, {}]), StopsWorse())
     first, second = engine.choose(), engine.choose()
     assert first
     assert second
@@ -217,8 +216,8 @@ def test_a_trial_whose_process_was_lost_is_chosen_again_and_waited_for():
     assert engine.decisions() == [(first, "continue"), (second, "stop")]
 
 
-def test_a_trial_that_nobody_can_run_is_not_waited_for_for_ever():
-    engine = Engine(Planned([{}, {}]), Rival())
+def test_an_impatient_engine_does_not_wait_for_a_trial_that_no_process_runs():
+    engine = Engine(PlannedSearch([{}, {}]), StopsWorse())
     first, second = engine.choose(), engine.choose()
     assert first
     assert second
@@ -228,8 +227,8 @@ def test_a_trial_that_nobody_can_run_is_not_waited_for_for_ever():
     assert engine.decisions() == [(second, "continue")]
 
 
-def test_closing_ends_what_is_not_at_work_and_asks_for_no_more():
-    engine = Engine(Planned([{}, {}, {}]), Greedy())
+def test_closing_ends_the_trials_that_do_not_run_and_asks_for_no_more_points():
+    engine = Engine(PlannedSearch([{}, {}, {}]), RunsAll())
     running = engine.choose()
     engine.close("killed")
     assert engine.choose() is None
@@ -239,15 +238,28 @@ def test_closing_ends_what_is_not_at_work_and_asks_for_no_more():
     assert engine.has_ended
 
 
-def test_nothing_starts_while_an_exchange_of_weights_waits_for_a_trial_at_work():
-    engine = Engine(Planned([{}, {}, {}]), Greedy())
+class Exploits(RunsAll):
+    """Has the first trial exploit the second one when the second one reports."""
+
+    def decide(self, trial: Trial, report: Report) -> Decision:
+        self.pending = [PendingExploit(self.trials[0], trial, report, {"x": 1})]
+        return "pause"
+
+    def take_exploits(self) -> list[PendingExploit]:
+        taken, self.pending = getattr(self, "pending", []), []
+        return taken
+
+
+def test_nothing_starts_while_an_exploit_waits_for_a_busy_trial():
+    engine = Engine(PlannedSearch([{}, {}, {}]), Exploits())
     first, second = engine.choose(), engine.choose()
     assert first
     assert second
-    engine.clones = [Clone(first, second, Report(1, 10, 0.5), {"x": 1})]
+    engine.report(second, Report(1, 10, 0.5))
+    assert engine.decisions() == [(second, "pause")]
     assert engine.choose() is None
-    assert engine.take_clones() == []
+    assert engine.take_exploits() == []
     engine.release(first)
     engine.release(second)
-    assert len(engine.take_clones()) == 1
+    assert len(engine.take_exploits()) == 1
     assert engine.choose() is first

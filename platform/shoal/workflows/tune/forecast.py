@@ -18,7 +18,7 @@ from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.errors import TrainingError
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
-from shoal.tune.engine import Engine, Planned, Report
+from shoal.tune.engine import Engine, PlannedSearch, Report
 from shoal.tune.space.domains import Point
 from shoal.tune.validate import SweepPlan, evaluations
 from shoal.workflows.tune.probe import Probe, probe
@@ -127,7 +127,7 @@ def _samples(plan: SweepPlan) -> list[RunConfig]:
     """Return trials' configs, any number of the first of them a fair sample; corners where points come one by one."""
     search = plan.search()
     refused = [point for point, _ in plan.infeasible]
-    if isinstance(search, Planned):
+    if isinstance(search, PlannedSearch):
         order = list(range(search.total))
         random.Random(plan.config.seed).shuffle(order)
         points = [search.suggest(number) for number in order[:MOST_PROBED]]
@@ -155,7 +155,7 @@ def _simulate(plan: SweepPlan, iterations: int, seed: int) -> float:
     quality = [draw.random() for _ in range(plan.total)]
     done = [0] * plan.total
     while not engine.has_ended:
-        engine.take_clones()
+        engine.take_exploits()
         trial = engine.choose()
         if trial is None:
             break

@@ -56,11 +56,11 @@ class SweepLoop:
 
     def _exploit(self) -> bool:
         """Carry out the exploits that population based training has decided."""
-        clones = self._engine.take_clones()
-        for clone in clones:
-            trial, source = self._state.progress[clone.trial], self._state.progress[clone.source]
-            exploit(clone, trial, source, self._state.config)
-        return bool(clones)
+        exploits = self._engine.take_exploits()
+        for pending in exploits:
+            progress, source = self._state.progress[pending.trial], self._state.progress[pending.source]
+            exploit(pending, progress, source, self._state.config)
+        return bool(exploits)
 
     def _start_trials(self) -> bool:
         """Start as many trials as there are idle actors; a replayed trial reserves one."""

@@ -30,7 +30,7 @@ class TrialHistory:
         result = folder.load(TrialResult)
         outcome = result.outcome if result else None
         if outcome in ("finished", "stopped", "infeasible"):
-            trial.recorded_end = outcome
+            trial.recorded_outcome = outcome
             reports = self.reports(folder)
         else:
             reports = self.reports(folder, self._replayable_until(trial, folder))

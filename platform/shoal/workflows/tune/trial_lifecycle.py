@@ -16,7 +16,8 @@ from shoal.storage.records import ErrorRecord, Identity, TrialResult
 from shoal.storage.run_folder import CONFIG
 from shoal.tasks.open_data import preprocessing_spec
 from shoal.tracking.journal import Journal
-from shoal.tune.engine import Decision, Engine, Trial
+from shoal.training.loop import Decision
+from shoal.tune.engine import Engine, Trial
 from shoal.tune.trials import best
 from shoal.workflows.tune.retention import free_checkpoints
 from shoal.workflows.tune.state import SweepState
@@ -105,8 +106,8 @@ class TrialLifecycle:
             progress.seconds = earlier.seconds or 0.0
             progress.node, progress.reason, progress.error = earlier.node, earlier.reason, earlier.error
             progress.set_cost(earlier)
-        if trial.recorded_end:
-            progress.outcome = trial.recorded_end
+        if trial.recorded_outcome:
+            progress.outcome = trial.recorded_outcome
             progress.began_s = earlier.began_s if earlier else None
             progress.ended_s = earlier.ended_s if earlier else None
         progress.curve = [(report.step, report.value) for report in self._history.reports(folder)]
@@ -118,10 +119,10 @@ class TrialLifecycle:
         progress = self._state.progress[trial]
         if trial.recorded:
             report = trial.recorded.popleft()
-            is_last = not trial.recorded and trial.recorded_end == "finished"
+            is_last = not trial.recorded and trial.recorded_outcome == "finished"
             progress.is_replayed = not is_last
             self._engine.report(trial, report, is_last)
-        elif trial.recorded_end:
+        elif trial.recorded_outcome:
             self._end_replay(trial, "stop")
         else:
             progress.is_replayed = False
@@ -132,11 +133,11 @@ class TrialLifecycle:
         self._state.progress[trial].is_replayed = False
         if decision == "pause":
             self._engine.release(trial)
-        elif trial.recorded_end == "infeasible":
+        elif trial.recorded_outcome == "infeasible":
             self._engine.fail(trial, "infeasible")
         else:
             self._engine.stop(trial)
-            if trial.recorded_end is None:
+            if trial.recorded_outcome is None:
                 self.close(trial, stop_reason(trial, self._config.tune))
 
     def _train(self, trial: Trial) -> None:

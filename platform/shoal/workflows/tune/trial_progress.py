@@ -6,8 +6,9 @@ from shoal.models.flops import training_flops
 from shoal.runs.config import RunConfig
 from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrialResult, TrialRow
 from shoal.storage.run_folder import RunFolder
+from shoal.training.loop import Decision
 from shoal.tune.analysis.mup_transfer import busy_seconds
-from shoal.tune.engine import Decision, Trial
+from shoal.tune.engine import Trial
 
 # MLflow's status by the outcome of a trial; all others FAILED.
 MLFLOW_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "killed": "KILLED"}
