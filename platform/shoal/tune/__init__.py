@@ -1,9 +1,9 @@
 """Sweeps, without Ray and MLflow.
 
-- `config`, `validate`: the config of a sweep and its checks
+- `config`, `validate`: the config of a sweep and its checks before anything starts
 - `space`: ranges of keys, and points of them
-- `search`: where points come from; `engine`: which trial is next, when a report is judged
-- `trials`: trials as rows
+- `search`: where points come from; `engine`: which trial is next, when its report is decided on
+- `trials`: trials as rows: ranking, mean over seeds, table
 - `analysis`: widths, scaling law, muP transfer, coordinate check, importance
 - `report`: tables, pictures, one HTML page
 

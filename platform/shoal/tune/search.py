@@ -22,7 +22,6 @@ from shoal.tune.space.domains import (
     Uniform,
     is_domain,
     is_random,
-    quantised,
 )
 from shoal.tune.space.sampling import grid_points, resolve, sample
 from shoal.tune.trials import Mode
@@ -116,9 +115,9 @@ def _ask(asked: Any, key: str, domain: Domain) -> Any:
             return asked.suggest_float(key, low, high, log=True)
         case Uniform(low, high):
             return asked.suggest_float(key, low, high)
-        case QUniform(q=q):
+        case QUniform():
             first, last = domain.steps
-            return quantised(domain, asked.suggest_int(key, first, last) * q)
+            return domain.multiple(asked.suggest_int(key, first, last))
         case RandInt(low, high):
             return asked.suggest_int(key, low, high - 1)
     raise AssertionError(domain)

@@ -1,7 +1,7 @@
-"""What is known of a sweep's trials as plain rows: which is best, how seeds agree, one table of all.
+"""The trials of a sweep as plain rows: ranking, mean over seeds, one table of all.
 
-It knows nothing of how trials are run or drawn. A trial counts as ranked when it came to an end of its own
-(finished, or stopped early) with a finite metric.
+It does not know how trials are run or drawn. A trial is ranked when it finished or was stopped early, with a finite
+metric.
 """
 
 import math
@@ -27,14 +27,19 @@ LOG_SPAN = 20.0
 
 @dataclass(frozen=True)
 class PointRow:
-    """The repeats of one point, which differ by their seed alone."""
+    """The repeats of one point, which differ by their seed alone.
+
+    Attributes:
+        mean, std: of the metric; the sample standard deviation, 0 for a single repeat.
+        numbers: of the trials.
+    """
 
     point: int
     params: dict[str, Any]
     mean: float
-    std: float  # sample standard deviation over the repeats; 0 for a single one
+    std: float
     count: int
-    numbers: tuple[int, ...]  # of the trials
+    numbers: tuple[int, ...]
 
 
 def ranked(rows: Iterable[TrialRow], mode: Mode) -> list[TrialRow]:
@@ -58,9 +63,9 @@ def points(rows: Iterable[TrialRow], mode: Mode) -> list[PointRow]:
 
 
 def losers(rows: Iterable[TrialRow], order: Sequence[TrialRow], repeat: int, keep: int) -> set[int]:
-    """Return the numbers of the trials that cannot be among the best any more, by which they are freed.
+    """Return the numbers of the trials that cannot be among the best any more.
 
-    A point's mean is known when all its seeds have ended: until then none of them is lost.
+    A point's mean is known when all its seeds have ended: until then none of them is among these.
 
     Args:
         order: the ranked trials, best first.
@@ -76,7 +81,7 @@ def losers(rows: Iterable[TrialRow], order: Sequence[TrialRow], repeat: int, kee
 def cells(rows: Iterable[TrialRow], keys: Sequence[str], mode: Mode) -> dict[tuple[Any, ...], float]:
     """Return the metric by the values of some params: the mean over repeats, the best over other params.
 
-    Trials that are not ranked or lack one of the keys are left out; values that are no numbers are keyed by
+    Trials that are not ranked or lack one of the keys are left out; values other than numbers are keyed by
     their text.
     """
     repeats: dict[tuple[Any, int], list[float]] = defaultdict(list)
@@ -104,8 +109,8 @@ def varying(rows: Iterable[TrialRow]) -> list[str]:
 def to_table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
     """Return one row per trial with a column per param, ready for CSV and parquet.
 
-    A param of whole numbers is a column of Int64, one of numbers of Float64, one of truth values boolean;
-    all others, those of mixed type too, become text. What a trial lacks is missing.
+    Columns of integers are Int64, of other numbers Float64, of booleans boolean; all others, also those of mixed
+    types, are text. What a trial lacks is missing.
     """
     import pandas as pd
 
@@ -118,26 +123,26 @@ def to_table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
     }
     for key in dict.fromkeys(key for row in rows for key in row.params):
         columns.setdefault(key, _column([row.params.get(key) for row in rows]))
-    metadata = [asdict(row) for row in rows]
+    fields = [asdict(row) for row in rows]
     types = {"metric": "Float64", "steps": "Int64", "seconds": "Float64"}
     types |= {"parameters": "Int64", "flops": "Float64", "training_s": "Float64"}
     types |= {"started_s": "Float64", "ended_s": "Float64"}
     types |= dict.fromkeys(("reason", "node", "error", "log"), "string")
     for key, kind in types.items():
-        columns[key] = pd.array([fact[key] for fact in metadata], dtype=kind)
+        columns[key] = pd.array([row[key] for row in fields], dtype=kind)
     return pd.DataFrame(columns)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value lies on a numeric axis; truth values are categories."""
+    """Whether a value lies on a numeric axis; booleans are categories."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_log(values: Iterable[float]) -> bool:
-    """Whether values want a log axis.
+    """Whether values are better drawn on a log axis.
 
-    Positive ones do that are about evenly spaced in ratio (a grid), or that span more than 20x and whose
-    median is nearer to the geometric than to the arithmetic middle (a uniform range down to 0 has no need).
+    So are positive values that are about evenly spaced in ratio (a grid), or that span more than 20x with a median
+    nearer to the geometric than to the arithmetic middle (which a uniform range down to 0 has not).
     """
     distinct = sorted(set(values))
     if len(distinct) < 2 or distinct[0] <= 0:
@@ -150,10 +155,10 @@ def is_log(values: Iterable[float]) -> bool:
 
 
 def limits(metrics: Sequence[float], mode: Mode) -> tuple[float, float]:
-    """Return (lowest, highest) metric worth telling apart, so that diverged trials do not wash out the rest.
+    """Return the (lowest, highest) metric of a colour scale or axis, so that diverged trials do not stretch it.
 
-    The bad end lies no further than three times the distance from the best to the median beyond the median,
-    which holds as long as fewer than half of the trials diverged.
+    The bad end lies beyond the median by at most three times the distance from the best to the median. This works
+    while fewer than half of the trials diverged.
     """
     low, high, middle = min(metrics), max(metrics), statistics.median(metrics)
     if mode == "min":
@@ -201,6 +206,6 @@ def _column(values: Sequence[Any]) -> Any:
     if all(isinstance(value, bool) for value in present):
         return pd.array(values, dtype="boolean")
     if all(isinstance(value, Real) and not isinstance(value, bool) for value in present):
-        is_whole = all(isinstance(value, Integral) for value in present)
-        return pd.array(values, dtype="Int64" if is_whole else "Float64")
+        is_integer = all(isinstance(value, Integral) for value in present)
+        return pd.array(values, dtype="Int64" if is_integer else "Float64")
     return pd.array([None if value is None else str(value) for value in values], dtype="string")

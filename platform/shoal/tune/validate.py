@@ -1,4 +1,4 @@
-"""A sweep that was checked: its space, one trial's config, data and model, and what the machine holds of it."""
+"""Validates a sweep before anything starts: every corner of its space, and one trial's data, model and memory."""
 
 import math
 from dataclasses import dataclass
@@ -20,18 +20,19 @@ from shoal.tune.search import make_search
 from shoal.tune.space.domains import Point
 from shoal.tune.space.sampling import corners
 
-# Weights, gradients and Adam's two moments.
-COPIES = 4
+# Tensors of the model's size that training holds: weights, gradients and Adam's two moments.
+TRAINING_COPIES = 4
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that was checked; nothing is started yet.
+    """A validated sweep; nothing is started yet.
 
     Attributes:
-        base: the plan of one trial, whose data most trials share.
+        base: the plan of one trial; most trials share its data.
         corners: the extreme points of the space.
-        infeasible: points that cannot be trained, and why.
+        infeasible: corners that cannot be trained, and why.
+        total: number of trials.
     """
 
     config: SweepConfig
@@ -45,13 +46,14 @@ class SweepPlan:
         return [self.config.trial(point) for point in self.corners]
 
     def search(self) -> Search:
+        """Make the search; it suggests the same points each time."""
         return make_search(self.config.tune, self.config.domains, self.config.mode, self.config.seed)
 
     def slots(self, has: dict[str, float], spare_cpus: int, use_gpu: bool) -> int:
         """Return how many trials run side by side.
 
         Args:
-            has: the cluster's resources, by Ray's names.
+            has: resources of the cluster, by Ray's names.
             spare_cpus: CPUs kept for Ray Data.
         """
         scale = self.config.scale
@@ -63,38 +65,38 @@ class SweepPlan:
         return max(1, min(fits, self.config.tune.max_concurrent_trials or fits, self.total))
 
     def actor_resources(self, use_gpu: bool) -> dict[str, float]:
-        """Return what a trial's own process takes; the workers of a distributed trial take theirs themselves."""
+        """Return the resources of a trial's actor, by Ray's names; a distributed trial's belong to its workers."""
         if self.config.is_distributed:
             return {}
         return {"CPU": self.config.scale.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
 
 
 def validate_sweep(config: SweepConfig, connect: Connect) -> SweepPlan:
-    """Check all that can be checked before anything is started.
+    """Check all that can be checked before anything starts.
 
     Args:
-        connect: as of `shoal.runs.validate.validate`.
+        connect: see `shoal.runs.validate.validate`.
 
     Raises:
-        UserError: the first rule that is broken.
+        UserError: the first broken rule.
     """
     points = corners(config.domains)
     configs = [config.trial(point) for point in points]
     for given in config.tune.points:
         _check_point(config, given)
-    base, refused = _first_sound(configs, connect)
+    base, refused = _first_valid(configs, connect)
     infeasible = [(points[number], reason) for number, reason in refused.items()]
     infeasible += [
         (point, reason)
-        for number, (point, one) in enumerate(zip(points, configs, strict=True))
-        if number not in refused and (reason := _misfit(one, base))
+        for number, (point, corner) in enumerate(zip(points, configs, strict=True))
+        if number not in refused and (reason := _why_infeasible(corner, base))
     ]
     search = make_search(config.tune, config.domains, config.mode, config.seed)
     return SweepPlan(config, base, points, infeasible, search.total * config.tune.repeat)
 
 
 def evaluations(config: RunConfig, steps_per_epoch: int) -> int:
-    """Return how often a trial is evaluated."""
+    """Return the number of evaluations of a trial."""
     return iteration_at(config, total_steps(config.train, steps_per_epoch), steps_per_epoch)
 
 
@@ -112,8 +114,8 @@ def _check_point(config: SweepConfig, point: Point) -> None:
     config.trial(point)
 
 
-def _first_sound(configs: list[RunConfig], connect: Connect) -> tuple[RunPlan, dict[int, str]]:
-    """Return the plan of the first corner that can be trained, and why those before it cannot."""
+def _first_valid(configs: list[RunConfig], connect: Connect) -> tuple[RunPlan, dict[int, str]]:
+    """Return the plan of the first corner that can be trained, and why each corner before it cannot, by number."""
     refused: dict[int, str] = {}
     first: UserError | None = None
     for number, config in enumerate(configs):
@@ -126,8 +128,8 @@ def _first_sound(configs: list[RunConfig], connect: Connect) -> tuple[RunPlan, d
     raise first
 
 
-def _misfit(config: RunConfig, base: RunPlan) -> str | None:
-    """Say why a corner cannot be trained, as far as can be told without trying."""
+def _why_infeasible(config: RunConfig, base: RunPlan) -> str | None:
+    """Return why a corner cannot be trained, or None, as far as is known without trying."""
     if base.dataset_info is None:
         return None
     try:
@@ -136,9 +138,9 @@ def _misfit(config: RunConfig, base: RunPlan) -> str | None:
             model = build_model_for(config.model, base.dataset_info.transform, config.task, config.seed)
     except UserError as error:
         return str(error)
-    except Exception:  # a builder that cannot be built without memory tells nothing here
+    except Exception:  # a builder that does not work on the meta device says nothing here
         return None
-    needed = COPIES * sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    needed = TRAINING_COPIES * sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     has = psutil.virtual_memory().total
     if needed > has:
         return f"needs {readable(needed)}B for weights, gradients and optimiser, this machine has {readable(has)}B"

@@ -10,12 +10,12 @@ from shoal.tune.trials import best, cells, is_log, limits, losers, points, ranke
 
 
 def trial(number, metric, status="finished", params=None, **more):
-    facts = {"steps": 10, "seconds": 1.0, "started_s": 0.0, "ended_s": 1.0, "curve": ((10, 0.5),)}
-    facts |= {"point": number}
-    return TrialRow(number, f"t{number:04d}", status, params or {}, metric, **(facts | more))
+    fields = {"steps": 10, "seconds": 1.0, "started_s": 0.0, "ended_s": 1.0, "curve": ((10, 0.5),)}
+    fields |= {"point": number}
+    return TrialRow(number, f"t{number:04d}", status, params or {}, metric, **(fields | more))
 
 
-def test_only_trials_that_came_to_an_end_with_a_finite_metric_are_ranked_best_first():
+def test_only_finished_and_stopped_trials_with_a_finite_metric_are_ranked_best_first():
     rows = [
         trial(0, 3.0),
         trial(1, 1.0, "stopped"),
@@ -114,7 +114,7 @@ def test_the_table_of_no_trials_has_its_columns_and_can_be_written():
     table.to_parquet(io.BytesIO())
 
 
-def test_a_param_never_takes_the_place_of_what_is_known_of_the_trial():
+def test_a_param_never_replaces_a_column_of_the_trial():
     table = to_table([trial(0, 1.0, params={"name": "x", "metric": 7.0})])
     assert list(table["name"]) == ["t0000"]
     assert list(table["metric"]) == [1.0]
@@ -133,7 +133,7 @@ def test_a_param_never_takes_the_place_of_what_is_known_of_the_trial():
         ([0.005, *(step / 20 for step in range(1, 11))], False),  # uniform from about 0, though it spans 100x
     ],
 )
-def test_long_and_geometric_ranges_want_a_log_axis(values, expected):
+def test_long_and_geometric_ranges_have_a_log_axis(values, expected):
     assert is_log(values) is expected
 
 
@@ -145,7 +145,7 @@ def test_limits_cut_off_diverged_trials_and_nothing_else():
     assert limits([2.0], "max") == (2.0, 2.0)
 
 
-def test_a_trial_is_lost_once_others_are_better_and_all_seeds_of_its_point_have_ended():
+def test_a_trial_loses_once_others_are_better_and_all_seeds_of_its_point_have_ended():
     """The first seed of what turns out to be the best point ends before the second, and is kept till then."""
     rows = [
         trial(0, 0.3, point=0), trial(1, 0.3, point=0, repeat=1), trial(2, 0.1, point=1),

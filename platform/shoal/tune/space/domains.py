@@ -1,41 +1,44 @@
-"""Ranges of keys: what each holds, and how it is written."""
+"""The ranges of a search space: what each holds, its rules, and its text."""
 
 import dataclasses
 import json
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, NoReturn, TypeGuard
 
 import numpy as np
-import yaml
 
 from shoal.config.import_path import is_path
-from shoal.config.loading import Loader
 from shoal.errors import ConfigError
+from shoal.tune.space.values import plain_value, write_list, write_value
 
+# Overrides of a config: {dotted.key: value}.
 Point = dict[str, Any]
 
 
 class _Range:
-    """What all ranges share: the word they are written with and an example of it."""
+    """What all ranges share.
+
+    Attributes:
+        word: with which it is written.
+        example: for error messages.
+    """
 
     word: ClassVar[str]
     example: ClassVar[str]
 
     def _refuse(self, rule: str) -> NoReturn:
-        raise ConfigError(f"{_text(self)}: {rule}: write e.g. {self.example}")
+        raise ConfigError(f"{_describe(self)}: {rule}: write e.g. {self.example}")
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
 
 @dataclass(frozen=True)
-class Values(_Range):
-    """Values one by one: at least one, and no value twice."""
+class _Values(_Range):
+    """A list of values: at least one, and no value twice."""
 
     values: tuple[Any, ...]
 
@@ -47,21 +50,21 @@ class Values(_Range):
         for value in self.values:
             text = json.dumps(value, sort_keys=True)
             if text in seen:
-                self._refuse(f"{_show(value)} is in it twice and may be there once")
+                self._refuse(f"{write_value(value)} is in it twice and may be there once")
             seen.add(text)
 
 
 @dataclass(frozen=True)
-class Grid(Values):
-    """Every value is tried, together with every value of the other grids."""
+class Grid(_Values):
+    """Every value is tried, in combination with every value of the other grids."""
 
     word = "grid"
     example = "grid(32, 64, 128)"
 
 
 @dataclass(frozen=True)
-class Choice(Values):
-    """One of the values, each as likely."""
+class Choice(_Values):
+    """One of the values, each with the same probability."""
 
     word = "choice"
     example = "choice(adam, sgd)"
@@ -69,6 +72,8 @@ class Choice(Values):
 
 @dataclass(frozen=True)
 class _Interval(_Range):
+    """Finite numbers from low to high."""
+
     low: float
     high: float
 
@@ -80,7 +85,7 @@ class _Interval(_Range):
 
     def _number(self, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            self._refuse(f"{_show(value)} is not a number")
+            self._refuse(f"{write_value(value)} is not a number")
         if not math.isfinite(value):
             self._refuse(f"{value} is not a finite number")
         return float(value)
@@ -88,7 +93,7 @@ class _Interval(_Range):
 
 @dataclass(frozen=True)
 class Uniform(_Interval):
-    """A number from low to high."""
+    """A number from low to high, uniformly distributed."""
 
     word = "uniform"
     example = "uniform(0, 0.5)"
@@ -96,7 +101,7 @@ class Uniform(_Interval):
 
 @dataclass(frozen=True)
 class LogUniform(_Interval):
-    """A number from low to high whose logarithm is uniform."""
+    """A number from low to high with a uniformly distributed logarithm."""
 
     word = "loguniform"
     example = "loguniform(1e-4, 1e-1)"
@@ -109,7 +114,7 @@ class LogUniform(_Interval):
 
 @dataclass(frozen=True)
 class QUniform(_Interval):
-    """A multiple of q from low to high, each as likely."""
+    """A multiple of q from low to high, each with the same probability."""
 
     q: float
 
@@ -126,14 +131,23 @@ class QUniform(_Interval):
 
     @property
     def steps(self) -> tuple[int, int]:
-        """The least and the greatest number of q's that lie in the range."""
-        q = exact(self.q)
-        return math.ceil(exact(self.low) / q), math.floor(exact(self.high) / q)
+        """The smallest and the largest integer n with n * q in the range."""
+        q = _exact(self.q)
+        return math.ceil(_exact(self.low) / q), math.floor(_exact(self.high) / q)
+
+    def multiple(self, step: int) -> float:
+        """Return step * q without rounding errors: 3 * 0.1 is 0.3."""
+        return float(step * _exact(self.q))
+
+    def nearest(self, value: float) -> float:
+        """Return the multiple of q in the range that is nearest to a value."""
+        first, last = self.steps
+        return self.multiple(min(max(round(_exact(value) / _exact(self.q)), first), last))
 
 
 @dataclass(frozen=True)
 class RandInt(_Range):
-    """A whole number from low to high, high itself excluded."""
+    """An integer from low to high, without high itself."""
 
     low: int
     high: int
@@ -142,20 +156,24 @@ class RandInt(_Range):
     example = "randint(1, 9)"
 
     def __post_init__(self) -> None:
-        self._set(low=self._whole(self.low), high=self._whole(self.high))
+        self._set(low=self._integer(self.low), high=self._integer(self.high))
         if not self.low < self.high:
             self._refuse("low must be less than high, which is itself excluded")
 
-    def _whole(self, value: Any) -> int:
+    def _integer(self, value: Any) -> int:
         is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value != int(value):
-            self._refuse(f"{_show(value)} is not a whole number")
+            self._refuse(f"{write_value(value)} is not a whole number")
         return int(value)
 
 
 @dataclass(frozen=True)
 class By(_Range):
-    """The range or value that a function returns when called with the values chosen so far."""
+    """A conditional range: a function receives the values chosen so far and returns a range or a value.
+
+    Attributes:
+        path: import path of the function, which takes a `{dotted.key: value}` dict.
+    """
 
     path: str
 
@@ -164,24 +182,24 @@ class By(_Range):
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not is_path(self.path) or "?" in self.path:
-            self._refuse(f"{_show(self.path)} is not the import path of a function")
+            self._refuse(f"{write_value(self.path)} is not the import path of a function")
 
 
 Domain = Grid | Choice | Uniform | LogUniform | QUniform | RandInt | By
 Space = dict[str, Domain]
 
 _KINDS: tuple[type[Domain], ...] = (Grid, Choice, Uniform, LogUniform, QUniform, RandInt, By)
+# `grid_search` is Ray Tune's word for a grid.
 WORDS: dict[str, type[Domain]] = {kind.word: kind for kind in _KINDS} | {"grid_search": Grid}
 
 
 def describe_domain(domain: Domain) -> str:
     """Return the text that `parse_setting` reads back as this range."""
-    return _text(domain)
+    return _describe(domain)
 
 
-def is_log(domain: Domain) -> bool:
-    """Whether the range is uniform in the logarithm."""
-    return isinstance(domain, LogUniform)
+def is_domain(value: Any) -> TypeGuard[Domain]:
+    return isinstance(value, _KINDS)
 
 
 def is_random(space: Space) -> bool:
@@ -189,73 +207,15 @@ def is_random(space: Space) -> bool:
     return not all(isinstance(domain, Grid) for domain in space.values())
 
 
-def quantised(domain: QUniform, value: float) -> float:
-    """Return the multiple of q in the range that is nearest to a value, as short a float as q is."""
-    first, last = domain.steps
-    steps = min(max(round(exact(value) / exact(domain.q)), first), last)
-    return float(steps * exact(domain.q))
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is no part of `f(a, b)` torn at its comma."""
-    return not isinstance(value, str) or value.count("(") == value.count(")")
-
-
-def elements(text: str) -> list[Any] | None:
-    """Read the inside of a YAML list; None when it is not one."""
-    try:
-        values = yaml.load(f"[{text}]", Loader=Loader)
-    except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 is no date
-        return None
-    return values if isinstance(values, list) else None
-
-
-def plain_value(value: Any) -> Any:
-    """Return a value in plain Python types only, or refuse it."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, list | tuple):
-        return [plain_value(inner) for inner in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: plain_value(inner) for key, inner in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{value}: it is not a finite number: use one that is")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ConfigError(
-        f"{value!r}: a {type(value).__name__} is no value of a config: "
-        "use numbers, texts (in quotes if they are dates), true, false, null, and lists and mappings by text of them"
-    )
-
-
-def is_domain(value: Any) -> TypeGuard[Domain]:
-    return isinstance(value, _KINDS)
-
-
-def exact(value: float) -> Fraction:
-    """The decimal number as it is written: 0.1 is a tenth, not its nearest binary fraction."""
+def _exact(value: float) -> Fraction:
+    """Return the decimal number as it is written: 0.1 is a tenth, not its nearest binary fraction."""
     return Fraction(repr(float(value)))
 
 
-def _text(domain: _Range) -> str:
-    if isinstance(domain, Values):
+def _describe(domain: _Range) -> str:
+    if isinstance(domain, _Values):
         values = domain.values
-        is_one_list = len(values) == 1 and isinstance(values[0], list)
-        return f"{domain.word}({join_values([list(values)] if is_one_list else values)})"
+        is_one_list = len(values) == 1 and isinstance(values[0], list)  # choice([[64, 32]]) has one value
+        return f"{domain.word}({write_list([list(values)] if is_one_list else values)})"
     arguments = [getattr(domain, field.name) for field in dataclasses.fields(domain)]  # type: ignore[arg-type]
-    return f"{domain.word}({', '.join(_show(argument).removesuffix('.0') for argument in arguments)})"
-
-
-def join_values(values: list[Any] | tuple[Any, ...]) -> str:
-    return ", ".join(_show(value) for value in values)
-
-
-def _show(value: Any) -> str:
-    """Write a value so that it reads back; a word goes without quotes where it can."""
-    if isinstance(value, str) and re.fullmatch(r"\w[\w./:+-]*", value) and elements(value) == [value]:
-        return value
-    return json.dumps(value, ensure_ascii=False, default=repr)
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return f"{domain.word}({', '.join(write_value(argument).removesuffix('.0') for argument in arguments)})"

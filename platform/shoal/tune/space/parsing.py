@@ -1,4 +1,4 @@
-"""Ranges as a person writes them: `key=range` on the command line, or a `space:` block."""
+"""Reads ranges: `key=range` on the command line, or a `space:` block of a file."""
 
 import dataclasses
 import re
@@ -13,21 +13,17 @@ from shoal.tune.space.domains import (
     Grid,
     LogUniform,
     Space,
-    Values,
     describe_domain,
-    elements,
     is_domain,
-    is_whole,
-    join_values,
-    plain_value,
 )
+from shoal.tune.space.values import has_paired_brackets, plain_value, read_list, write_list
 
 
 def parse_setting(key: str, text: str) -> Domain | None:
     """Read the value of a `key=value` setting; None when it is a plain value and not a range.
 
-    A range is a word with brackets, `loguniform(1e-4, 1e-1)`, or a list with commas, `32,64,128`. Quotes keep
-    a text from being either: `'f(x)'`.
+    A range is a word with brackets, `loguniform(1e-4, 1e-1)`, or a list with commas, `32,64,128`. A text in quotes
+    is neither: `'f(x)'`.
 
     Raises:
         ConfigError: the word is unknown, or the range breaks one of its rules.
@@ -44,7 +40,7 @@ def parse_block(block: Mapping[str, Any]) -> Space:
     Keys are dotted or nested; a value is a text as in `parse_setting`, a list, or `{word: arguments}`.
 
     Raises:
-        ConfigError: a value is no range, breaks a rule of ranges, or a key is there twice.
+        ConfigError: a value is no range, a range breaks a rule, or a key is there twice.
     """
     if not isinstance(block, Mapping):
         raise ConfigError(
@@ -82,7 +78,11 @@ def _entry(key: str, value: Any) -> Domain:
 
 
 def read_value(value: Any) -> Any:
-    """Turn what a file or a function says into a range or a plain value."""
+    """Turn a value from a file or a function into a range or a plain value.
+
+    Raises:
+        ConfigError: it is neither, or a range breaks a rule.
+    """
     if is_domain(value):
         return value
     if isinstance(value, str):
@@ -114,13 +114,13 @@ def _arguments(text: str, word: str, inside: str) -> list[Any]:
         raise ConfigError(
             f"{text}: the bracket after '{word}' does not close at the end: write e.g. {example}"
         )
-    values = elements(inside)
+    values = read_list(inside)
     if values is None:
         raise ConfigError(
             f"{text}: '{inside}' is not a list: write e.g. {example}, and quote texts with signs in them"
         )
     is_one_list = len(values) == 1 and isinstance(values[0], list)  # Ray Tune writes choice([adam, sgd])
-    return values[0] if is_one_list and issubclass(WORDS[word], Values) else values
+    return values[0] if is_one_list and issubclass(WORDS[word], Grid | Choice) else values
 
 
 def _make(word: str, arguments: list[Any] | tuple[Any, ...]) -> Domain:
@@ -130,15 +130,15 @@ def _make(word: str, arguments: list[Any] | tuple[Any, ...]) -> Domain:
     names = [field.name for field in dataclasses.fields(kind)]
     if len(arguments) != len(names):
         raise ConfigError(
-            f"{word}({join_values(arguments)}): it has {len(arguments)} arguments and takes {len(names)} "
+            f"{word}({write_list(arguments)}): it has {len(arguments)} arguments and takes {len(names)} "
             f"({', '.join(names)}): write e.g. {kind.example}"
         )
     return kind(*arguments)
 
 
 def _comma_list(text: str) -> Grid | None:
-    values = elements(text)
-    if values is None or len(values) < 2 or not all(is_whole(value) for value in values):
+    values = read_list(text)
+    if values is None or len(values) < 2 or not all(has_paired_brackets(value) for value in values):
         return None
     if "{" not in text and any(isinstance(value, dict) for value in values):
         return None  # `a: 1, b: 2` lacks its braces

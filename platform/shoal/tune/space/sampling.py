@@ -1,4 +1,4 @@
-"""Points of a space: drawn at random, all of a grid, the extreme ones."""
+"""Points of a space: drawn at random, all of a grid, the extreme ones; and the seed of a point."""
 
 import copy
 import hashlib
@@ -24,10 +24,7 @@ from shoal.tune.space.domains import (
     Space,
     Uniform,
     describe_domain,
-    exact,
     is_domain,
-    one_line,
-    quantised,
 )
 from shoal.tune.space.parsing import read_value
 
@@ -35,13 +32,14 @@ MAX_CORNERS = 64
 
 
 def sample(space: Space, rng: np.random.Generator, given: Point | None = None) -> Point:
-    """Draw a point; keys in `given` are kept, and what they are does not change how the others are drawn.
+    """Draw a point; keys in `given` are kept, and do not change how the others are drawn.
 
-    Conditional keys are drawn last. The generator is used once, whatever the space.
+    Each key has a random stream of its own, so a draw does not depend on the other keys of the space; conditional keys
+    are drawn last. The generator is advanced once, whatever the space.
     """
     root = rng.integers(2**64, dtype=np.uint64)
     point = dict(given or {})
-    for key in _in_order_of_choice(space):
+    for key in _conditional_last(space):
         if key not in point:
             chosen = resolve(space[key], point, key)
             point[key] = _draw(chosen, _child(root, key)) if is_domain(chosen) else chosen
@@ -49,9 +47,12 @@ def sample(space: Space, rng: np.random.Generator, given: Point | None = None) -
 
 
 def resolve(domain: Domain, point: Point, key: str = "by") -> Any:
-    """Call the function of a conditional range with a point and return the range or the plain value it gives.
+    """Call the function of a conditional range with a point, and return its range or plain value.
 
-    Any other range is returned as it is. The key is for messages.
+    Any other range is returned unchanged.
+
+    Args:
+        key: for error messages.
 
     Raises:
         ConfigError: the function is not found, raises, or returns another conditional range or nonsense.
@@ -62,18 +63,18 @@ def resolve(domain: Domain, point: Point, key: str = "by") -> Any:
     try:
         function = find(domain.path, key)
     except UserError as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(_one_line(error)) from error
     try:
         result = function(copy.deepcopy(point))  # the function may change its own
     except Exception as error:
         raise ConfigError(
-            f"{name} raised {type(error).__name__}: {one_line(error)}: mend it; "
-            f"the keys it is given here are {', '.join(point) or 'none'}"
+            f"{name} raised {type(error).__name__}: {_one_line(error)}: fix it; "
+            f"the keys it receives here are {', '.join(point) or 'none'}"
         ) from error
     try:
         found = read_value(result)
     except ConfigError as error:
-        raise ConfigError(f"{name} returned {one_line(error)}") from None
+        raise ConfigError(f"{name} returned {_one_line(error)}") from None
     if isinstance(found, By):
         raise ConfigError(
             f"{name} returned {describe_domain(found)}: return a range or a value, not another by()"
@@ -90,7 +91,7 @@ def grid_points(space: Space) -> list[Point]:
 def corners(space: Space) -> list[Point]:
     """Return the extreme points: every value of a list and both ends of an interval.
 
-    All combinations when they are at most `MAX_CORNERS`; else one key at a time leaves the first of them.
+    All combinations where they are at most `MAX_CORNERS`; else the first one, and those that differ from it in one key.
     """
     points = list(itertools.islice(_combinations(space), MAX_CORNERS + 1))
     if len(points) > MAX_CORNERS:
@@ -114,7 +115,7 @@ def point_seed(seed: int, point: Point, repeat: int) -> int:
     return int.from_bytes(digest[:4]) >> 1
 
 
-def _in_order_of_choice(space: Space) -> list[str]:
+def _conditional_last(space: Space) -> list[str]:
     return sorted(space, key=lambda key: isinstance(space[key], By))
 
 
@@ -136,18 +137,18 @@ def _draw(domain: Domain, rng: np.random.Generator) -> Any:
             return int(rng.integers(domain.low, domain.high))
         case QUniform():
             first, last = domain.steps
-            return float(int(rng.integers(first, last, endpoint=True)) * exact(domain.q))
+            return domain.multiple(int(rng.integers(first, last, endpoint=True)))
         case LogUniform():
             value = math.exp(rng.uniform(math.log(domain.low), math.log(domain.high)))
-            return min(max(value, domain.low), domain.high)  # exp(log(x)) may miss x by a hair
+            return min(max(value, domain.low), domain.high)  # exp(log(x)) may differ from x in the last bit
         case Uniform():
             return float(rng.uniform(domain.low, domain.high))
         case By():
-            raise TypeError("a conditional range is resolved before it is drawn from")
+            raise TypeError("a conditional range is resolved before a value is drawn")
 
 
 def _combinations(space: Space) -> Iterator[Point]:
-    """Yield every combination of extremes, in the order of choice: the first key slowest."""
+    """Yield every combination of extremes, the first key slowest and conditional keys last."""
 
     def extend(point: Point, keys: list[str]) -> Iterator[Point]:
         if not keys:
@@ -156,7 +157,7 @@ def _combinations(space: Space) -> Iterator[Point]:
         for value in _extremes(space[keys[0]], point, keys[0]):
             yield from extend(point | {keys[0]: value}, keys[1:])
 
-    return extend({}, _in_order_of_choice(space))
+    return extend({}, _conditional_last(space))
 
 
 def _extremes(domain: Domain, point: Point, key: str) -> list[Any]:
@@ -167,7 +168,11 @@ def _extremes(domain: Domain, point: Point, key: str) -> list[Any]:
         case RandInt():
             return [found.low, found.high - 1]
         case QUniform():
-            return [quantised(found, found.low), quantised(found, found.high)]
+            return [found.nearest(found.low), found.nearest(found.high)]
         case Uniform() | LogUniform():
             return [found.low, found.high]
     return [found]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
