@@ -1,4 +1,4 @@
-"""What tests of sweeps share: running one, and what is to be compared."""
+"""What tests of sweeps share: running one, and what they compare."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ def sweep(place: Place, *arguments: str, **env: str) -> dict[str, Any]:
 
 
 def points(result: dict[str, Any]) -> dict[str, Any]:
-    """What must not depend on circumstances: each trial's point, status, curve and metric."""
+    """What depends on the config alone: each trial's point, status, curve and metric."""
     kept = ("params", "status", "metric", "steps", "curve", "reason")
     return {row["name"]: {key: row[key] for key in kept} for row in result["rows"]}
 
 
 def children(result: dict[str, Any]) -> dict[str, tuple[str, dict[tuple[str, int], float]]]:
-    """Status and metric history of each child in MLflow, by name; no name may be there twice."""
+    """Status and metric history of each child run in MLflow, by name; each name is there once."""
     from mlflow import MlflowClient
 
     uri, parent = result["tracking_uri"], result["mlflow_run_id"]

@@ -1,4 +1,4 @@
-"""What befalls a sweep: kills, interrupts, a budget that ends, trials that fail each in their way."""
+"""Sweeps survive kills, interrupts, the end of their time budget, and trials that fail in different ways."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.chaos
-def test_a_killed_driver_is_resumed_and_ends_as_an_undisturbed_sweep_that_runs_one_trial_at_a_time(
+def test_a_killed_driver_is_resumed_and_ends_as_an_uninterrupted_sweep_of_one_trial_at_a_time(
     place: Place, shared: Place
 ) -> None:
     command = (CONFIG, "tune.num_samples=2")  # 8 trials
@@ -88,7 +88,7 @@ def test_an_interrupt_closes_every_run_and_the_sweep_is_extended_and_finished_la
     assert "is finished" in again.out
 
 
-def test_a_time_budget_hands_over_the_best_so_far(shared: Place) -> None:
+def test_when_the_time_budget_ends_the_best_trial_so_far_is_packaged(shared: Place) -> None:
     several = ("optim.lr=loguniform(1e-4,1e-2)", "model.width=32", "tune.num_samples=200", "train.epochs=20")
     result = sweep(shared, *several, "tune.time_budget_s=10")
     assert result["is_out_of_time"]
@@ -98,7 +98,7 @@ def test_a_time_budget_hands_over_the_best_so_far(shared: Place) -> None:
     assert {status for status, _ in children(result).values()} <= {"FINISHED", "KILLED"}
 
 
-def test_trials_of_two_workers_each_end_early_and_free_what_they_held(
+def test_trials_of_two_workers_each_are_stopped_early_and_free_their_resources(
     shared: Place, cluster: dict[str, str]
 ) -> None:
     import ray
@@ -114,7 +114,9 @@ def test_trials_of_two_workers_each_end_early_and_free_what_they_held(
         ray.shutdown()
 
 
-def test_trials_that_fail_each_in_their_way_are_told_apart_and_stop_nothing(shared: Place) -> None:
+def test_trials_that_fail_in_different_ways_are_distinguished_and_do_not_stop_the_sweep(
+    shared: Place,
+) -> None:
     (shared.path / "mine.py").write_text(MINE)
     moods = "model.args.mood=fine,nan,raise,vanish,hungry"
     result = sweep(shared, *QUICK, "model.name=mine:Net", moods, "scale.max_failures=0")
@@ -132,7 +134,7 @@ def test_trials_that_fail_each_in_their_way_are_told_apart_and_stop_nothing(shar
     assert {found[row["name"]][0] for row in result["rows"] if row["status"] != "finished"} == {"FAILED"}
 
 
-def test_an_error_of_the_user_ends_the_sweep_after_the_first_few_with_that_error(shared: Place) -> None:
+def test_the_same_error_in_the_first_trials_ends_the_sweep_with_that_error(shared: Place) -> None:
     (shared.path / "mine.py").write_text(MINE)
     done = shared.run(
         "tune", *QUICK, "model.name=mine:Net", "model.args.mood=raise", "optim.lr=uniform(0.1,1)"

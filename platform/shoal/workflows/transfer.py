@@ -28,7 +28,7 @@ from shoal.tune.analysis.mup_transfer import (
     Cost,
     Savings,
     busy_seconds,
-    compared,
+    compare_point,
     cost_of,
     gap,
     predict_savings,
@@ -195,7 +195,7 @@ class _Found:
         if self.wide is None:
             return None
         params, mode = self.narrow["best"]["params"], self.narrow["mode"]
-        transferred, best = compared(_rows(self.wide), params, self.value, mode)
+        transferred, best = compare_point(_rows(self.wide), params, self.value, mode)
         rows = [
             dataclasses.replace(row, params={**row.params, WIDTH: width})
             for width, found in zip(self.plan.widths, (self.narrow, self.wide), strict=True)

@@ -1,6 +1,6 @@
-"""Which params the metric hung on, as Optuna judges it from the ranked trials.
+"""Which params the metric depends on, by Optuna's fANOVA over the ranked trials.
 
-It knows no sampler's study: one is made up from the rows, so trials of any search can be judged.
+It needs no sampler's study: it builds one from the rows, so it works for the trials of any search.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ MIN_TRIALS = 4
 def importance(rows: Sequence[TrialRow], mode: Mode) -> dict[str, float]:
     """Return each varying param's share of the metric's variance, largest first; shares sum to 1.
 
-    Computed by Optuna's fANOVA (Hutter, Hoos, Leyton-Brown 2014) over the ranked trials, with metrics
-    clipped at `trials.limits`, for else a diverged trial would be all of the variance. Params that some of
-    the trials lack are left out. Empty with fewer than four ranked trials, or when nothing varies.
+    Computed by Optuna's fANOVA (Hutter, Hoos, Leyton-Brown 2014) over the ranked trials. Metrics are clipped to
+    `trials.limits`, since a diverged trial would otherwise be all of the variance. Params that some of the trials
+    lack are left out. Empty with fewer than four ranked trials, or when nothing varies.
     """
     done = ranked(rows, mode)
     keys = [key for key in varying(done) if all(key in row.params for row in done)]
@@ -30,13 +30,13 @@ def importance(rows: Sequence[TrialRow], mode: Mode) -> dict[str, float]:
     return _shares([{key: plain(row.params[key]) for key in keys} for row in done], clipped)
 
 
-def _shares(found: Sequence[dict[str, Any]], values: Sequence[float]) -> dict[str, float]:
+def _shares(points: Sequence[dict[str, Any]], values: Sequence[float]) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {key: _distribution([params[key] for params in found]) for key in found[0]}
+    distributions = {key: _distribution([params[key] for params in points]) for key in points[0]}
     study = optuna.create_study()
-    for params, value in zip(found, values, strict=True):
+    for params, value in zip(points, values, strict=True):
         typed = {key: _typed(params[key], distributions[key]) for key in params}
         study.add_trial(optuna.trial.create_trial(params=typed, distributions=distributions, value=value))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -56,6 +56,6 @@ def _distribution(values: Sequence[Any]) -> Any:
 
 
 def _typed(value: Any, distribution: Any) -> Any:
-    """The value in the type of its distribution, for one param may hold 1 and 0.5, or 1 and 'auto'."""
+    """Return the value in the type of its distribution: one param may hold 1 and 0.5, or 1 and 'auto'."""
     kind = {"IntDistribution": int, "FloatDistribution": float}.get(type(distribution).__name__, str)
     return kind(value)

@@ -1,6 +1,6 @@
-"""What tuning at a narrow width saves against tuning at the wide one, as arithmetic and as a picture.
+"""What tuning at a narrow width saves over tuning at the target width, as numbers and as a picture.
 
-Yang et al. 2022, "Tensor Programs V", call it muTransfer. It knows trials and costs, not how they were trained.
+The method is muTransfer (Yang et al. 2022, "Tensor Programs V"). It knows trials and costs, not how they were trained.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from shoal.tune.trials import Mode, PointRow, cells, is_number, limits, points
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of training, and its seconds, without those of getting ready for it.
+    """FLOPs of training, and its seconds without setup.
 
-    Seconds are added up over processes. Those of trials that shared a machine are longer than of a run that had it for
-    itself; operations are the same anywhere.
+    Seconds are summed over processes. Trials that share a machine take longer than a run that has it to itself; FLOPs
+    are the same anywhere.
     """
 
     flops: float
@@ -29,13 +29,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Savings:
-    """The cost of searching narrow and training wide once, beside that of searching wide.
+    """The cost of searching at the base width and training once at the target width, and of searching at the latter.
 
     Attributes:
         search: of all trials at the base width.
         training: of the one run at the target width.
-        direct: of the same trials at the target width, whose best is a trained model already.
-        is_measured: whether `direct` was run; else it is foreseen.
+        direct: of the same trials at the target width; the best of them is the trained model.
+        is_measured: whether `direct` was run; else it is predicted.
     """
 
     search: Cost
@@ -49,7 +49,7 @@ class Savings:
 
     @property
     def flops_factor(self) -> float:
-        """How many times the operations the direct search takes."""
+        """How many times the FLOPs the direct search takes."""
         return self.direct.flops / self.whole.flops
 
     @property
@@ -58,7 +58,7 @@ class Savings:
         return self.direct.seconds / self.whole.seconds
 
     def by_name(self) -> dict[str, Cost]:
-        """Return the costs by what they are for."""
+        """Return the costs by the names they have in `result.json`."""
         return {
             "search": self.search,
             "training": self.training,
@@ -77,16 +77,16 @@ def busy_seconds(seconds: float, shares: Mapping[str, float]) -> float:
 
 
 def cost_of(rows: Sequence[TrialRow]) -> Cost:
-    """Return what trials took, those that were stopped early as far as they went."""
+    """Return what trials took; those that were stopped early as far as they went."""
     return Cost(sum(row.flops or 0 for row in rows), sum(row.training_s or 0.0 for row in rows))
 
 
 def predict_savings(search: Cost, growth: float, training: Cost) -> Savings:
-    """Foresee the search at the target width: the same trials, stopped where these were, on a larger model.
+    """Predict the search at the target width: the same trials, stopped at the same steps, with a larger model.
 
     Args:
-        growth: by how much the operations of a sample have grown from the base width.
-        training: of the run at the target width, whose seconds an operation are those of the search there.
+        growth: the FLOPs of a sample at the target width, over those at the base width.
+        training: of the run at the target width; the search there is taken to need the same seconds per FLOP.
     """
     flops = search.flops * growth
     return Savings(search, training, Cost(flops, flops * training.seconds / training.flops))
@@ -97,13 +97,13 @@ def gap(transferred: float, best: float, mode: Mode) -> float:
     return transferred - best if mode == "min" else best - transferred
 
 
-def compared(
+def compare_point(
     rows: Sequence[TrialRow], params: Mapping[str, Any], value: float, mode: Mode
 ) -> tuple[float, PointRow]:
-    """Return what a point comes to among the trials of a sweep, and the best point there: the mean of several seeds.
+    """Return the value of a point among the trials of a sweep, and the best point there; means over several seeds.
 
     Args:
-        value: of a run with that point, which counts where the sweep has not tried it.
+        value: of a run at that point, which counts if the sweep has not tried it.
     """
     ranked = points(rows, mode)
     return next((point.mean for point in ranked if point.params == params), value), ranked[0]
@@ -112,22 +112,22 @@ def compared(
 def transfer_picture(
     trials: Mapping[float, Sequence[TrialRow]],
     key: str,
-    landed: tuple[float, float, float],
+    transferred: tuple[float, float, float],
     savings: Savings,
     metric: str,
     mode: Mode,
 ) -> bytes:
-    """Draw the metric against a swept key at each width, the transferred run as a star, and the operations as bars.
+    """Draw the metric against a swept key at each width, the transferred run as a star, and FLOPs as bars.
 
     Args:
         trials: of the base width, and of the target width where it was swept too.
-        key: of a number that was swept, by rights optim.lr.
-        landed: width, value of the key and metric of the transferred run.
+        key: of a number that was swept, usually optim.lr.
+        transferred: width, value of the key and metric of the run at the target width.
     """
-    title = f"Tuned at width {min(trials):g}, trained at width {landed[0]:g}"
+    title = f"Tuned at width {min(trials):g}, trained at width {transferred[0]:g}"
     figure, ((curves, bars),) = new_panels(title, 1, 2, shared="none")
     figure.set_size_inches(11, 4.8)
-    _draw_curves(curves, trials, key, landed, metric, mode)
+    _draw_curves(curves, trials, key, transferred, metric, mode)
     _draw_bars(bars, savings)
     return to_png(figure)
 
@@ -136,17 +136,17 @@ def _draw_curves(
     axes: Any,
     trials: Mapping[float, Sequence[TrialRow]],
     key: str,
-    landed: tuple[float, float, float],
+    transferred: tuple[float, float, float],
     metric: str,
     mode: Mode,
 ) -> None:
     curves = {width: _curve(rows, key, mode) for width, rows in trials.items()}
-    values = [value for curve in curves.values() for _, value in curve] + [landed[2]]
+    values = [value for curve in curves.values() for _, value in curve] + [transferred[2]]
     low, high = limits(values, mode)
     for width, curve in curves.items():
         inside = [(at, min(max(value, low), high)) for at, value in curve]
         axes.plot(*zip(*inside, strict=True), "o-", markersize=4, label=f"width {width:g}")
-    width, at, value = landed
+    width, at, value = transferred
     label = f"width {width:g}, transferred"
     axes.plot(at, value, "*", color="tab:red", markersize=15, markeredgecolor="black", zorder=4, label=label)
     axes.set(xscale="log", xlabel=key, ylabel=metric)
@@ -161,7 +161,7 @@ def _curve(rows: Sequence[TrialRow], key: str, mode: Mode) -> list[tuple[float, 
 
 def _draw_bars(axes: Any, savings: Savings) -> None:
     search, training, direct = savings.search.flops, savings.training.flops, savings.direct.flops
-    how = "measured" if savings.is_measured else "foreseen"
+    how = "measured" if savings.is_measured else "predicted"
     axes.bar("tune narrow,\ntrain wide", search, color="tab:blue", label="search")
     axes.bar("tune narrow,\ntrain wide", training, bottom=search, color="tab:orange", label="training")
     axes.bar(f"tune wide\n({how})", direct, color="tab:gray", label="search at the target width")

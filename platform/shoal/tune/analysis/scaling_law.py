@@ -1,9 +1,9 @@
 """How the best loss falls as a model grows: a power law through the widths of a sweep.
 
 L(x) = a x^-b + c, with x the number of parameters N or the operations of the training C, and c >= 0 the loss that no
-size takes away (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", equations 1.1 and 1.3; Henighan et al.
+size removes (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", equations 1.1 and 1.3; Henighan et al.
 2020, "Scaling Laws for Autoregressive Generative Modeling", equation 1.1, for c). It knows rows of trials, not how
-models were parametrised; a law of widths whose learning rate was not tuned is one of learning rates.
+models were parametrised. Without a tuned learning rate at each width, the law is one of learning rates.
 """
 
 import math
@@ -18,24 +18,25 @@ from shoal.plots.figure import new_panels, to_png
 from shoal.storage.records import TrialRow
 from shoal.tune.trials import Mode, PointRow, is_number, points
 
-FEWEST = 4  # widths: one is held out, and a law has three numbers
+MIN_WIDTHS = 4  # one is held out, and a law has three numbers
 CONFIDENCE = 0.9
-# Of log loss. Below it residuals count by their square, beyond it by their size, after Hoffmann et al. 2022, "Training
-# Compute-Optimal Large Language Models", section 3.3, whose 0.001 is for runs that scatter less than small ones do.
-HUBER = 0.02
-STEEPEST = 3.0  # a larger exponent is no law but noise
-FLAT = 1e-3  # a smaller one says that the loss does not fall
+# Of the residuals of log loss: smaller ones count by their square, larger ones by their size. After Hoffmann et al.
+# 2022, "Training Compute-Optimal Large Language Models", section 3.3; their 0.001 is for runs that scatter less than
+# small ones.
+HUBER_DELTA = 0.02
+MAX_EXPONENT = 3.0  # a larger one is noise
+MIN_EXPONENT = 1e-3  # with a smaller one the loss does not fall
 STARTS = (0.0, 0.5, 0.9)  # of c, as shares of the lowest loss
-PINNED = 1e-3  # c below this share of the lowest loss is 0
+ZERO_FLOOR = 1e-3  # a c below this share of the lowest loss is set to 0
 
 
 @dataclass(frozen=True)
 class SizePoint:
-    """The best loss of one width, in the mean over seeds."""
+    """The best loss of one width, as the mean over seeds; `flops` are of that training."""
 
     width: float
     parameters: int
-    flops: float  # of that training
+    flops: float
     loss: float
 
 
@@ -45,23 +46,29 @@ class PowerLaw:
 
     The interval comes from the covariance of the least-squares fit (its curvature, times the variance of the
     residuals) and Student's t: at a confidence of 0.9 it held the exponent in 82 to 95 of 100 simulated sweeps of 4
-    to 8 widths. A floor that the fit puts at 0 counts as known. It is None where no residual is free to tell.
+    to 8 widths. A floor that the fit puts at 0 counts as known.
+
+    Attributes:
+        interval: of the exponent; None without a degree of freedom.
+        center: log of the size at which `covariance` holds.
+        covariance: of (log scale at the center, exponent, floor).
+        quantile: of Student's t.
     """
 
     scale: float
     exponent: float
     floor: float
-    interval: tuple[float, float] | None  # of the exponent
-    center: float  # log of the size about which the covariance is told
-    covariance: tuple[tuple[float, ...], ...] | None  # of log scale at the center, exponent, floor
-    quantile: float  # of Student's t
+    interval: tuple[float, float] | None
+    center: float
+    covariance: tuple[tuple[float, ...], ...] | None
+    quantile: float
 
     def at(self, size: float) -> float:
         """Return the loss at a size."""
         return float(self.scale * size**-self.exponent + self.floor)
 
     def band(self, size: float) -> tuple[float, float]:
-        """Return the lower and upper end of what the law may say at a size."""
+        """Return the lower and upper end of the loss at a size, at the confidence of the interval."""
         loss = self.at(size)
         if self.covariance is None:
             return loss, loss
@@ -76,25 +83,31 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A law of one kind of size, and how well one without the largest width foretold that width."""
+    """A law of one kind of size, and how well a fit without the largest width predicts that width.
 
-    symbol: str  # N or C
-    size: str  # what it stands for
+    Attributes:
+        symbol, size: N (parameters) or C (training FLOPs).
+        width: the largest, which is held out.
+        predicted, measured: loss at that width.
+    """
+
+    symbol: str
+    size: str
     law: PowerLaw
     without_largest: PowerLaw
-    width: float  # the largest, held out
+    width: float
     predicted: float
     measured: float
 
     @property
     def error(self) -> float:
-        """By how much the prediction is off, as a share of the measured loss."""
+        """The error of the prediction, as a share of the measured loss."""
         return self.predicted / self.measured - 1.0
 
     def text(self) -> str:
-        """Return the law and its trial in one line, or that there is none."""
+        """Return the law and its prediction in one line, or that there is none."""
         law, percent = self.law, f"{CONFIDENCE:.0%}"
-        if law.exponent < FLAT:
+        if law.exponent < MIN_EXPONENT:
             return f"the loss does not fall with {self.size} over these widths: there is no law to fit"
         known = f" ({law.interval[0]:.3g} to {law.interval[1]:.3g} at {percent})" if law.interval else ""
         return (
@@ -106,9 +119,9 @@ class ScalingLaw:
 
 @dataclass(frozen=True)
 class ScalingReport:
-    """The best loss by width, and its laws; none with fewer than `FEWEST` widths of different size."""
+    """The best loss of each width, by parameters, and its laws; none with fewer than `MIN_WIDTHS` different sizes."""
 
-    points: tuple[SizePoint, ...]  # by parameters
+    points: tuple[SizePoint, ...]
     laws: tuple[ScalingLaw, ...]
 
     def text(self) -> str:
@@ -116,7 +129,7 @@ class ScalingReport:
         if self.laws:
             return "\n".join(law.text() for law in self.laws)
         return (
-            f"a power law needs at least {FEWEST} widths of different size, and {len(self.points)} came to a "
+            f"a power law needs at least {MIN_WIDTHS} widths of different size, and {len(self.points)} came to a "
             "loss: sweep more widths"
         )
 
@@ -143,11 +156,11 @@ class ScalingReport:
 
 
 def scaling_report(rows: Sequence[TrialRow], width_key: str, mode: Mode) -> ScalingReport | None:
-    """Return how the best loss goes with size; None with fewer than two widths, or a metric that is no loss."""
+    """Return how the best loss falls with size; None with fewer than two widths, or if the metric is no loss."""
     found = _size_points(rows, width_key, mode)
     if len(found) < 2 or mode == "max" or any(point.loss <= 0 for point in found):
         return None
-    if len(found) < FEWEST:
+    if len(found) < MIN_WIDTHS:
         return ScalingReport(found, ())
     by_parameters = _scaling_law("N", "parameters", found, lambda point: float(point.parameters))
     by_flops = _scaling_law("C", "training FLOPs", found, lambda point: point.flops)
@@ -155,17 +168,17 @@ def scaling_report(rows: Sequence[TrialRow], width_key: str, mode: Mode) -> Scal
 
 
 def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
-    """Fit a law to the logarithm of losses, by Huber's loss from several starts.
+    """Fit a law to the logarithm of losses, with the Huber loss, from several starting points.
 
     Args:
-        sizes: two different ones or more.
+        sizes: at least two different ones.
         losses: positive.
     """
     from scipy.stats import t
 
     logs, targets = np.log(sizes), np.log(losses)
     center = float(logs.mean())
-    found = _pinned(
+    found = _parameters(
         min((_fit_from(share, logs - center, targets) for share in STARTS), key=_cost), min(losses)
     )
     free = len(logs) - (3 if found[2] > 0 else 2)
@@ -185,7 +198,7 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
 
 
 def scaling_picture(report: ScalingReport, metric: str) -> bytes | None:
-    """Draw loss against size, each law with its interval, and the held-out width with what was foretold of it."""
+    """Draw loss against size, each law with its interval, and the measured and predicted loss of the held-out width."""
     if not report.laws:
         return None
     figure, panels = new_panels(f"Best {metric} by size", 1, len(report.laws))
@@ -197,7 +210,7 @@ def scaling_picture(report: ScalingReport, metric: str) -> bytes | None:
 
 
 def _size_points(rows: Sequence[TrialRow], width_key: str, mode: Mode) -> tuple[SizePoint, ...]:
-    """The best point of each width, by number of parameters; of widths of the same size, the best."""
+    """Return the best point of each width, by number of parameters; of widths of the same size the best."""
     by_number = {row.number: row for row in rows}
     found: dict[int, SizePoint] = {}
     widths = set()
@@ -233,13 +246,13 @@ def _size_of(symbol: str, point: SizePoint) -> float:
 
 
 def _predicted(found: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """The log loss at sizes by their logarithm."""
+    """Return the log loss at sizes, given by their logarithm."""
     losses: np.ndarray = np.log(np.exp(found[0] - found[1] * logs) + found[2])
     return losses
 
 
 def _slopes(logs: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """The derivatives [n, 3] of the log loss by log scale, exponent, floor."""
+    """Return the derivatives [n, 3] of the log loss by log scale, exponent and floor."""
     power = np.exp(found[0] - found[1] * logs)
     slopes = np.stack([power, -logs * power, np.ones_like(power)], axis=1)
     relative: np.ndarray = slopes / (power + found[2])[:, None]
@@ -247,19 +260,19 @@ def _slopes(logs: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def _fit_from(share: float, logs: np.ndarray, targets: np.ndarray) -> Any:
-    """Fit from a floor that is a share of the lowest loss."""
+    """Fit, starting with a floor that is a share of the lowest loss."""
     from scipy.optimize import least_squares
 
     lowest = float(np.exp(targets.min()))
     slope, constant = np.polyfit(logs, np.log(np.exp(targets) - share * lowest), 1)
-    start = [constant, np.clip(-slope, 0.01, 0.99 * STEEPEST), (share + 1e-9) * lowest]
+    start = [constant, np.clip(-slope, 0.01, 0.99 * MAX_EXPONENT), (share + 1e-9) * lowest]
     return least_squares(
         lambda found: _predicted(found, logs) - targets,
         start,
-        bounds=([-np.inf, 0.0, 0.0], [np.inf, STEEPEST, lowest]),
+        bounds=([-np.inf, 0.0, 0.0], [np.inf, MAX_EXPONENT, lowest]),
         x_scale=[1.0, 0.1, lowest],
         loss="huber",
-        f_scale=HUBER,
+        f_scale=HUBER_DELTA,
     )
 
 
@@ -267,9 +280,9 @@ def _cost(fitted: Any) -> float:
     return float(fitted.cost)
 
 
-def _pinned(fitted: Any, lowest: float) -> np.ndarray:
+def _parameters(fitted: Any, lowest: float) -> np.ndarray:
     found = np.array(fitted.x)
-    if found[2] < PINNED * lowest:
+    if found[2] < ZERO_FLOOR * lowest:
         found[2] = 0.0
     return found
 
@@ -289,28 +302,28 @@ def _draw(scaling: ScalingLaw, sizes: Sequence[float], found: Sequence[SizePoint
     losses, law = [point.loss for point in found], scaling.law
     grid = np.geomspace(min(sizes) / 1.3, max(sizes) * 1.3, 100)
     low, high = zip(*map(law.band, grid), strict=True)
-    inside = max(losses) * 1.5, min(losses) / 1.5  # one residual that is free to tell leaves a wide band
+    inside = max(losses) * 1.5, min(losses) / 1.5  # with one degree of freedom the band is wide
     axes.fill_between(
         grid, np.maximum(low, inside[1]), np.minimum(high, inside[0]), alpha=0.15, label=f"{CONFIDENCE:.0%}"
     )
     axes.plot(grid, [law.at(size) for size in grid], color="tab:blue", label="fit to all")
-    foretold = [scaling.without_largest.at(size) for size in grid]
-    axes.plot(grid, foretold, "--", color="tab:orange", label=f"fit without width {scaling.width:g}")
+    predicted = [scaling.without_largest.at(size) for size in grid]
+    axes.plot(grid, predicted, "--", color="tab:orange", label=f"fit without width {scaling.width:g}")
     axes.plot(sizes[:-1], losses[:-1], "o", color="black", markersize=5, zorder=3)
     marks = {"markersize": 8, "zorder": 4, "linestyle": "none"}
     axes.plot(sizes[-1:], losses[-1:], marker="s", color="tab:red", **marks, label="held out, measured")
-    axes.plot(sizes[-1:], [scaling.predicted], marker="x", color="tab:orange", **marks, label="foretold")
+    axes.plot(sizes[-1:], [scaling.predicted], marker="x", color="tab:orange", **marks, label="predicted")
     for point, size in zip(found, sizes, strict=True):
         axes.annotate(f"{point.width:g}", (size, point.loss), (4, 5), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel=scaling.size)
-    _name_losses(axes)
+    _label_losses(axes)
     axes.set_title(f"exponent {law.exponent:.3g}, held out {scaling.error:+.1%}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
 
-def _name_losses(axes: Any) -> None:
-    """Plain numbers along an axis that may span less than a decade."""
+def _label_losses(axes: Any) -> None:
+    """Write plain numbers along an axis that may span less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))

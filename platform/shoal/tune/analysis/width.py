@@ -1,4 +1,4 @@
-"""Whether the best learning rate moves with the width: what a parametrisation such as muP promises it does not.
+"""Whether the best learning rate drifts with the width; with a parametrisation such as muP it should not.
 
 It knows tried rates and their metrics, not how the models were parametrised. The question and the picture are
 those of Yang, Hu et al. 2022, "Tensor Programs V" (muTransfer), figure 1.
@@ -17,58 +17,69 @@ from shoal.tune.trials import Mode, cells, is_number, limits
 Drift = Literal["stable", "drifts", "unclear"]
 Parabola = tuple[float, float, float]  # of log2(rate), highest power first
 Curve = list[tuple[float, float]]  # (rate, metric), by rate
-DIVERGED = 10.0  # times the median distance from the best
+DIVERGED = 10.0  # times the median distance from the best metric: such points are left out of the fit
 STABLE_OCTAVES = 1.0
-STABLE_SLOPE = 0.5  # halfway from rates that stay to rates that fall as 1/width
+STABLE_SLOPE = 0.5  # halfway between rates that stay (0) and rates that fall as 1/width (-1)
 
 
 @dataclass(frozen=True)
 class WidthOptimum:
-    """The best learning rate of one width."""
+    """The best learning rate of one width.
+
+    Attributes:
+        lr: the parabola's vertex; the best tried rate if that is at the edge.
+        metric: the best one measured.
+        at_edge: whether no optimum inside the tried rates could be fitted, so that the best may lie beyond them.
+        fitted: lowest and highest rate that the parabola was fitted to.
+    """
 
     width: float
-    lr: float  # the parabola's vertex; the best tried rate where that is at the edge
-    metric: float  # the best one measured
-    at_edge: bool  # no optimum inside the tried rates could be fitted, so the best may lie beyond them
+    lr: float
+    metric: float
+    at_edge: bool
     parabola: Parabola | None
-    fitted: tuple[float, float] | None  # lowest and highest rate the parabola was fitted to
+    fitted: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class WidthReport:
     """The best learning rate of each width and how it drifts.
 
-    The verdict is `unclear` with fewer than two optima inside the tried rates; else `stable` when the best
-    rates of all widths lie within a factor of 2 of their geometric mean and move by less than half an octave
-    a doubling of the width; else `drifts` when the fitted line moves them by an octave or more from the
-    narrowest to the widest; else `unclear`, for they scatter.
+    The drift is `unclear` with fewer than two optima inside the tried rates; else `stable` if the best rates of all
+    widths lie within a factor of 2 of their geometric mean and move by less than half an octave per doubling of the
+    width; else `drifts` if the fitted line moves them by an octave or more from the narrowest to the widest; else
+    `unclear`, since they scatter.
+
+    Attributes:
+        optima: by width.
+        slope: octaves of the best rate per doubling of the width, by ordinary least squares.
     """
 
     lr_key: str
     width_key: str
     mode: Mode
-    optima: tuple[WidthOptimum, ...]  # by width
-    slope: float  # octaves of the best rate per doubling of the width, by ordinary least squares
-    verdict: Drift
+    optima: tuple[WidthOptimum, ...]
+    slope: float
+    drift: Drift
 
     def text(self) -> str:
-        """Return a line per width and one for the verdict."""
+        """Return a line per width, and the summary."""
         width, rate = self.width_key.rpartition(".")[2], f"best {self.lr_key.rpartition('.')[2]}"
         lines = [f"{width:>8}  {rate:>10}  {'metric':>10}"]
         for optimum in self.optima:
             note = "  at the edge of the tried rates" if optimum.at_edge else ""
             lines.append(f"{optimum.width:>8g}  {optimum.lr:>10.3g}  {optimum.metric:>10.4g}{note}")
-        return "\n".join([*lines, self.verdict_line])
+        return "\n".join([*lines, self.summary])
 
     @property
-    def verdict_line(self) -> str:
-        """The verdict as one line."""
+    def summary(self) -> str:
+        """The drift in one line."""
         inside = sum(not optimum.at_edge for optimum in self.optima)
         bounds = "" if inside == len(self.optima) else f" ({len(self.optima) - inside} at the edge)"
-        if self.verdict == "stable":
+        if self.drift == "stable":
             mean = 2 ** statistics.fmean(math.log2(optimum.lr) for optimum in self.optima)
             return f"stable: one learning rate near {mean:.2g} serves every width{bounds}"
-        if self.verdict == "drifts":
+        if self.drift == "drifts":
             verb, every = "halves" if self.slope < 0 else "doubles", 1 / abs(self.slope)
             doublings = "doubling" if f"{every:.2g}" == "1" else f"{every:.2g} doublings"
             return f"drifts: the best learning rate {verb} every {doublings} of the width{bounds}"
@@ -80,15 +91,15 @@ class WidthReport:
 def width_report(rows: Sequence[TrialRow], lr_key: str, width_key: str, mode: Mode) -> WidthReport | None:
     """Return the best learning rate by width, or None with fewer than two widths of ranked trials.
 
-    The metric of a width and rate is the mean over seeds, the best over other params. Each width's optimum
-    is the vertex of a parabola in log2(rate), fitted by least squares to the tried rates nearest the best.
+    The metric of a width and rate is the mean over seeds, and the best over other params. Each width's optimum is the
+    vertex of a parabola in log2(rate), fitted by least squares to the tried rates nearest the best.
     """
     curves = _curves(rows, lr_key, width_key, mode)
     if len(curves) < 2:
         return None
     optima = tuple(_optimum(width, curve, mode) for width, curve in curves.items())
     slope = _slope(optima)
-    return WidthReport(lr_key, width_key, mode, optima, slope, _verdict(optima, slope))
+    return WidthReport(lr_key, width_key, mode, optima, slope, _drift(optima, slope))
 
 
 def width_picture(report: WidthReport, rows: Sequence[TrialRow], metric: str) -> bytes:
@@ -96,7 +107,7 @@ def width_picture(report: WidthReport, rows: Sequence[TrialRow], metric: str) ->
     import matplotlib
     import numpy as np
 
-    figure, axes = new_figure(report.verdict_line)
+    figure, axes = new_figure(report.summary)
     curves = _curves(rows, report.lr_key, report.width_key, report.mode)
     bottom, top = limits([value for curve in curves.values() for _, value in curve], report.mode)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(report.optima)))
@@ -121,7 +132,7 @@ def width_picture(report: WidthReport, rows: Sequence[TrialRow], metric: str) ->
 
 
 def _curves(rows: Sequence[TrialRow], lr_key: str, width_key: str, mode: Mode) -> dict[float, Curve]:
-    """The metric by rate, by width."""
+    """Return the metric by rate, by width."""
     curves: dict[float, Curve] = {}
     found = cells(rows, (width_key, lr_key), mode).items()
     for (width, rate), metric in sorted(item for item in found if all(map(_is_positive, item[0]))):
@@ -134,10 +145,10 @@ def _is_positive(value: Any) -> bool:
 
 
 def _optimum(width: float, curve: Curve, mode: Mode) -> WidthOptimum:
-    """The vertex of the widest sound fit, or the best tried rate.
+    """Return the vertex of the widest plausible fit, or the best tried rate.
 
-    A vertex is believed within an octave of the best tried rate or up to its neighbours, whichever is wider.
-    Five points average noise; where their parabola is skewed, the three nearest always do, if there is a
+    A vertex is accepted within an octave of the best tried rate or up to its neighbours, whichever is wider. Five
+    points average out noise; where their parabola is skewed, the three nearest always give a vertex, if there is a
     worse one on each side of the best.
     """
     sign = 1 if mode == "min" else -1
@@ -148,7 +159,7 @@ def _optimum(width: float, curve: Curve, mode: Mode) -> WidthOptimum:
     for count in range(min(len(curve), 5), 2, -1):
         chosen = _near(curve, place, count)
         if all(value == metric for _, value in chosen):
-            continue  # flat: what the fit would find is rounding
+            continue  # flat: the fit would only find rounding errors
         parabola = _fit(chosen)
         vertex = _vertex(parabola, sign)
         if vertex is not None and low < vertex < high:
@@ -157,12 +168,12 @@ def _optimum(width: float, curve: Curve, mode: Mode) -> WidthOptimum:
 
 
 def _near(curve: Curve, place: int, count: int) -> Curve:
-    """The points nearest the best, without those that diverged as long as three remain."""
+    """Return the points nearest the best, without those that diverged if three remain."""
     rate, metric = curve[place]
     near = sorted(curve, key=lambda point: abs(math.log2(point[0] / rate)))[:count]
     far = DIVERGED * statistics.median(abs(value - metric) for _, value in near)
-    sound = [point for point in near if abs(point[1] - metric) <= far]
-    return sorted(sound if len(sound) >= 3 else near)
+    close = [point for point in near if abs(point[1] - metric) <= far]
+    return sorted(close if len(close) >= 3 else near)
 
 
 def _fit(curve: Curve) -> Parabola:
@@ -174,7 +185,7 @@ def _fit(curve: Curve) -> Parabola:
 
 
 def _vertex(parabola: Parabola, sign: int) -> float | None:
-    """The rate at the parabola's best value, or None when it opens the wrong way."""
+    """Return the rate at the parabola's best value, or None if it opens the wrong way."""
     square, linear, _ = parabola
     octaves = -linear / (2 * square) if sign * square > 0 else math.inf
     return float(2**octaves) if abs(octaves) < 1000 else None
@@ -185,7 +196,7 @@ def _slope(optima: Sequence[WidthOptimum]) -> float:
     return statistics.linear_regression([math.log2(optimum.width) for optimum in optima], rates).slope
 
 
-def _verdict(optima: Sequence[WidthOptimum], slope: float) -> Drift:
+def _drift(optima: Sequence[WidthOptimum], slope: float) -> Drift:
     rates = [math.log2(optimum.lr) for optimum in optima]
     spread = max(abs(rate - statistics.fmean(rates)) for rate in rates)
     if sum(not optimum.at_edge for optimum in optima) < 2:

@@ -1,4 +1,4 @@
-"""Writes a sweep's report into its folder: tables, pictures, one HTML page. Draws nothing itself."""
+"""Writes a sweep's report into its folder: tables, pictures, one HTML page. It draws nothing itself."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ LR, WIDTH = "optim.lr", "model.width"
 
 @dataclass(frozen=True)
 class Findings:
-    """What a sweep found out, in words.
+    """What a sweep found out, as text.
 
     Attributes:
-        lines: label and text, for the terminal and the page.
+        lines: text by label, for the terminal and the page.
         width: the width report, where learning rate and width were swept.
-        scaling: how the best loss goes with size, where width was swept.
-        note: the same as Markdown, for MLflow.
+        scaling: how the best loss falls with size, where width was swept.
+        note: `lines` as Markdown, for MLflow.
     """
 
     lines: dict[str, str]
@@ -36,7 +36,7 @@ class Findings:
 def write_report(
     folder: RunFolder, rows: Sequence[TrialRow], title: str, metric: str, mode: Mode, seconds: float
 ) -> Findings:
-    """Write `report/` (CSV, parquet, HTML) and `pictures/`, and return what there is to say."""
+    """Write `report/` (CSV, parquet, HTML) and `pictures/`, and return the findings."""
     shares = importance(rows, mode)
     width, scaling = width_report(rows, LR, WIDTH, mode), scaling_report(rows, WIDTH, mode)
     drawn = _draw(rows, metric, mode, shares, width, scaling)
@@ -111,7 +111,7 @@ def _lines(
     if shares:
         lines["importance"] = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
     if width:
-        lines["width"] = width.verdict_line
+        lines["width"] = width.summary
     if scaling:
         names = [f"scaling {law.symbol}" for law in scaling.laws] or ["scaling"]
         lines |= dict(zip(names, scaling.text().splitlines(), strict=True))

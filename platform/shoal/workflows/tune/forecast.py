@@ -1,7 +1,7 @@
-"""What a sweep would cost: trials, how many side by side, worker hours, disk. Trains for seconds and leaves nothing.
+"""Predicts what a sweep would cost: trials, how many side by side, worker hours, disk. It trains for seconds.
 
-Some of its trials are tried for some steps, and the rest is arithmetic. How much a scheduler would cut is found by
-letting it judge trials of random quality.
+Some of the trials are trained for some steps, and the rest is arithmetic. How much a scheduler would save comes from a
+simulation in which it decides on trials of random quality.
 """
 
 import os
@@ -25,44 +25,50 @@ from shoal.workflows.tune.probe import Probe, probe
 
 MOST_PROBED = 32
 MOST_SIMULATIONS, SIMULATED_TRIALS = 20, 2000
-# Measured on 2 cores: joining or starting Ray; the report and the best model's verification.
+# Seconds, measured on 2 cores: joining or starting Ray; the report and the best model's verification.
 START_S, END_S = 8.0, 3.5
-# Of a trial by Ray Train: how long its start takes at least; seconds of a CPU for Ray's own actors, and for a worker.
+# Of a distributed trial: the shortest start of its workers; CPU seconds of Ray Train's own actors, and of a worker.
 WORKERS_START_S, CONTROLLER_CPU_S, WORKER_CPU_S = 8.0, 14.0, 4.0
-TRACKING_S = 0.085  # of a CPU for each trial: its records (benchmarks/sweep.py)
-# A sweep's pictures, which its report holds again, and what each trial adds to them up to MOST_DRAWN; the best model's
-# pictures; a trial's row, run and result.
+TRACKING_S = 0.085  # CPU seconds of tracking per trial (benchmarks/sweep.py)
+# Of a sweep: its pictures, which its report holds again, and what each trial adds to them up to MOST_DRAWN; the best
+# model's pictures; a trial's row, run.json and result.json.
 REPORT_BYTES, DRAWN_BYTES, MOST_DRAWN, BEST_BYTES, ROW_BYTES = 350_000, 55_000, 20, 130_000, 4_000
 
 
 @dataclass(frozen=True)
 class Span:
-    """What is expected of something that chance has a part in, and between what it lies."""
+    """An expected value, and the lowest and highest that chance may lead to."""
 
     expected: float
     least: float
     most: float
 
-    def map(self, line: Callable[[float], float]) -> "Span":
-        """Return where an increasing function takes it."""
-        return Span(line(self.expected), line(self.least), line(self.most))
+    def map(self, increasing: Callable[[float], float]) -> "Span":
+        """Return the span of an increasing function of this value."""
+        return Span(increasing(self.expected), increasing(self.least), increasing(self.most))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a sweep would cost."""
+    """What a sweep would cost.
+
+    Attributes:
+        slots: trials side by side.
+        share: of all evaluations that the scheduler lets happen.
+        infeasible: corners of the space that cannot be trained, and why.
+    """
 
     trials: int
     slots: int
     worker_hours: Span
     seconds: float
     disk_bytes: Span
-    share: Span  # of all evaluations that the scheduler lets happen
+    share: Span
     infeasible: list[tuple[Point, str]]
 
 
 def forecast(plan: SweepPlan) -> Forecast:
-    """Estimate a sweep's cost.
+    """Predict a sweep's cost.
 
     Raises:
         TrainingError: the data is too large to try a trial on this machine, or a trial fails.
@@ -92,7 +98,7 @@ def forecast(plan: SweepPlan) -> Forecast:
 
 
 def _worker_seconds(plan: SweepPlan, probes: Sequence[Probe], share: float, slots: int, cpus: float) -> float:
-    """Return the seconds that all workers of all trials work, when a share of the training is left to them."""
+    """Return the seconds of work of all workers, if the scheduler lets a share of the training happen."""
     scale, workers = plan.config.scale, max(1, plan.config.scale.num_workers)
     seconds = plan.total * fmean(probe.fixed_s + share * probe.step_s * probe.steps for probe in probes)
     if plan.config.is_distributed:  # the workers of Ray Train are new for each trial
@@ -100,19 +106,21 @@ def _worker_seconds(plan: SweepPlan, probes: Sequence[Probe], share: float, slot
         seconds += rounds * slots * _workers_start_s(workers, slots, cpus)
         seconds += rest * _workers_start_s(workers, rest, cpus)
     else:
-        seconds += min(slots, plan.total) * fmean(one.warm_s for one in probes if one.warm_s is not None)
+        seconds += min(slots, plan.total) * fmean(
+            probe.warm_s for probe in probes if probe.warm_s is not None
+        )
     if slots * workers * scale.cpus_per_worker > cpus - 1:  # tracking takes its time from the trials
         seconds += plan.total * TRACKING_S
     return seconds * workers
 
 
 def _workers_start_s(workers: int, trials: int, cpus: float) -> float:
-    """Return how long the start of a trial's workers takes, with that of so many trials at once."""
+    """Return the seconds in which the workers of a trial start, while those of `trials` start at once."""
     return max(WORKERS_START_S, trials * (CONTROLLER_CPU_S + workers * WORKER_CPU_S) / cpus)
 
 
 def _disk_bytes(plan: SweepPlan, probes: Sequence[Probe], share: float) -> Span:
-    """Return the bytes of the sweep's folder, which depend on whose checkpoints and model are kept."""
+    """Return the bytes of the sweep's folder; they depend on whose checkpoints and model are kept."""
     trial = ROW_BYTES + fmean(
         probe.fixed_bytes + share * probe.journal_bytes * probe.steps for probe in probes
     )
@@ -124,7 +132,10 @@ def _disk_bytes(plan: SweepPlan, probes: Sequence[Probe], share: float) -> Span:
 
 
 def _samples(plan: SweepPlan) -> list[RunConfig]:
-    """Return trials' configs, any number of the first of them a fair sample; corners where points come one by one."""
+    """Return configs of trials in random order, so that the first few are a fair sample.
+
+    Of a search that learns, whose points are not known yet, these are the corners.
+    """
     search = plan.search()
     refused = [point for point, _ in plan.infeasible]
     if isinstance(search, PlannedSearch):
@@ -138,7 +149,7 @@ def _samples(plan: SweepPlan) -> list[RunConfig]:
 
 
 def _share(plan: SweepPlan) -> Span:
-    """Return which share of all evaluations a scheduler lets happen, when trials are of random quality."""
+    """Return the share of all evaluations that the scheduler lets happen, for trials of random quality."""
     base = plan.base
     if plan.config.tune.scheduler == "none" or base.dataset_info is None:
         return Span(1.0, 1.0, 1.0)
@@ -149,31 +160,32 @@ def _share(plan: SweepPlan) -> Span:
 
 
 def _simulate(plan: SweepPlan, iterations: int, seed: int) -> float:
-    config, draw = plan.config, random.Random(seed)
+    """Return the share in one sweep, one trial at a time, whose trials keep the same value at each evaluation."""
+    config, rng = plan.config, random.Random(seed)
     scheduler = make_scheduler(config.tune, config.domains, config.mode, iterations, seed)
     engine = Engine(plan.search(), scheduler, config.tune.repeat)
-    quality = [draw.random() for _ in range(plan.total)]
+    quality = [rng.random() for _ in range(plan.total)]
     done = [0] * plan.total
     while not engine.has_ended:
         engine.take_exploits()
         trial = engine.choose()
         if trial is None:
             break
-        verdict = "continue"
-        while verdict == "continue" and not trial.has_ended:
+        decision = "continue"
+        while decision == "continue" and not trial.has_ended:
             done[trial.number] += 1
             is_last = done[trial.number] == iterations
             engine.report(
                 trial, Report(done[trial.number], done[trial.number], quality[trial.number]), is_last
             )
-            verdict = next((one for which, one in engine.decisions() if which is trial), "continue")
-        if verdict == "stop":
+            decision = next((found for other, found in engine.decisions() if other is trial), "continue")
+        if decision == "stop":
             engine.stop(trial)
-        elif verdict == "pause":
+        elif decision == "pause":
             engine.release(trial)
     return sum(done) / (iterations * plan.total)
 
 
 def _package_bytes() -> int:
-    """Bytes of Shoal's own code, which travels with the model."""
+    """Return the bytes of Shoal's own code, which is packaged with the model."""
     return sum(path.stat().st_size for path in Path(shoal.__file__).parent.rglob("*.py"))

@@ -36,7 +36,7 @@ def test_a_category_can_be_what_decides():
     assert shares["model.act"] > 0.8
 
 
-def test_it_repeats_exactly():
+def test_importance_is_reproducible():
     rows = list(trials(20, by_rate))
     assert importance(rows, "min") == importance(rows, "min")
 
@@ -47,7 +47,7 @@ def test_one_diverged_trial_does_not_decide():
     assert next(iter(importance([*rows, worst], "min"))) == "model.act"
 
 
-def test_params_that_some_trials_lack_or_that_hold_mixed_types_do_no_harm():
+def test_params_of_mixed_types_are_accepted_and_those_that_some_trials_lack_left_out():
     rows = list(trials(20, by_rate))
     for row in rows[:10]:
         row.params["optim.momentum"] = 0.9 if row.number % 2 else 0.5
@@ -60,7 +60,7 @@ def test_params_that_some_trials_lack_or_that_hold_mixed_types_do_no_harm():
     assert {"mixed", "whole or not", "list"} <= set(shares)
 
 
-def test_too_little_to_judge_gives_nothing():
+def test_too_few_or_equal_trials_give_no_importance():
     assert importance([], "min") == {}
     assert importance(list(trials(3, by_rate)), "min") == {}
     assert importance(list(trials(10, lambda params: 1.0)), "min") == {}

@@ -13,7 +13,7 @@ from shoal.tune.analysis.mup_transfer import (
     Cost,
     Savings,
     busy_seconds,
-    compared,
+    compare_point,
     cost_of,
     gap,
     predict_savings,
@@ -37,8 +37,8 @@ def test_training_takes_three_times_the_operations_of_a_forward_pass():
     assert training_flops(flops_per_sample=34_000, samples=1426) == 3 * 34_000 * 1426
 
 
-def test_seconds_of_training_leave_out_what_was_waited_for():
-    assert busy_seconds({"seconds": 10.0, "shares": {"data": 0.1, "compute": 0.5}}) == pytest.approx(6.0)
+def test_seconds_of_training_leave_out_waiting():
+    assert busy_seconds(10.0, {"data": 0.1, "compute": 0.5}) == pytest.approx(6.0)
 
 
 def test_a_search_costs_what_its_trials_took_as_far_as_they_went():
@@ -46,7 +46,7 @@ def test_a_search_costs_what_its_trials_took_as_far_as_they_went():
     assert cost_of([trial(0, 0.1, None, None, None)]) == Cost(0, 0.0)  # it left no outcome
 
 
-def test_the_search_at_the_target_width_is_foreseen_from_the_growth_and_the_wide_runs_own_speed():
+def test_the_search_at_the_target_width_is_predicted_from_the_growth_and_the_wide_runs_own_speed():
     # 16 times the operations a sample; the wide run made 4800 operations in 12 s, 400 a second
     savings = predict_savings(cost_of(ROWS), 16.0, Cost(4800, 12.0))
     assert savings.direct == Cost(700 * 16, 700 * 16 / 400)
@@ -65,11 +65,11 @@ def test_the_gap_is_how_much_worse_the_transferred_run_is_whichever_way_is_bette
 
 def test_points_are_compared_by_the_mean_of_their_seeds_not_by_the_luckiest():
     rows = [trial(point, rate, metric, 1, 1.0) for point, rate, metric in SEEDS]
-    assert compared(rows, {"optim.lr": 0.01}, 9.0, "min")[0] == pytest.approx(0.5)
-    best = compared(rows, {"optim.lr": 0.01}, 9.0, "min")[1]
+    assert compare_point(rows, {"optim.lr": 0.01}, 9.0, "min")[0] == pytest.approx(0.5)
+    best = compare_point(rows, {"optim.lr": 0.01}, 9.0, "min")[1]
     assert (best.params, best.mean) == ({"optim.lr": 0.01}, pytest.approx(0.5))
-    assert compared(rows, {"optim.lr": 0.1}, 9.0, "min")[0] == pytest.approx(0.6)
-    assert compared(rows, {"optim.lr": 0.5}, 9.0, "min")[0] == 9.0
+    assert compare_point(rows, {"optim.lr": 0.1}, 9.0, "min")[0] == pytest.approx(0.6)
+    assert compare_point(rows, {"optim.lr": 0.5}, 9.0, "min")[0] == 9.0
 
 
 @pytest.mark.parametrize("trials", [{64.0: ROWS}, {64.0: ROWS, 1024.0: ROWS}])

@@ -94,7 +94,7 @@ def test_one_width_that_went_wrong_does_not_bend_the_law():
     assert abs(fit_power_law(sizes, losses).exponent - 0.3) < abs(line - 0.3) / 5
 
 
-def test_the_largest_width_is_held_out_and_foretold():
+def test_the_largest_width_is_held_out_and_predicted():
     found = report(trials(lambda size: 2.0 * size**-0.25 + 0.05))
     by_size, by_flops = found.laws
     assert (by_size.symbol, by_flops.symbol, by_size.width) == ("N", "C", 1024)
@@ -104,7 +104,7 @@ def test_the_largest_width_is_held_out_and_foretold():
     assert by_flops.law.scale == pytest.approx(2.0 * 60_000**0.25, rel=0.05)
 
 
-def test_a_largest_width_that_is_off_the_law_is_told_by_how_much():
+def test_the_error_of_a_largest_width_off_the_law_is_reported():
     def stalls(size):
         return (2.0 * size**-0.25) * (1.25 if size == parameters(1024) else 1.0)
 
@@ -127,7 +127,7 @@ def test_losses_that_do_not_fall_with_size_have_no_law():
     assert "does not fall with parameters" in found.text()
 
 
-def test_fewer_than_four_widths_are_no_law_and_it_is_said_why():
+def test_fewer_than_four_widths_give_no_law_but_the_reason():
     found = report(trials(lambda size: size**-0.25, WIDTHS[:3]))
     assert found.laws == ()
     assert found.text() == (
@@ -141,7 +141,7 @@ def test_widths_that_change_no_size_count_once():
     assert found is None
 
 
-def test_there_is_nothing_to_say_of_one_width_an_accuracy_or_trials_of_unknown_size():
+def test_there_is_no_report_of_one_width_an_accuracy_or_trials_of_unknown_size():
     rows = trials(lambda size: size**-0.25)
     assert report(rows[:3]) is None
     assert report(rows, "max") is None

@@ -38,7 +38,7 @@ def test_a_constant_optimum_between_the_tried_rates_is_recovered_and_stable(mode
     assert [optimum.lr for optimum in found.optima] == pytest.approx([0.0113] * 4, rel=0.01)
     assert not any(optimum.at_edge for optimum in found.optima)
     assert found.slope == pytest.approx(0.0, abs=0.01)
-    assert found.verdict == "stable"
+    assert found.drift == "stable"
     assert found.text().splitlines()[-1] == "stable: one learning rate near 0.011 serves every width"
 
 
@@ -53,14 +53,14 @@ def test_a_constant_optimum_between_the_tried_rates_is_recovered_and_stable(mode
 def test_an_optimum_that_moves_with_a_power_of_the_width_drifts_at_that_rate(power, line):
     found = report(trials(lambda width: 0.012 * (width / 181) ** power))
     assert found.slope == pytest.approx(power, abs=0.02)
-    assert found.verdict_line == line
+    assert found.summary == line
     for optimum in found.optima:
         assert optimum.lr == pytest.approx(0.012 * (optimum.width / 181) ** power, rel=0.03)
 
 
 def test_noise_moves_the_optimum_little():
     found = report(trials(lambda width: 0.0113, noise=0.02))
-    assert found.verdict == "stable"
+    assert found.drift == "stable"
     assert [optimum.lr for optimum in found.optima] == pytest.approx([0.0113] * 4, rel=0.25)
 
 
@@ -78,24 +78,24 @@ def test_trials_that_diverged_beyond_the_best_do_not_pull_the_vertex():
     assert [optimum.lr for optimum in report(rows).optima] == pytest.approx([0.0113] * 4, rel=0.02)
 
 
-def test_an_optimum_beyond_the_tried_rates_is_at_the_edge_and_leaves_the_verdict_unclear():
+def test_an_optimum_beyond_the_tried_rates_is_at_the_edge_and_leaves_the_drift_unclear():
     found = report(trials(lambda width: 10.0))
     assert all(optimum.at_edge and optimum.lr == max(RATES) for optimum in found.optima)
-    assert found.verdict == "unclear"
-    assert "0 of 4 widths" in found.verdict_line
+    assert found.drift == "unclear"
+    assert "0 of 4 widths" in found.summary
     assert found.text().count("at the edge") == 4
 
 
-def test_widths_at_the_edge_are_counted_in_the_verdict_line():
+def test_widths_at_the_edge_are_counted_in_the_summary():
     found = report(trials(lambda width: 10.0 if width == 64 else 0.06))
     assert [optimum.at_edge for optimum in found.optima] == [True, False, False, False]
-    assert found.verdict_line.endswith("(1 at the edge)")
+    assert found.summary.endswith("(1 at the edge)")
 
 
 def test_optima_that_scatter_without_a_trend_are_unclear():
     found = report(trials(lambda width: {64: 0.05, 128: 0.002, 256: 0.002, 512: 0.05}[width]))
-    assert found.verdict == "unclear"
-    assert "scatter" in found.verdict_line
+    assert found.drift == "unclear"
+    assert "scatter" in found.summary
 
 
 def test_fewer_than_three_rates_are_no_parabola():
@@ -105,7 +105,7 @@ def test_fewer_than_three_rates_are_no_parabola():
 
 def test_equal_metrics_are_no_optimum():
     rows = [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(lambda width: 0.01)]
-    assert report(rows).verdict == "unclear"
+    assert report(rows).drift == "unclear"
 
 
 def test_there_is_no_report_without_two_widths():
@@ -124,7 +124,7 @@ def test_the_picture_is_a_png_with_the_vertices_drawn():
     assert np.asarray(image).std() > 5
 
 
-def test_the_picture_is_made_of_edges_and_equal_metrics_too():
+def test_edges_and_equal_metrics_can_be_drawn_too():
     for rows in (
         trials(lambda width: 10.0),
         [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(float)],
