@@ -88,7 +88,7 @@ class Sweep:
         return (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s)
 
     def memory(self, trials: int) -> int:
-        """Return the driver's resident bytes when so many trials had ended."""
+        """Return the driver's resident bytes when `trials` trials had ended."""
         return self._at(self.trials_s[trials - 1][1]).rss
 
     def _at(self, at_s: float) -> Sample:

@@ -44,7 +44,7 @@ class Digits:
 
 
 def learning_rates(count: int) -> list[float]:
-    """Return so many different learning rates: four apart by a factor of 4, then the same a little higher."""
+    """Return `count` different learning rates: four, each a factor of 4 apart, then the same a little higher."""
     return [float(f"{1e-4 * 4 ** (number % 4) * 1.02 ** (number // 4):.6g}") for number in range(count)]
 
 
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True)
     made.add_argument("--trials", type=int, default=TRIALS)
     made.add_argument("--epochs", type=int, default=EPOCHS)
-    made.add_argument("--repeat-epochs", type=int, default=1, help="times so many epochs")
+    made.add_argument("--repeat-epochs", type=int, default=1, help="factor of the epochs")
     return made
 
 

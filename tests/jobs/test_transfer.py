@@ -1,4 +1,4 @@
-"""Tuning narrow and training wide as a user does it: what is saved is told, and the gap when it is looked for."""
+"""Tuning narrow and training wide as a user does it: the savings are reported, and the gap with --verify."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def test_the_cost_is_that_of_the_layers_multiply_adds_over_all_trials(
     assert cost["direct_search"]["seconds"] == pytest.approx(PLANNED * cost["training"]["seconds"])
 
 
-def test_verified_later_it_trains_nothing_again_and_tells_the_gap_to_the_best_at_the_target_width(
+def test_a_later_verify_trains_nothing_again_and_reports_the_gap_to_the_best_at_the_target_width(
     widened: tuple[Place, dict[str, Any]],
 ) -> None:
     place, before = widened

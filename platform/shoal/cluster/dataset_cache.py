@@ -19,7 +19,7 @@ from shoal.tune.validate import evaluations
 
 @dataclass(frozen=True)
 class CachedDataset:
-    """A data set whose rows are in Ray's object store.
+    """A data set with its rows in Ray's object store.
 
     Attributes:
         plan: of the first run that asked for it.

@@ -54,7 +54,7 @@ def best(rows: Iterable[TrialRow], mode: Mode) -> TrialRow | None:
 
 
 def points(rows: Iterable[TrialRow], mode: Mode) -> list[PointRow]:
-    """Return mean and spread of every point all of whose repeats are ranked, best mean first."""
+    """Return mean and spread of every point with all repeats ranked, best mean first."""
     repeats: dict[int, list[TrialRow]] = defaultdict(list)
     for row in rows:
         repeats[row.point].append(row)

@@ -58,7 +58,7 @@ class RunsAll(StopsWorse):
 
 
 class RecordingSearch:
-    """Suggests points that name the points whose results it knows."""
+    """Suggests points that list the points of known results."""
 
     learns = True
 
@@ -159,7 +159,7 @@ def test_a_search_that_learns_knows_the_same_results_at_each_point_however_many_
     assert all(points(slots, seed) == one_by_one for slots in (2, 4, LAG) for seed in range(5))
 
 
-def test_repeats_of_a_point_are_separate_trials_whose_results_are_told_together():
+def test_repeats_of_a_point_are_separate_trials_and_their_results_are_told_together():
     search = RecordingSearch(3)
     engine = Engine(search, RunsAll(), repeat=2, lag=1)
     World(engine, 2, random.Random(0)).run()

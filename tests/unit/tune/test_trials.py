@@ -1,4 +1,4 @@
-"""Ranking, aggregating and tabling of trials, on rows made by hand."""
+"""Ranking, aggregating and tabulating trials, on rows made by hand."""
 
 import io
 

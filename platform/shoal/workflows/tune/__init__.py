@@ -4,10 +4,10 @@
 - `loop`: THE LOOP: the engine's decisions go to the actors, the actors' events to the engine
 - `state`: what is known of all trials; `trial_progress`: of one
 - `trial_lifecycle`: how a trial is opened, replayed, started and closed
-- `trial_events`: what the driver does about each event of a trial's process
+- `trial_events`: how each event of a trial's process is handled
 - `trial_history`: what an earlier attempt left of a trial
 - `stopping`: how a trial is stopped
-- `retention`: whose checkpoints are kept
+- `retention`: which trials keep their checkpoints
 - `exploit`: a trial goes on from another's checkpoint (population based training)
 - `result`: the best model and `result.json`
 - `mlflow_metadata`: what MLflow receives of a sweep besides metrics

@@ -120,7 +120,7 @@ def _workers_start_s(workers: int, trials: int, cpus: float) -> float:
 
 
 def _disk_bytes(plan: SweepPlan, probes: Sequence[Probe], share: float) -> Span:
-    """Return the bytes of the sweep's folder; they depend on whose checkpoints and model are kept."""
+    """Return the bytes of the sweep's folder; they depend on which trials' checkpoints and model are kept."""
     trial = ROW_BYTES + fmean(
         probe.fixed_bytes + share * probe.journal_bytes * probe.steps for probe in probes
     )
@@ -134,7 +134,7 @@ def _disk_bytes(plan: SweepPlan, probes: Sequence[Probe], share: float) -> Span:
 def _samples(plan: SweepPlan) -> list[RunConfig]:
     """Return configs of trials in random order, so that the first few are a fair sample.
 
-    Of a search that learns, whose points are not known yet, these are the corners.
+    These are the corners for a search that learns, since its points are not known yet.
     """
     search = plan.search()
     refused = [point for point, _ in plan.infeasible]
@@ -160,7 +160,7 @@ def _share(plan: SweepPlan) -> Span:
 
 
 def _simulate(plan: SweepPlan, iterations: int, seed: int) -> float:
-    """Return the share in one sweep, one trial at a time, whose trials keep the same value at each evaluation."""
+    """Return the share in one sweep of one trial at a time; a trial has the same value at each evaluation."""
     config, rng = plan.config, random.Random(seed)
     scheduler = make_scheduler(config.tune, config.domains, config.mode, iterations, seed)
     engine = Engine(plan.search(), scheduler, config.tune.repeat)

@@ -72,7 +72,7 @@ def why_no_trial_is_ranked(state: SweepState) -> str:
 
 
 def finished_sweep(folder: RunFolder) -> SweepResult | None:
-    """Return the result of a sweep that came to its end, or None."""
+    """Return the result of a sweep that has finished, or None."""
     result = folder.load(SweepResult)
     return result if result and result.status == "FINISHED" else None
 

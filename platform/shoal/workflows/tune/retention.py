@@ -1,4 +1,4 @@
-"""Whose checkpoints a sweep keeps: those of the best `tune.keep` trials, and of all that may still be among them."""
+"""Which trials keep their checkpoints: the best `tune.keep`, and all that may still be among them."""
 
 from shoal.storage.run_folder import CHECKPOINTS
 from shoal.tune.trials import losers

@@ -1,4 +1,4 @@
-"""What the driver does about each event of a trial's process: it tells the engine and closes trials that ended."""
+"""Handles the events of trials' processes: reports go to the engine, and trials that ended are closed."""
 
 import logging
 

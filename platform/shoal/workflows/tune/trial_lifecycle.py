@@ -174,7 +174,7 @@ class TrialLifecycle:
         )
 
     def _refuse(self, trial: Trial, error: ShoalError) -> None:
-        """Close a trial whose point cannot be trained at all; it may have no run folder."""
+        """Close a trial with a point that cannot be trained at all; it may have no run folder."""
         state = self._state
         if trial not in state.progress:
             state.progress[trial] = TrialProgress(

@@ -1,4 +1,4 @@
-"""Importance on trials whose metric is a known function of their params."""
+"""Importance on trials with a metric that is a known function of their params."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The scaling law on losses whose law is known."""
+"""The scaling law on losses of a known law."""
 
 import io
 import math
@@ -21,7 +21,7 @@ def parameters(width):
 
 
 def trials(loss, widths=WIDTHS, seeds=1, **changes):
-    """At each width three rates, the middle one the best, whose loss is `loss(parameters)`."""
+    """At each width three rates; the best one is the middle one, with the loss `loss(parameters)`."""
     rows = []
     for width in widths:
         for number, rate in enumerate((0.001, 0.002, 0.004)):

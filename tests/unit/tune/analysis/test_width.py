@@ -1,4 +1,4 @@
-"""The width report on synthetic losses: parabolas in log2 of the rate, whose optimum is known."""
+"""The width report on synthetic losses: parabolas in log2 of the rate, with a known optimum."""
 
 import io
 import math
@@ -15,7 +15,7 @@ WIDTHS = [64, 128, 256, 512]
 
 
 def trials(optimum, rates=RATES, widths=WIDTHS, sign=1, noise=0.0):
-    """Trials whose metric is a parabola around `optimum(width)`."""
+    """Trials with a metric that is a parabola around `optimum(width)`."""
     draw = np.random.default_rng(0)
     rows = []
     for width in widths:
