@@ -6,7 +6,7 @@
 - `worker_group`: Ray Train workers around `runs.worker`; `worker_failure`: what a dead worker triggers
 - `actor_pool`, `trial_actor`: processes that run trials, reused
 - `dataset_cache`: the data of a sweep, read once
-- `tune_schedulers`: Ray Tune's schedulers: which trial is stopped, paused or cloned
+- `tune_schedulers`: Ray Tune's schedulers: which trial is stopped or paused, or exploits another
 
 Depends on `runs` and `tune`, which do not know it.
 """
