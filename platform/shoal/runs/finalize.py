@@ -15,9 +15,9 @@ from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier
 from shoal.runs.config import RunConfig
-from shoal.storage.run_folder import IDENTITY, MODEL, PICTURES, SAMPLE, RunFolder
+from shoal.storage.run_folder import CHECKPOINTS, IDENTITY, MODEL, PICTURES, SAMPLE, RunFolder
 from shoal.tracking.journal import JournalReader
-from shoal.training.checkpoint.contents import WEIGHTS
+from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
 SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
 
@@ -43,7 +43,7 @@ def package_and_verify(
     with Verifier() as verifier, tempfile.TemporaryDirectory() as scratch:
         draw_pictures(folder, outcome, dataset_info)
         model = Path(scratch) / MODEL
-        expected, split = outcome.get("val_metrics"), VALIDATION
+        expected, split = outcome.get("val_metrics") or None, VALIDATION
         if expected is None:
             expected, split = outcome.get("test_metrics"), TEST
         _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
@@ -75,8 +75,8 @@ def _save(
 ) -> None:
     data = model.with_name("weights")
     data.mkdir()
-    name = f"step-{outcome['progress']['step']:06d}"
-    (data / WEIGHTS).write_bytes(folder.read(f"checkpoints/{name}/{WEIGHTS}"))
+    name = checkpoint_name(outcome["progress"]["step"])
+    (data / WEIGHTS).write_bytes(folder.read(f"{CHECKPOINTS}/{name}/{WEIGHTS}"))
     described = describe_model(config.model, dataset_info.transform, config.task, config.data, config.seed)
     (data / DESCRIPTION).write_text(described)
     save_model(model, data, example, config.model.name)
@@ -91,7 +91,7 @@ def draw_pictures(folder: RunFolder, outcome: dict[str, Any], dataset_info: Data
     title = folder.identity()["name"]
     if curves:
         folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
-    if "confusion" in outcome:
+    if outcome.get("confusion"):
         counts = np.array(outcome["confusion"])
         matrix = confusion_matrix(
             counts, dataset_info.transform.label.classes, f"{title}: {outcome['split']} split"

@@ -1,6 +1,7 @@
 """The training loop and its parts. None of them knows Ray or MLflow.
 
 - `loop`: THE LOOP: forward, backward, clip, update
+- `assemble`: a config becomes a ready loop, in one place; `resume`: where it starts from
 - `optimizer`, `lr_schedule`, `evaluation`
 - `accumulation`, `activation_checkpointing`, `mixed_precision`, `ema`, `compile`: techniques, one per file
 - `checkpoint`: what is saved, how, and how it is loaded

@@ -1,12 +1,12 @@
-"""What makes a training fit into memory: batches in pieces, activations computed again instead of kept.
+"""Gradient accumulation: a batch is split into micro-batches, so that a step fits into memory.
 
-It knows how memory runs out and how much was used; it does not know what a step is.
+It knows how memory runs out and how gradients are reduced; it does not know what an optimiser step is.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,31 +21,43 @@ logger = logging.getLogger(__name__)
 
 MicroBatchSize = int | Literal["auto"] | None
 
-# Forward and backward of a piece; returns its sum of losses, detached.
+# Forward and backward of a micro-batch; returns its sum of losses, detached.
 Backward = Callable[[Batch], Tensor]
 
 
-class FullBatch:
-    """A worker's part as it is."""
+class Accumulation(Protocol):
+    """How the gradient of a worker's part of a batch comes about."""
 
-    size: int | None = None  # samples in a piece, where there is a limit
+    size: int | None  # samples in a micro-batch, where there is a limit
 
     def run(self, batch: Batch, backward: Backward) -> Tensor:
-        """Leave in the model's parameters the batch's gradient; return this worker's sum of losses."""
+        """Leave the batch's gradient in the model's parameters; return this worker's sum of losses."""
+        ...
+
+
+class FullBatch:
+    """One forward and backward over a worker's part of a batch."""
+
+    size: int | None = None
+
+    def run(self, batch: Batch, backward: Backward) -> Tensor:
         return backward(batch)
 
 
-class MicroBatches(FullBatch):
-    """Pieces of a fixed size, as many on every worker as the largest part takes: they meet in the last one."""
+class MicroBatches:
+    """Micro-batches of a fixed size; gradients are reduced over the workers in the backward of the last one.
+
+    Every worker runs as many as the largest part needs, so that all reach the last one together.
+    """
 
     def __init__(self, size: int | None, forward: nn.Module, collective: Collective, workers: int) -> None:
         """Take a size in samples.
 
         Args:
-            size: samples in a piece; None is the whole part.
-            forward: what the last piece's backward adds the gradients up in.
+            size: samples in a micro-batch; None for a worker's whole part.
+            forward: the module whose backward reduces gradients over the workers.
             collective: of the workers.
-            workers: between how many a global batch is dealt.
+            workers: number of workers that a global batch is divided among.
         """
         self.size, self._forward, self._collective, self._workers = size, forward, collective, workers
 
@@ -68,17 +80,17 @@ class MicroBatches(FullBatch):
 
 
 class AutoMicroBatches(MicroBatches):
-    """Pieces whose size is halved whenever a worker runs out of memory, on all workers alike.
+    """Micro-batches whose size is halved on all workers whenever one of them runs out of memory.
 
-    Gradients are added up after all workers have theirs, not in backward: a worker without memory would keep the
-    others waiting in a sum. So the model is run as it is, not as `Collective.wrap` makes it.
+    Gradients are reduced after all workers have theirs, not in backward: a worker out of memory would keep the
+    others waiting in an all-reduce. So it runs the model itself, not the module that `Collective.wrap` returns.
     """
 
     def __init__(self, model: nn.Module, collective: Collective, workers: int) -> None:
         super().__init__(None, model, collective, workers)
 
     def run(self, batch: Batch, backward: Backward) -> Tensor:
-        """As `FullBatch.run`.
+        """Do as `Accumulation.run` says.
 
         Raises:
             TrainingError: memory does not hold a single sample's step.
@@ -95,12 +107,13 @@ class AutoMicroBatches(MicroBatches):
             self._halve(batch)
 
     def _attempt(self, batch: Batch, backward: Backward) -> Tensor | None:
+        """Return the sum of losses, or None where memory ran out."""
         try:
             return torch.stack([backward(micro_batch) for micro_batch in self._split(batch)]).sum()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        return None  # from here, since the error's traceback holds the activations
+        return None  # outside the except block, since the error's traceback holds the activations
 
     def _is_short(self, batch: Batch, loss: Tensor | None) -> bool:
         """Whether any worker ran out of memory."""
@@ -108,6 +121,7 @@ class AutoMicroBatches(MicroBatches):
         return self._collective.all_reduce(mine).item() > 0
 
     def _undo(self, buffers: list[Tensor]) -> None:
+        """Drop gradients and restore buffers, as they were before the attempt."""
         for parameter in self._forward.parameters():
             parameter.grad = None
         for buffer, value in zip(self._forward.buffers(), buffers, strict=True):
@@ -129,15 +143,18 @@ class AutoMicroBatches(MicroBatches):
 
 def make_accumulation(
     size: MicroBatchSize, model: nn.Module, forward: nn.Module, collective: Collective, workers: int
-) -> FullBatch:
-    """Make what a `train.micro_batch_size` asks for; the arguments are those of `MicroBatches`."""
+) -> Accumulation:
+    """Make what `train.micro_batch_size` asks for; the arguments are those of `MicroBatches`."""
     if size == "auto":
         return AutoMicroBatches(model, collective, workers)
     return FullBatch() if size is None else MicroBatches(size, forward, collective, workers)
 
 
 def split_batch(batch: Batch, size: int, count: int) -> list[Batch]:
-    """Cut a worker's part of a batch into so many pieces of up to `size` samples; fillers make up the number."""
+    """Split a worker's part of a batch into `count` micro-batches of up to `size` samples.
+
+    Where the samples do not suffice, fillers make up the number.
+    """
     inputs, targets = batch.inputs.split(size), batch.targets.split(size)
     parts = [replace(batch, inputs=x, targets=y) for x, y in zip(inputs, targets, strict=True)]
     filler = replace(batch, inputs=batch.inputs[:1], targets=batch.targets[:1], is_filler=True)

@@ -1,7 +1,8 @@
 """THE LOOP: forward, backward, clip, update, until the preset epochs, steps or metric.
 
-Every collaborator is an argument. It knows no Ray and no MLflow; where the data lies, how gradients are added
-up, where metrics and checkpoints go, is theirs to know.
+`train` steps through the batches, `update` makes one optimiser step. Every collaborator is an argument
+(`TrainingLoop`, which `shoal.training.assemble` makes from a config, and a run's `Callbacks`). It knows no Ray and no
+MLflow, and not where the data lies, how gradients are reduced or where metrics and checkpoints go.
 """
 
 import contextlib
@@ -22,17 +23,21 @@ from shoal.data.loader import Batch, Shard
 from shoal.data.sampler import VALIDATION
 from shoal.distributed.process_group import Collective
 from shoal.errors import DivergedError
+from shoal.storage.records import Ending
 from shoal.tasks.base import Task
 from shoal.tasks.metrics import reaches, update_best
-from shoal.training.accumulation import FullBatch
+from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.ema import EMA
 from shoal.training.evaluation import evaluate
 from shoal.training.mixed_precision import Precision, autocast
 
-# How a training ends or is left: at its end, asked to stop by a person, or by who compares it with others.
+# What a scheduler that compares trials decides at an evaluation.
 Decision = Literal["continue", "stop", "pause"]
-Ending = Literal["finished", "interrupted", "stop", "pause"]
+
+# What time is spent on: training proper, and what comes besides.
+BUSY = ("data", "compute", "gradient_sync")
+BESIDES = ("evaluate", "checkpoint", "tracking")
 
 PUBLISH_S = 0.25
 MAX_UNPUBLISHED = 500
@@ -70,31 +75,60 @@ class MetricLogger(Protocol):
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """The collaborators of one worker's training."""
+    """What one worker needs to make optimiser steps and to evaluate; `shoal.training.assemble` makes it.
+
+    Attributes:
+        forward: the model, wrapped so that backward sums its gradients over the workers.
+        learning_rate: of an optimiser step, counted from 0.
+        clip_norm: largest norm of the whole gradient.
+        shard: this worker's rows, as the task sees them.
+        ema: None where the weights themselves are the model.
+        has_validation: whether there is a validation split to evaluate on.
+    """
 
     config: TrainConfig
     model: nn.Module
-    forward: nn.Module  # the model, with its gradients added up over the workers in backward
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
     clip_norm: float | None
     task: Task
     shard: Shard
     collective: Collective
+    accumulation: Accumulation
+    scaler: GradScaler
+    ema: EMA | None
+    has_validation: bool = True
+
+    @property
+    def total_steps(self) -> int:
+        """The step at which training ends if no target is reached before."""
+        return total_steps(self.config, self.shard.lanes.steps)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a run attaches to its training loop.
+
+    Attributes:
+        metric_log: where metric points go.
+        save: takes a checkpoint, at once (True) or to be written together with the next one (False).
+        is_stop_requested: asked on every worker; one that says so stops all.
+        is_save_due: asked on rank 0, unless `save_every` is set.
+        decide: asked on every worker after each evaluation but the last.
+        after_step: called after each optimiser step.
+        save_every: steps between checkpoints.
+        log_every: steps between points of train/loss.
+    """
+
     metric_log: MetricLogger
-    save: Callable[[TrainingProgress, bool], None]  # now, or (False) together with the next one
-    is_stop_requested: Callable[[], bool]
-    is_save_due: Callable[[], bool] = lambda: False  # asked on rank 0, unless save_every says it
-    decide: Callable[[TrainingProgress], Decision] = lambda progress: (
-        "continue"
-    )  # asked after each evaluation but the last
+    save: Callable[[TrainingProgress, bool], None] = lambda progress, is_due: None
+    is_stop_requested: Callable[[], bool] = lambda: False
+    is_save_due: Callable[[], bool] = lambda: False
+    decide: Callable[[TrainingProgress], Decision] = lambda progress: "continue"
+    after_step: Callable[[], None] = lambda: None
     save_every: int | None = None
     log_every: int = 1
-    has_validation: bool = True
-    accumulation: FullBatch = field(default_factory=FullBatch)
-    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
-    ema: EMA | None = None
-    after_step: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -109,6 +143,15 @@ class Clock:
         yield
         self.spent[name] += time.perf_counter() - since
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds of training proper, without evaluation, checkpoints and metric log."""
+        return sum(self.spent[name] for name in BUSY)
+
+    def shares(self, seconds: float) -> dict[str, float]:
+        """Return the shares of `seconds` by what they were spent on."""
+        return {name: self.spent[name] / max(seconds, 1e-9) for name in (*BUSY, *BESIDES)}
+
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """Return the step at which training ends if no target is reached before."""
@@ -117,43 +160,45 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
 
 @dataclass(frozen=True)
 class ControlFlags:
-    """What the workers agree on whenever they meet: whether any was asked to stop, whether to save."""
+    """What the workers agree on whenever they reduce losses: whether to stop, whether to save."""
 
     stop: bool
     save: bool
 
 
-def train(job: TrainingLoop, progress: TrainingProgress, clock: Clock) -> Ending:
-    """Train from where `progress` stands, updating it; return how it ended, after a checkpoint.
+def train(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock) -> Ending:
+    """Train from `progress` on, updating it; return how training ended, after a checkpoint.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    per_epoch = job.shard.lanes.steps
-    last = total_steps(job.config, per_epoch)
-    losses = PendingLosses(job, clock, progress.step)
-    job.forward.train()
+    per_epoch, last = loop.shard.lanes.steps, loop.total_steps
+    losses = PendingLosses(loop, callbacks, clock, progress.step)
+    loop.forward.train()
     while progress.step < last and not progress.reached_target:
         epoch, number = divmod(progress.step, per_epoch)
-        for batch in _timed(job.shard.batches(epoch, number), clock):
-            losses.add(update(job, batch, progress.step, clock), batch.count)
-            job.after_step()
+        for batch in _timed(loop.shard.batches(epoch, number), clock):
+            losses.add(update(loop, batch, progress.step, clock), batch.count)
+            callbacks.after_step()
             progress.step += 1
             progress.samples += batch.count
             is_last = progress.step == last
-            evaluates = is_last or progress.step % (job.config.evaluate_every_steps or per_epoch) == 0
-            saves = is_last or (job.save_every is not None and progress.step % job.save_every == 0)
+            evaluates = is_last or progress.step % (loop.config.evaluate_every_steps or per_epoch) == 0
+            saves = is_last or (
+                callbacks.save_every is not None and progress.step % callbacks.save_every == 0
+            )
             if not (evaluates or saves or losses.are_due(progress.step)):
                 continue
             flags = losses.publish(progress)
-            is_best = evaluates and job.has_validation and _evaluate(job, progress, clock)
+            is_best = evaluates and loop.has_validation and _evaluate(loop, callbacks, progress, clock)
             has_ended = is_last or progress.reached_target
-            decision = job.decide(progress) if evaluates and not (has_ended or flags.stop) else "continue"
+            asks = evaluates and not (has_ended or flags.stop)
+            decision = callbacks.decide(progress) if asks else "continue"
             saves |= flags.stop or flags.save or has_ended or decision != "continue"
             if saves or is_best:
                 with clock.on("checkpoint"):
-                    job.metric_log.flush()
-                    job.save(progress, saves)
+                    callbacks.metric_log.flush()
+                    callbacks.save(progress, saves)
             if has_ended:
                 break
             if flags.stop:
@@ -163,51 +208,51 @@ def train(job: TrainingLoop, progress: TrainingProgress, clock: Clock) -> Ending
     return "finished"
 
 
-def update(job: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
-    """Make one optimiser step and return this worker's sum of losses, still on its device."""
-    since, waited = time.perf_counter(), job.collective.waited_s
-    for group in job.optimizer.param_groups:
-        group["lr"] = job.learning_rate(step) * group.get("lr_scale", 1.0)
-    loss = job.accumulation.run(batch, lambda micro_batch: _backward(job, micro_batch))
-    job.collective.after_backward()
-    job.scaler.unscale_(job.optimizer)
-    if job.clip_norm is not None:
-        nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm)
-    job.scaler.step(job.optimizer)
-    job.scaler.update()
-    _drop_gradients(job.optimizer)
-    if job.ema:
-        job.ema.update(step)
-    waited = job.collective.waited_s - waited
+def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
+    """Make one optimiser step; return this worker's sum of losses, a scalar still on its device."""
+    since, waited = time.perf_counter(), loop.collective.waited_s
+    for group in loop.optimizer.param_groups:
+        group["lr"] = loop.learning_rate(step) * group.get("lr_scale", 1.0)
+    loss = loop.accumulation.run(batch, lambda micro_batch: _backward(loop, micro_batch))
+    loop.collective.after_backward()
+    loop.scaler.unscale_(loop.optimizer)
+    if loop.clip_norm is not None:
+        nn.utils.clip_grad_norm_(loop.model.parameters(), loop.clip_norm)
+    loop.scaler.step(loop.optimizer)
+    loop.scaler.update()
+    _drop_gradients(loop.optimizer)
+    if loop.ema:
+        loop.ema.update(step)
+    waited = loop.collective.waited_s - waited
     clock.spent["gradient_sync"] += waited
     clock.spent["compute"] += time.perf_counter() - since - waited
     return loss
 
 
-def _backward(job: TrainingLoop, micro_batch: Batch) -> Tensor:
-    """Add a piece's gradient to what is there; return its sum of losses."""
-    with autocast(job.config.precision, micro_batch.inputs.device.type):
-        outputs = job.forward(micro_batch.inputs)
-    loss = job.task.loss(outputs, micro_batch)
+def _backward(loop: TrainingLoop, micro_batch: Batch) -> Tensor:
+    """Add a micro-batch's gradient to those of the parameters; return its sum of losses."""
+    with autocast(loop.config.precision, micro_batch.inputs.device.type):
+        outputs = loop.forward(micro_batch.inputs)
+    loss = loop.task.loss(outputs, micro_batch)
     if micro_batch.is_filler:
         loss = loss * 0.0
     # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
-    loss.backward(job.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))  # type: ignore[no-untyped-call]
+    loss.backward(loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
-def evaluate_split(job: TrainingLoop, split: str) -> Tensor:
-    """Evaluate, on a split, the weights that the run is for: the averaged ones where an average is kept."""
-    with job.ema.in_model() if job.ema else contextlib.nullcontext():
-        return evaluate(job.model, job.task, job.shard, split, job.collective, job.accumulation.size)
+def evaluate_split(loop: TrainingLoop, split: str) -> Tensor:
+    """Return the task's sums over a split, measured with the EMA of the weights where one is kept."""
+    with loop.ema.in_model() if loop.ema else contextlib.nullcontext():
+        return evaluate(loop.model, loop.task, loop.shard, split, loop.collective, loop.accumulation.size)
 
 
 class PendingLosses:
-    """Loss sums that wait to be added up over the workers: together, a few times a second, not step by step."""
+    """Loss sums that wait to be reduced over the workers: together, a few times a second, not step by step."""
 
-    def __init__(self, job: TrainingLoop, clock: Clock, step: int) -> None:
-        self._job, self._clock = job, clock
-        self._waiting: list[tuple[Tensor, int, float]] = []
+    def __init__(self, loop: TrainingLoop, callbacks: Callbacks, clock: Clock, step: int) -> None:
+        self._loop, self._callbacks, self._clock = loop, callbacks, clock
+        self._waiting: list[tuple[Tensor, int, float]] = []  # loss sum, samples, Unix seconds
         self._due = step + 1
         self._rate = Rate()
 
@@ -218,42 +263,44 @@ class PendingLosses:
         return step >= self._due
 
     def publish(self, progress: TrainingProgress) -> ControlFlags:
-        """Record the mean loss of every waiting step; return what the workers agree on.
+        """Log the mean loss of every waiting step; return what the workers agree on.
 
         Raises:
-            DivergedError: one of them is not finite.
+            DivergedError: one of the losses is not finite.
         """
-        job = self._job
         with self._clock.on("tracking"):
             losses = torch.stack([loss.double() for loss, _, _ in self._waiting])
-            flags_tensor = torch.tensor(self._control_flags(), dtype=torch.float64, device=losses.device)
-            *sums, stop, save, interval = job.collective.all_reduce(
-                torch.cat([losses, flags_tensor])
+            flags = torch.tensor(self._control_flags(), dtype=torch.float64, device=losses.device)
+            *sums, stop, save, interval = self._loop.collective.all_reduce(
+                torch.cat([losses, flags])
             ).tolist()
-            first = progress.step - len(sums) + 1
-            for step, total, (_, count, at_s) in zip(
-                range(first, progress.step + 1), sums, self._waiting, strict=True
-            ):
-                if not math.isfinite(total):
-                    job.metric_log.flush()
-                    raise DivergedError(
-                        f"train/loss is {total} at step {step}: lower optim.lr (now {job.learning_rate(step - 1):g}), "
-                        "set optim.clip_norm, or look for extreme values in the data"
-                    )
-                if step % job.log_every == 0:
-                    job.metric_log.log(step, {"train/loss": total / count}, at_s)
-            job.metric_log.flush()
+            self._log(progress.step - len(sums) + 1, sums)
             self._waiting.clear()
             self._due = progress.step + int(interval)
         return ControlFlags(stop > 0, save > 0)
 
+    def _log(self, first: int, sums: list[float]) -> None:
+        """Log the mean losses of the steps from `first` on."""
+        metric_log, log_every = self._callbacks.metric_log, self._callbacks.log_every
+        for step, (total, (_, count, at_s)) in enumerate(zip(sums, self._waiting, strict=True), first):
+            if not math.isfinite(total):
+                metric_log.flush()
+                raise DivergedError(
+                    f"train/loss is {total} at step {step}: lower optim.lr "
+                    f"(now {self._loop.learning_rate(step - 1):g}), set optim.clip_norm, or look for extreme values "
+                    "in the data"
+                )
+            if step % log_every == 0:
+                metric_log.log(step, {"train/loss": total / count}, at_s)
+        metric_log.flush()
+
     def _control_flags(self) -> tuple[float, float, float]:
-        """What travels with the losses: a wish to stop, and rank 0's to save and of when to meet again."""
-        job = self._job
-        stop = float(job.is_stop_requested())
-        if job.collective.rank != 0:
+        """What travels with the losses: a stop request; from rank 0 whether to save, and steps to the next time."""
+        callbacks = self._callbacks
+        stop = float(callbacks.is_stop_requested())
+        if self._loop.collective.rank != 0:
             return stop, 0.0, 0.0
-        saves = job.save_every is None and job.is_save_due()
+        saves = callbacks.save_every is None and callbacks.is_save_due()
         return stop, float(saves), float(self._rate.steps_per(PUBLISH_S, len(self._waiting)))
 
 
@@ -271,25 +318,25 @@ class Rate:
         return max(1, min(MAX_UNPUBLISHED, int(seconds * steps / max(now - since, 1e-9))))
 
 
-def _evaluate(job: TrainingLoop, progress: TrainingProgress, clock: Clock) -> bool:
-    """Evaluate on the validation split, record, and return whether the loss is the best so far."""
+def _evaluate(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock) -> bool:
+    """Evaluate on the validation split, log the metrics, and return whether the loss is the best so far."""
     with clock.on("evaluate"):
-        sums = evaluate_split(job, VALIDATION)
-    metrics = {f"val/{name}": value for name, value in job.task.metrics(sums).items()}
+        sums = evaluate_split(loop, VALIDATION)
+    metrics = {f"val/{name}": value for name, value in loop.task.metrics(sums).items()}
     progress.metrics = metrics
     earlier = progress.best
     progress.best = update_best(earlier, metrics, progress.step)
-    found = {name: value for name, value in progress.best.items() if earlier.get(name) != value}
-    wanted = job.config.target
-    progress.reached_target = bool(wanted) and all(
-        reaches(name, metrics[name], target) for name, target in wanted.items()
+    improved = {name: value for name, value in progress.best.items() if earlier.get(name) != value}
+    targets = loop.config.target
+    progress.reached_target = bool(targets) and all(
+        reaches(name, metrics[name], target) for name, target in targets.items()
     )
-    job.metric_log.log(progress.step, metrics | found)
+    callbacks.metric_log.log(progress.step, metrics | improved)
     return progress.best.get("best/step") == progress.step
 
 
 def _drop_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """As zero_grad, without the profiler's mark around it: 15 us of a small model's step of 420."""
+    """Do what `zero_grad` does, without its profiler range: 15 us of a small model's step of 420."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None

@@ -1,0 +1,146 @@
+"""What a run attaches to one worker's training loop: checkpoints, throughput beside the metrics, the stop file.
+
+It knows the run folder and the journal; it does not know how the loop came about or who compares trials.
+"""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from shoal.data.dataset_info import DatasetInfo
+from shoal.distributed.dtensor_io import gather_full_tensors
+from shoal.storage.run_folder import STOP, RunFolder
+from shoal.tracking.journal import Journal, NoJournal
+from shoal.training.checkpoint.background import BackgroundSaver
+from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
+from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.device_memory import peak_bytes
+from shoal.training.loop import Clock, TrainingLoop
+from shoal.training.throughput import Workload
+
+STOP_POLL_S = {True: 0.2, False: 5.0}  # by whether the run folder is on a disk
+
+
+class Attempt:
+    """The account of one attempt: where it started, how far it is, and what its time went to."""
+
+    def __init__(self, progress: TrainingProgress, workload: Workload) -> None:
+        """Start now, from where `progress` is; the loop updates it."""
+        self.progress, self.workload, self.clock = progress, workload, Clock()
+        self.seconds_before, self.samples_before = progress.seconds, progress.samples
+        self._since = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this attempt started."""
+        return time.perf_counter() - self._since
+
+    def rates(self, samples_before: int, busy_before_s: float = 0.0) -> dict[str, float]:
+        """Return throughput by name since so many samples and so many seconds of training proper."""
+        samples, busy_s = self.progress.samples - samples_before, self.clock.busy_s - busy_before_s
+        return self.workload.rates(samples / max(busy_s, 1e-9))
+
+
+class CheckpointWriter:
+    """Takes snapshots of the loop, which a thread writes; a context, left when all are written.
+
+    All workers take part: each contributes its random state, and under sharding its part of the tensors.
+    """
+
+    def __init__(
+        self,
+        loop: TrainingLoop,
+        store: CheckpointStore,
+        folder: RunFolder,
+        journal: Journal | NoJournal,
+        attempt: Attempt,
+        metadata: dict[str, Any],
+        dataset_info: DatasetInfo,
+    ) -> None:
+        """Take what goes into every checkpoint besides the loop's state.
+
+        Args:
+            metadata: of the run and the attempt; the MLflow run's id is added once it is known.
+        """
+        self._loop, self._store, self._folder, self._journal = loop, store, folder, journal
+        self._attempt, self._metadata = attempt, metadata
+        self._saver = BackgroundSaver(store, metadata, dataset_info.model_dump_json().encode())
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds that training waited for a checkpoint in flight."""
+        return self._saver.blocked_s
+
+    def is_due(self) -> bool:
+        return self._saver.is_due
+
+    def save(self, progress: TrainingProgress, is_due: bool) -> None:
+        """Snapshot the loop's state; write it now, or (not `is_due`) together with the next one."""
+        loop, collective = self._loop, self._loop.collective
+        # One state per part of the data: workers of a tensor-parallel group share theirs.
+        states = collective.gather(random_state())[:: collective.size // collective.data_size]
+        progress.seconds = self._attempt.seconds_before + self._attempt.seconds
+        if not (collective.rank == 0 or collective.is_sharded):
+            return
+        spare = self._saver.take_spare()
+        taken = snapshot(loop.model, loop.optimizer, progress, states, loop.scaler, loop.ema, spare)
+        if not is_due:
+            self._saver.hold(taken)
+            return
+        self._journal.sync()  # what a checkpoint counts as trained must be in the journal
+        self._metadata["mlflow_run_id"] = self._folder.identity().get("run_id")
+        self._saver.save(taken)
+
+    def add_full_weights(self, progress: TrainingProgress) -> None:
+        """Add the full weights to the last checkpoint of a sharded model: they are what is packaged."""
+        collective = self._loop.collective
+        if not collective.is_sharded:
+            return
+        weights = gather_full_tensors(self._loop.model.state_dict(), keeps=collective.rank == 0)
+        self._saver.wait()
+        if collective.rank == 0:
+            self._store.add_weights(progress.step, weights)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._loop.collective.is_sharded:
+            self._saver.drop()  # other workers may not come to write their shards of it
+        self._saver.close()
+
+
+class ThroughputLog:
+    """A metric log that adds throughput and peak memory to the metrics of each evaluation."""
+
+    def __init__(self, journal: Journal | NoJournal, attempt: Attempt, device: torch.device) -> None:
+        self._journal, self._attempt, self._device = journal, attempt, device
+        self._samples, self._busy_s = attempt.samples_before, 0.0
+
+    def log(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
+        if "val/loss" in metrics:
+            perf = self._attempt.rates(self._samples, self._busy_s)
+            self._samples, self._busy_s = self._attempt.progress.samples, self._attempt.clock.busy_s
+            perf["peak_memory_bytes"] = float(peak_bytes(self._device))
+            metrics = metrics | {f"perf/{name}": value for name, value in perf.items()}
+        self._journal.log(step, metrics, at_s)
+
+    def flush(self) -> None:
+        self._journal.flush()
+
+
+class StopFile:
+    """Whether the driver has requested a stop; looks for the file a few times a second at most."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._next_s, self._found = folder, 0.0, False
+
+    def __call__(self) -> bool:
+        if not self._found and time.monotonic() >= self._next_s:
+            self._found = self._folder.exists(STOP)
+            self._next_s = time.monotonic() + STOP_POLL_S[self._folder.is_local]
+        return self._found

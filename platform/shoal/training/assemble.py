@@ -1,0 +1,152 @@
+"""A config, data and a process group become a ready training loop: the one place that wires its parts.
+
+It knows models, tasks and all training techniques. It does not know runs: metric log, checkpoints and stop requests
+are `Callbacks` of `shoal.training.loop.train`.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from shoal.data.config import DataConfig
+from shoal.data.loader import Shard, ViewedShard
+from shoal.data.preprocessing import Transform
+from shoal.distributed.process_group import Collective, preserve_state
+from shoal.models.config import ModelConfig
+from shoal.models.cpu_kernels import use_onednn
+from shoal.models.registry import build_model_for
+from shoal.tasks.base import Task, TaskName
+from shoal.tasks.registry import make_task
+from shoal.training.accumulation import make_accumulation, split_batch
+from shoal.training.activation_checkpointing import checkpoint_blocks
+from shoal.training.compile import compile_model
+from shoal.training.ema import EMA
+from shoal.training.loop import TrainConfig, TrainingLoop, total_steps
+from shoal.training.lr_schedule import learning_rate
+from shoal.training.mixed_precision import autocast, make_scaler
+from shoal.training.optimizer import OptimConfig, build_optimizer
+
+
+class TrainingSections(Protocol):
+    """The part of a config that training depends on; a run's `RunConfig` has it."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def task(self) -> TaskName: ...
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def optim(self) -> OptimConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+def assemble(
+    config: TrainingSections,
+    transform: Transform,
+    shard: Shard,
+    collective: Collective,
+    device: torch.device,
+    has_validation: bool = True,
+) -> TrainingLoop:
+    """Build task and model from a config, and the training loop around them.
+
+    Args:
+        transform: how rows become inputs and targets: their shape, classes, tokenizer.
+        shard: this worker's rows, on its device.
+        collective: of the workers.
+        has_validation: whether there is a validation split to evaluate on.
+
+    Raises:
+        UserError: the model cannot be built, compiled or divided among the workers as the config says.
+    """
+    task = make_task(config.task, transform, config.data, config.seed)
+    model = build_model_for(config.model, transform, config.task, config.seed)
+    return assemble_loop(
+        model, task, shard, config.optim, config.train, collective, device, has_validation=has_validation
+    )
+
+
+def assemble_loop(
+    model: nn.Module,
+    task: Task,
+    shard: Shard,
+    optim: OptimConfig,
+    train: TrainConfig,
+    collective: Collective,
+    device: torch.device,
+    has_validation: bool = True,
+) -> TrainingLoop:
+    """Build the training loop of a model and a task; the model is prepared in place.
+
+    The order matters: layers are replaced before the model is wrapped or sharded, and optimiser and EMA take the
+    parameters that it has afterwards.
+    """
+    shard = ViewedShard(shard, task.view) if task.view else shard
+    _prepare(model, train, collective, device)
+    forward = _wrap(model, train, task, shard, collective)
+    steps = total_steps(train, shard.lanes.steps)
+    return TrainingLoop(
+        config=train,
+        model=model,
+        forward=forward,
+        optimizer=build_optimizer(model, optim),
+        learning_rate=lambda step: learning_rate(optim, step, steps),
+        clip_norm=optim.clip_norm,
+        task=task,
+        shard=shard,
+        collective=collective,
+        accumulation=make_accumulation(
+            train.micro_batch_size, model, forward, collective, shard.lanes.num_workers
+        ),
+        scaler=make_scaler(train.precision, device.type),
+        ema=EMA(model, train.ema) if train.ema else None,
+        has_validation=has_validation,
+    )
+
+
+def _prepare(model: nn.Module, train: TrainConfig, collective: Collective, device: torch.device) -> None:
+    """Move the model to its device and set how its layers compute."""
+    if (
+        not collective.is_sharded
+    ):  # a sharded model need not fit the device as a whole: `wrap` moves its shards
+        model.to(device)
+    if train.activation_checkpointing:
+        checkpoint_blocks(model)
+    if train.compile:
+        compile_model(model, device)
+    else:
+        use_onednn(model)
+
+
+def _wrap(
+    model: nn.Module, train: TrainConfig, task: Task, shard: Shard, collective: Collective
+) -> nn.Module:
+    """Return the module whose backward reduces gradients over the workers.
+
+    With micro_batch_size=auto that is the model itself: gradients are reduced once it is known that memory sufficed.
+    """
+    size = train.micro_batch_size
+    if size == "auto":
+        return model
+
+    def warmup(module: nn.Module) -> None:
+        """Make one forward and backward that leaves gradients and nothing else."""
+        batch = next(shard.batches(epoch=0, start=0))
+        micro_batch = split_batch(batch, size or len(batch.targets), count=1)[0]
+        with preserve_state(model):
+            module.train()
+            with autocast(train.precision, batch.inputs.device.type):
+                outputs = module(micro_batch.inputs)
+            task.loss(outputs, micro_batch).backward()
+
+    return collective.wrap(model, warmup)
