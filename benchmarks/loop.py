@@ -11,9 +11,10 @@ from shoal.data.sampler import Lanes
 from shoal.distributed.process_group import SingleProcess
 from shoal.models.mlp import MLP
 from shoal.tasks.classification import Classification
+from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress
-from shoal.training.loop import Clock, MetricLogger, TrainConfig, TrainingLoop, train
-from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.loop import Callbacks, Clock, MetricLogger, TrainConfig, train
+from shoal.training.optimizer import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,20 @@ def make_shard(rows: int) -> ResidentShard:
     return ResidentShard(Lanes(rows, BATCH_PER_WORKER, seed=0), made, {})
 
 
-def run_loop(shard: ResidentShard, epochs: int, record: MetricLogger, log_every: int = 1) -> Spent:
+def run_loop(shard: ResidentShard, epochs: int, metric_log: MetricLogger, log_every: int = 1) -> Spent:
     """Train the reference model for some epochs and return what it took."""
-    model = MLP((FEATURES,), CLASSES)
-    optim = OptimConfig()
-    clock = Clock()
-    job = TrainingLoop(
-        config=TrainConfig(epochs=epochs),
-        model=model,
-        forward=model,
-        optimizer=build_optimizer(model, optim),
-        learning_rate=lambda step: optim.lr,
-        clip_norm=None,
-        task=Classification(CLASSES),
-        shard=shard,
-        collective=SingleProcess(),
-        metric_log=record,
-        save=lambda progress, is_due: None,
-        is_stop_requested=lambda: False,
-        log_every=log_every,
+    loop = assemble_loop(
+        MLP((FEATURES,), CLASSES),
+        Classification(CLASSES),
+        shard,
+        OptimConfig(),
+        TrainConfig(epochs=epochs),
+        SingleProcess(),
+        torch.device("cpu"),
         has_validation=False,
     )
+    clock = Clock()
     since_s = time.time()
-    train(job, TrainingProgress(), clock)
+    train(loop, Callbacks(metric_log, log_every=log_every), TrainingProgress(), clock)
     until_s = time.time()
     return Spent(since_s, until_s, clock.spent["tracking"] / (until_s - since_s))

@@ -18,19 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 import torch
 
-from shoal.data.loader import ResidentShard, Rows, ViewedShard
+from shoal.data.loader import ResidentShard, Rows
 from shoal.data.sampler import Lanes
 from shoal.data.tokenizer import SPECIALS
 from shoal.distributed.process_group import SingleProcess
 from shoal.models.gpt import GPT
 from shoal.models.size import measure_size
 from shoal.tasks.language import CausalLM
+from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress
-from shoal.training.compile import compile_model
 from shoal.training.device_memory import peak_bytes, reset_peak
-from shoal.training.loop import Clock, TrainConfig, TrainingLoop, train
+from shoal.training.loop import Callbacks, Clock, TrainConfig, train
 from shoal.training.mixed_precision import Precision
-from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.optimizer import OptimConfig
 from shoal.training.throughput import Workload, peak_flops
 
 TARGET = 0.45
@@ -70,8 +70,8 @@ class Vocabulary:
         self.spelling = [b" "] * size
 
 
-class Kept:
-    """Keeps the losses, with no time of its own."""
+class LossLog:
+    """A metric log that keeps the losses in memory, at no cost in time."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -114,36 +114,27 @@ def run(setting: Setting, device: torch.device) -> Measured:
         device
     )
     size = measure_size(model, torch.ones(1, setting.context, dtype=torch.long, device=device))
-    if setting.is_compiled:
-        compile_model(model, device)
     rows = setting.batch * steps
     tokens = torch.randint(SPECIALS, setting.vocabulary, (rows, setting.context + 1), dtype=torch.int32)
     task = CausalLM(Vocabulary(setting.vocabulary), setting.context, seed=0)  # type: ignore[arg-type]
-    made = Rows(tokens.to(device), torch.zeros(rows, device=device))
-    optim = OptimConfig(name="adamw", lr=3e-4, weight_decay=0.1, clip_norm=1.0)
-    kept, stopwatch = Kept(), Stopwatch(setting.warm, device)
-    reset_peak(device)
-    job = TrainingLoop(
-        config=TrainConfig(epochs=1, precision=setting.precision, compile=setting.is_compiled),
-        model=model,
-        forward=model,
-        optimizer=build_optimizer(model, optim),
-        learning_rate=lambda step: optim.lr,
-        clip_norm=optim.clip_norm,
-        task=task,
-        shard=ViewedShard(ResidentShard(Lanes(rows, setting.batch, seed=0), made, {}), task.view),
-        collective=SingleProcess(),
-        metric_log=kept,
-        save=lambda progress, is_due: None,
-        is_stop_requested=lambda: False,
+    resident = Rows(tokens.to(device), torch.zeros(rows, device=device))
+    loss_log, stopwatch = LossLog(), Stopwatch(setting.warm, device)
+    loop = assemble_loop(
+        model,
+        task,
+        ResidentShard(Lanes(rows, setting.batch, seed=0), resident, {}),
+        OptimConfig(name="adamw", lr=3e-4, weight_decay=0.1, clip_norm=1.0),
+        TrainConfig(epochs=1, precision=setting.precision, compile=setting.is_compiled),
+        SingleProcess(),
+        device,
         has_validation=False,
-        after_step=stopwatch,
     )
-    train(job, TrainingProgress(), Clock())
+    reset_peak(device)
+    train(loop, Callbacks(loss_log, after_step=stopwatch), TrainingProgress(), Clock())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     workload = Workload(size.flops_per_sample, setting.context, peak_flops(name, setting.precision))
     rates = workload.rates(setting.steps * setting.batch / stopwatch.seconds)
-    return Measured(size.parameters, kept.losses, rates, peak_bytes(device))
+    return Measured(size.parameters, loss_log.losses, rates, peak_bytes(device))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,25 +1,23 @@
-"""The coordinate check of a run's config, on its own data, recorded as a run of its own. Needs no ray.
+"""The coordinate check of a run's config, on its own data, logged as a run of its own. Needs no Ray.
 
-Data, model, task and optimiser come as they come to `jobs/train.py`; what is measured and judged is
-`shoal.tune.analysis.coordinate_check`.
+`shoal.training.assemble` makes the training loop of each width, as it does for `jobs/train.py`; measurement and
+verdict are `shoal.tune.analysis.coordinate_check`'s.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
-from torch import nn
 
 from shoal.cluster import session
 from shoal.config.schema import Section
-from shoal.data.loader import Batch, Shard, ViewedShard
+from shoal.data.loader import Batch, Shard
 from shoal.data.partition import partition_source
-from shoal.models.cpu_kernels import use_onednn
-from shoal.models.registry import build_model_for
+from shoal.distributed.process_group import SingleProcess
 from shoal.runs.config import RunConfig
 from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
@@ -28,8 +26,8 @@ from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import RunPlan, validate
 from shoal.runs.worker import WorkerSpec, resident_shard
 from shoal.storage.run_folder import RunFolder
-from shoal.tasks.registry import make_task
-from shoal.training.optimizer import build_optimizer
+from shoal.training.assemble import assemble
+from shoal.training.loop import TrainConfig, TrainingLoop
 from shoal.tune.analysis.coordinate_check import (
     TOLERANCE,
     Coordinate,
@@ -42,9 +40,9 @@ from shoal.tune.analysis.coordinate_check import (
 
 FACTORS = (1, 2, 4, 8, 16)
 WIDEST = 1024
-# Of a batch: the sequences that hold so many. What a layer puts out grows with the width as in a whole batch.
+# Of a batch, the sequences that hold so many tokens: outputs grow with the width as in a full batch.
 MOST_TOKENS = 1024
-# In this process, whole, and from the initialisation: a folder's weights are of one width.
+# In this process, unsharded, and from the initialisation: a folder's weights are of one width.
 HERE = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None, "model.init": None}
 
 
@@ -94,9 +92,9 @@ class CoordinateCheck:
         """Return how far a module's output has moved at the last step, in the mean over seeds."""
         last = self.config.check.steps
         found = [
-            log_check.change
-            for log_check in self.records
-            if (log_check.module, log_check.width, log_check.step) == (module, width, last)
+            record.change
+            for record in self.records
+            if (record.module, record.width, record.step) == (module, width, last)
         ]
         return sum(found) / len(found)
 
@@ -128,23 +126,21 @@ def check_coordinates(
     dataset_info, transform = plan.dataset_info, plan.dataset_info.transform
     device = torch.device("cuda:0" if config.scale.use_gpu and local_gpus() else "cpu")
     spec = WorkerSpec(plan.config, "", 0, dataset_info, plan.preprocessing)
-    task = make_task(config.task, transform, config.data, config.seed)
-    shard: Shard = resident_shard(
-        spec, partition_source(plan.source, plan.preprocessing, dataset_info, 1)[0], 0, 1, device
-    )
-    shard = ViewedShard(shard, task.view) if task.view else shard
+    rows = partition_source(plan.source, plan.preprocessing, dataset_info, 1)[0]
+    shard = resident_shard(spec, rows, 0, 1, device)
 
-    def build_at(width: int, seed: int) -> nn.Module:
+    def loop_at(width: int, seed: int) -> TrainingLoop:
+        """Assemble the loop of a width: in full precision, at the peak learning rate from the first step on."""
         model = plan.config.model.model_copy(update={"width": width})
-        built = build_model_for(model, transform, config.task, seed).to(device)
-        use_onednn(built)
-        return built
+        at_width = plan.config.model_copy(update={"model": model, "seed": seed, "train": TrainConfig()})
+        loop = assemble(at_width, transform, shard, SingleProcess(), device)
+        return replace(loop, learning_rate=lambda step: config.optim.lr)
 
+    viewed = loop_at(config.widths[0], config.seed).shard
+    batches = list(map(_part, itertools.islice(_stream(viewed), config.check.steps)))
     records = coordinate_check(
-        build_at,
-        lambda model: _optimizer(model, config),
-        [(batch.inputs, batch) for batch in map(_part, itertools.islice(_stream(shard), config.check.steps))],
-        lambda outputs, batch: task.loss(outputs, batch) / batch.count,
+        loop_at,
+        batches,
         config.widths,
         config.check.steps,
         [config.seed + number for number in range(config.check.seeds)],
@@ -209,15 +205,3 @@ def _part(batch: Batch) -> Batch:
         return batch
     rows = max(1, MOST_TOKENS // batch.inputs.shape[1])
     return Batch(batch.inputs[:rows], batch.targets[:rows], min(batch.count, rows))
-
-
-def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """Build the config's optimiser, at its peak learning rate from the first step on; it clips as the loop does."""
-    optimizer, clip_norm = build_optimizer(model, config.optim), config.optim.clip_norm
-
-    def clip(*_: Any) -> None:
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-
-    optimizer.register_step_pre_hook(clip)
-    return optimizer

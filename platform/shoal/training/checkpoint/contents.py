@@ -18,6 +18,8 @@ from shoal.training.ema import EMA
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
 PREPARED = "prepared.json"
 
+NAME_PREFIX = "step-"
+
 # What a tensor's key begins with among the shards.
 MODEL_KEY, OPTIMIZER_KEY = "model", "optimizer"
 
@@ -123,7 +125,14 @@ def keyed_tensors(weights: Mapping[str, Tensor], state: Mapping[int, Mapping[str
 
 
 def checkpoint_name(step: int) -> str:
-    return f"step-{step:06d}"
+    """Return the name of a step's checkpoint: its folder, whose names sort by step up to 999,999."""
+    return f"{NAME_PREFIX}{step:06d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Return the step of a checkpoint's name, or None where it is no checkpoint's."""
+    number = name.removeprefix(NAME_PREFIX)
+    return int(number) if name.startswith(NAME_PREFIX) and number.isdecimal() else None
 
 
 def _to_host(value: Any, spare: Any = None) -> Any:

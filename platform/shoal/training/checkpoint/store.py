@@ -26,6 +26,7 @@ from shoal.training.checkpoint.contents import (
     Snapshot,
     TrainingProgress,
     checkpoint_name,
+    checkpoint_step,
     keyed_tensors,
 )
 
@@ -65,9 +66,13 @@ class CheckpointStore:
 
     def names(self) -> list[str]:
         """Return the complete checkpoints, oldest first."""
-        names = [name for name in self._folder.names(CHECKPOINTS) if name.startswith("step-")]
-        whole = [name for name in names if self._folder.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}")]
-        return sorted(whole, key=lambda name: int(name.removeprefix("step-")))
+        steps = {name: checkpoint_step(name) for name in self._folder.names(CHECKPOINTS)}
+        complete = {
+            name: step
+            for name, step in steps.items()
+            if step is not None and self._folder.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+        }
+        return sorted(complete, key=complete.__getitem__)
 
     def latest(self) -> tuple[str | None, list[str]]:
         """Return the newest sound checkpoint, and a complaint for each corrupt one that is newer.

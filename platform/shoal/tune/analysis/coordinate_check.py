@@ -2,7 +2,7 @@
 
 Under muP every activation moves by about as much at any width; under another parametrisation some move more, or
 less, by a power of the width (Yang et al. 2022, "Tensor Programs V", section D.1 and Figure 5).
-Knows models and optimisers of torch; does not know how they came to be.
+It trains by the loop's own `update`. Knows training loops; does not know how they came to be.
 """
 
 import contextlib
@@ -10,12 +10,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shoal.data.loader import Batch
 from shoal.plots.figure import new_panels, to_png
+from shoal.training.loop import Clock, TrainingLoop, update
 
 # Largest |exponent| that passes. In the limit exponents are multiples of 1/2. Measured over an eightfold width or
 # more, on MLPs, a convolutional network and transformers, under Adam and SGD: muP 0.03 to 0.28 (below 0: an
@@ -54,33 +55,31 @@ class CoordinateVerdict:
 
 
 def coordinate_check(
-    build_at: Callable[[int, int], nn.Module],
-    optimizer_for: Callable[[nn.Module], torch.optim.Optimizer],
-    batches: Sequence[tuple[Tensor, Any]],
-    loss: Callable[[Tensor, Any], Tensor],
+    loop_at: Callable[[int, int], TrainingLoop],
+    batches: Sequence[Batch],
     widths: Sequence[int],
     steps: int = 4,
     seeds: Sequence[int] = (0,),
     tell: Callable[[int], None] = lambda width: None,
 ) -> list[Coordinate]:
-    """Train on the same batches at each width and note what every module puts out, before each step and after the last.
+    """Train on the same batches at each width; compare every module's output before each step and after the last.
 
-    It is noted for the first samples of the first batch. Every forward pass draws the same noise: dropout's would
-    pass for change.
+    The outputs are those of the first samples of the first batch. Every forward pass draws the same noise, since
+    dropout's would count as change.
 
     Args:
-        build_at: builds the model of a width from a seed.
-        optimizer_for: builds the optimiser of a model.
-        batches: inputs [n, ...] and targets, one batch a step, over again when they are fewer.
-        loss: outputs and targets to a scalar.
+        loop_at: makes the training loop of a width and a seed.
+        batches: one a step, over again when they are fewer.
         widths: two or more.
-        tell: called with each width when it has been trained.
+        steps: optimiser steps at each width.
+        seeds: one model of each width per seed.
+        tell: called with each width once it is trained.
     """
     records: list[Coordinate] = []
     for width in widths:
         for seed in seeds:
-            walked = _walk(build_at(width, seed), optimizer_for, batches, loss, steps)
-            records += [Coordinate(width, seed, *seen) for seen in walked]
+            outputs = _outputs(loop_at(width, seed), batches, steps)
+            records += [Coordinate(width, seed, *output) for output in outputs]
         tell(width)
     return records
 
@@ -154,34 +153,28 @@ def _by_width(
     return list(values), [sum(found) / len(found) for found in values.values()]
 
 
-def _walk(
-    model: nn.Module,
-    optimizer_for: Callable[[nn.Module], torch.optim.Optimizer],
-    batches: Sequence[tuple[Tensor, Any]],
-    loss: Callable[[Tensor, Any], Tensor],
-    steps: int,
+def _outputs(
+    loop: TrainingLoop, batches: Sequence[Batch], steps: int
 ) -> Iterator[tuple[int, str, float, float]]:
-    """Yield step, module, size and change."""
-    watched = batches[0][0][:WATCHED]
-    optimizer, start = optimizer_for(model), dict[str, Tensor]()
+    """Train; yield step, module, size and change."""
+    watched, start = batches[0].inputs[:WATCHED], dict[str, Tensor]()
     for step in range(steps + 1):
-        with torch.no_grad(), _watched(model) as seen:
-            _forward(model, watched)
+        with torch.no_grad(), _same_noise(), _watched(loop.model) as seen:
+            loop.model(watched)
         for module, calls in seen.items():
             x = torch.cat(calls)
             x_0 = start.setdefault(module, x)
             yield step, module, _mean_size(x), _mean_size(x - x_0)
         if step < steps:
-            inputs, targets = batches[step % len(batches)]
-            optimizer.zero_grad()
-            loss(_forward(model, inputs), targets).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            with _same_noise():
+                update(loop, batches[step % len(batches)], step, Clock())
 
 
-def _forward(model: nn.Module, inputs: Tensor) -> Tensor:
+@contextlib.contextmanager
+def _same_noise() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(NOISE)
-        return model(inputs)  # type: ignore[no-any-return]
+        yield
 
 
 def _mean_size(x: Tensor) -> float:

@@ -27,6 +27,7 @@ from shoal.runs.worker import WorkerSpec, log_every, resident_shard, run_worker
 from shoal.storage.records import Outcome
 from shoal.storage.run_folder import CHECKPOINTS, JOURNAL, RunFolder
 from shoal.tasks.open_data import preprocessing_spec
+from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
 
 PROBE_S = 4.0  # per process
@@ -148,7 +149,8 @@ def _train(spec: WorkerSpec, steps: int, rows: WorkerRows, device: torch.device)
         seconds = time.perf_counter() - since
         outcome = folder.load(Outcome)
         assert outcome is not None, "rank 0 writes it when training has ended"
-        journal, checkpoints = _bytes(path / JOURNAL), list((path / CHECKPOINTS).glob("step-*"))
+        journal = _bytes(path / JOURNAL)
+        checkpoints = [path / CHECKPOINTS / name for name in CheckpointStore(folder).names()]
         return _ShortTrial(
             steps=outcome.progress.step,
             seconds=seconds,

@@ -8,6 +8,7 @@ from shoal.runs.config import RunConfig
 from shoal.storage.records import Identity, TrialResult
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
+from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
 from shoal.tune.config import SweepConfig
@@ -64,4 +65,4 @@ class TrialHistory:
         name, _ = CheckpointStore(folder).latest()
         config = self._config.trial(trial.point)
         last = total_steps(config.train, self._dataset_cache.steps_per_epoch(config))
-        return min(int(name.removeprefix("step-")), last - 1) if name else 0
+        return min(checkpoint_step(name), last - 1) if name else 0
