@@ -7,6 +7,7 @@ import signal
 import time
 import traceback
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -23,7 +24,7 @@ from shoal.data.partition import partition_source
 from shoal.data.sampler import Lanes
 from shoal.distributed import dtensor_io
 from shoal.distributed.parallelism import check_strategy, make_group
-from shoal.distributed.process_group import SingleProcess, preserve_state
+from shoal.distributed.process_group import SingleProcess
 from shoal.errors import CheckpointError, ConfigError, ModelError
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
@@ -33,6 +34,7 @@ from shoal.runs.worker import OUTCOME, WorkerSpec, resident_shard
 from shoal.runs.worker import run_worker as train_a_run
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.tasks.classification import Classification
+from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint import store as store_module
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import (
@@ -42,14 +44,15 @@ from shoal.training.checkpoint.contents import (
     STATE,
     WEIGHTS,
     TrainingProgress,
+    checkpoint_name,
     random_state,
     snapshot,
 )
 from shoal.training.checkpoint.restore import restore
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
 from shoal.training.evaluation import evaluate
-from shoal.training.loop import Clock, TrainConfig, TrainingLoop, update
-from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.loop import Clock, TrainConfig, update
+from shoal.training.optimizer import OptimConfig
 
 CPU = torch.device("cpu")
 CONTEXT, VOCABULARY, ROWS, BATCH = 8, 32, 37, 8  # 5 steps an epoch, the last of 5 rows
@@ -126,7 +129,7 @@ class Odd(nn.Module):
 
 
 class Training:
-    """A worker's training by the loop's own `update`, step by step."""
+    """A worker's training by the loop's own `update`, step by step, at a learning rate that decays."""
 
     def __init__(self, collective, config, optim=ADAM, precision="fp32", held_out=3):
         self.collective = collective
@@ -136,34 +139,17 @@ class Training:
         built = (config, (CONTEXT,), outputs, 0, VOCABULARY, "sequence_classification")
         self.model = Odd() if config is ODD else build_model(*built)
         self.shard = shard_of(collective.data_rank, collective.data_size, is_text, held_out)
-        forward = collective.wrap(self.model, self._rehearse)
-        self.optimizer = build_optimizer(self.model, optim)
-        self.job = TrainingLoop(
-            config=TrainConfig(precision=precision),
-            model=self.model,
-            forward=forward,
-            optimizer=self.optimizer,
-            learning_rate=lambda step: optim.lr * 0.9**step,
-            clip_norm=optim.clip_norm,
-            task=self.task,
-            shard=self.shard,
-            collective=collective,
-            metric_log=None,
-            save=None,
-            is_stop_requested=None,
-        )
-
-    def _rehearse(self, module):
-        batch = next(self.shard.batches(0, 0))
-        with preserve_state(self.model):
-            self.task.loss(module(batch.inputs), batch).backward()
+        train = TrainConfig(precision=precision)
+        loop = assemble_loop(self.model, self.task, self.shard, optim, train, collective, CPU)
+        self.loop = replace(loop, learning_rate=lambda step: optim.lr * 0.9**step)
+        self.optimizer = loop.optimizer
 
     def run(self, first, last):
         """Make steps first + 1 to last; return their mean losses."""
         losses = []
         for step in range(first, last):
             batch = next(self.shard.batches(*divmod(step, self.shard.lanes.steps)))
-            loss = update(self.job, batch, step, Clock())
+            loss = update(self.loop, batch, step, Clock())
             losses.append(self.collective.all_reduce(loss.reshape(1)).item() / batch.count)
         return losses
 
@@ -182,7 +168,7 @@ class Training:
 
     def bytes_held(self):
         batch = next(self.shard.batches(0, 0))
-        self.task.loss(self.job.forward(batch.inputs), batch).backward()
+        self.task.loss(self.loop.forward(batch.inputs), batch).backward()
         parameters = list(self.model.parameters())
         states = [value for values in self.optimizer.state.values() for value in values.values()]
         return sum(
@@ -324,10 +310,10 @@ def a_run(folder, scale, epochs=2):
         folder.create_identity(name="run", experiment="shoal", tracking_uri="")
     group.gather(None)
     spec = WorkerSpec(config, folder.uri, 1, plan.dataset_info, plan.preprocessing)
-    hand = partition_source(plan.source, plan.preprocessing, plan.dataset_info, group.data_size)[
+    part = partition_source(plan.source, plan.preprocessing, plan.dataset_info, group.data_size)[
         group.data_rank
     ]
-    shard = resident_shard(spec, hand, group.data_rank, group.data_size, CPU)
+    shard = resident_shard(spec, part, group.data_rank, group.data_size, CPU)
     train_a_run(spec, shard, group, CPU, watches_system=False)
     group.gather(None)
     return folder.read_json(OUTCOME)
@@ -379,7 +365,7 @@ def crew(job, size, folder, bucket=""):
             worker.kill()
             worker.join()
     found = [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(size)]
-    assert [facts["problem"] for facts in found if "problem" in facts] == []
+    assert [one["problem"] for one in found if "problem" in one] == []
     return found
 
 
@@ -610,7 +596,7 @@ def test_a_sharded_run_ends_like_one_of_one_worker_with_its_weights_in_the_last_
     assert outcome["progress"]["step"] == expected["progress"]["step"]
     close(outcome["val_metrics"]["val/loss"], expected["val_metrics"]["val/loss"])
     close(outcome["progress"]["metrics"]["val/loss"], expected["progress"]["metrics"]["val/loss"])
-    name = f"{CHECKPOINTS}/step-{outcome['progress']['step']:06d}/{WEIGHTS}"
+    name = f"{CHECKPOINTS}/{checkpoint_name(outcome['progress']['step'])}/{WEIGHTS}"
     weights = load(RunFolder(f"{folder}/run").read(name))
     for key, tensor in load(RunFolder(str(tmp_path)).read(name)).items():
         torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5)
@@ -691,7 +677,7 @@ def test_what_needs_the_weights_as_a_whole_is_refused_where_they_are_divided(set
         load_config(RunConfig, None, [setting, "scale.strategy=fsdp"])
 
 
-def test_data_are_dealt_to_tensor_parallel_groups():
+def test_data_are_divided_among_tensor_parallel_groups():
     sizes = {
         settings: ScaleConfig(
             **dict(zip(("strategy", "num_workers", "tp_size"), settings, strict=False))

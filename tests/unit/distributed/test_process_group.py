@@ -85,25 +85,25 @@ def part(rank, size):
     return Batch(rows, torch.zeros(len(rows)), count=4 * size - 1)
 
 
-def step_in_pieces(group, rank, limit):
-    """The gradient of a step in pieces of `limit` samples, how often workers met; auto: rank 1 runs out of memory."""
+def step_in_micro_batches(group, rank, limit):
+    """The gradient of a step in micro-batches of `limit` samples and its all-reduces; auto: rank 1 lacks memory."""
     model, seen = net(), []
     forward = model
     if limit != "auto":
         forward = group.wrap(model, lambda module: loss(module, rank).backward())
-    pieces = make_accumulation(limit, model, forward, group, group.size)
+    accumulation = make_accumulation(limit, model, forward, group, group.size)
 
-    def backward(piece):
-        seen.append(len(piece.targets))
-        if limit == "auto" and rank == 1 and len(piece.targets) > 2:
+    def backward(micro_batch):
+        seen.append(len(micro_batch.targets))
+        if limit == "auto" and rank == 1 and len(micro_batch.targets) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        total = (forward(piece.inputs) ** 2).sum() * (not piece.is_filler)
+        total = (forward(micro_batch.inputs) ** 2).sum() * (not micro_batch.is_filler)
         total.backward()
         return total.detach()
 
     before = group._shared._round
-    pieces.run(part(rank, group.size), backward)
-    return {"gradient": gradients(model), "met": group._shared._round - before, "pieces": seen}
+    accumulation.run(part(rank, group.size), backward)
+    return {"gradient": gradients(model), "reductions": group._shared._round - before, "sizes": seen}
 
 
 def statistics(rank):
@@ -141,7 +141,7 @@ def work(rank, size, folder):
             group.all_reduce(torch.tensor([float(rank + round_)])).item() for round_ in range(200)
         ]
         found["gathered"] = group.gather({"rank": rank, "rest": "x" * (1000 * rank)})
-        found["told"] = group.broadcast({"from": rank})
+        found["broadcast"] = group.broadcast({"from": rank})
         found["maps"] = [line.strip() for line in open("/proc/self/maps") if "/dev/shm/shoal-" in line]
         found["aligned"] = aligned(group, rank)
         frozen = net().requires_grad_(False)
@@ -152,7 +152,9 @@ def work(rank, size, folder):
         found["network gathered"] = network.gather(rank)
         found["gradients"] = summed_gradient(group, rank)
         found["waited_s"] = group.waited_s
-        found["in pieces"] = {limit: step_in_pieces(group, rank, limit) for limit in (4, 2, 1, "auto")}
+        found["in micro-batches"] = {
+            limit: step_in_micro_batches(group, rank, limit) for limit in (4, 2, 1, "auto")
+        }
         found["network gradients"] = summed_gradient(network, rank)
         machine, platform.machine = platform.machine, lambda: "aarch64"
         found["transport on arm"] = ProcessGroup(CPU).transport
@@ -219,7 +221,7 @@ def test_a_vector_larger_than_a_slot_is_added_in_chunks(crew):
     assert all(torch.equal(facts["large"], expected) for facts in crew)
 
 
-def test_what_is_added_up_is_left_as_it_was(crew):
+def test_all_reduce_leaves_its_input_as_it_was(crew):
     assert all(facts["input is left alone"] for facts in crew)
 
 
@@ -229,11 +231,11 @@ def test_many_rounds_in_a_row_do_not_mix(crew):
     assert all(facts["rounds"] == expected for facts in crew)
 
 
-def test_values_of_any_kind_and_size_are_gathered_and_told(crew):
+def test_values_of_any_kind_and_size_are_gathered_and_broadcast(crew):
     expected = [{"rank": rank, "rest": "x" * (1000 * rank)} for rank in range(len(crew))]
     assert all(facts["gathered"] == expected for facts in crew)
     assert all(facts["network gathered"] == list(range(len(crew))) for facts in crew)
-    assert all(facts["told"] == {"from": 0} for facts in crew)
+    assert all(facts["broadcast"] == {"from": 0} for facts in crew)
 
 
 def test_aligned_workers_have_the_buffers_of_the_first(crew):
@@ -259,27 +261,27 @@ def test_backward_adds_the_workers_gradients_in_rank_order_bit_for_bit(crew):
 
 
 @pytest.mark.parametrize("limit", [4, 2, 1, "auto"])
-def test_a_step_in_pieces_has_the_gradient_of_the_whole_batch_on_every_worker(crew, limit):
+def test_a_step_in_micro_batches_has_the_gradient_of_the_whole_batch_on_every_worker(crew, limit):
     model = net()
     rows = torch.cat([part(rank, len(crew)).inputs for rank in range(len(crew))])
     (model(rows) ** 2).sum().backward()
-    first = crew[0]["in pieces"][limit]["gradient"]
+    first = crew[0]["in micro-batches"][limit]["gradient"]
     torch.testing.assert_close(first, gradients(model), rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(facts["in pieces"][limit]["gradient"], first) for facts in crew)
+    assert all(torch.equal(facts["in micro-batches"][limit]["gradient"], first) for facts in crew)
 
 
-def test_workers_meet_once_a_step_however_many_its_pieces(crew):
+def test_gradients_are_reduced_once_a_step_however_many_its_micro_batches(crew):
     for facts in crew:
-        found = facts["in pieces"]
-        assert [len(found[limit]["pieces"]) for limit in (4, 2, 1)] == [1, 2, 4]
-        assert found[4]["met"] == found[2]["met"] == found[1]["met"]
+        found = facts["in micro-batches"]
+        assert [len(found[limit]["sizes"]) for limit in (4, 2, 1)] == [1, 2, 4]
+        assert found[4]["reductions"] == found[2]["reductions"] == found[1]["reductions"]
 
 
-def test_all_workers_halve_their_pieces_when_one_runs_out_of_memory(crew):
+def test_all_workers_halve_their_micro_batches_when_one_runs_out_of_memory(crew):
     last = len(crew) - 1
     for rank, facts in enumerate(crew):
         rest = [2, 1] if rank == last else [2, 2]
-        assert facts["in pieces"]["auto"]["pieces"] == [3 if rank == last else 4, *rest]
+        assert facts["in micro-batches"]["auto"]["sizes"] == [3 if rank == last else 4, *rest]
 
 
 def test_the_network_adds_the_same_within_rounding(crew):
@@ -309,15 +311,15 @@ def test_a_killed_worker_is_an_error_for_the_others_within_seconds(crew):
 # Without processes.
 
 
-def test_one_worker_alone_has_nothing_to_add_up():
-    alone, vector, model = SingleProcess(), torch.ones(2), nn.Linear(1, 1)
-    assert alone.all_reduce(vector) is vector
-    assert alone.gather("a") == ["a"]
-    assert alone.broadcast("a") == "a"
-    assert alone.wrap(model, lambda module: 1 / 0) is model
+def test_a_single_process_has_nothing_to_reduce():
+    single, vector, model = SingleProcess(), torch.ones(2), nn.Linear(1, 1)
+    assert single.all_reduce(vector) is vector
+    assert single.gather("a") == ["a"]
+    assert single.broadcast("a") == "a"
+    assert single.wrap(model, lambda module: 1 / 0) is model
 
 
-def test_what_runs_undisturbed_leaves_no_trace_in_buffers_or_random_numbers():
+def test_preserve_state_leaves_no_trace_in_buffers_or_random_numbers():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,15 @@ from PIL import Image
 from torch import nn
 
 from shoal.config.schema import build_config
+from shoal.data.loader import Batch, ResidentShard
+from shoal.data.sampler import Lanes
+from shoal.distributed.process_group import SingleProcess
 from shoal.errors import ConfigError, ModelError
 from shoal.models.config import ModelConfig
 from shoal.models.mup import parametrize, roles, width_scalings
 from shoal.models.registry import build_model
+from shoal.training.assemble import assemble_loop
+from shoal.training.loop import TrainConfig
 from shoal.training.optimizer import OptimConfig, build_optimizer
 from shoal.tune.analysis.coordinate_check import (
     Coordinate,
@@ -392,20 +398,41 @@ def deep_mlp(width, seed):
     return nn.Sequential(nn.Linear(64, width), nn.ReLU(), *hidden, nn.Linear(width, 10))
 
 
+class MeanLoss:
+    """A task whose loss is a function's: of the outputs and targets of a batch that counts as one sample."""
+
+    view = None
+
+    def __init__(self, loss):
+        self._loss = loss
+
+    def loss(self, outputs, batch):
+        return self._loss(outputs, batch.targets)
+
+
+def loop_of(model, loss, optim):
+    """A training loop for `update` alone, without data."""
+    shard = ResidentShard(Lanes(1, 1, seed=0), None, {})
+    return assemble_loop(
+        model, MeanLoss(loss), shard, optim, TrainConfig(), SingleProcess(), torch.device("cpu")
+    )
+
+
 def exponents(make, optimizer, widths, batch):
     def loss(outputs, targets):
         return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
-    def optimizer_for(model):
-        return build_optimizer(model, OptimConfig(name=optimizer, lr=1e-3 if optimizer == "adam" else 0.1))
-
-    return growth(coordinate_check(make, optimizer_for, [batch], loss, widths, seeds=(0, 1)))
+    optim = OptimConfig(name=optimizer, lr=1e-3 if optimizer == "adam" else 0.1)
+    records = coordinate_check(
+        lambda width, seed: loop_of(make(width, seed), loss, optim), [batch], widths, seeds=(0, 1)
+    )
+    return growth(records)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_activations_of_an_mlp_move_alike_at_every_width_under_mup_and_not_under_the_standard(optimizer):
     draw = torch.Generator().manual_seed(0)
-    batch = torch.randn(32, 64, generator=draw), torch.randint(0, 10, (32,), generator=draw)
+    batch = Batch(torch.randn(32, 64, generator=draw), torch.randint(0, 10, (32,), generator=draw), count=1)
     widths = [32, 64, 128, 256, 512, 1024]
     mup = exponents(lambda width, seed: in_mup(deep_mlp, width, 64, seed), optimizer, widths, batch)
     standard = exponents(deep_mlp, optimizer, widths, batch)
@@ -417,12 +444,20 @@ def test_activations_of_an_mlp_move_alike_at_every_width_under_mup_and_not_under
 
 def test_activations_of_a_tied_transformer_move_alike_at_every_width_under_mup():
     draw = torch.Generator().manual_seed(0)
-    batch = tuple(torch.randint(0, 50, (16, 8), generator=draw) for _ in range(2))
+    batch = Batch(*(torch.randint(0, 50, (16, 8), generator=draw) for _ in range(2)), count=1)
     widths = [32, 64, 128, 256]
     mup = exponents(lambda width, seed: in_mup(transformer, width, 64, seed), "adam", widths, batch)
     assert verdict(mup).passes, verdict(mup)
     assert max(map(abs, mup.values())) < 0.2
     assert not verdict(exponents(transformer, "adam", widths, batch)).passes
+
+
+SGD = OptimConfig(name="sgd", lr=0.5)
+
+
+def plain_sgd(loop):
+    """The loop with SGD without momentum."""
+    return replace(loop, optimizer=torch.optim.SGD(loop.model.parameters(), loop.learning_rate(0)))
 
 
 def test_the_coordinate_check_measures_the_sizes_and_changes_of_outputs():
@@ -435,14 +470,12 @@ def test_the_coordinate_check_measures_the_sizes_and_changes_of_outputs():
         def forward(self, x):
             return self.constant(x) * self.weight * self.width
 
-    records = coordinate_check(
-        lambda width, seed: Line(width),
-        lambda model: torch.optim.SGD(model.parameters(), 0.5),
-        [(torch.tensor([-1.0, 3.0]), torch.zeros(2))],
-        lambda outputs, targets: (outputs - targets).sum() / 2,  # gradient: mean of x times width, here width
-        widths=[1, 4],
-        steps=2,
-    )
+    def loop_at(width, seed):
+        # The gradient is the mean of x times the width, here the width.
+        return plain_sgd(loop_of(Line(width), lambda outputs, targets: (outputs - targets).sum() / 2, SGD))
+
+    batch = Batch(torch.tensor([-1.0, 3.0]), torch.zeros(2), count=1)
+    records = coordinate_check(loop_at, [batch], widths=[1, 4], steps=2)
     of_model = [record for record in records if record.module == "model"]
     # outputs are x * width * (2 - step * width / 2), and |x| is 2 in the mean
     assert of_model[:3] == [
@@ -502,18 +535,16 @@ def test_each_step_of_the_coordinate_check_trains_on_a_batch_of_its_own_and_watc
     seen = []
 
     def loss(outputs, targets):
-        seen.append(targets)
+        seen.append(int(targets))
         return outputs.mean()
 
-    batches = [(torch.full((4, 3), float(number + 1)), number) for number in range(2)]
-    records = coordinate_check(
-        lambda width, seed: nn.Linear(3, width),
-        lambda model: torch.optim.SGD(model.parameters(), 0.1),
-        batches,
-        loss,
-        widths=[2, 4],
-        steps=3,
-    )
+    def loop_at(width, seed):
+        return plain_sgd(loop_of(nn.Linear(3, width), loss, SGD.model_copy(update={"lr": 0.1})))
+
+    batches = [
+        Batch(torch.full((4, 3), float(number + 1)), torch.tensor(number), count=1) for number in range(2)
+    ]
+    records = coordinate_check(loop_at, batches, widths=[2, 4], steps=3)
     assert seen == [0, 1, 0, 0, 1, 0]
     # By step t the output on the batch of ones has moved by 3 * dw + db, d of mean y / width: x of each batch, and 1.
     moved = [record.change for record in records if record.width == 2]
@@ -521,14 +552,29 @@ def test_each_step_of_the_coordinate_check_trains_on_a_batch_of_its_own_and_watc
 
 
 def test_the_noise_of_dropout_is_no_change():
-    records = coordinate_check(
-        lambda width, seed: nn.Sequential(nn.Linear(4, width), nn.Dropout(0.5)),
-        lambda model: torch.optim.SGD(model.parameters(), 1e-9),
-        [(torch.randn(8, 4), None)],
-        lambda outputs, targets: outputs.sum(),
-        widths=[8, 16],
-    )
+    def loop_at(width, seed):
+        model = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.5))
+        return loop_of(model, lambda outputs, targets: outputs.sum(), OptimConfig(name="sgd", lr=1e-9))
+
+    records = coordinate_check(loop_at, [Batch(torch.randn(8, 4), torch.zeros(8), 1)], widths=[8, 16])
     assert max(record.change for record in records) < 1e-6
+
+
+def test_the_coordinate_check_clips_gradients_as_the_training_does():
+    def moved(clip_norm):
+        """How far the weights move in the first step, by the norm of the change of an output that sums them."""
+        optim = OptimConfig(name="sgd", lr=1.0, clip_norm=clip_norm)
+        records = coordinate_check(
+            lambda width, seed: loop_of(nn.Linear(1, 1, bias=False), lambda y, _: y.sum(), optim),
+            [Batch(torch.full((1, 1), 5.0), torch.zeros(1), count=1)],
+            widths=[1, 2],
+            steps=1,
+        )
+        return records[-1].change
+
+    # The gradient is x = 5; Nesterov's first step is 1.9 times it, and the output moves by x times that.
+    assert moved(None) == pytest.approx(1.9 * 5 * 5, rel=1e-5)
+    assert moved(0.1) == pytest.approx(1.9 * 0.1 * 5, rel=1e-4)
 
 
 def test_the_picture_has_a_panel_for_each_module_that_does_not_pass_on_anothers_output():

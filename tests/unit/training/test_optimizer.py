@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import math
 import subprocess
@@ -9,6 +10,7 @@ from torch import nn
 
 from shoal.training.lr_schedule import WSD_DECAY_SHARE, learning_rate
 from shoal.training.optimizer import OptimConfig, build_optimizer
+from training_run import STEPS, TrainingRun
 
 TOTAL = 100
 
@@ -99,6 +101,7 @@ def test_an_optimiser_works_without_the_compiler_which_takes_a_second_to_import(
     code = f"""
 import sys, torch
 from shoal.training.optimizer import OptimConfig, build_optimizer
+from training_run import STEPS, TrainingRun
 layer = torch.nn.Linear(4, 3)
 first, second = (build_optimizer(layer, OptimConfig(name="{name}")) for _ in range(2))
 layer(torch.ones(2, 4)).sum().backward()
@@ -127,3 +130,62 @@ def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
             optimizer.step()
     assert torch.equal(layers[0].weight, layers[1].weight)
     assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
+
+
+@contextlib.contextmanager
+def hooked(optimizer, seen, everywhere):
+    """Note each step, by hooks of the optimiser or of all optimisers."""
+    module = torch.optim.optimizer
+    register = (
+        (module.register_optimizer_step_pre_hook, module.register_optimizer_step_post_hook)
+        if everywhere
+        else (optimizer.register_step_pre_hook, optimizer.register_step_post_hook)
+    )
+    handles = [
+        call(lambda optimizer, args, kwargs, name=name: seen.append(name))
+        for call, name in zip(register, ("pre", "post"), strict=True)
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["instance", "global"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_users_step_hooks_fire_before_and_after_each_step_of_a_training_until_they_are_removed(
+    tmp_path, everywhere, precision
+):
+    run, seen = TrainingRun(tmp_path, epochs=1, precision=precision), []
+    with hooked(run.loop.optimizer, seen, everywhere):
+        run.train()
+    assert seen == ["pre", "post"] * STEPS
+    run.loop.optimizer.step()
+    assert len(seen) == 2 * STEPS
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_hooks_change_no_bit_of_a_training(tmp_path, name):
+    plain, watched = (TrainingRun(tmp_path / kind, optim={"name": name}) for kind in ("plain", "watched"))
+    with hooked(watched.loop.optimizer, [], everywhere=False):
+        watched.train()
+    assert watched.losses == plain.train().losses
+
+
+def test_a_pre_hook_that_clips_is_followed_by_the_clipped_step():
+    model = nn.Linear(4, 1)
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=1.0))
+    optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(model.parameters(), 1e-3) and None)
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    moved = nn.utils.parameters_to_vector(model.parameters()) - before
+    assert moved.norm().item() == pytest.approx(1.9e-3, rel=1e-3)  # Nesterov's first step
+
+
+def test_hooks_of_the_state_dict_fire():
+    optimizer, seen = build_optimizer(nn.Linear(2, 2), OptimConfig()), []
+    optimizer.register_state_dict_pre_hook(lambda optimizer: seen.append("state_dict"))
+    optimizer.register_load_state_dict_pre_hook(lambda optimizer, state: seen.append("before loading"))
+    optimizer.register_load_state_dict_post_hook(lambda optimizer: seen.append("after loading"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == ["state_dict", "before loading", "after loading"]

@@ -1,0 +1,50 @@
+"""One worker's part of a run, in this process."""
+
+import pytest
+import torch
+
+from shoal.cluster import session
+from shoal.config.loading import load
+from shoal.data.partition import partition_source
+from shoal.distributed.process_group import SingleProcess
+from shoal.runs.config import RunConfig
+from shoal.runs.validate import validate
+from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
+from shoal.storage.records import Outcome
+from shoal.storage.run_folder import PROFILE, RunFolder
+from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.profiler import TRACE
+
+CPU = torch.device("cpu")
+
+
+def test_a_run_leaves_its_rates_memory_trace_and_averaged_weights(tmp_path):
+    settings = [
+        "scale.num_workers=0",
+        "train.epochs=1",
+        "train.ema=0.9",
+        "train.precision=fp16",
+        "profile=true",
+    ]
+    config = load(RunConfig, None, [*settings, "data.source=sklearn:iris", "train.micro_batch_size=8"])
+    plan = validate(config, session.connect)
+    folder = RunFolder(str(tmp_path))
+    folder.create_identity(name="run", experiment="shoal", tracking_uri="none")
+    part = partition_source(plan.source, plan.preprocessing, plan.dataset_info, 1)[0]
+    spec = WorkerSpec(
+        config, folder.uri, 1, plan.dataset_info, plan.preprocessing, plan.size.flops_per_sample
+    )
+    run_worker(spec, resident_shard(spec, part, 0, 1, CPU), SingleProcess(), CPU, watches_system=False)
+    outcome = folder.load(Outcome)
+    rates = outcome.rates
+    flops = rates["flops_per_second"] / rates["samples_per_second"]
+    assert flops == pytest.approx(3 * plan.size.flops_per_sample)
+    assert "mfu" not in rates
+    assert outcome.peak_memory_bytes[0] > 50 << 20
+    assert outcome.micro_batch_size == 8
+    assert folder.exists(f"{PROFILE}/{TRACE}")
+    store = CheckpointStore(folder)
+    name = store.names()[-1]
+    held = store.optimizer(name)
+    assert set(held) == {"optimizer", "random", "trained", "scaler"}
+    assert not torch.equal(held["trained"]["layers.0.weight"], store.weights(name)["layers.0.weight"])
