@@ -1,6 +1,6 @@
-"""Reads a source with Ray Data and deals its rows to the workers, in Ray's object store.
+"""Reads a source with Ray Data and partitions its rows among the workers, in Ray's object store.
 
-The work on a block is `shoal.data.partition`'s; here it is mapped over blocks that no single process holds.
+`shoal.data.partition` does the work on a block; here it is mapped over blocks that no single process holds.
 """
 
 import io
@@ -18,7 +18,6 @@ from shoal.data.dataset_info import (
     DatasetInfo,
     DatasetSummary,
     PreprocessingSpec,
-    assign_splits,
     fit_dataset_info,
     merge_summaries,
     summarise_block,
@@ -29,14 +28,21 @@ from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, Source
 from shoal.data.sources.files import file_schema, read_npz
 from shoal.data.sources.function import items_to_block
+from shoal.data.sources.image_column import ImageDecoder
 from shoal.data.sources.synthetic import synthetic_block, synthetic_options
 
-Ref = Any  # ray.ObjectRef[Dealt]
+RowsRef = Any  # ray.ObjectRef[WorkerRows]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A source's blocks in the object store, in the source's order."""
+    """A source's blocks in the object store, in the source's order.
+
+    Attributes:
+        refs: of Arrow tables.
+        splits: of each block, the split that the source states.
+        rows: of each block, the number of rows.
+    """
 
     refs: list[Any]
     splits: list[str | None]
@@ -57,10 +63,10 @@ def read_blocks(source: Source) -> Blocks:
     splits: list[str | None] = []
     parts = source.value.items() if source.scheme == "splits" else [(None, source)]
     for split, part in parts:
-        for given, dataset in _datasets(part):
+        for own_split, dataset in _datasets(part):
             found = dataset.to_arrow_refs()
             refs += found
-            splits += [split or given] * len(found)
+            splits += [split or own_split] * len(found)
     rows = ray.get([_count.remote(ref) for ref in refs])
     kept = [number for number, count in enumerate(rows) if count]
     return Blocks([refs[n] for n in kept], [splits[n] for n in kept], [rows[n] for n in kept])
@@ -69,12 +75,12 @@ def read_blocks(source: Source) -> Blocks:
 def inspect_blocks(
     blocks: Blocks, preprocessing: PreprocessingSpec, fingerprint: str
 ) -> tuple[DatasetInfo, list[dict[str, int]]]:
-    """Check and fit over all blocks; also returns how many rows of each split lie before each block."""
+    """Check and fit over all blocks; also returns how many rows of each split precede each block."""
     has_validation = VALIDATION in blocks.splits
     summaries: list[DatasetSummary] = ray.get(
         [
-            _summarise.remote(ref, first, given, has_validation, preprocessing)
-            for ref, first, given in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
+            _summarise.remote(ref, first, source_split, has_validation, preprocessing)
+            for ref, first, source_split in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
         ]
     )
     before, count = [], dict.fromkeys(SPLITS, 0)
@@ -91,17 +97,17 @@ def partition_blocks(
     preprocessing: PreprocessingSpec,
     num_workers: int,
     joined: bool,
-) -> list[list[Ref]]:
-    """Transform all blocks and deal their rows; returns each worker's objects, one if `joined`."""
+) -> list[list[RowsRef]]:
+    """Transform all blocks and partition their rows; returns each worker's objects, one if `joined`."""
     has_validation = VALIDATION in blocks.splits
-    shard_refs: list[list[Ref]] = [[] for _ in range(num_workers)]
+    shard_refs: list[list[RowsRef]] = [[] for _ in range(num_workers)]
     fitted = ray.put((dataset_info, preprocessing))
     inputs = zip(blocks.refs, blocks.first_rows, blocks.splits, before, strict=True)
-    for ref, first, given, earlier in inputs:
+    for ref, first, source_split, earlier in inputs:
         task = _partition.options(num_returns=num_workers)
-        partitions = task.remote(ref, first, given, has_validation, earlier, fitted, num_workers)
-        for rows, piece in zip(shard_refs, partitions if num_workers > 1 else [partitions], strict=True):
-            rows.append(piece)
+        partitions = task.remote(ref, first, source_split, has_validation, earlier, fitted, num_workers)
+        for rows, part in zip(shard_refs, partitions if num_workers > 1 else [partitions], strict=True):
+            rows.append(part)
     if joined:
         shard_refs = [[_join.remote(*rows)] for rows in shard_refs]
     ray.wait(
@@ -111,7 +117,7 @@ def partition_blocks(
 
 
 def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
-    """Return the source as Ray Datasets, each with the split it is said to be."""
+    """Return the source as Ray Datasets, each with the split that the source states."""
     paths = list(source.paths)
     match source.scheme:
         case "csv":
@@ -140,8 +146,15 @@ def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
             return [(split, ray.data.from_huggingface(rows)) for split, rows in named]
         case "ray":
             return [(None, source.value)]
+        case "image_column":
+            decoder: ImageDecoder = source.value.decoder
+            options = {"batch_size": decoder.block_rows, "batch_format": "pyarrow"}
+            return [
+                (split, dataset.map_batches(_decoded_rows, fn_kwargs={"decoder": decoder}, **options))
+                for split, dataset in _datasets(source.value.inner)
+            ]
         case _:
-            return [(None, ray.data.from_arrow(_to_table(block))) for _, block in source.blocks()]
+            return [(split, ray.data.from_arrow(block_to_table(block))) for split, block in source.blocks()]
 
 
 def _npz_rows(batch: dict[str, np.ndarray]) -> Block:
@@ -157,7 +170,12 @@ def _item_rows(batch: dict[str, np.ndarray], dataset: Any) -> Block:
     return items_to_block([dataset[int(row)] for row in batch["id"]])
 
 
-def _to_table(block: Block) -> pa.Table:
+def _decoded_rows(batch: pa.Table, decoder: ImageDecoder) -> pa.Table:
+    """Decode a batch; a message numbers its rows from the batch's first, as the batch has no place of its own."""
+    return block_to_table(decoder(table_to_block(batch.select([decoder.column, decoder.label]))))
+
+
+def block_to_table(block: Block) -> pa.Table:
     """Turn arrays into an Arrow table; images and other tensors become columns of Ray's tensor type."""
     tensors = {name: column for name, column in block.items() if column.ndim > 1}
     converted = BlockAccessor.batch_to_arrow_block(tensors)
@@ -173,9 +191,13 @@ def _count(table: pa.Table) -> int:
 
 @ray.remote(num_cpus=0.5)
 def _summarise(
-    table: pa.Table, first: int, given: str | None, has_validation: bool, preprocessing: PreprocessingSpec
+    table: pa.Table,
+    first: int,
+    source_split: str | None,
+    has_validation: bool,
+    preprocessing: PreprocessingSpec,
 ) -> DatasetSummary:
-    split = assign_splits(preprocessing, first, table.num_rows, given, has_validation)
+    split = _assign_splits(table, first, source_split, has_validation, preprocessing)
     return summarise_block(table_to_block(table), split, preprocessing)
 
 
@@ -183,18 +205,29 @@ def _summarise(
 def _partition(
     table: pa.Table,
     first: int,
-    given: str | None,
+    source_split: str | None,
     has_validation: bool,
     before: dict[str, int],
     fitted: tuple[DatasetInfo, PreprocessingSpec],
     num_workers: int,
 ) -> Any:
     dataset_info, preprocessing = fitted
-    split = assign_splits(preprocessing, first, table.num_rows, given, has_validation)
+    split = _assign_splits(table, first, source_split, has_validation, preprocessing)
     shard_refs = partition_block(
         table_to_block(table), split, before, dataset_info, preprocessing, num_workers
     )
     return shard_refs if num_workers > 1 else shard_refs[0]
+
+
+def _assign_splits(
+    table: pa.Table,
+    first: int,
+    source_split: str | None,
+    has_validation: bool,
+    preprocessing: PreprocessingSpec,
+) -> np.ndarray:
+    rows = np.arange(first, first + table.num_rows)
+    return preprocessing.split_rule.assign(rows, source_split, has_validation)
 
 
 @ray.remote(num_cpus=0.5)

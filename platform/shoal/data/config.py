@@ -5,39 +5,55 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from shoal.config.schema import Section
+from shoal.data.sampler import SplitRule
 
 
 class DataConfig(Section):
     source: str = Field(
         "sklearn:digits",
-        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, huggingface:NAME, "
-        "synthetic:classification?rows=..., text:PATH, or package.module:function",
+        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, huggingface:NAME, "
+        "synthetic:classification?rows=..., or package.module:function",
     )
-    label: str = Field("target", description="the column to predict; tasks on text alone have none")
+    label: str = Field("target", description="the column to predict; causal_lm and masked_lm have none")
     shape: tuple[int, ...] | None = Field(
-        None, description="of one sample, e.g. [1, 8, 8] for images in flat rows, or to resize image files to"
+        None,
+        description="shape of one sample, e.g. [1, 8, 8] for images in flat rows; encoded images are resized to it",
     )
-    flip: bool = Field(False, description="task=image_classification: mirror training images at random")
+    flip: bool = Field(
+        False, description="task=image_classification: mirror training images left to right at random"
+    )
     pad: int = Field(
         0,
         ge=0,
-        description="task=image_classification: move training images at random, so many pixels at most",
+        description="task=image_classification: shift training images at random, by at most this many pixels",
     )
     text: str | None = Field(None, description="the column that holds text")
-    tokenizer: str = Field("byte", description="byte, or bpe:SIZE")
+    tokenizer: str = Field(
+        "byte", description="byte, or bpe:SIZE, a byte-pair encoding with a vocabulary of SIZE tokens"
+    )
     context: int = Field(128, ge=1, description="tokens per sequence")
-    validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out while training")
-    test_fraction: float = Field(0.1, ge=0, lt=1, description="share of rows held out to the end")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of rows held out for evaluation during training"
+    )
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of rows held out until training has finished"
+    )
     split_seed: int | None = Field(
         None,
         ge=0,
         lt=2**63,
-        description="of the splits; null: seed. A sweep sets it: all trials hold out the same rows",
+        description="seed of the splits; null: the value of seed. A sweep sets it, so that all trials hold out the same rows",
     )
-    global_batch_size: int = Field(64, ge=1, description="samples per optimiser step, over all workers")
+    global_batch_size: int = Field(64, ge=1, description="samples per optimizer step, over all workers")
     resident: bool | Literal["auto"] = Field(
-        "auto", description="keep each worker's shard in memory; false streams it through Ray Data"
+        "auto",
+        description="keep each worker's shard in memory; false: stream it through Ray Data; auto: keep it if it fits",
     )
+
+    def split_rule(self, seed: int) -> SplitRule:
+        """Return how rows are split; `seed` is the run's, used where there is no `split_seed`."""
+        split_seed = seed if self.split_seed is None else self.split_seed
+        return SplitRule(split_seed, self.validation_fraction, self.test_fraction)
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> "DataConfig":

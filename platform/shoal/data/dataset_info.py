@@ -1,4 +1,7 @@
-"""What is known of a data set before training: its splits, the checks of its rows, the fitted transform."""
+"""What is known of a data set before training: its splits, the checks of its rows, the fitted transform.
+
+It reads the blocks of a source once, in any process; independent of files, of workers and of Ray.
+"""
 
 import math
 from collections import Counter
@@ -9,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.config import DataConfig
+from shoal.data.images import holds_images
 from shoal.data.preprocessing import (
     ColumnStats,
     Label,
@@ -18,31 +22,47 @@ from shoal.data.preprocessing import (
     as_numbers,
     is_missing,
 )
-from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, split_rows
-from shoal.data.sources.base import Block, Source
-from shoal.errors import DataError, nearest
+from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule, count_splits
+from shoal.data.sources.base import Block, Source, check_column
+from shoal.errors import DataError
 
 MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class PreprocessingSpec:
-    """What decides how rows are treated, besides the rows."""
+    """What determines how rows are preprocessed, besides the rows.
+
+    Attributes:
+        data: the config section.
+        seed: of the order, and of the splits unless `data.split_seed` is set.
+        is_classification: the label is one of several classes, else a number.
+        is_ready: the features are what the model takes; they are not standardised.
+        tokenizer: of a source of tokens, as JSON.
+        has_label: there is a column to predict.
+    """
 
     data: DataConfig
     seed: int
     is_classification: bool
     is_ready: bool
-    tokenizer: str | None = None  # of a source of tokens, as JSON
+    tokenizer: str | None = None
     has_label: bool = True
 
     @property
-    def split_seed(self) -> int:
-        return self.seed if self.data.split_seed is None else self.data.split_seed
+    def split_rule(self) -> SplitRule:
+        return self.data.split_rule(self.seed)
 
 
 class DatasetInfo(BaseModel):
-    """All that is known of the data before a worker starts; it goes into every checkpoint."""
+    """All that is known of the data before a worker starts; every checkpoint holds it.
+
+    Attributes:
+        transform: fitted on the training rows.
+        rows: number of rows of each split.
+        fingerprint: hash of the source's content.
+        row_bytes: of a transformed row with its target.
+    """
 
     model_config = ConfigDict(frozen=True)
     transform: Transform
@@ -58,7 +78,7 @@ class DatasetInfo(BaseModel):
 
 @dataclass
 class DatasetSummary:
-    """What blocks hold, mergeable: rows by split, columns of the training rows, the label."""
+    """What blocks hold: rows by split, statistics of the training rows' columns, the label. Summaries can be merged."""
 
     rows: dict[str, int]
     names: tuple[str, ...]
@@ -75,23 +95,6 @@ class DatasetSummary:
         return sum(self.rows.values())
 
 
-def assign_splits(
-    preprocessing: PreprocessingSpec, first_row: int, rows: int, given: str | None, has_validation: bool
-) -> np.ndarray:
-    """Return each row's split as an index into `SPLITS`; a split that the source gives stands.
-
-    Of a given training split without a validation split beside it, `validation_fraction` is held out.
-    """
-    if given is None:
-        data = preprocessing.data
-        numbers = np.arange(first_row, first_row + rows)
-        return split_rows(preprocessing.split_seed, numbers, data.validation_fraction, data.test_fraction)
-    if given == TRAIN and not has_validation:
-        numbers = np.arange(first_row, first_row + rows)
-        return split_rows(preprocessing.split_seed, numbers, preprocessing.data.validation_fraction, 0.0)
-    return np.full(rows, SPLITS.index(given), dtype=np.int8)
-
-
 def summarise_block(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> DatasetSummary:
     """Summarise one block.
 
@@ -99,13 +102,9 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
         DataError: there is no such label column.
     """
     if not preprocessing.has_label:
-        return DatasetSummary(_count(split), tuple(block), _columns(block, split, preprocessing))
+        return DatasetSummary(count_splits(split), tuple(block), _columns(block, split, preprocessing))
     label = preprocessing.data.label
-    if label not in block:
-        raise DataError(
-            f"data.label='{label}' is not a column of '{preprocessing.data.source}'{nearest(label, block)}: "
-            f"its columns are {', '.join(list(block)[:20])}"
-        )
+    check_column(preprocessing.data.source, "data.label", label, block)
     train = split == 0
     values = block[label]
     if values.ndim > 1 and values.shape[1:] != (1,):
@@ -116,7 +115,7 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
     missing = is_missing(values)
     known = values[~missing]
     summary = DatasetSummary(
-        rows=_count(split),
+        rows=count_splits(split),
         names=tuple(block),
         columns=_columns(block, split, preprocessing),
         label_missing=int(missing.sum()),
@@ -135,13 +134,15 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
     return summary
 
 
-def _count(split: np.ndarray) -> dict[str, int]:
-    return {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
-
-
 def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> dict[str, ColumnStats]:
     label = preprocessing.data.label if preprocessing.has_label else None
     train = split == 0
+    for name, column in block.items():
+        if name != label and holds_images(column):
+            raise DataError(
+                f"column '{name}' of '{preprocessing.data.source}' holds encoded images, which only "
+                "task=image_classification decodes: set it, or leave the column out of the data"
+            )
     return {
         name: ColumnStats.of(column[train], preprocessing.is_ready)
         for name, column in block.items()
@@ -213,11 +214,11 @@ def blocks_with_splits(
     source: Source, preprocessing: PreprocessingSpec
 ) -> Iterable[tuple[Block, np.ndarray]]:
     """Yield each block that this process reads, with the split of its rows."""
-    given = {part.split for part in source.parts}
+    rule = preprocessing.split_rule
     row = 0
-    for split, block in source.blocks():
+    for source_split, block in source.blocks():
         rows = len(next(iter(block.values()))) if block else 0
-        yield block, assign_splits(preprocessing, row, rows, split, VALIDATION in given)
+        yield block, rule.assign(np.arange(row, row + rows), source_split, source.has_validation)
         row += rows
 
 
@@ -257,7 +258,7 @@ def _shaped(transform: Transform, data: DataConfig) -> Transform:
     if math.prod(transform.input_shape) != math.prod(data.shape):
         raise DataError(
             f"data.shape={list(data.shape)} holds {math.prod(data.shape)} numbers, and a row of '{data.source}' has "
-            f"{math.prod(transform.input_shape)} {list(transform.input_shape)}: give a shape of so many"
+            f"{math.prod(transform.input_shape)} {list(transform.input_shape)}: set a shape of that many"
         )
     return transform.model_copy(update={"shape": data.shape})
 

@@ -1,4 +1,7 @@
-"""Encoded images become arrays of pixels, all of one shape."""
+"""Encoded images become arrays of pixels, all of one shape.
+
+It knows bytes of PNG, JPEG and other formats that Pillow reads; independent of files, sources and labels.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +18,30 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Shape = tuple[int, int, int]  # (channels, height, width)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
-# Images up to this height and width keep their median size; larger ones get the size ImageNet models are for.
+# Images up to this height and width keep their median size; larger ones get the size that ImageNet models take.
 SMALL_IMAGE = 64
 LARGE_SIDE = 224
-_SAMPLED = 64
-_NAMED = 5
-_GREY_MODES = ("1", "L", "LA", "La")
-_SIXTEEN_BITS = "I;16"  # and its byte orders, I;16L and I;16B
+SAMPLED_IMAGES = 64  # that are looked at to choose a shape
+NAMED_IMAGES = 5  # of the broken ones, in a message
+GREY_MODES = ("1", "L", "LA", "La")
+SIXTEEN_BITS = "I;16"  # and its byte orders, I;16L and I;16B
+EXIF_ORIENTATION = 0x0112  # from 5 on, height and width are swapped
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image that is not decoded yet, and its name in a message."""
+
+    name: str
+    read: Callable[[], bytes]
 
 
 def holds_images(column: np.ndarray) -> bool:
-    """Whether a column is one that `decode_bytes` reads, going by its first value that is not missing."""
+    """Whether a column is one that `encoded_column` reads, judged by its first value that is not missing."""
     first = next((value for value in column if value is not None), None) if column.dtype == object else None
     if isinstance(first, Mapping):
         return "bytes" in first
@@ -37,35 +50,23 @@ def holds_images(column: np.ndarray) -> bool:
     return not _collect([EncodedImage("", lambda: first)], lambda image: image.size)[1]
 
 
-def decode_bytes(column: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Decode a column of encoded images, as `read_images` does files.
+def encoded_column(column: np.ndarray, first_row: int = 0) -> list[EncodedImage]:
+    """Wrap a column of encoded images.
 
     Args:
         column: [n] objects, each the bytes of a PNG, JPEG, ..., or a mapping {"bytes", "path"} as Hugging Face's
-            Image feature keeps them, where the path is read if there are no bytes.
-        shape: (channels, height, width); None: chosen from the column as `image_shape` chooses it. Further blocks
-            of the same column need the shape of the first.
+            Image feature has them; the path is read where there are no bytes.
+        first_row: number of the first row, for messages.
+    """
+    return [EncodedImage(f"row {first_row + row}", _reader(value)) for row, value in enumerate(column)]
 
-    Returns:
-        [n, channels, height, width] uint8.
+
+def checked_shape(shape: tuple[int, ...]) -> Shape:
+    """Return (channels, height, width).
 
     Raises:
-        DataError: values are missing or broken, or there is no such shape.
+        DataError: it is not a shape that images are decoded to.
     """
-    encoded = [EncodedImage(f"row {row}", _reader(value)) for row, value in enumerate(column)]
-    channels, height, width = checked_shape(shape) if shape else encoded_shape(encoded)
-    return read_encoded(encoded, (height, width), channels)
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image that is yet to be decoded, and what a message calls it."""
-
-    name: str
-    read: Callable[[], bytes]
-
-
-def checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
         raise DataError(
             f"data.shape={list(shape)} is no shape of images: set [channels, height, width], channels 1 for "
@@ -74,8 +75,90 @@ def checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+def median_shape(encoded: Sequence[EncodedImage]) -> Shape:
+    """Choose (channels, height, width) from a sample of images, to which all are then resized.
+
+    One channel if every image is greyscale, else three. Height and width are the medians if both are at most
+    `SMALL_IMAGE`, else `LARGE_SIDE`.
+
+    Raises:
+        DataError: all images of the sample are broken.
+    """
+    looks = _look_at(encoded, lambda image: (image.height, image.width))
+    heights, widths = zip(*(size for _, size in looks), strict=True)
+    height, width = sorted(heights)[len(looks) // 2], sorted(widths)[len(looks) // 2]
+    if max(height, width) > SMALL_IMAGE:
+        height = width = LARGE_SIDE
+    return _channels(looks), height, width
+
+
+def native_shape(encoded: Sequence[EncodedImage]) -> Shape:
+    """Return (channels, height, width) of images that keep their size: that of the first image that opens.
+
+    One channel if every image of a sample is greyscale, else three.
+
+    Raises:
+        DataError: all images of the sample are broken.
+    """
+    looks = _look_at(encoded, _upright_size)
+    return _channels(looks), *looks[0][1]
+
+
+def decode_images(encoded: Sequence[EncodedImage], shape: Shape, resize: bool) -> np.ndarray:
+    """Decode images to [n, channels, height, width] uint8, as `shoal.data.sources.images.read_images` does files.
+
+    Args:
+        encoded: at least one.
+        shape: of each.
+        resize: bring each image to the shape; else each must have it.
+
+    Raises:
+        DataError: images are broken, or of other sizes and not to be resized.
+    """
+    channels, height, width = shape
+    pixels, broken = read_pixels(encoded, (height, width) if resize else None, channels)
+    refuse_broken(broken)
+    return stack_pixels(pixels, (height, width))
+
+
+def stack_pixels(pixels: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> np.ndarray:
+    """Stack images [channels, height, width] to [n, channels, height, width].
+
+    Args:
+        pixels: at least one.
+        size: (height, width) that each must have; None: that of the others.
+
+    Raises:
+        DataError: they are of different sizes.
+    """
+    sizes = sorted({image.shape[1:] for image in pixels} | ({size} if size else set()))
+    if len(sizes) > 1:
+        raise DataError(
+            f"images are of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]} (height, width): "
+            "set data.shape=[channels, height, width]"
+        )
+    return np.stack(pixels)
+
+
+def read_pixels(
+    encoded: Sequence[EncodedImage], size: tuple[int, int] | None, channels: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """Return the pixels of the images that can be decoded, and the names of the broken ones with the reason."""
+    return _collect(encoded, lambda image: _to_array(image, size, channels))
+
+
+def refuse_broken(broken: Sequence[str]) -> None:
+    """Raise a DataError that counts the broken images and names the first ones, if there are any."""
+    if broken:
+        more = f", and {len(broken) - NAMED_IMAGES} more" if len(broken) > NAMED_IMAGES else ""
+        raise DataError(
+            f"images that cannot be read: {len(broken)}: {', '.join(broken[:NAMED_IMAGES])}{more}: "
+            "fix or remove them"
+        )
+
+
 def _reader(value: Any) -> Callable[[], bytes]:
-    """Return what reads one value of a column."""
+    """Return a function that reads one value of a column."""
 
     def read() -> bytes:
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
@@ -88,38 +171,8 @@ def _reader(value: Any) -> Callable[[], bytes]:
     return read
 
 
-def encoded_shape(encoded: Sequence[EncodedImage]) -> tuple[int, int, int]:
-    sample = encoded[:: -(-len(encoded) // _SAMPLED) or 1]
-    looks, broken = _collect(sample, lambda image: (_is_grey(image), image.height, image.width))
-    if not looks:
-        refuse_broken(broken)
-    greys, heights, widths = zip(*looks, strict=True)
-    height, width = sorted(heights)[len(looks) // 2], sorted(widths)[len(looks) // 2]
-    if max(height, width) > SMALL_IMAGE:
-        height = width = LARGE_SIDE
-    return 1 if all(greys) else 3, height, width
-
-
-def read_encoded(encoded: Sequence[EncodedImage], size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    pixels, broken = read_pixels(encoded, size, channels)
-    refuse_broken(broken)
-    shapes = sorted({image.shape[1:] for image in pixels})
-    if len(shapes) > 1:
-        raise DataError(
-            f"images are of {len(shapes)} sizes, from {shapes[0]} to {shapes[-1]} (height, width): "
-            "set data.shape=[channels, height, width]"
-        )
-    return np.stack(pixels)
-
-
-def read_pixels(
-    encoded: Sequence[EncodedImage], size: tuple[int, int] | None, channels: int
-) -> tuple[list[np.ndarray], list[str]]:
-    return _collect(encoded, lambda image: _to_array(image, size, channels))
-
-
 def _collect(encoded: Sequence[EncodedImage], use: Callable[["Image"], T]) -> tuple[list[T], list[str]]:
-    """Return what `use` makes of the images that open, and the names of those that do not, with the reason."""
+    """Return the results of `use` for the images that open, and the names of the others with the reason."""
     import PIL.Image
 
     made, broken = [], []
@@ -129,23 +182,33 @@ def _collect(encoded: Sequence[EncodedImage], use: Callable[["Image"], T]) -> tu
                 made.append(use(image))
         except PIL.UnidentifiedImageError:
             broken.append(f"{item.name} (no format that is known)")
-        except (
-            Exception
-        ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others.
+        except Exception as error:
             broken.append(f"{item.name} ({str(error).split(chr(10))[0] or type(error).__name__})")
     return made, broken
 
 
-def refuse_broken(broken: list[str]) -> None:
-    if broken:
-        more = f", and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        raise DataError(
-            f"images that cannot be read: {len(broken)}: {', '.join(broken[:_NAMED])}{more}: mend or remove them"
-        )
+def _look_at(encoded: Sequence[EncodedImage], size: Callable[["Image"], T]) -> list[tuple[bool, T]]:
+    """Return (is greyscale, size) of up to `SAMPLED_IMAGES` images, evenly spread; none is decoded."""
+    sample = encoded[:: -(-len(encoded) // SAMPLED_IMAGES) or 1]
+    looks, broken = _collect(sample, lambda image: (_is_grey(image), size(image)))
+    if not looks:
+        refuse_broken(broken)
+    return looks
+
+
+def _channels(looks: Sequence[tuple[bool, object]]) -> int:
+    return 1 if all(is_grey for is_grey, _ in looks) else 3
 
 
 def _is_grey(image: "Image") -> bool:
-    return image.mode in _GREY_MODES or image.mode.startswith(_SIXTEEN_BITS)
+    return image.mode in GREY_MODES or image.mode.startswith(SIXTEEN_BITS)
+
+
+def _upright_size(image: "Image") -> tuple[int, int]:
+    """Return (height, width) as `_to_array` makes them."""
+    is_turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
 def _to_array(image: "Image", size: tuple[int, int] | None, channels: int) -> np.ndarray:
@@ -157,7 +220,7 @@ def _to_array(image: "Image", size: tuple[int, int] | None, channels: int) -> np
         raise ValueError(
             f"pixels of 32 bits (mode {image.mode}), whose range is not known; make them 8 or 16"
         )
-    if image.mode.startswith(_SIXTEEN_BITS):  # Pillow would cut 16 bits off at 255
+    if image.mode.startswith(SIXTEEN_BITS):  # Pillow's own conversion would clip 16 bits at 255
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = PIL.ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     if size:

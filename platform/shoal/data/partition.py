@@ -1,9 +1,12 @@
-"""Each worker's rows: a block of a source is transformed and divided among the workers by lane."""
+"""Each worker's rows: a block of a source is transformed and divided among the workers by lane.
+
+Depends on the source's blocks and the order's lanes; independent of where the rows are then kept.
+"""
 
 import numpy as np
 
 from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
-from shoal.data.sampler import SPLITS, TRAIN
+from shoal.data.sampler import SPLITS, TRAIN, count_splits
 from shoal.data.sources.base import Block, Source
 
 # One worker's rows of a block, by split: (inputs [n, ...], targets [n]).
@@ -18,21 +21,28 @@ def partition_block(
     preprocessing: PreprocessingSpec,
     num_workers: int,
 ) -> list[WorkerRows]:
-    """Transform one block and give each worker its rows.
+    """Transform one block and divide its rows among the workers.
+
+    Training rows go to the worker that owns their lane, held-out rows to the workers in turn.
 
     Args:
+        block: columns, [n, ...] each.
+        split: [n] each row's index into `SPLITS`.
         before: the number of rows of each split in all earlier blocks.
+        dataset_info: with the fitted transform.
+        preprocessing: with the batch size that determines the lanes.
+        num_workers: parts to divide the rows into.
     """
     inputs, targets = dataset_info.transform.features(block), dataset_info.transform.targets(block)
-    lanes = dataset_info.lanes(preprocessing)
+    lanes = dataset_info.lanes(preprocessing, num_workers=num_workers)
     workers: list[WorkerRows] = [{} for _ in range(num_workers)]
     for number, name in enumerate(SPLITS):
         here = np.flatnonzero(split == number)
-        rank = before[name] + np.arange(len(here))
-        place = rank % lanes.batch_size if name == TRAIN else rank
+        row_numbers = before[name] + np.arange(len(here))  # over the whole split
+        owners = lanes.owner(row_numbers) if name == TRAIN else row_numbers % num_workers
         for worker, part in enumerate(workers):
-            mine = here[place % num_workers == worker]
-            # A whole block, as is the rule for one worker, is passed on without a copy.
+            mine = here[owners == worker]
+            # A full slice is a view: with one worker, which usually gets every row, nothing is copied.
             rows = slice(None) if len(mine) == len(targets) else mine
             part[name] = (inputs[rows], targets[rows])
     return workers
@@ -54,7 +64,7 @@ def concatenate(parts: list[WorkerRows]) -> WorkerRows:
 def partition_source(
     source: Source, preprocessing: PreprocessingSpec, dataset_info: DatasetInfo, num_workers: int
 ) -> list[WorkerRows]:
-    """Transform and deal in this process; returns each worker's rows."""
+    """Transform and partition in this process; returns each worker's rows."""
     before = dict.fromkeys(SPLITS, 0)
     workers: list[list[WorkerRows]] = [[] for _ in range(num_workers)]
     for block, split in blocks_with_splits(source, preprocessing):
@@ -64,5 +74,5 @@ def partition_source(
             strict=True,
         ):
             rows.append(part)
-        before = {name: before[name] + int((split == number).sum()) for number, name in enumerate(SPLITS)}
+        before = {name: before[name] + count for name, count in count_splits(split).items()}
     return [concatenate(rows) for rows in workers]

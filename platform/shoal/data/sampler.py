@@ -1,9 +1,9 @@
 """Which split a row is in, and in which order the training rows are seen: pure functions, no data.
 
-The order must not depend on how many workers there are, yet each worker may hold only its own rows. So the
-training rows are dealt into B lanes, B the global batch size: row t lies in lane t mod B, for good. Batch b
-of an epoch takes one row of every lane; an epoch shuffles each lane by itself. A worker owns whole lanes
-(lane l belongs to worker l mod W), hence a fixed set of rows, while the batch is the same for every W.
+The order must not depend on the number of workers, yet each worker may hold only its own rows. The training rows are
+therefore divided among B lanes, B the global batch size: row t is always in lane t mod B. Batch b of an epoch takes one
+row of every lane; an epoch shuffles each lane by itself. A worker owns whole lanes (lane l belongs to worker l mod W),
+hence a fixed set of rows, while the batch is the same for every number of workers W.
 """
 
 import math
@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: what SplitMix64 goes on by
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the increment of SplitMix64
+SPLIT_SALT = np.uint64(0x5348_4F41_4C)  # keeps the draws of splits apart from those of the order
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
@@ -27,14 +28,53 @@ SPLIT_NAMES = {  # as data sets and folders spell them
 }
 
 
+@dataclass(frozen=True)
+class SplitRule:
+    """How rows are divided into splits. The one place that says which of a source's own splits are kept.
+
+    Attributes:
+        seed: of the draws.
+        validation: share of the rows that are held out while training.
+        test: share of the rows that are held out to the end.
+    """
+
+    seed: int
+    validation: float
+    test: float
+
+    def assign(
+        self, rows: Indices, source_split: str | None, source_has_validation: bool
+    ) -> npt.NDArray[np.int8]:
+        """Return for each row the index of its split in `SPLITS`.
+
+        A split that the source states is kept. The one exception: of a stated training split without a validation
+        split beside it, the share `validation` is held out.
+
+        Args:
+            rows: [n] row numbers over the whole source.
+            source_split: the split that the source states for these rows; None: it states none.
+            source_has_validation: whether the source states a validation split anywhere.
+        """
+        if source_split is None:
+            return split_rows(self.seed, rows, self.validation, self.test)
+        if source_split == TRAIN and not source_has_validation:
+            return split_rows(self.seed, rows, self.validation, 0.0)
+        return np.full(len(rows), SPLITS.index(source_split), dtype=np.int8)
+
+
 def split_rows(seed: int, rows: Indices, validation: float, test: float) -> npt.NDArray[np.int8]:
-    """Return for each row the index of its split in `SPLITS`, from nothing but the seed and the row's number.
+    """Return for each row the index of its split in `SPLITS`, a function of the seed and the row's number alone.
 
     A row stays in its split when the data grows. The shares hold on average, not exactly.
     """
-    mixed = mix(rows.astype(np.uint64) ^ mix(np.uint64(seed) + np.uint64(0x5348_4F41_4C)))
+    mixed = mix(rows.astype(np.uint64) ^ mix(np.uint64(seed) + SPLIT_SALT))
     uniform = (mixed >> np.uint64(11)).astype(np.float64) / 2**53
     return np.where(uniform < test, 2, np.where(uniform < test + validation, 1, 0)).astype(np.int8)
+
+
+def count_splits(split: npt.NDArray[np.int8]) -> dict[str, int]:
+    """Return how many rows each split has."""
+    return {name: int((split == number).sum()) for number, name in enumerate(SPLITS)}
 
 
 def mix(bits: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
@@ -48,27 +88,29 @@ def mix(bits: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Lanes:
-    """One worker's part of the training rows, and its order in each epoch."""
+    """One worker's part of the training rows, and its order in each epoch.
 
-    rows: int  # training rows over all workers
-    batch_size: int  # global
+    Attributes:
+        rows: training rows over all workers.
+        batch_size: samples of an optimizer step, over all workers.
+        seed: of the order.
+    """
+
+    rows: int
+    batch_size: int
     seed: int
     worker: int = 0
     num_workers: int = 1
 
     @property
     def steps(self) -> int:
-        """Optimiser steps per epoch; the last may be of a short batch."""
+        """Optimizer steps per epoch; the last may have a short batch."""
         return math.ceil(self.rows / self.batch_size)
 
     @property
     def width(self) -> int:
         """Lanes of this worker: its rows in a full batch."""
         return len(range(self.worker, self.batch_size, self.num_workers))
-
-    @property
-    def local_rows(self) -> int:
-        return self.rows // self.batch_size * self.width + self.local_count(self.rows // self.batch_size)
 
     def owner(self, rows: Indices) -> Indices:
         """Return the worker that holds each training row (numbered over the training split)."""
@@ -86,17 +128,19 @@ class Lanes:
         """Return this worker's rows, by position in its shard, in the order in which the epoch sees them.
 
         The first `width` are its part of the first batch, and so on; only the last batch may be shorter.
-        A shard holds its rows in ascending order, so lane j's k-th row lies at k * width + j.
+        A shard holds its rows in ascending order, so lane j's k-th row is at k * width + j.
         """
         full, rest = divmod(self.rows, self.batch_size)
         lanes = np.arange(self.worker, self.batch_size, self.num_workers, dtype=np.uint64)
-        keys = _keys(self.seed, epoch, lanes, full + 1)
-        keys[lanes >= rest, full] = np.iinfo(np.uint64).max  # no such row: it stays last
+        keys = _shuffle_keys(self.seed, epoch, lanes, full + 1)
+        keys[lanes >= rest, full] = np.iinfo(np.uint64).max  # these lanes have no such row: it sorts last
         order = np.argsort(keys, axis=1).T * self.width + np.arange(self.width)
         return order.reshape(-1)[: full * self.width + self.local_count(full)]
 
 
-def _keys(seed: int, epoch: int, lanes: npt.NDArray[np.uint64], length: int) -> npt.NDArray[np.uint64]:
+def _shuffle_keys(
+    seed: int, epoch: int, lanes: npt.NDArray[np.uint64], length: int
+) -> npt.NDArray[np.uint64]:
     """Return random numbers [lanes, length], a SplitMix64 stream per lane: their order is a uniform permutation."""
     streams = mix(mix(mix(np.uint64(seed)) ^ np.uint64(epoch)) ^ lanes)
     with np.errstate(over="ignore"):

@@ -2,7 +2,7 @@
 
 - `process_group`: sums and gathers over the workers, gradients inside DistributedDataParallel
 - `shm_allreduce`: the sum through shared memory, for CPU workers of one host
-- `parallelism`: FSDP2 and tensor parallelism
+- `parallelism`: FSDP2 and tensor parallelism, by a model's `blocks`
 - `dtensor_io`: tensors of which each worker holds a part, to files and back
 
 Depends on torch; independent of Ray and of what is trained.

@@ -1,7 +1,7 @@
-"""Tensors of which each worker holds a part (torch's DTensor): cut, made whole again, written to files and read.
+"""Tensors of which each worker holds a part (torch's DTensor): distributed, gathered, written to files and read.
 
-It knows torch.distributed.checkpoint (DCP), which reads the parts of any number of workers into those of any other.
-What the tensors mean, and when they are written, it does not know.
+Depends on torch.distributed.checkpoint (DCP), which reads the parts of any number of workers into those of any other.
+Independent of what the tensors mean and when they are written.
 """
 
 import warnings
@@ -12,21 +12,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-INDEX = ".metadata"  # which file holds which part of which tensor
+INDEX = ".metadata"  # the file that says which file holds which part of which tensor
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, asked without the 1.4 s that importing them takes."""
+    """Whether a tensor is a DTensor, found out without importing the class, which takes 1.4 s."""
     return hasattr(tensor, "device_mesh")
 
 
 def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return this worker's part of a whole tensor as `other` is cut, or the tensor if `other` is whole or unlike it."""
+    """Return this worker's part of a full tensor, distributed as `other` is.
+
+    Returns:
+        the tensor itself if `other` is not distributed or of another shape.
+    """
     if not is_dtensor(other) or tensor.shape != other.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    # A copy: a part that is a view would keep the whole alive.
+    # A copy: a part that is a view would keep the full tensor in memory.
     return distribute_tensor(
         tensor,
         other.device_mesh,  # type: ignore[attr-defined]
@@ -36,28 +40,28 @@ def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def gather_full_tensors(tensors: Mapping[str, Tensor], keeps: bool) -> dict[str, Tensor]:
-    """Return whole copies on the host, or nothing on a worker that does not keep them; all workers call it.
+    """Return full copies on the host, or nothing on a worker that does not keep them; all workers call it.
 
-    They are made one after another, so that no device holds more than one of them.
+    They are gathered one after another, so that no device holds more than one of them.
     """
-    whole = {}
+    gathered = {}
     for name, tensor in tensors.items():
         full = tensor.detach()
         if is_dtensor(full):
             full = full.full_tensor()  # type: ignore[attr-defined]
         if keeps:
-            whole[name] = full.to("cpu", copy=True)
-    return whole
+            gathered[name] = full.to("cpu", copy=True)
+    return gathered
 
 
 def write(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup) -> None:
-    """Write each worker's parts of tensors on the host into a folder that all share; all workers call it.
+    """Write each worker's parts of tensors on the host into a folder; all workers call it.
 
-    What every worker holds whole, rank 0 writes. Without a shared folder, each finds its own files (`files_of`) in its
-    own.
+    Rank 0 writes the tensors that every worker holds in full. If the workers do not share the folder, each finds its
+    own files (`files_of`) in its own.
 
     Raises:
-        Exception: what failed on one of them, on all.
+        Exception: on all workers, what failed on one of them.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -71,33 +75,33 @@ def write(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup)
             planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
             process_group=group,
         )
-    except CheckpointException as failed:  # no Exception, and a traceback of each worker long
+    except CheckpointException as failed:  # not an Exception, and with a traceback of each worker
         raise next(iter(failed.failures.values()))[0] from None
 
 
 def files_of(rank: int, folder: Path) -> list[Path]:
-    """Return the files of `write` that are a worker's own; the index is rank 0's."""
+    """Return the files that one worker wrote with `write`; rank 0 wrote the index."""
     return [*folder.glob(f"__{rank}_*"), *(folder.glob(INDEX) if rank == 0 else [])]
 
 
 def contents(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return the whole size and the type of each tensor that was written to a folder."""
+    """Return the full size and the type of each tensor that was written to a folder."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    kept = FileSystemReader(folder).read_metadata().state_dict_metadata
+    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {
-        key: (facts.size, facts.properties.dtype)
-        for key, facts in kept.items()
-        if isinstance(facts, TensorStorageMetadata)
+        key: (entry.size, entry.properties.dtype)
+        for key, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
     }
 
 
 def read(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill tensors, whole or cut in any way, from a folder; each worker reads what it needs, by itself."""
+    """Fill tensors, full or distributed in any way, from a folder; each worker reads what it needs, by itself."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: each reads by itself
         load(dict(tensors), storage_reader=FileSystemReader(folder), no_dist=True)

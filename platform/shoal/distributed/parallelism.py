@@ -1,10 +1,10 @@
-"""How workers share one model: cut by FSDP2, by tensor parallelism, or by both, as `scale.strategy` says.
+"""How workers share one model: by FSDP2, by tensor parallelism, or by both, as `scale.strategy` says.
 
-It knows torch's two ways and how they meet Shoal's sums: gradients are added up and not averaged, and whoever is
-fed the same rows counts once. It knows no config but the two facts of `ParallelismConfig`, and no Ray.
+Depends on torch.distributed and the two properties of `ParallelismConfig`; independent of other config and of Ray.
+Gradients are summed, not averaged, and workers that receive the same rows count once.
 
-Workers stand in a grid of `data_size` rows and `tensor_size` columns, rank by rank. A row is one tensor-parallel
-group: it sees the same rows of the data. FSDP cuts along the columns.
+Workers form a grid of `data_size` rows and `tensor_size` columns, rank by rank. A row of the grid is one
+tensor-parallel group: its workers see the same rows of the data. FSDP shards along the columns.
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shoal.distributed.blocks import blocks_of
 from shoal.distributed.dtensor_io import is_dtensor
 from shoal.distributed.process_group import ProcessGroup
 from shoal.errors import ModelError
@@ -24,14 +25,15 @@ Strategy = Literal["ddp", "fsdp", "tp", "fsdp+tp"]
 
 DATA, TENSOR = "data", "tensor"
 
-# A block's layers in Megatron's arrangement (Shoeybi et al. 2019, section 3): those cut by outputs (heads, hidden
-# units) work on their part alone, and those cut by inputs add the parts up: two sums a block.
+# A block's layers in Megatron's arrangement (Shoeybi et al. 2019, section 3): layers that are split by outputs (heads,
+# hidden units) need no communication; the partial results of layers that are split by inputs are all-reduced, twice
+# in a block.
 COLUMN_PARALLEL = ("attention.query", "attention.key", "attention.value", "feed_forward.up")
 ROW_PARALLEL = ("attention.project", "feed_forward.down")
 
 
 class ParallelismConfig(Protocol):
-    """What a config says of how workers share the model."""
+    """The part of a config that says how workers share the model."""
 
     @property
     def strategy(self) -> Strategy: ...
@@ -43,7 +45,7 @@ class ParallelismConfig(Protocol):
 
 
 def make_group(device: torch.device, scale: ParallelismConfig) -> ProcessGroup:
-    """Return the default process group as the strategy wants it."""
+    """Return the default process group, as the strategy requires."""
     return ProcessGroup(device) if scale.strategy == "ddp" else ShardedProcessGroup(device, scale)
 
 
@@ -51,8 +53,8 @@ def check_strategy(model: nn.Module, scale: ParallelismConfig) -> None:
     """Refuse a model that cannot be shared as the strategy says.
 
     Raises:
-        ModelError: FSDP meets a parameter without a dimension; or tensor parallelism a model without a
-            transformer's blocks, or heads that do not divide among the workers.
+        ModelError: for FSDP, a parameter has no dimension; for tensor parallelism, the model has no transformer
+            blocks, or its heads do not divide among the workers.
     """
     if "fsdp" in scale.strategy:
         _check_dimensions(model, scale)
@@ -62,7 +64,7 @@ def check_strategy(model: nn.Module, scale: ParallelismConfig) -> None:
 
 
 class ShardedProcessGroup(ProcessGroup):
-    """The default process group, whose workers hold parts of the model; every forward is made by all together."""
+    """The default process group, with workers that hold parts of the model; all take part in every forward pass."""
 
     is_sharded = True
 
@@ -71,7 +73,7 @@ class ShardedProcessGroup(ProcessGroup):
 
         super().__init__(device)
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # the mesh would choose one by rank
+            torch.cuda.set_device(device)  # else the mesh chooses a device by rank
         self._scale = scale
         self._grid = init_device_mesh(
             device.type,
@@ -86,45 +88,44 @@ class ShardedProcessGroup(ProcessGroup):
         return str(dist.get_backend())
 
     def all_reduce(self, vector: Tensor) -> Tensor:
-        # A tensor-parallel group has seen the same rows: its first member speaks for it.
+        # The workers of a tensor-parallel group have seen the same rows: only its first one contributes.
         return super().all_reduce(vector if self._tensor_rank == 0 else torch.zeros_like(vector))
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
-        """Cut a model in place; it may lie on the host, and is moved to the device part by part."""
+        """Shard a model in place; it may be on the host, and is moved to the device part by part."""
         check_strategy(model, self._scale)
         if "tp" in self._scale.strategy:
             _parallelize(model, self._grid[TENSOR])
-            model.to(self._device)  # buffers: parameters are there
+            model.to(self._device)  # the buffers; parameters are there already
         if "fsdp" in self._scale.strategy:
             _shard(model, self._grid[DATA])
         return model
 
 
 def _shard(model: nn.Module, mesh: Any) -> None:
-    """Cut parameters along their first dimension; a unit's are whole while it computes."""
+    """Shard parameters along their first dimension; those of a unit are gathered while it computes."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    # Advice to those who write into a model's outputs. Nothing here does.
+    # The warning is for code that writes into a model's outputs in place. Nothing here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-    # With tensor parallelism, that a norm is summed along two dimensions one after the other.
+    # With tensor parallelism it logs that a norm is summed along two mesh dimensions one after the other.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for unit in [*_units(model), model]:
         fully_shard(unit, mesh=mesh)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
 
 
 def _units(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what is made whole one at a time: a model's blocks, else its children; the root takes the rest.
+    """Yield the modules that are gathered one at a time: a model's blocks, else its children; the root has the rest.
 
-    Those without a forward of their own are never called, and tied parameters belong to more than one.
+    Left out are modules without a forward of their own, which are never called, and those with tied parameters,
+    which belong to several.
     """
-    blocks = getattr(model, "blocks", None)
-    units = blocks.children() if isinstance(blocks, nn.ModuleList | nn.Sequential) else model.children()
     tied = _tied(model)
-    for unit in units:
+    for unit in (blocks_of(model) or model).children():
         own = {id(parameter) for parameter in unit.parameters()}
         if own and not own & tied and type(unit).forward is not nn.Module.forward:
             yield unit
@@ -140,18 +141,18 @@ def _tied(model: nn.Module) -> set[int]:
 
 
 def _parallelize(model: nn.Module, mesh: Any) -> None:
-    """Cut the blocks' large layers among the workers; all else each computes for itself, and alike.
+    """Split the blocks' large layers among the workers; each worker computes everything else in full.
 
-    Every parameter becomes a DTensor of one mesh, for that is what fused optimisers and norms can take together.
+    Every parameter becomes a DTensor of one mesh, as fused optimizers and norms require.
     """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
     from torch.distributed.tensor.parallel.style import ParallelStyle
 
     plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in COLUMN_PARALLEL}
     plan |= {name: RowwiseParallel() for name in ROW_PARALLEL}
-    for block in _blocks(model):
-        parallelize_module(block, mesh, plan, src_data_rank=None)  # all have built the same weights
-    copies: dict[nn.Parameter, nn.Parameter] = {}  # tied ones stay so
+    for block in blocks_of(model) or ():
+        parallelize_module(block, mesh, plan, src_data_rank=None)  # all workers have built the same weights
+    copies: dict[nn.Parameter, nn.Parameter] = {}  # keeps tied parameters tied
     for module in model.modules():
         parameters = dict(module.named_parameters(recurse=False))
         if parameters and not any(map(is_dtensor, parameters.values())):
@@ -164,7 +165,7 @@ def _replicate(
     mesh: Any,
     copies: dict[nn.Parameter, nn.Parameter],
 ) -> None:
-    """Make a module's parameters DTensors that all workers hold whole, and let it take and give plain tensors."""
+    """Make a module's parameters replicated DTensors; the module still takes and returns plain tensors."""
     from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -185,25 +186,20 @@ def _replicate(
     module.register_forward_hook(leave)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    blocks = getattr(model, "blocks", None)
-    return list(blocks.children()) if isinstance(blocks, nn.ModuleList | nn.Sequential) else []
-
-
 def _check_dimensions(model: nn.Module, scale: ParallelismConfig) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 0:
             raise ModelError(
-                f"parameter '{name}' has no dimension: scale.strategy={scale.strategy} cuts parameters along their "
-                "first; give it the shape (1,), or write scale.strategy=ddp"
+                f"parameter '{name}' has no dimension: scale.strategy={scale.strategy} shards parameters along their "
+                "first; give it the shape (1,), or set scale.strategy=ddp"
             )
 
 
 def _check_blocks(model: nn.Module, scale: ParallelismConfig) -> None:
-    """A model has blocks of the layers that are cut, and holds its other parameters in modules without children."""
-    kind, rule = type(model).__name__, f"scale.strategy={scale.strategy} cuts a transformer's `blocks`"
-    remedy = "use model.name=gpt or bert, or write scale.strategy=fsdp"
-    blocks = _blocks(model)
+    """Refuse a model whose blocks lack the layers that are split, or with parameters in modules that have children."""
+    kind, rule = type(model).__name__, f"scale.strategy={scale.strategy} splits a transformer's `blocks`"
+    remedy = "use model.name=gpt or bert, or set scale.strategy=fsdp"
+    blocks = blocks_of(model)
     if not blocks:
         raise ModelError(f"a model of class {kind} has no `blocks`: {rule}; {remedy}")
     for block in blocks:
@@ -216,20 +212,20 @@ def _check_blocks(model: nn.Module, scale: ParallelismConfig) -> None:
     for name, module in model.named_modules():
         if next(module.children(), None) and next(module.parameters(recurse=False), None) is not None:
             raise ModelError(
-                f"module '{name or kind}' holds parameters and modules: {rule}, and wants every other parameter "
+                f"module '{name or kind}' holds parameters and modules: {rule}, and needs every other parameter "
                 f"in a module of its own; {remedy}"
             )
 
 
 def _check_heads(model: nn.Module, scale: ParallelismConfig) -> None:
-    for block in _blocks(model):
+    for block in blocks_of(model) or ():
         query, head_dim = block.get_submodule("attention.query"), block.get_submodule("attention").head_dim
         heads = int(query.out_features) // int(head_dim)  # type: ignore[arg-type]
         if heads % scale.tensor_size:
             larger = (heads // scale.tensor_size + 1) * scale.tensor_size
             raise ModelError(
                 f"{heads} attention heads do not divide among the {scale.tensor_size} workers of a tensor-parallel "
-                f"group (scale.strategy={scale.strategy}): write model.args={{heads: {larger}}} with a model.width "
+                f"group (scale.strategy={scale.strategy}): set model.args={{heads: {larger}}} with a model.width "
                 f"that {larger} divides, or change scale.{_size_key(scale)}"
             )
 

@@ -1,4 +1,4 @@
-"""Text out of a trained language model: a prompt continued, masked places filled in."""
+"""Text from a trained language model: a prompt continued, masked tokens filled in."""
 
 from typing import Any, cast
 
@@ -19,10 +19,14 @@ def continue_text(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """Return what a causal model writes after a prompt: `count` tokens, fewer where it ends the document.
+    """Return a causal model's continuation of a prompt: `count` tokens, or fewer if it ends the document.
 
     Args:
-        context: tokens that the model takes at most.
+        model: causal language model, [1, t] token ids to [1, t, vocabulary] logits.
+        tokenizer: the one the model was trained with.
+        context: the largest number of tokens that the model takes.
+        prompt: text to continue.
+        count: tokens to add.
         temperature: 0 takes the likeliest token each time.
         seed: of the tokens drawn.
     """
@@ -33,12 +37,12 @@ def continue_text(
             tokens = cast(Any, model).generate(start, count, temperature=temperature, generator=draw)
         else:
             tokens = _generate(model, start, count, context, temperature, draw)
-    written: list[int] = tokens[0, start.shape[1] :].tolist()
-    return tokenizer.decode(written[: written.index(END)] if END in written else written)
+    generated: list[int] = tokens[0, start.shape[1] :].tolist()
+    return tokenizer.decode(generated[: generated.index(END)] if END in generated else generated)
 
 
 def fill_in(model: nn.Module, tokenizer: Tokenizer, context: int, text: str) -> str:
-    """Return a text with each [MASK] replaced by the token that a masked model finds likeliest there."""
+    """Return a text with each [MASK] replaced by the token that a masked model predicts there."""
     ids: list[int] = []
     for number, part in enumerate(text.split(MASK_WORD)):
         ids += [MASK] * (number > 0) + tokenizer.encode(part).tolist()
@@ -51,7 +55,7 @@ def fill_in(model: nn.Module, tokenizer: Tokenizer, context: int, text: str) -> 
 def _generate(
     model: nn.Module, tokens: Tensor, count: int, context: int, temperature: float, draw: torch.Generator
 ) -> Tensor:
-    """Continue [1, t] with a model that has no way of its own: all of it is computed again for each token."""
+    """Continue [1, t] with a model without a cache: the whole context is computed again for each token."""
     for _ in range(count):
         logits = model(tokens[:, -context:])[:, -1].float()
         if temperature > 0:

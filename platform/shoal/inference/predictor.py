@@ -1,7 +1,7 @@
 """A trained model with the transform it was fitted with: raw rows in, labels out.
 
-This is what MLflow loads as a pyfunc model (`_load_pyfunc`). It needs torch and the transform; it knows no
-Ray, no MLflow and no training.
+MLflow loads this as a pyfunc model (`_load_pyfunc`). Depends on torch and the transform; independent of Ray, MLflow and
+training.
 """
 
 import json
@@ -29,9 +29,9 @@ from shoal.inference.generation import continue_text, fill_in
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.registry import build_model_for
-from shoal.tasks.base import Task, TaskName
+from shoal.tasks.base import Task
 from shoal.tasks.open_data import make_preprocessing_spec
-from shoal.tasks.registry import make_task
+from shoal.tasks.registry import TaskName, make_task
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
 TEXT = "text"  # the column that a model of text takes
@@ -46,7 +46,6 @@ class Predictor:
         transform: Transform,
         task: Task,
         preprocessing: PreprocessingSpec,
-        name: TaskName,
     ) -> None:
         self.model, self.transform, self.task, self.preprocessing = (
             model.eval(),
@@ -54,14 +53,13 @@ class Predictor:
             task,
             preprocessing,
         )
-        self.name = name
 
     @classmethod
     def load(cls, folder: str | Path) -> "Predictor":
         """Load from the folder that `describe_model` and the weights were written to.
 
         Raises:
-            ModelError: the folder is not there or not whole.
+            ModelError: the folder does not exist, or is incomplete.
         """
         folder = Path(folder)
         try:
@@ -69,7 +67,7 @@ class Predictor:
             weights = load_file(folder / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
-                f"'{folder}' holds no Shoal model ({error}): give a folder that training wrote"
+                f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
             ) from None
         transform = Transform.model_validate(metadata["transform"])
         model = build_model_for(ModelConfig(**metadata["model"]), transform, metadata["task"], seed=0)
@@ -80,13 +78,8 @@ class Predictor:
         preprocessing = make_preprocessing_spec(
             data, metadata["task"], metadata["seed"], is_ready, transform.tokenizer
         )
-        return cls(
-            model,
-            transform,
-            make_task(metadata["task"], transform, data, metadata["seed"]),
-            preprocessing,
-            metadata["task"],
-        )
+        task = make_task(metadata["task"], transform, data, metadata["seed"])
+        return cls(model, transform, task, preprocessing)
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64."""
@@ -95,10 +88,12 @@ class Predictor:
             return torch.cat([self.model(view.inputs) for view in views]).double()
 
     def _views(self, block: Block, targets: np.ndarray) -> Iterator[Batch]:
-        """Yield rows as the task wants to see them, some at a time."""
+        """Yield rows as the task views them, some at a time."""
         inputs, rows = torch.from_numpy(self.transform.features(block)), self.task.held_out_rows
-        for part, wanted in zip(inputs.split(rows), torch.from_numpy(targets).split(rows), strict=True):
-            batch = Batch(part, wanted, count=len(part))
+        for some, their_targets in zip(
+            inputs.split(rows), torch.from_numpy(targets).split(rows), strict=True
+        ):
+            batch = Batch(some, their_targets, count=len(some))
             yield self.task.view(batch, None) if self.task.view else batch
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -106,13 +101,14 @@ class Predictor:
 
         Returns:
             One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
-            order of the label's classes. A language model predicts text: what follows, with the parameters
-            `max_new_tokens`, `temperature` (0: the likeliest) and `seed`, or what stands at each [MASK].
+            order of the label's classes. A language model predicts text: a causal one the continuation, with the
+            parameters `max_new_tokens`, `temperature` (0: the likeliest token) and `seed`; a masked one the text with
+            its [MASK]s filled in.
         """
         block, label = as_block(data, self.transform), self.transform.label
         if not self.transform.has_label:
-            given = self.params | dict(params or {})
-            return pd.DataFrame({"prediction": [self._write(str(text), given) for text in block[TEXT]]})
+            chosen = self.params | dict(params or {})
+            return pd.DataFrame({"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]})
         if self.transform.tokenizer and TOKENS not in block:
             block = {TOKENS: self._tokens(block[TEXT])}
         outputs = self.outputs(block)
@@ -127,7 +123,7 @@ class Predictor:
         )
 
     def sums(self, block: Block) -> Tensor:
-        """Return the task's sums over labelled rows, as evaluation reduces them."""
+        """Return the task's sums over labelled rows, float64 [task.sums_size], as evaluation adds them up."""
         sums = torch.zeros(self.task.sums_size, dtype=torch.float64)
         with torch.no_grad():
             for view in self._views(block, self.transform.targets(block)):
@@ -136,15 +132,15 @@ class Predictor:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What `predict` can be told besides the rows, with its defaults."""
-        if self.name != "causal_lm":
+        """The parameters of `predict` besides the rows, with their defaults."""
+        if self.task.name != "causal_lm":
             return {}
         return {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
 
-    def _write(self, text: str, params: Mapping[str, Any]) -> str:
+    def _generate(self, text: str, params: Mapping[str, Any]) -> str:
         assert self.transform.tokenizer is not None
         tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
-        if self.name == "masked_lm":
+        if self.task.name == "masked_lm":
             return fill_in(self.model, tokenizer, context, text)
         count, temperature = int(params["max_new_tokens"]), float(params["temperature"])
         return continue_text(self.model, tokenizer, context, text, count, temperature, int(params["seed"]))
@@ -161,9 +157,11 @@ class Predictor:
 def describe_model(
     model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int
 ) -> str:
-    """Return what `Predictor.load` needs besides the weights, and what it was trained on, as JSON."""
+    """Return as JSON what `Predictor.load` needs besides the weights, and the data that the model was trained on."""
     metadata = {
-        "model": model.model_copy(update={"init": None}).model_dump(),  # its weights are here
+        "model": model.model_copy(
+            update={"init": None}
+        ).model_dump(),  # trained weights replace the initial ones
         "transform": transform.model_dump(),
         "task": task,
         "data": data.model_dump(),
@@ -177,13 +175,13 @@ def weights_folder(model: str | Path) -> Path:
     data = Path(model) / "data"
     if not data.is_dir():
         raise ModelError(
-            f"'{model}' is no MLflow model that Shoal wrote: give a run folder, runs:/ID or models:/NAME@ALIAS"
+            f"'{model}' is no MLflow model that Shoal wrote: name a run folder, runs:/ID or models:/NAME@ALIAS"
         )
     return next(path for path in data.iterdir() if path.is_dir())
 
 
 def as_block(data: Any, transform: Transform) -> Block:
-    """Turn what callers pass to predict into columns."""
+    """Turn the input of `Predictor.predict` into columns."""
     if isinstance(data, pd.DataFrame):
         return {str(name): to_array(data[name]) for name in data.columns}
     if isinstance(data, Mapping):
@@ -192,7 +190,7 @@ def as_block(data: Any, transform: Transform) -> Block:
 
 
 def as_rows(block: Block, transform: Transform) -> Any:
-    """Turn columns into what callers pass to predict: texts, an array if all features are one tensor, else a frame."""
+    """Turn columns into an input of `Predictor.predict`: texts, an array if all features are one tensor, else a frame."""
     if transform.tokenizer:
         tokenizer = tokenizer_from_json(transform.tokenizer)
         return pd.DataFrame({TEXT: [tokenizer.decode(row) for row in block[TOKENS]]})
@@ -203,5 +201,5 @@ def as_rows(block: Block, transform: Transform) -> Any:
 
 
 def _load_pyfunc(path: str) -> Predictor:
-    """MLflow's entry point (`loader_module`)."""
+    """Load a model; MLflow's entry point (`loader_module`)."""
     return Predictor.load(path)

@@ -2,9 +2,9 @@
 
 - `registry`: by name, or a user's own by import path
 - `mlp`, `gpt`, `bert`, `resnet`, `inception`, `huggingface`: one per file; `transformer` and `convolution` are shared
-- `mup`: the maximal update parametrisation
-- `pretrained`: weights to start from
-- `size`, `flops`, `activation_memory`, `memory_estimate`: what a model takes
+- `mup`: the maximal update parametrization
+- `pretrained`: initial weights from files
+- `size`, `flops`, `activation_memory`, `memory_estimate`: parameters, operations, memory
 - `cpu_kernels`: linear layers by oneDNN
 
 Depends on `data.preprocessing` (shapes of rows) and `distributed`; independent of tasks, of the loop and of Ray.

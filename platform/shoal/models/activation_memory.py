@@ -1,4 +1,7 @@
-"""Bytes of activations that a forward pass keeps for backward, found on fake tensors."""
+"""Bytes of activations that a forward pass keeps for backward, found on fake tensors.
+
+Depends on torch and the names of a model's blocks; independent of configs, data and devices.
+"""
 
 import contextlib
 import functools
@@ -13,13 +16,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-FEWEST_BLOCKS = 2
+from shoal.distributed.blocks import blocks_of
+
+FEWEST_BLOCKS = 2  # that are run of a model with equal blocks
 
 
-def activations(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
-    """Return `activation_bytes`, and for a model with blocks those with activation checkpointing too.
+def estimate_activations(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
+    """Return `activation_bytes`; for a model with blocks, also those with activation checkpointing, as a second item.
 
-    Of equal blocks only a few are run: each further one adds the same. The model is left without the others.
+    Of equal blocks only a few are run, as each further one adds the same. The others are removed from the model.
     """
     blocks = blocks_of(model)
     if not blocks:
@@ -35,14 +40,15 @@ def activations(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
 
 
 def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
-    """Return the most bytes that a forward and backward pass holds besides weights and their gradients.
+    """Return the largest number of bytes that a forward and backward pass holds besides weights and their gradients.
 
-    Attention and dropout are counted as a GPU's kernels have them. Autocast's copies of weights are among the bytes.
+    Attention and dropout are counted as a GPU's kernels keep them. Autocast's copies of weights are included, the
+    workspaces inside kernels are not.
 
     Args:
-        model: in training mode afterwards, without gradients; its numbers are not needed.
+        model: afterwards in training mode, without gradients; the values of its parameters do not matter.
         inputs: [n, ...].
-        precision: fp32, or anything else for autocast's two bytes.
+        precision: fp32, or any other for autocast to bfloat16.
     """
     ledger = SavedTensorLedger(model)
     half = torch.autocast("cpu", torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
@@ -54,17 +60,11 @@ def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
     return ledger.peak
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList | nn.Sequential | None:
-    """Return a model's repeated parts, if it names them `blocks`."""
-    blocks = getattr(model, "blocks", None)
-    return blocks if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) else None
-
-
 class SavedTensorLedger(TorchDispatchMode):
-    """Counts the bytes of every tensor that operations make under it, while somebody holds it.
+    """Counts the bytes of every tensor that operations return inside this context, for as long as it is referenced.
 
     Attributes:
-        peak: the most there were at a time; weights are not among them, nor gradients once they are whole.
+        peak: the largest number of bytes at a time, without weights and without gradients that are complete.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,14 +82,14 @@ class SavedTensorLedger(TorchDispatchMode):
         ]
 
     def close(self) -> None:
-        """Leave the model as it was, without gradients."""
+        """Remove the hooks and the gradients from the model."""
         for hook in self._hooks:
             hook.remove()
         self._model.zero_grad()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # as in `shoal.models.flops`
+        return False  # as in `shoal.models.flops`: the compiler is not imported
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -120,18 +120,19 @@ class SavedTensorLedger(TorchDispatchMode):
 
 
 class _FusedKernels(TorchFunctionMode):
-    """Has a CPU keep what a GPU would: of attention no weights though there is dropout, of dropout a byte each."""
+    """Makes a CPU keep what a GPU does: no attention weights even with dropout, one byte per element of a dropout."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
+        arguments = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
-            given["dropout_p"] = 0.0
-        if func is F.dropout and args and given.get("training", True) and given.get("p", 0.5) > 0:
-            return torch.native_dropout(args[0], given.get("p", 0.5), True)[0]
-        return func(*args, **given)
+            arguments["dropout_p"] = 0.0
+        if func is F.dropout and args and arguments.get("training", True) and arguments.get("p", 0.5) > 0:
+            return torch.native_dropout(args[0], arguments.get("p", 0.5), True)[0]
+        return func(*args, **arguments)
 
 
 def fake_like(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape and type without its values; a parameter stays one."""
     fake = torch.empty(tensor.shape, dtype=tensor.dtype)
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
@@ -142,7 +143,7 @@ def _fused(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _loss(outputs: Tensor) -> Tensor:
-    """Return a loss that keeps what `shoal.tasks.language`'s does; that of one target a row is too small to matter."""
+    """Return a loss that keeps as much as that of `shoal.tasks.language`; with one target per row it is negligible."""
     logits = outputs.flatten(0, -2).float()
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64), reduction="sum")
 
@@ -155,7 +156,7 @@ def _both(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
 
 @contextlib.contextmanager
 def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Blocks keep their inputs alone (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
+    """Have blocks keep their inputs alone (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost")."""
     blocks = list(blocks_of(model) or ())
     for block in blocks:
         block.forward = functools.partial(

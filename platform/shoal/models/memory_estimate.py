@@ -1,8 +1,8 @@
 """What training a model takes, found without its weights: parameters, bytes per worker, operations, time.
 
-Models are run on fake tensors, which have shapes and no numbers. It knows modules and devices' data sheets; it knows
-neither configs nor data. The arithmetic is that of Rajbhandari et al. 2020, "ZeRO", section 3: weights, gradients and
-the optimiser's state are held by every worker or cut among them, activations are each worker's own.
+Models are run on fake tensors, which have shapes and no values. Depends on modules and devices' data sheets; independent
+of configs and data. The arithmetic follows Rajbhandari et al. 2020, "ZeRO", section 3: every worker holds all weights,
+gradients and optimizer state, or a shard of them; its activations are its own.
 """
 
 from collections.abc import Callable
@@ -13,38 +13,40 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from shoal.distributed.blocks import blocks_of
 from shoal.distributed.parallelism import COLUMN_PARALLEL, ROW_PARALLEL
 from shoal.errors import ModelError
-from shoal.models.activation_memory import activations, blocks_of, fake_like
+from shoal.models.activation_memory import estimate_activations, fake_like
 from shoal.models.flops import training_flops
 from shoal.models.size import measure_size
 
 GIB = 1 << 30
 DEVICES = (16, 24, 40, 80, 141)  # GiB of memory
-USABLE = 0.9  # of a device's memory; the rest goes to CUDA itself, NCCL's buffers and gaps between tensors
+USABLE = 0.9  # of a device's memory; CUDA itself, NCCL's buffers and gaps between tensors take the rest
 
-# Whose time is told; their peaks are `shoal.training.throughput`'s.
+# Devices for which a report estimates the time; `shoal.training.throughput` has their peaks.
 TIMED_ON = ("A100", "H100")
 MFU = 0.4
 
-# Numbers that an optimiser keeps for each weight, and whether it counts steps for each tensor.
+# Numbers that an optimizer keeps for each weight, and the optimizers that count steps for each tensor.
 MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 COUNTS_STEPS = ("adam", "adamw")
+STEP_BYTES = 4  # of such a count, a float32
 
-ONE_WORKER = "alone"  # the strategy of one worker
-TENSOR_SIZE = 8  # workers of a tensor-parallel group besides FSDP, where none is given: those of one host
+SINGLE_WORKER = "single worker"  # the layout of one worker
+TENSOR_SIZE = 8  # default number of workers of a tensor-parallel group besides FSDP: those of one host
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters, and where they are.
+    """How many parameters a model has, and where.
 
     Attributes:
-        total: each counted once, where tied.
-        tensors: how many tensors they are.
-        units: of each block, or of each part of a model without blocks.
+        total: of the model; tied ones count once.
+        tensors: number of tensors.
+        units: of each block; of each child module in a model without blocks.
         embedding: in embeddings.
-        element_size: bytes of each.
+        element_size: bytes of a parameter.
     """
 
     total: int
@@ -56,12 +58,19 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """How workers share a model: in a grid of `data` groups that see different rows, of `tensor` workers each."""
+    """How workers share a model: a grid of `data` groups that see different rows, of `tensor` workers each.
+
+    Attributes:
+        name: of the strategy, as `scale.strategy` spells it.
+        data: number of groups.
+        tensor: workers of a tensor-parallel group.
+        is_sharded: by FSDP, among the data groups.
+    """
 
     name: str
     data: int
     tensor: int = 1
-    is_sharded: bool = False  # by FSDP, among the data groups
+    is_sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,27 +78,27 @@ class TrainingSetup:
     """How a model is trained.
 
     Attributes:
-        batch: samples of an optimiser step, over all workers.
-        workers: devices.
-        precision: fp32, or what autocast makes of it: bf16, fp16.
+        batch_size: samples of an optimizer step, over all workers.
+        num_workers: one device each.
+        precision: fp32, or the autocast precision, bf16 or fp16.
         optimizer: adam, adamw or sgd.
-        piece: samples that a worker runs at a time; None: its whole part of a batch.
+        micro_batch_size: samples that a worker runs at a time; None: its full part of a batch.
         ema: whether a moving average of the weights is kept.
-        tensor: workers of a tensor-parallel group besides FSDP.
+        tensor_size: workers of a tensor-parallel group besides FSDP.
     """
 
-    batch: int
-    workers: int = 1
+    batch_size: int
+    num_workers: int = 1
     precision: str = "fp32"
     optimizer: str = "adam"
-    piece: int | None = None
+    micro_batch_size: int | None = None
     ema: bool = False
-    tensor: int = TENSOR_SIZE
+    tensor_size: int = TENSOR_SIZE
 
-    def samples(self, strategy: ParallelLayout) -> int:
+    def samples_at_a_time(self, layout: ParallelLayout) -> int:
         """Return how many samples a worker runs at a time."""
-        part = -(-self.batch // strategy.data)
-        return min(part, self.piece or part)
+        part = -(-self.batch_size // layout.data)
+        return min(part, self.micro_batch_size or part)
 
 
 @dataclass(frozen=True)
@@ -107,105 +116,120 @@ class WorkerMemory:
 
     @property
     def device(self) -> int | None:
-        """The smallest of `DEVICES`, in GiB, that holds it."""
+        """The smallest of `DEVICES`, in GiB, whose memory suffices; None: none does."""
         return next((size for size in DEVICES if self.total <= USABLE * size * GIB), None)
 
 
 @dataclass(frozen=True)
 class LayoutEstimate:
-    """What one strategy takes; the second is with activation checkpointing, where the model has blocks."""
+    """Memory in one layout.
 
-    strategy: ParallelLayout
-    samples: int  # that a worker runs at a time
+    Attributes:
+        layout: how workers share the model.
+        samples: that a worker runs at a time.
+        plain: without activation checkpointing.
+        checkpointed: with it; None for a model without blocks.
+    """
+
+    layout: ParallelLayout
+    samples: int
     plain: WorkerMemory
     checkpointed: WorkerMemory | None = None
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What training takes."""
+    """What training takes.
+
+    Attributes:
+        parameters: of the model.
+        layouts: memory in each way to share the model.
+        flops_per_sample: floating-point operations of a forward pass.
+        batch_size: samples of an optimizer step, over all workers.
+        num_workers: one device each.
+    """
 
     parameters: ParameterCount
-    rows: tuple[LayoutEstimate, ...]
-    flops_per_sample: int  # of a forward pass
-    batch: int
-    workers: int
+    layouts: tuple[LayoutEstimate, ...]
+    flops_per_sample: int
+    batch_size: int
+    num_workers: int
 
     @property
     def flops_per_step(self) -> int:
-        """Of forward and backward, which takes twice as many; what is computed again does not count."""
-        return training_flops(self.flops_per_sample, self.batch)
+        """Of a forward and a backward pass; recomputation in activation checkpointing does not count."""
+        return training_flops(self.flops_per_sample, self.batch_size)
 
     def seconds(self, steps: int, peak: float, mfu: float) -> float:
-        """Return how long steps take.
+        """Return the duration of a number of optimizer steps.
 
         Args:
+            steps: optimizer steps.
             peak: FLOPs per second of a worker's device.
             mfu: model FLOPs utilisation, the share of the peak that the model's own operations reach
                 (Chowdhery et al. 2022, "PaLM", section 4.1).
         """
-        return steps * self.flops_per_step / (self.workers * peak * mfu)
+        return steps * self.flops_per_step / (self.num_workers * peak * mfu)
 
 
 def estimate(
-    make: Callable[[], nn.Module], sample: tuple[int, ...], dtype: torch.dtype, way: TrainingSetup
+    make: Callable[[], nn.Module], sample: tuple[int, ...], dtype: torch.dtype, setup: TrainingSetup
 ) -> RunEstimate:
-    """Find what training a model takes.
+    """Estimate what training a model takes.
 
     Args:
         make: builds the model; it is called under the meta device.
         sample: shape of one sample.
         dtype: of a sample.
-        way: how it is trained.
+        setup: how it is trained.
 
     Raises:
-        ModelError: the model looks at the numbers in its tensors, and these have none.
+        ModelError: the model's control flow depends on the values of its tensors, and fake tensors have none.
     """
-    rows: list[LayoutEstimate] = []
+    estimates: list[LayoutEstimate] = []
     try:
         with FakeTensorMode():
             model = _fake(make)
             counted = count_parameters(model)
             flops = measure_size(model, torch.zeros((1, *sample), dtype=dtype)).flops_per_sample
-            for (samples, tensor), alike in groupby(
-                layouts(way.workers, heads(model), way.tensor),
-                lambda strategy: (way.samples(strategy), strategy.tensor),
+            # Layouts with equal activations follow each other: these take the longest, and are estimated once.
+            for (samples, tensor_size), group in groupby(
+                layouts(setup.num_workers, attention_heads(model), setup.tensor_size),
+                lambda layout: (setup.samples_at_a_time(layout), layout.tensor),
             ):
-                part = _fake(make) if tensor > 1 else model
-                split(part, tensor)
+                part = _fake(make) if tensor_size > 1 else model
+                keep_tensor_part(part, tensor_size)
                 held = count_parameters(part)
-                taken = activations(part, torch.zeros((samples, *sample), dtype=dtype), way.precision)
-                rows += [
-                    LayoutEstimate(
-                        strategy, samples, *(worker_memory(held, strategy, way, kept) for kept in taken)
-                    )
-                    for strategy in alike
-                ]
+                inputs = torch.zeros((samples, *sample), dtype=dtype)
+                activations = estimate_activations(part, inputs, setup.precision)
+                for layout in group:
+                    memory = (worker_memory(held, layout, setup, nbytes) for nbytes in activations)
+                    estimates.append(LayoutEstimate(layout, samples, *memory))
     except ModelError:
         raise
-    except Exception as error:  # of a user's model, or of fake tensors asked for their numbers
+    except Exception as error:  # raised by a user's model, or by fake tensors that are asked for their values
         raise ModelError(
             f"the model cannot be planned ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
-            "builder and forward must do with tensors that have shapes and no numbers"
+            "builder and forward must work with tensors that have shapes and no values"
         ) from error
-    return RunEstimate(counted, tuple(rows), flops, way.batch, way.workers)
+    return RunEstimate(counted, tuple(estimates), flops, setup.batch_size, setup.num_workers)
 
 
-def layouts(workers: int, heads: int | None, tensor: int = TENSOR_SIZE) -> list[ParallelLayout]:
+def layouts(num_workers: int, heads: int | None, tensor_size: int = TENSOR_SIZE) -> list[ParallelLayout]:
     """Return the ways in which workers can share a model.
 
     Args:
-        workers: one at least.
-        heads: of each attention; None if tensor parallelism has nothing to cut.
-        tensor: workers of a tensor-parallel group besides FSDP.
+        num_workers: at least one.
+        heads: of each attention; None if tensor parallelism cannot split the model.
+        tensor_size: workers of a tensor-parallel group besides FSDP.
     """
-    if workers == 1:
-        return [ParallelLayout(ONE_WORKER, 1)]
-    found = [ParallelLayout("ddp", workers), ParallelLayout("fsdp", workers, is_sharded=True)]
-    if heads and heads % workers == 0:
-        found.append(ParallelLayout("tp", 1, workers))
-    if heads and heads % tensor == 0 and workers % tensor == 0 and workers > tensor:
-        found.append(ParallelLayout("fsdp+tp", workers // tensor, tensor, is_sharded=True))
+    if num_workers == 1:
+        return [ParallelLayout(SINGLE_WORKER, 1)]
+    found = [ParallelLayout("ddp", num_workers), ParallelLayout("fsdp", num_workers, is_sharded=True)]
+    if heads and heads % num_workers == 0:
+        found.append(ParallelLayout("tp", 1, num_workers))
+    if heads and heads % tensor_size == 0 and num_workers % tensor_size == 0 and num_workers > tensor_size:
+        found.append(ParallelLayout("fsdp+tp", num_workers // tensor_size, tensor_size, is_sharded=True))
     return found
 
 
@@ -224,45 +248,45 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def worker_memory(
-    held: ParameterCount, strategy: ParallelLayout, way: TrainingSetup, activation_bytes: int
+    held: ParameterCount, layout: ParallelLayout, setup: TrainingSetup, activation_bytes: int
 ) -> WorkerMemory:
-    """Return what a worker holds at the most.
+    """Return a worker's peak memory.
 
-    FSDP makes whole what is in no block from the first forward to the last backward, and of the blocks the one that
-    computes and the next one; as much of gradients is whole before it is summed.
+    FSDP gathers the parameters outside blocks from the first forward to the last backward, and those of two blocks: the
+    one that computes and the next one. As many gradients are complete before they are reduced.
 
     Args:
         held: the parameters of the worker's part, after tensor parallelism.
-        strategy: how workers share the model.
-        way: how it is trained.
+        layout: how workers share the model.
+        setup: how it is trained.
         activation_bytes: of the samples that a worker runs at a time.
     """
-    shares = strategy.data if strategy.is_sharded else 1
-    cut = -(-held.total // shares)
-    whole = held.total - sum(held.units) + sum(sorted(held.units)[-2:]) if strategy.is_sharded else 0
-    steps = 4 * held.tensors if way.optimizer in COUNTS_STEPS else 0
+    shards = layout.data if layout.is_sharded else 1
+    shard = -(-held.total // shards)
+    gathered = held.total - sum(held.units) + sum(sorted(held.units)[-2:]) if layout.is_sharded else 0
+    steps = STEP_BYTES * held.tensors if setup.optimizer in COUNTS_STEPS else 0
     return WorkerMemory(
-        weights=(cut + whole + cut * way.ema) * held.element_size,
-        gradients=(cut + whole) * held.element_size,
-        optimizer=cut * held.element_size * MOMENTS[way.optimizer] + steps,
+        weights=(shard + gathered + shard * setup.ema) * held.element_size,
+        gradients=(shard + gathered) * held.element_size,
+        optimizer=shard * held.element_size * MOMENTS[setup.optimizer] + steps,
         activations=activation_bytes,
     )
 
 
-def heads(model: nn.Module) -> int | None:
-    """Return the attention heads of each block, None for a model that tensor parallelism cannot cut."""
+def attention_heads(model: nn.Module) -> int | None:
+    """Return the attention heads of each block; None for a model that tensor parallelism cannot split."""
     blocks = blocks_of(model)
-    if not blocks or not all(_layers(block) for block in blocks):
+    if not blocks or not all(_tensor_parallel_layers(block) for block in blocks):
         return None
     attention = blocks[0].get_submodule("attention")
     query = attention.get_submodule("query")
     return int(query.out_features) // int(attention.head_dim)  # type: ignore[arg-type]
 
 
-def split(model: nn.Module, parts: int) -> None:
-    """Leave of the layers that tensor parallelism cuts what one of so many workers has."""
+def keep_tensor_part(model: nn.Module, parts: int) -> None:
+    """Replace the layers that tensor parallelism splits by one worker's part of them, in place."""
     for block in (blocks_of(model) or ()) if parts > 1 else ():
-        for name, layer in _layers(block).items():
+        for name, layer in _tensor_parallel_layers(block).items():
             by_outputs = name in COLUMN_PARALLEL
             fan_in = layer.in_features if by_outputs else layer.in_features // parts
             fan_out = layer.out_features // parts if by_outputs else layer.out_features
@@ -270,10 +294,10 @@ def split(model: nn.Module, parts: int) -> None:
 
 
 def _fake(make: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model of fake tensors on a CPU; built under the fake mode itself, it could not call `item`."""
+    """Build a model of fake tensors on a CPU. It is built outside the fake mode, in which `item` cannot be called."""
     with unset_fake_temporarily(), torch.device("meta"):
         model = make()
-    fakes: dict[int, Tensor] = {}  # tied parameters stay so
+    fakes: dict[int, Tensor] = {}  # keeps tied parameters tied
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -282,8 +306,8 @@ def _fake(make: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def _layers(block: nn.Module) -> dict[str, nn.Linear]:
-    """Return the layers that tensor parallelism cuts, none if one of them is missing."""
+def _tensor_parallel_layers(block: nn.Module) -> dict[str, nn.Linear]:
+    """Return the layers that tensor parallelism splits; none if one of them is missing."""
     modules = dict(block.named_modules())
     layers = {name: modules.get(name) for name in (*COLUMN_PARALLEL, *ROW_PARALLEL)}
     found = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}

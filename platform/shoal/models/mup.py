@@ -1,16 +1,18 @@
-"""The maximal update parametrisation (muP): one learning rate for every width.
+"""The maximal update parametrization (muP): one learning rate for every width.
 
-Knows a model from outside, by the shapes of its parameters at two widths; knows neither configs nor optimisers.
-Yang et al. 2022, "Tensor Programs V", Table 8, as ratios to the same model at its base width, where nothing
-changes. m is by how much the infinite dimension has grown: fan_out of an input weight, fan_in of the others.
+Depends on the shapes of a model's parameters at two widths; independent of configs and optimizers.
+
+The rules are Table 8 of Yang et al. 2022, "Tensor Programs V", as ratios to the same model at its base width, where
+nothing changes. m is the width multiplier, the ratio of a parameter's infinite dimension to that at the base width:
+of fan_out for an input weight, of fan_in for the others.
 
                           init std    multiplier    SGD lr    Adam lr
     input, biases, gains      1            1           m          1
     hidden                1/sqrt(m)        1           1         1/m
     output                    1           1/m          m          1
 
-Of the paper's three equivalent tables this is the one under which an embedding and an output layer can share one
-weight: the two rows agree in everything but the multiplier, and that belongs to the module.
+Of the paper's three equivalent tables, Table 8 allows an embedding and an output layer to share one weight: their rows
+differ only in the multiplier, which belongs to the module.
 """
 
 from collections import Counter
@@ -25,102 +27,109 @@ from torch.nn.modules.conv import _ConvNd
 from shoal.errors import ModelError, nearest
 
 Role = Literal["input", "hidden", "output", "fixed"]
-PLACES = "_shoal_places"
+MUP_ATTRIBUTE = "_shoal_mup"  # of a model in muP: its parameters' `ParameterScaling`s, by name
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a parameter is to the width, and by how much its infinite dimension has grown from the base width."""
+class ParameterScaling:
+    """A parameter's role, and its width multiplier m: the ratio of its infinite dimension to that at the base width."""
 
     role: Role
-    growth: float
+    multiplier: float
 
 
 @dataclass(frozen=True)
 class WidthScaling:
-    """What a parameter's learning rate and weight decay are multiplied with."""
+    """The factors of a parameter's learning rate and weight decay."""
 
     lr: float = 1.0
     weight_decay: float = 1.0
 
 
 def roles(model: nn.Module, other: nn.Module) -> dict[str, Role]:
-    """Tell by each parameter's name whether it is an input, hidden, output or fixed one.
+    """Return each parameter's role by its name: input, hidden, output or fixed.
 
-    Dimensions that differ between the two are the infinite ones. Both fans infinite: hidden; fan_in alone: output;
-    fan_out alone: input, as are biases, gains and every other parameter with one infinite dimension; none: fixed.
-    A weight that is tied to an embedding is an input weight. Where shapes mislead, the model says otherwise by
-    a method `roles(self) -> dict[str, str]`, parameter name to role; tied weights go by their shapes.
+    Dimensions that differ between the two models are the infinite ones. Both fans infinite: hidden; fan_in alone:
+    output; fan_out alone: input, as are biases, gains and every other parameter with one infinite dimension; none:
+    fixed. A weight that is tied to an embedding is an input weight. Where the shapes are misleading, the model declares
+    roles by a method `roles(self) -> dict[str, str]`, parameter name to role; those of tied weights follow from shapes.
 
     Args:
         model: at one width.
         other: the same model at another width; it may be on the meta device.
 
     Raises:
-        ModelError: the two differ in more than their shapes, or the model's own roles are none.
+        ModelError: the two differ in more than their shapes, or the model declares an unknown role.
     """
-    return {name: place.role for name, place in _places(_uses(model, other)).items()}
+    return {name: scaling.role for name, scaling in _parameter_scalings(_uses(model, other)).items()}
 
 
 def parametrize(model: nn.Module, base: nn.Module) -> None:
-    """Bring a model that was initialised in its own, standard way into muP, in place.
+    """Convert a model that was initialized in its standard way to muP, in place.
 
-    The initialisation is scaled to what it is in `base`, as measured, times the table's ratio: this is right
-    whether the model's own way depends on the fans (PyTorch's layers) or not (GPT-2's std of 0.02), and leaves
-    zeros and ones as they are. What goes into an output layer is multiplied by 1/m in a forward hook.
-    A float `attention_scale` of a module, taken to go as 1/sqrt(head_dim), becomes one that goes as 1/head_dim
-    (Definition 4.1); heads that do not grow keep theirs. Learning rates are told by `width_scalings`.
+    Weights are scaled to their measured size in `base`, times the table's ratio. This is right whether the standard
+    initialization depends on the fans (PyTorch's layers) or not (GPT-2's std of 0.02), and leaves zeros and ones
+    unchanged. A forward hook multiplies the inputs of an output layer by 1/m. A float `attention_scale` of a module,
+    assumed proportional to 1/sqrt(head_dim), becomes proportional to 1/head_dim (Definition 4.1); it stays the same if
+    the heads do not grow. `width_scalings` returns the factors of learning rates.
 
     Args:
-        model: at the width that is to be trained.
-        base: built in the same way from the same seed, at the base width.
+        model: at the width to train.
+        base: the same model from the same seed, at the base width.
 
     Raises:
         ModelError: as `roles`, or an output weight is in no layer that can be hooked.
     """
     uses = _uses(model, base)
-    places = _places(uses)
-    _rescale(model, base, places)
+    scalings = _parameter_scalings(uses)
+    _rescale(model, base, scalings)
     for use in uses:
-        if use.place.role == "output":
-            _multiply(use)
-    _soften_attention(model, base)
-    setattr(model, PLACES, places)
+        if use.scaling.role == "output":
+            _scale_inputs(use)
+    _rescale_attention(model, base)
+    setattr(model, MUP_ATTRIBUTE, scalings)
 
 
 def width_scalings(model: nn.Module, optimizer: str) -> dict[str, WidthScaling]:
-    """Return each parameter's scaling by name; none for a model in its standard parametrisation.
+    """Return each parameter's factors by name; an empty dict for a model in the standard parametrization.
 
     Args:
         optimizer: sgd, adam or adamw.
     """
-    places: dict[str, Place] = getattr(model, PLACES, {})
-    return {name: _width_scaling(place, optimizer) for name, place in places.items()}
+    scalings: dict[str, ParameterScaling] = getattr(model, MUP_ATTRIBUTE, {})
+    return {name: _width_scaling(scaling, optimizer) for name, scaling in scalings.items()}
 
 
-def _width_scaling(place: Place, optimizer: str) -> WidthScaling:
-    """Read Table 8; keep the product of learning rate and weight decay at its value at the base width.
+def _width_scaling(scaling: ParameterScaling, optimizer: str) -> WidthScaling:
+    """Look up Table 8; keep the product of learning rate and weight decay at its value at the base width.
 
-    That product is the share of a weight that a step takes away (Wang and Aitchison 2024, "How to set AdamW's
-    weight decay as you scale model and dataset size": its inverse is the time scale over which AdamW averages
-    its updates, and muP transfers only when it is kept). It is so for SGD's L2 too, but not for Adam's,
-    which is part of the gradient that Adam normalises.
+    That product is the share of a weight that decays in a step. Its inverse is the time scale over which AdamW averages
+    its updates, and muP transfers only if it is constant (Wang and Aitchison 2024, "How to set AdamW's weight decay as
+    you scale model and dataset size"). The same holds for SGD's L2 penalty, but not for Adam's, which is part of the
+    gradient that Adam normalizes.
     """
     if optimizer == "sgd":
-        lr = place.growth if place.role in ("input", "output") else 1.0
+        lr = scaling.multiplier if scaling.role in ("input", "output") else 1.0
     else:
-        lr = 1.0 / place.growth if place.role == "hidden" else 1.0
+        lr = 1.0 / scaling.multiplier if scaling.role == "hidden" else 1.0
     return WidthScaling(lr, 1.0 if optimizer == "adam" else 1.0 / lr)
 
 
 @dataclass(frozen=True)
 class _Use:
-    """A parameter in one of the modules that hold it: a tied one has several."""
+    """A parameter in one of the modules that hold it: a tied one has several.
 
-    name: str  # the first of a tied parameter's names
+    Attributes:
+        name: in the model; of a tied parameter the first one.
+        module: that holds it.
+        local: its name in the module.
+        scaling: by its shape in this module.
+    """
+
+    name: str
     module: nn.Module
-    local: str  # its name in the module
-    place: Place
+    local: str
+    scaling: ParameterScaling
 
 
 def _uses(model: nn.Module, base: nn.Module) -> list[_Use]:
@@ -128,11 +137,11 @@ def _uses(model: nn.Module, base: nn.Module) -> list[_Use]:
     if [(name, local) for name, _, local in held] != [(name, local) for name, _, local in held_by_base]:
         raise ModelError(
             f"the model has {len(held)} parameters and {len(held_by_base)} at the other width, or they are named "
-            "differently: muP wants a builder whose `width` changes nothing but shapes"
+            "differently: muP needs a builder whose `width` changes nothing but shapes"
         )
-    told = _declared_roles(model, Counter(name for name, _, _ in held))
+    declared = _declared_roles(model, Counter(name for name, _, _ in held))
     return [
-        _Use(name, module, local, _place(_growths(module, other, local), told.get(name)))
+        _Use(name, module, local, _parameter_scaling(_fan_ratios(module, other, local), declared.get(name)))
         for (name, module, local), (_, other, _) in zip(held, held_by_base, strict=True)
     ]
 
@@ -146,14 +155,14 @@ def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def _declared_roles(model: nn.Module, holders: Mapping[str, int]) -> dict[str, Role]:
-    """Return the roles the model names itself.
+    """Return the roles that the model's own method `roles` declares.
 
     Args:
         holders: by each parameter's name, how many modules hold it.
     """
-    own, known = getattr(model, "roles", None), get_args(Role)
-    told: dict[str, Role] = dict(own()) if callable(own) else {}
-    for name, role in told.items():
+    method, known = getattr(model, "roles", None), get_args(Role)
+    declared: dict[str, Role] = dict(method()) if callable(method) else {}
+    for name, role in declared.items():
         if holders.get(name) != 1:
             what = "a tied weight" if name in holders else f"no parameter{nearest(name, holders)}"
             raise ModelError(
@@ -164,44 +173,44 @@ def _declared_roles(model: nn.Module, holders: Mapping[str, int]) -> dict[str, R
             raise ModelError(
                 f"{type(model).__name__}.roles() calls '{name}' '{role}': a role is one of {', '.join(known)}"
             )
-    return told
+    return declared
 
 
-def _places(uses: list[_Use]) -> dict[str, Place]:
-    """Return each parameter's place; where a tied one's uses disagree it is an input weight."""
-    places: dict[str, Place] = {}
+def _parameter_scalings(uses: list[_Use]) -> dict[str, ParameterScaling]:
+    """Return each parameter's scaling; a tied parameter whose uses disagree is an input weight."""
+    scalings: dict[str, ParameterScaling] = {}
     for use in uses:
-        if use.name not in places or use.place.role == "input":
-            places[use.name] = use.place
-    return places
+        if use.name not in scalings or use.scaling.role == "input":
+            scalings[use.name] = use.scaling
+    return scalings
 
 
-def _place(growths: tuple[float, float], told: Role | None) -> Place:
-    of_in, of_out = growths
-    if of_in == of_out == 1.0:
+def _parameter_scaling(fan_ratios: tuple[float, float], declared: Role | None) -> ParameterScaling:
+    fan_in, fan_out = fan_ratios
+    if fan_in == fan_out == 1.0:
         role: Role = "fixed"
-    elif of_out == 1.0:
+    elif fan_out == 1.0:
         role = "output"
     else:
-        role = "input" if of_in == 1.0 else "hidden"
-    role = told or role
-    first, second = (of_out, of_in) if role == "input" else (of_in, of_out)
-    return Place(role, first if first != 1.0 else second)
+        role = "input" if fan_in == 1.0 else "hidden"
+    role = declared or role
+    first, second = (fan_out, fan_in) if role == "input" else (fan_in, fan_out)
+    return ParameterScaling(role, first if first != 1.0 else second)
 
 
-def _growths(module: nn.Module, base: nn.Module, local: str) -> tuple[float, float]:
-    """Return by how much fan_in and fan_out are larger than in `base`; 1 for a finite dimension."""
-    own, theirs = _fans(module, local), _fans(base, local)
-    if own and theirs:
-        return own[0] / theirs[0], own[1] / theirs[1]
+def _fan_ratios(module: nn.Module, base: nn.Module, local: str) -> tuple[float, float]:
+    """Return the ratios of fan_in and fan_out to those in `base`; 1 for a finite dimension."""
+    fans, base_fans = _fans(module, local), _fans(base, local)
+    if fans and base_fans:
+        return fans[0] / base_fans[0], fans[1] / base_fans[1]
     shapes = zip(getattr(module, local).shape, getattr(base, local).shape, strict=True)
     infinite = [size / other for size, other in shapes if size != other]
-    # [out, ..., in], as torch's recurrent and attention modules have it; a single one is a vector's length.
+    # The layout is [out, ..., in], as in torch's recurrent and attention modules; a single one is a vector's length.
     return (infinite[-1] if len(infinite) > 1 else 1.0, infinite[0] if infinite else 1.0)
 
 
 def _fans(module: nn.Module, local: str) -> tuple[int, int] | None:
-    """Return fan_in and fan_out of a weight whose layout its module's type tells."""
+    """Return fan_in and fan_out of a weight; None if the module's type does not determine its layout."""
     if local != "weight":
         return None
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -214,35 +223,35 @@ def _fans(module: nn.Module, local: str) -> tuple[int, int] | None:
     return None
 
 
-def _rescale(model: nn.Module, base: nn.Module, places: dict[str, Place]) -> None:
+def _rescale(model: nn.Module, base: nn.Module, scalings: dict[str, ParameterScaling]) -> None:
     for (name, parameter), other in zip(model.named_parameters(), base.parameters(), strict=True):
-        place, size = places[name], _root_mean_square(parameter)
-        wanted = _root_mean_square(other) * (place.growth**-0.5 if place.role == "hidden" else 1.0)
+        scaling, size = scalings[name], _root_mean_square(parameter)
+        ratio = scaling.multiplier**-0.5 if scaling.role == "hidden" else 1.0
         if size > 0.0:
-            parameter.data.mul_(wanted / size)
+            parameter.data.mul_(_root_mean_square(other) * ratio / size)
 
 
 def _root_mean_square(tensor: Tensor) -> float:
     return float(tensor.detach().double().square().mean().sqrt())
 
 
-def _multiply(use: _Use) -> None:
+def _scale_inputs(use: _Use) -> None:
     if use.local != "weight" or not isinstance(use.module, nn.Linear | _ConvNd):
         raise ModelError(
-            f"parameter '{use.name}' of a {type(use.module).__name__} is an output weight: muP multiplies what goes "
-            "into it, so let it be the weight of an nn.Linear or a convolution that forward() calls"
+            f"parameter '{use.name}' of a {type(use.module).__name__} is an output weight: muP scales the inputs of "
+            "its layer, so make it the weight of an nn.Linear or a convolution that forward() calls"
         )
-    use.module.register_forward_pre_hook(partial(_times, 1.0 / use.place.growth))
+    use.module.register_forward_pre_hook(partial(_multiply_input, 1.0 / use.scaling.multiplier))
 
 
-def _times(factor: float, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _multiply_input(factor: float, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0] * factor, *args[1:])
 
 
-def _soften_attention(model: nn.Module, base: nn.Module) -> None:
-    at_base = dict(base.named_modules())
+def _rescale_attention(model: nn.Module, base: nn.Module) -> None:
+    base_modules = dict(base.named_modules())
     for name, module in model.named_modules():
-        own = getattr(module, "attention_scale", None)
-        if isinstance(own, float):
-            # own / theirs is sqrt(base head_dim / head_dim): the missing half of the ratio
-            module.attention_scale = own * (own / at_base[name].attention_scale)  # type: ignore[operator, assignment]
+        scale = getattr(module, "attention_scale", None)
+        if isinstance(scale, float):
+            # scale / base scale is sqrt(base head_dim / head_dim): the missing half of the ratio
+            module.attention_scale = scale * (scale / base_modules[name].attention_scale)  # type: ignore[operator, assignment]

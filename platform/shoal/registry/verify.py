@@ -8,10 +8,14 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shoal.errors import VerificationError
+
+if TYPE_CHECKING:
+    from shoal.data.sources.base import Block
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 FEW = 2  # rows that a language model writes on
@@ -58,25 +62,22 @@ def evaluate_saved_model(model: str, split: str) -> dict[str, float]:
     from mlflow import pyfunc
 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
-    from shoal.data.dataset_info import blocks_with_splits
-    from shoal.data.sampler import SPLITS
+    from shoal.inference.evaluation import split_blocks, sum_over_blocks
     from shoal.inference.predictor import Predictor, as_rows, weights_folder
     from shoal.tasks.open_data import reopen_source
 
     own = Predictor.load(weights_folder(model))
-    sums = None
-    for block, splits in blocks_with_splits(reopen_source(own.preprocessing, own.name), own.preprocessing):
-        mine = splits == SPLITS.index(split)
-        if not mine.any():
-            continue
-        part = {name: column[mine] for name, column in block.items()}
-        some = part if own.transform.has_label else {name: rows[:FEW] for name, rows in part.items()}
+
+    def compare_predictions(block: "Block") -> "Block":
+        some = block if own.transform.has_label else {name: rows[:FEW] for name, rows in block.items()}
         rows = as_rows(some, own.transform)
         predicted = loaded.predict(rows)["prediction"].to_numpy()
         if not _agree(predicted, own.predict(rows)["prediction"].to_numpy()):
             raise VerificationError("pyfunc's predictions differ from the model's own")
-        measured = own.sums(part)
-        sums = measured if sums is None else sums + measured
+        return block
+
+    blocks = split_blocks(reopen_source(own.preprocessing, own.task.name), own.preprocessing, split)
+    sums = sum_over_blocks(own, map(compare_predictions, blocks))
     if sums is None:
         raise VerificationError(f"there are no {split} rows to measure on")
     return own.task.metrics(sums)

@@ -9,13 +9,15 @@ from shoal.data.config import DataConfig
 from shoal.distributed.parallelism import Strategy
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
-from shoal.tasks.base import METRICS, TaskName
+from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.config import TrackConfig
 from shoal.training.checkpoint.contents import CheckpointConfig
 from shoal.training.loop import TrainConfig
 from shoal.training.optimizer import OptimConfig
 
-VALIDATION_METRICS = {task: tuple(f"val/{name}" for name in names) for task, names in METRICS.items()}
+VALIDATION_METRICS = {
+    name: tuple(f"val/{metric}" for metric in task.metric_names) for name, task in TASKS.items()
+}
 
 # What may differ when a run is resumed: it changes where and how, not what is computed.
 FREE_ON_RESUME = (

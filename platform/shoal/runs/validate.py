@@ -9,7 +9,7 @@ import torch
 from shoal.config.import_path import find
 from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, inspect_source
 from shoal.data.sources.base import Source
-from shoal.data.sources.function import is_function
+from shoal.data.sources.open import is_function
 from shoal.distributed.parallelism import check_strategy
 from shoal.models.registry import build_model_for, find_builder
 from shoal.models.size import ModelSize, measure_size

@@ -1,69 +1,61 @@
-"""What the training loop asks of a task, and what each task reports."""
+"""What the training loop asks of a task, and what each task declares of itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import ClassVar, Self
 
 from torch import Tensor
 
+from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
+from shoal.data.preprocessing import Transform
 
-TaskName = Literal[
-    "classification",
-    "regression",
-    "causal_lm",
-    "masked_lm",
-    "sequence_classification",
-    "image_classification",
-]
-
-# Learnt from the text itself: there is no label.
-LANGUAGE = ("causal_lm", "masked_lm")
-ON_TEXT = (*LANGUAGE, "sequence_classification")
-
-# What each task reports of the validation split; the first is what is minimised.
-METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("loss", "accuracy"),
-    "regression": ("loss", "rmse", "mae", "r2"),
-    "causal_lm": ("loss", "accuracy", "perplexity", "bits_per_byte"),
-    "masked_lm": ("loss", "accuracy", "perplexity", "bits_per_byte"),
-    "sequence_classification": ("loss", "accuracy"),
-    "image_classification": ("loss", "accuracy"),
-}
-
-# Numbers of inputs that are evaluated at a time, and rows.
+# The limit of samples evaluated at a time: by numbers of inputs, and by rows.
 MAX_INPUTS, MAX_ROWS = 1 << 24, 1024
 
+# From a stored batch, and the epoch that it is trained in or None where it is held out, to what the model receives.
+View = Callable[[Batch, int | None], Batch]
 
-class Task(Protocol):
-    """What the loop asks of a task."""
 
-    name: str
+class Task(ABC):
+    """What is learnt. A subclass declares what its data are, and computes losses and metrics.
 
+    Attributes:
+        name: as a config spells it.
+        metric_names: what it reports of a split; the first is minimised.
+        is_classification: the label is one of several classes.
+        has_label: there is a column to predict; else the target is made from the row itself.
+        takes_text: rows are tokens of text.
+        decodes_images: encoded images among the columns are decoded.
+        sums_size: length of what `sums` returns.
+        held_out_rows: how many rows are evaluated at a time.
+        view: makes what the model receives of a stored batch; None: the batch as it is.
+    """
+
+    name: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]]
+    is_classification: ClassVar[bool] = False
+    has_label: ClassVar[bool] = True
+    takes_text: ClassVar[bool] = False
+    decodes_images: ClassVar[bool] = False
+
+    sums_size: int
+    held_out_rows: int = MAX_ROWS
+    view: View | None = None
+
+    @classmethod
+    @abstractmethod
+    def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
+        """Build the task for the rows that a transform makes."""
+
+    @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the sum of the samples' losses, float32 or better."""
-        ...
 
+    @abstractmethod
     def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return a float64 vector of sums over the batch's samples; element 0 counts them."""
-        ...
+        """Return a float64 vector [sums_size] of sums over the batch's samples; element 0 counts them."""
 
+    @abstractmethod
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Turn sums over all samples into named means."""
-        ...
-
-    @property
-    def sums_size(self) -> int: ...
-
-    @property
-    def view(self) -> "View | None":
-        """Makes what the model is given of a batch as it is stored; None: nothing is to be made."""
-        ...
-
-    @property
-    def held_out_rows(self) -> int:
-        """How many rows are evaluated at a time."""
-        ...
-
-
-# Of a batch and the epoch that it is trained in, or None where it is held out.
-View = Callable[[Batch, int | None], Batch]

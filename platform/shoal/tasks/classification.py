@@ -1,40 +1,45 @@
 """One class out of several: cross entropy, accuracy, confusion counts."""
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
+from shoal.data.preprocessing import Transform
 from shoal.errors import ModelError
-from shoal.tasks.base import MAX_ROWS, View
+from shoal.tasks.base import Task, View
 
-# Beyond this many classes a confusion matrix is no picture any more, and its square is too large to reduce.
+# With more classes a confusion matrix cannot be read as a picture, and its square is too large to all-reduce.
 MAX_CONFUSION = 1000
 
 
-class Classification:
-    """One class out of several: cross entropy, accuracy, confusion counts."""
+class Classification(Task):
+    """One class for each row."""
 
     name = "classification"
-    held_out_rows = MAX_ROWS
+    metric_names = ("loss", "accuracy")
+    is_classification = True
 
     def __init__(self, classes: int, view: View | None = None) -> None:
         self.classes, self.view = classes, view
         self._cells = classes**2 if classes <= MAX_CONFUSION else 0
+        self.sums_size = 3 + self._cells
 
-    @property
-    def sums_size(self) -> int:
-        return 3 + self._cells
+    @classmethod
+    def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
+        return cls(transform.outputs)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         if outputs.shape != (len(batch.targets), self.classes):
             raise ModelError(
-                f"the model put out {tuple(outputs.shape)} for {len(batch.targets)} samples of {self.classes} "
-                f"classes: it must put out {(len(batch.targets), self.classes)}; its builder is given `outputs`"
+                f"the model returned {tuple(outputs.shape)} for {len(batch.targets)} samples of {self.classes} "
+                f"classes: it must return {(len(batch.targets), self.classes)}; its builder receives `outputs`"
             )
-        # In float64: near p = 1 the float32 logarithm cancels, and its noise would tell worker counts apart.
+        # In float64: near p = 1 the float32 logarithm cancels, and its noise would differ between worker counts.
         return F.cross_entropy(outputs.double(), batch.targets, reduction="sum")
 
     def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -56,12 +61,16 @@ class Classification:
         return {"loss": loss / count, "accuracy": correct / count}
 
     def confusion(self, sums: Tensor) -> Tensor | None:
-        """Return [true class, predicted class] counts."""
+        """Return [true class, predicted class] counts; None if there are more than `MAX_CONFUSION` classes."""
         return sums[3:].view(self.classes, self.classes).long() if self._cells else None
 
 
 def per_class(confusion: Tensor) -> Mapping[str, list[float]]:
-    """Return precision, recall and support of each class; 0 where nothing was predicted or there."""
+    """Return precision, recall and support of each class; 0 for a class that was never predicted or never true.
+
+    Args:
+        confusion: [true class, predicted class] counts.
+    """
     counts = confusion.double()
     hit = counts.diagonal()
     support, predicted = counts.sum(dim=1), counts.sum(dim=0)

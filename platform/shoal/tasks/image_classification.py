@@ -1,17 +1,36 @@
-"""Images with a class: random views of them in training."""
+"""One class out of several for an image, with random views of the images in training."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
 from shoal.data.augment import augment
+from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
+from shoal.data.preprocessing import Transform
+from shoal.tasks.base import MAX_INPUTS, MAX_ROWS
+from shoal.tasks.classification import Classification
 from shoal.tasks.content_hash import row_keys
+
+
+class ImageClassification(Classification):
+    """One class for each image."""
+
+    name = "image_classification"
+    decodes_images = True
+
+    @classmethod
+    def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
+        task = cls(transform.outputs, Augmented(data.flip, data.pad, seed))
+        task.held_out_rows = max(1, min(MAX_ROWS, MAX_INPUTS // math.prod(transform.input_shape)))
+        return task
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """Views of images in training: mirrored and moved at random, by their content, the epoch and the seed."""
+    """Views of images in training: mirrored and shifted at random, by their content, the epoch and the seed."""
 
     flip: bool
     pad: int

@@ -1,7 +1,7 @@
-"""Metric names: which way is better, and how sums over all samples become means.
+"""Metric names: in which direction it is better, and how sums over all samples become means.
 
-Everything is summed first, over batches and workers, and divided once, so a mean never depends on how the
-samples were spread.
+Everything is summed first, over batches and workers, and divided once, so that a mean does not depend on how the
+samples were divided.
 """
 
 import math

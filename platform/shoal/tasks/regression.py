@@ -1,30 +1,38 @@
-"""One number: squared error on standardised targets."""
+"""One number for each row: squared error on standardised targets."""
+
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
+from shoal.data.preprocessing import Transform
 from shoal.errors import ModelError
-from shoal.tasks.base import MAX_ROWS
+from shoal.tasks.base import Task
 
 
-class Regression:
-    """One number: squared error on standardised targets, errors reported in the label's own unit."""
+class Regression(Task):
+    """One number for each row; rmse and mae are in the label's own unit."""
 
     name = "regression"
+    metric_names = ("loss", "rmse", "mae", "r2")
     sums_size = 5
-    view = None
-    held_out_rows = MAX_ROWS
 
     def __init__(self, scale: float) -> None:
+        """Set the label's standard deviation, by which its values were divided."""
         self.scale = scale
+
+    @classmethod
+    def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
+        return cls(transform.label.std)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         if outputs.numel() != len(batch.targets):
             raise ModelError(
-                f"the model put out {tuple(outputs.shape)} for {len(batch.targets)} samples of one number: "
-                f"it must put out {(len(batch.targets), 1)}; its builder is given `outputs`"
+                f"the model returned {tuple(outputs.shape)} for {len(batch.targets)} samples of one number: "
+                f"it must return {(len(batch.targets), 1)}; its builder receives `outputs`"
             )
         return F.mse_loss(outputs.reshape(-1).double(), batch.targets.double(), reduction="sum")
 

@@ -1,7 +1,7 @@
 """The estimate of a run as text: `python jobs/train.py --plan`."""
 
 from shoal.errors import ConfigError
-from shoal.models.memory_estimate import GIB, MFU, ONE_WORKER, TIMED_ON, RunEstimate, WorkerMemory
+from shoal.models.memory_estimate import GIB, MFU, SINGLE_WORKER, TIMED_ON, RunEstimate, WorkerMemory
 from shoal.models.size import readable
 from shoal.runs.config import RunConfig
 from shoal.terminal.tables import duration, table
@@ -30,7 +30,7 @@ def report(config: RunConfig, mfu: float = MFU) -> str:
 
 def verdict(budget: RunEstimate) -> str:
     """Name the smallest device that holds it, under which strategies it does, and under which not."""
-    choices = [memory for row in budget.rows for memory in (row.plain, row.checkpointed) if memory]
+    choices = [memory for row in budget.layouts for memory in (row.plain, row.checkpointed) if memory]
     size = min((memory.device for memory in choices if memory.device), default=None)
     if size is None:
         least = min(memory.total for memory in choices) / GIB
@@ -39,44 +39,46 @@ def verdict(budget: RunEstimate) -> str:
             "or a smaller model"
         )
     fits, fails = [], []
-    for row in budget.rows:
+    for row in budget.layouts:
         if _holds(size, row.plain):
-            fits.append(row.strategy.name)
+            fits.append(row.layout.name)
         elif row.checkpointed and _holds(size, row.checkpointed):
-            fits.append(f"{row.strategy.name} with activation checkpointing")
+            fits.append(f"{row.layout.name} with activation checkpointing")
         else:
-            fails.append(row.strategy.name)
-    under = f" under {_listed(fits, 'and')}" if budget.workers > 1 else fits[0].removeprefix(ONE_WORKER)
+            fails.append(row.layout.name)
+    under = (
+        f" under {_listed(fits, 'and')}" if budget.num_workers > 1 else fits[0].removeprefix(SINGLE_WORKER)
+    )
     return f"fits {size} GiB{under}" + (f"; not under {_listed(fails, 'or')}" if fails else "")
 
 
 def _about(config: RunConfig, budget: RunEstimate, data: DataShape) -> str:
     count = budget.parameters
-    parts = [f"{len(count.units)} blocks of {_span(count.units)}"] if budget.rows[0].checkpointed else []
+    parts = [f"{len(count.units)} blocks of {_span(count.units)}"] if budget.layouts[0].checkpointed else []
     parts += [f"{readable(count.embedding).strip()} in embeddings"] if count.embedding else []
     per_token = budget.flops_per_sample / data.sample[0]
     tokens = f" ({readable(per_token)}FLOPs per token)" if data.vocabulary else ""
     return (
         f"model    {config.model.name}: {count.total:,} parameters{': ' if parts else ''}{', '.join(parts)}\n"
         f"work     {readable(budget.flops_per_sample)}FLOPs forward per sample{tokens}; "
-        f"{readable(budget.flops_per_step)}FLOPs per step of {budget.batch:,} samples"
+        f"{readable(budget.flops_per_step)}FLOPs per step of {budget.batch_size:,} samples"
     )
 
 
 def _memory(config: RunConfig, budget: RunEstimate) -> str:
-    totals = [memory.total for row in budget.rows for memory in (row.plain, row.checkpointed) if memory]
+    totals = [memory.total for row in budget.layouts for memory in (row.plain, row.checkpointed) if memory]
     power, unit = next(
         ((power, unit) for power, unit in ((3, "G"), (2, "M")) if max(totals) >= 1024**power), (1, "K")
     )
     lines: list[tuple[str, ...]] = [
         ("strategy", "samples", "weights", "gradients", "optimiser", "activations", "total", "fits")
     ]
-    for row in budget.rows:
-        name = row.strategy.name + (f"={row.strategy.tensor}" if row.strategy.tensor > 1 else "")
+    for row in budget.layouts:
+        name = row.layout.name + (f"={row.layout.tensor}" if row.layout.tensor > 1 else "")
         lines.append((name, f"{row.samples:,}", *_cells(row.plain, 1024**power)))
         if row.checkpointed:
             lines.append(("  checkpointing", "", *_cells(row.checkpointed, 1024**power)))
-    workers = f"each of {budget.workers} workers" if budget.workers > 1 else "one worker"
+    workers = f"each of {budget.num_workers} workers" if budget.num_workers > 1 else "one worker"
     head = f"memory   {unit}iB of {workers} at the peak, with {config.optim.name} in {config.train.precision}"
     return f"{head}\n\n{table(lines)}"
 
@@ -94,7 +96,7 @@ def _time(config: RunConfig, budget: RunEstimate, data: DataShape, mfu: float) -
     lines = [("", *peaks), ("peak", *(f"{readable(peak)}FLOPS" for peak in peaks.values()))]
     for name, steps in counts.items():
         lines.append((name, *(_spell(budget.seconds(steps, peak, mfu)) for peak in peaks.values())))
-    devices = f"on {budget.workers} devices" if budget.workers > 1 else "on one device"
+    devices = f"on {budget.num_workers} devices" if budget.num_workers > 1 else "on one device"
     return f"time     {devices} that reach {mfu:.0%} of their peak (--mfu)\n\n{table(lines)}"
 
 

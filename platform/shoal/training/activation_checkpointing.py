@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from shoal.distributed.blocks import blocks_of
 from shoal.errors import ModelError
 
 
@@ -21,8 +22,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
     Raises:
         ModelError: the model names no blocks.
     """
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(blocks) == 0:
+    blocks = blocks_of(model)
+    if blocks is None:
         raise ModelError(
             f"train.activation_checkpointing=true: {type(model).__name__} has no `blocks`, whose activations would be "
             "computed again: name its repeated parts so (nn.ModuleList or nn.Sequential), or set it to false"

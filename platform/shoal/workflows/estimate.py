@@ -10,7 +10,7 @@ from shoal.models.memory_estimate import TENSOR_SIZE, RunEstimate, TrainingSetup
 from shoal.models.registry import build_model
 from shoal.runs.config import RunConfig
 from shoal.runs.validate import validate_data
-from shoal.tasks.base import LANGUAGE, ON_TEXT
+from shoal.tasks.registry import TASKS
 from shoal.training.loop import total_steps
 
 
@@ -38,9 +38,10 @@ def estimate_run(config: RunConfig) -> RunEstimate:
 
 
 def data_shape(config: RunConfig) -> DataShape:
-    if config.task in ON_TEXT:
+    task = TASKS[config.task]
+    if task.takes_text:
         vocabulary = vocabulary_of(config.data.tokenizer)
-        outputs = vocabulary if config.task in LANGUAGE else 2  # the number of classes matters to nothing
+        outputs = 2 if task.has_label else vocabulary  # any number of classes will do
         return DataShape((config.data.context,), outputs, vocabulary, config.train.max_steps)
     checked = validate_data(config)
     if checked.dataset_info is None:
@@ -61,12 +62,12 @@ def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
         data.sample,
         data.dtype,
         TrainingSetup(
-            batch=config.data.global_batch_size,
-            workers=max(1, config.scale.num_workers),
+            batch_size=config.data.global_batch_size,
+            num_workers=max(1, config.scale.num_workers),
             precision=config.train.precision,
             optimizer=config.optim.name,
-            piece=size if isinstance(size := config.train.micro_batch_size, int) else None,
+            micro_batch_size=size if isinstance(size := config.train.micro_batch_size, int) else None,
             ema=config.train.ema is not None,
-            tensor=config.scale.tp_size or TENSOR_SIZE,
+            tensor_size=config.scale.tp_size or TENSOR_SIZE,
         ),
     )

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from shoal.config.schema import Section
-from shoal.data.dataset_info import blocks_with_splits
-from shoal.data.sampler import SPLITS, TEST, VALIDATION
+from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
+from shoal.inference.evaluation import split_blocks, sum_over_blocks
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.runs.job_result import JobResult, log_job_result
@@ -69,20 +68,16 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
         preprocessing = replace(
             preprocessing, data=preprocessing.data.model_copy(update={"label": config.data.label})
         )
-        predictor = Predictor(predictor.model, transform, predictor.task, preprocessing, predictor.name)
-    source = reopen_source(preprocessing, predictor.name, other)
-    total: dict[str, Tensor] = {}
-    for block, splits in blocks_with_splits(source, preprocessing):
-        for number, split in enumerate(SPLITS):
-            mine = np.ones(len(splits), bool) if other else splits == number
-            name: str = "all" if other else split
-            if mine.any() and not (other and number):
-                sums = predictor.sums({column: values[mine] for column, values in block.items()})
-                total[name] = total[name] + sums if name in total else sums
-    found = next((name for name in ("all", TEST, VALIDATION) if name in total), None)
-    if found is None:
+        predictor = Predictor(predictor.model, transform, predictor.task, preprocessing)
+    source = reopen_source(preprocessing, predictor.task.name, other)
+    found = sums = None
+    for split in (None,) if other else (TEST, VALIDATION):
+        sums = sum_over_blocks(predictor, split_blocks(source, preprocessing, split))
+        if sums is not None:
+            found = split or "all"
+            break
+    if found is None or sums is None:
         raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
-    sums = total[found]
     confusion = predictor.task.confusion(sums) if isinstance(predictor.task, Classification) else None
     return Evaluation(
         rows=int(sums[0]),

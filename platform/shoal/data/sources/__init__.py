@@ -1,5 +1,11 @@
-"""One reader per kind of `data.source`; `open` picks it by the scheme.
+"""One reader per kind of `data.source`; `open` chooses it by the scheme.
 
-To add one: a module with a function that returns a `base.Source`, and its scheme in `base` and `open`. Independent of
-what a row means: splits, labels and the transform are `shoal.data.dataset_info`'s.
+- `base`: what every reader returns
+- `files`, `sklearn`, `synthetic`, `huggingface`, `images`, `function`: rows
+- `text`, `text_column`: rows of tokens, by `corpus`
+- `image_column`: encoded images among rows become pixels
+- `arrow`: Arrow tables and pandas columns become arrays
+
+To add one: a module with a function that returns a `base.Source`, and a line in `open.READERS`. Independent of the
+meaning of a row: splits, labels and the transform belong to `shoal.data.dataset_info`.
 """

@@ -1,4 +1,7 @@
-"""A source of rows: blocks that are read in a fixed order, and the fingerprint of what they hold."""
+"""A source of rows: blocks that are read in a fixed order, and the fingerprint of their content.
+
+Depends on files and file systems alone; independent of what the columns mean.
+"""
 
 import hashlib
 import os
@@ -10,20 +13,21 @@ from typing import Any
 import numpy as np
 from pyarrow import fs as arrow_fs
 
+from shoal.data.sampler import VALIDATION
+from shoal.errors import DataError, nearest
+
 Block = dict[str, np.ndarray]
 
-# A source up to this size is read whole by the driver's checks, so that what they find is an error before
-# anything is started; the rows then go to the workers from there rather than being read a second time.
+# The driver's checks read a source up to this size as a whole, so that a problem is an error before anything is
+# started. The driver then sends the rows to the workers, rather than having them read a second time.
 IN_DRIVER_BYTES = 256 << 20
-HASHED_BYTES = 1 << 30
-
-FILE_SCHEMES = ("csv", "parquet", "json", "npz")
-SCHEMES = ("sklearn", *FILE_SCHEMES, "text", "images", "huggingface", "synthetic")
+HASHED_BYTES = 1 << 30  # of larger files only names, sizes and times are hashed
+READ_BYTES = 1 << 20  # of a file hashed at a time
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are read in one order; `split` is set where the source itself says which split they are."""
+    """Rows that are read in one order; `split` is set where the source itself states it."""
 
     read: Callable[[], Iterator[Block]]
     split: str | None = None
@@ -35,12 +39,14 @@ class Source:
 
     Attributes:
         uri: as the user wrote it.
-        scheme: which reader it is for.
+        scheme: the kind of reader, by which `shoal.cluster.ingest` chooses its own.
+        parts: rows in order, one part for each split that the source states.
         nbytes: estimated size, before reading.
         paths: the files, for the file schemes.
-        is_ready: the features are what the model takes; nothing is to be standardised.
-        value: what a user's function returned, for those that only Ray Data can read.
-        tokenizer: the JSON of what made its tokens, where the rows are text.
+        is_ready: the features are what the model takes; nothing is standardised.
+        value: the object behind the parts, for a reader of Ray Data.
+        digest: the fingerprint, where the reader has its own; None: it is computed.
+        tokenizer: the tokenizer of rows of tokens, as JSON.
     """
 
     uri: str
@@ -56,11 +62,16 @@ class Source:
 
     @property
     def is_small(self) -> bool:
-        """Whether this process may hold it whole."""
+        """Whether this process may hold it as a whole."""
         return self.nbytes <= IN_DRIVER_BYTES
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether the source itself states a validation split."""
+        return any(part.split == VALIDATION for part in self.parts)
+
     def blocks(self) -> Iterator[tuple[str | None, Block]]:
-        """Yield (split or None, rows) in the source's order; a small source is read once and kept."""
+        """Yield (split or None, rows) in the source's order; a small source is read once and cached."""
         for number, part in enumerate(self.parts):
             if not self.is_small:
                 yield from ((part.split, block) for block in part.read())
@@ -83,6 +94,19 @@ class Source:
         else:
             hasher.update(f"{self.uri} {self.nbytes}".encode())
         return hasher.hexdigest()[:16]
+
+
+def check_column(uri: str, key: str, column: str, block: Block) -> None:
+    """Refuse a column that a config key names and a block does not have.
+
+    Raises:
+        DataError: it has no such column.
+    """
+    if column not in block:
+        raise DataError(
+            f"{key}='{column}' is not a column of '{uri}'{nearest(column, block)}: "
+            f"its columns are {', '.join(list(block)[:20])}"
+        )
 
 
 def filesystem_of(path: str) -> tuple[arrow_fs.FileSystem, str]:
@@ -110,7 +134,7 @@ def _hash_files(hasher: Any, paths: tuple[str, ...]) -> None:
         hasher.update(f"{os.path.basename(path)} {info.size}".encode())
         if is_small:
             with filesystem.open_input_stream(inner) as stream:
-                while chunk := stream.read(1 << 20):
+                while chunk := stream.read(READ_BYTES):
                     hasher.update(chunk)
         else:
             hasher.update(str(info.mtime_ns).encode())

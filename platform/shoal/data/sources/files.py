@@ -16,8 +16,9 @@ from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source, file_size, filesystem_of
 from shoal.errors import DataError, UserError
 
-_CSV_READ = arrow_csv.ReadOptions(block_size=64 << 20)
-_CSV_CONVERT = arrow_csv.ConvertOptions(strings_can_be_null=True)
+CSV_READ = arrow_csv.ReadOptions(block_size=64 << 20)
+CSV_CONVERT = arrow_csv.ConvertOptions(strings_can_be_null=True)
+BATCH_ROWS = 1 << 16  # of a large source read at a time
 
 
 def read_npz(data: Any, path: str) -> Block:
@@ -35,7 +36,12 @@ def file_schema(source: Source) -> pa.Schema:
     return _dataset(source.scheme, source.paths).schema
 
 
-def open_files(uri: str, scheme: str, location: str) -> Source:
+def open_files(scheme: str, uri: str, location: str) -> Source:
+    """List the files of a source; they are read later.
+
+    Raises:
+        DataError: there are no files, or they are empty; while reading: a file is not of the scheme.
+    """
     paths, nbytes = list_files(uri, scheme, location)
 
     def read() -> Iterator[Block]:
@@ -57,7 +63,7 @@ def open_files(uri: str, scheme: str, location: str) -> Source:
                 raise
             reason = str(error).splitlines()[0]
             raise DataError(
-                f"data.source='{uri}' does not read as {scheme} ({reason}): mend the file, or name another scheme"
+                f"data.source='{uri}' does not read as {scheme} ({reason}): fix the file, or name another scheme"
             ) from error
 
     return Source(uri, scheme, (Part(read),), nbytes=nbytes, paths=paths)
@@ -68,17 +74,17 @@ def _read_tables(scheme: str, paths: tuple[str, ...]) -> Iterator[Block]:
     if sum(file_size(path) for path in paths) <= IN_DRIVER_BYTES:
         yield table_to_block(dataset.to_table())
         return
-    for batch in dataset.to_batches(batch_size=1 << 16):
+    for batch in dataset.to_batches(batch_size=BATCH_ROWS):
         if batch.num_rows:
             yield table_to_block(pa.Table.from_batches([batch]))
 
 
 def _dataset(scheme: str, paths: tuple[str, ...]) -> Any:
-    import pyarrow.dataset as arrow_dataset  # here, since it brings pandas along, which workers have no use for
+    import pyarrow.dataset as arrow_dataset  # imported here: it imports pandas, which workers do not need
 
     formats = {
         "csv": lambda: arrow_dataset.CsvFileFormat(
-            parse_options=arrow_csv.ParseOptions(), read_options=_CSV_READ, convert_options=_CSV_CONVERT
+            parse_options=arrow_csv.ParseOptions(), read_options=CSV_READ, convert_options=CSV_CONVERT
         ),
         "json": lambda: arrow_dataset.JsonFileFormat(
             read_options=arrow_json.ReadOptions(block_size=64 << 20)
@@ -90,10 +96,10 @@ def _dataset(scheme: str, paths: tuple[str, ...]) -> Any:
     each = [arrow_dataset.dataset([path], format=formats[scheme](), filesystem=filesystem) for path in inner]
     schema = pa.unify_schemas([one.schema for one in each], promote_options="permissive")
     if scheme == "csv":
-        # The types seen over all files, so that a column of whole numbers in one and of fractions in the
-        # next is read alike in both.
+        # With the types unified over all files: a column of integers in one file and of fractions in the next is
+        # read alike in both.
         convert = arrow_csv.ConvertOptions(strings_can_be_null=True, column_types=schema)
-        reader = arrow_dataset.CsvFileFormat(read_options=_CSV_READ, convert_options=convert)
+        reader = arrow_dataset.CsvFileFormat(read_options=CSV_READ, convert_options=convert)
         return arrow_dataset.dataset(inner, format=reader, filesystem=filesystem, schema=schema)
     return arrow_dataset.dataset(inner, format=formats[scheme](), filesystem=filesystem, schema=schema)
 
@@ -129,12 +135,12 @@ def list_files(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], i
         )
     if nbytes == 0:
         raise DataError(f"data.source='{uri}' is empty (0 bytes): give a file with rows")
-    # Absolute: processes of a cluster that was there before have working directories of their own.
+    # Absolute: the processes of a cluster that was started before have working directories of their own.
     return tuple(path if "://" in path else os.path.abspath(path) for path in paths), nbytes
 
 
 def _records(rows: list[Any]) -> pa.Table:
-    """A table of JSON objects, with every key that any of them has."""
+    """Return a table of JSON objects, with every key that any of them has."""
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("its items are not all objects")
     names = dict.fromkeys(name for row in rows for name in row)

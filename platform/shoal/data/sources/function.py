@@ -7,16 +7,14 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from shoal.config.import_path import find, is_path
+from shoal.config.import_path import find
 from shoal.data.sampler import SPLIT_NAMES, TRAIN
 from shoal.data.sources.arrow import table_to_block, to_array
-from shoal.data.sources.base import IN_DRIVER_BYTES, SCHEMES, Block, Part, Source, in_memory_source
+from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source, in_memory_source
 from shoal.errors import DataError, UserError
 
-
-def is_function(uri: str) -> bool:
-    """Whether a source is a user's function, `package.module:function`."""
-    return uri.partition(":")[0] not in SCHEMES and is_path(uri)
+BLOCK_BYTES = 32 << 20  # of a map-style dataset read at a time
+BATCH_ROWS = 1 << 16  # of a Ray Dataset read at a time
 
 
 def source_from_value(uri: str, value: Any) -> Source:
@@ -83,13 +81,19 @@ def items_to_block(items: list[Any], label: str = "target") -> Block:
 
 
 def open_function(uri: str) -> Source:
+    """Call a user's function `package.module:function?name=value&...` and wrap what it returns.
+
+    Raises:
+        UserError: it cannot be imported, or raises.
+        DataError: it returns something that is not data.
+    """
     path, _, query = uri.partition("?")
     function = find(path, "data.source")
     try:
         value = function(**{name: _literal(text) for name, text in parse_qsl(query)})
     except Exception as error:
         raise UserError(
-            f"data.source='{uri}' raised {type(error).__name__}: {error}: mend the function "
+            f"data.source='{uri}' raised {type(error).__name__}: {error}: fix the function "
             "(SHOAL_TRACEBACK=1 shows where)"
         ) from error
     return source_from_value(uri, value)
@@ -103,11 +107,11 @@ def _literal(text: str) -> Any:
 
 
 def _indexed(uri: str, dataset: Any) -> Source:
-    """A map-style torch Dataset: its items are what the model takes."""
+    """Wrap a map-style torch Dataset: its items are what the model takes."""
     if len(dataset) == 0:
         raise DataError(f"data.source='{uri}' is empty: it has 0 rows; name one that has some")
     size = sum(column.nbytes for column in items_to_block([dataset[0]]).values())
-    step = max(1, (32 << 20) // max(size, 1))
+    step = max(1, BLOCK_BYTES // max(size, 1))
 
     def read() -> Iterator[Block]:
         for first in range(0, len(dataset), step):
@@ -117,5 +121,5 @@ def _indexed(uri: str, dataset: Any) -> Source:
 
 
 def _ray_blocks(dataset: Any) -> Iterator[Block]:
-    for table in dataset.iter_batches(batch_size=1 << 16, batch_format="pyarrow"):
+    for table in dataset.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow"):
         yield table_to_block(table)

@@ -15,16 +15,16 @@ from shoal.data.images import (
     SUFFIXES,
     EncodedImage,
     checked_shape,
-    encoded_shape,
-    read_encoded,
+    median_shape,
     read_pixels,
     refuse_broken,
+    stack_pixels,
 )
 from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN
 from shoal.data.sources.base import IN_DRIVER_BYTES, Part, Source
 from shoal.errors import DataError
 
-_BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder, and the (channels, height, width) that all of them are brought to."""
+    """The images of a folder, and the (channels, height, width) to which all of them are resized."""
 
     files: tuple[ImageFile, ...]
     shape: tuple[int, int, int]
@@ -70,10 +70,10 @@ class ImageFolder:
         A block is {"image": [n, channels, height, width] uint8, "target": [n] class names}.
 
         Raises:
-            DataError: files are broken; it comes after the last file was read and counts them all.
+            DataError: files are broken; it is raised after the last file was read, and counts them all.
         """
         files = [file for file in self.files if file.split == split]
-        rows = max(1, _BLOCK_BYTES // math.prod(self.shape))
+        rows = max(1, BLOCK_BYTES // math.prod(self.shape))
         channels, height, width = self.shape
         broken: list[str] = []
         for first in range(0, len(files), rows):
@@ -89,7 +89,7 @@ class ImageFolder:
 
 
 def open_images(directory: str, shape: tuple[int, ...] | None = None) -> ImageFolder:
-    """List a folder's images and settle their shape; a sample of them is looked at, none is decoded.
+    """List a folder's images and choose their shape from a sample of them; none is decoded.
 
     Args:
         directory: a path, or a URI such as s3://bucket/prefix.
@@ -106,8 +106,8 @@ def list_images(directory: str) -> list[ImageFile]:
     """List the images below a folder's class folders, sorted by path, hidden ones left out.
 
     The class is the name of the folder at the top; folders inside it do not count. Where the folders at the top
-    are called train, validation (or val, valid) and test, and hold class folders, they are the splits. Files that
-    lie in no class folder are left out.
+    are called train, validation (or val, valid) and test, and hold class folders, they are the splits. Files
+    outside class folders are left out.
 
     Raises:
         DataError: there is no such folder, or there are no images of two classes in it.
@@ -135,18 +135,18 @@ def image_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
     """Choose (channels, height, width) from up to 64 files, evenly spread over all.
 
     One channel if every image is greyscale, else three. Height and width are the medians if both are at most 64,
-    else 224. Broken files are passed over; they are named when all are read.
+    else 224. Broken files are skipped here; reading all files names them.
 
     Raises:
         DataError: all of them are broken.
     """
-    return encoded_shape(_encoded_files(files))
+    return median_shape(_encoded_files(files))
 
 
 def read_images(files: Sequence[ImageFile], size: tuple[int, int] | None, channels: int) -> np.ndarray:
     """Decode files; of animations, the first frame.
 
-    An image is turned upright as its EXIF orientation says, converted to greyscale or RGB (transparency is
+    An image is turned upright by its EXIF orientation, converted to greyscale or RGB (transparency is
     dropped, 16 bits become 8), resized so that it just covers `size` with its proportions kept, by antialiased
     bilinear interpolation, and cropped to the centre.
 
@@ -159,10 +159,12 @@ def read_images(files: Sequence[ImageFile], size: tuple[int, int] | None, channe
         [n, channels, height, width] uint8.
 
     Raises:
-        DataError: files are broken, which are counted and the first five named with the reason; or `size` is None
+        DataError: files are broken (it counts them, and names the first five with the reason); or `size` is None
             and the images differ in size.
     """
-    return read_encoded(_encoded_files(files), size, channels)
+    pixels, broken = read_pixels(_encoded_files(files), size, channels)
+    refuse_broken(broken)
+    return stack_pixels(pixels)
 
 
 @dataclass(frozen=True)
@@ -234,9 +236,10 @@ def _encoded_files(files: Sequence[ImageFile]) -> list[EncodedImage]:
     return [EncodedImage(file.path, reader(file.path[prefix:])) for file in files]
 
 
-def open_image_source(uri: str, directory: str, shape: tuple[int, ...] | None) -> Source:
+def open_image_source(uri: str, directory: str, shape: tuple[int, ...] | None = None) -> Source:
+    """Open a folder of images as rows; arguments and errors are those of `open_images`."""
     folder = open_images(directory, shape)
     parts = tuple(Part(partial(folder.blocks, split), split) for split in folder.splits)
-    # Without `paths`, whose hash leaves out the folders and so the classes: a small source hashes what it holds.
+    # Without `paths`: their hash leaves out the folders and so the classes. A small source hashes its content.
     digest = None if folder.nbytes <= IN_DRIVER_BYTES else folder.digest
     return Source(uri, "images", parts, nbytes=folder.nbytes, value=folder, digest=digest)

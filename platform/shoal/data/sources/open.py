@@ -1,34 +1,62 @@
-"""A `data.source` URI becomes a Source: blocks of rows read in this process, in a fixed order."""
+"""A `data.source` URI becomes a Source: blocks of rows read in this process, in a fixed order.
 
-from shoal.data.sources.base import SCHEMES, Source
+To add a source: a module with a function (uri, location) -> Source, and a line in `READERS`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from shoal.config.import_path import is_path
+from shoal.data.sources.base import Source
 from shoal.data.sources.files import open_files
-from shoal.data.sources.function import is_function, open_function
+from shoal.data.sources.function import open_function
 from shoal.data.sources.huggingface import open_huggingface
 from shoal.data.sources.images import open_image_source
 from shoal.data.sources.sklearn import open_sklearn
 from shoal.data.sources.synthetic import open_synthetic
 from shoal.errors import DataError, nearest
 
+IMAGES = "images"
+TEXT = "text"  # read by tasks on text alone: `shoal.data.sources.text`
+
+# By scheme: from the whole URI, which messages name, and its part behind the scheme.
+READERS: dict[str, Callable[[str, str], Source]] = {
+    "sklearn": open_sklearn,
+    "csv": partial(open_files, "csv"),
+    "parquet": partial(open_files, "parquet"),
+    "json": partial(open_files, "json"),
+    "npz": partial(open_files, "npz"),
+    IMAGES: open_image_source,
+    "huggingface": open_huggingface,
+    "synthetic": open_synthetic,
+}
+SCHEMES = (*READERS, TEXT)
+
 
 def open_source(uri: str, *, shape: tuple[int, ...] | None = None) -> Source:
     """Find the source a URI names; files are listed, nothing large is read.
 
     Args:
-        shape: (channels, height, width) to bring the images of an `images:` source to; None: chosen from them.
+        uri: `SCHEME:LOCATION` or `package.module:function`.
+        shape: (channels, height, width) to resize the images of an `images:` source to; None: chosen from them.
 
     Raises:
         DataError: unknown scheme, nothing there, or an empty result.
         UserError: a user's function that cannot be imported or called.
     """
-    scheme, colon, rest = uri.partition(":")
-    if colon and scheme == "images":
-        return open_image_source(uri, rest, shape)
-    if colon and scheme in SCHEMES:
-        opened = {"sklearn": open_sklearn, "synthetic": open_synthetic, "huggingface": open_huggingface}
-        return opened[scheme](uri, rest) if scheme in opened else open_files(uri, scheme, rest)
+    scheme, colon, location = uri.partition(":")
+    if colon and scheme == IMAGES:
+        return open_image_source(uri, location, shape)
+    if colon and scheme in READERS:
+        return READERS[scheme](uri, location)
     if is_function(uri):
         return open_function(uri)
     raise DataError(
         f"data.source='{uri}' is not known{nearest(scheme, SCHEMES)}: write one of "
         f"{', '.join(f'{name}:' for name in SCHEMES)} or package.module:function"
     )
+
+
+def is_function(uri: str) -> bool:
+    """Whether a source is a user's function, `package.module:function`."""
+    return uri.partition(":")[0] not in SCHEMES and is_path(uri)

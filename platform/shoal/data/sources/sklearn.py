@@ -1,4 +1,4 @@
-"""Reads `sklearn:NAME`: the data sets that scikit-learn brings along."""
+"""Reads `sklearn:NAME`: the data sets that come with scikit-learn."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block, Part, Source
 from shoal.errors import DataError, nearest
 
-_SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
+BUNDLED = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
 
 
 def open_sklearn(uri: str, name: str) -> Source:
-    if name not in _SKLEARN:
+    if name not in BUNDLED:
         raise DataError(
-            f"data.source='{uri}': '{name}' does not come with scikit-learn{nearest(name, _SKLEARN)}: "
-            f"bundled are {', '.join(_SKLEARN)}"
+            f"data.source='{uri}': '{name}' does not come with scikit-learn{nearest(name, BUNDLED)}: "
+            f"bundled are {', '.join(BUNDLED)}"
         )
 
     def read() -> Iterator[Block]:

@@ -10,12 +10,15 @@ import numpy as np
 from shoal.data.sources.base import Block, Part, Source
 from shoal.errors import DataError, nearest
 
+SYNTHETIC_CHUNK = 4096  # rows that share a generator: a row is a function of its number alone
+BLOCK_BYTES = 64 << 20  # read at a time
+
 
 def synthetic_block(kind: str, first: int, rows: int, features: int, classes: int, seed: int) -> Block:
     """Make rows `first` to `first + rows`, each a pure function of its number.
 
-    Classification: class centres in a 50-dimensional space, embedded linearly, with noise in both; the classes
-    are apart enough for training to be a stable map, so that runs on different worker counts stay comparable.
+    Classification: class centres in a 50-dimensional space, embedded linearly, with noise in both. The classes are
+    far enough apart for training to be stable, so that runs on different numbers of workers stay comparable.
     """
     latent = min(50, features)
     world = np.random.default_rng([seed, 0])
@@ -37,9 +40,6 @@ def synthetic_block(kind: str, first: int, rows: int, features: int, classes: in
         "features": np.concatenate([part[0] for part in parts]),
         "target": np.concatenate([part[1] for part in parts]),
     }
-
-
-SYNTHETIC_CHUNK = 4096
 
 
 def synthetic_options(uri: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def synthetic_options(uri: str) -> dict[str, Any]:
 def open_synthetic(uri: str, _: str) -> Source:
     options = synthetic_options(uri)
     rows, size = options.pop("rows"), options["features"] * 4 + 8
-    step = max(SYNTHETIC_CHUNK, (64 << 20) // size // SYNTHETIC_CHUNK * SYNTHETIC_CHUNK)
+    step = max(SYNTHETIC_CHUNK, BLOCK_BYTES // size // SYNTHETIC_CHUNK * SYNTHETIC_CHUNK)
 
     def read() -> Iterator[Block]:
         for first in range(0, rows, step):

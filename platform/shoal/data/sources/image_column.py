@@ -1,0 +1,118 @@
+"""Decodes a column of encoded images, as the Hub's data sets and parquet files have them, into pixels."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.data.images import Shape, checked_shape, decode_images, encoded_column, holds_images, native_shape
+from shoal.data.sources.base import Block, Part, Source, check_column
+from shoal.errors import DataError
+
+SCHEME = "image_column"
+BLOCK_BYTES = 32 << 20  # of pixels
+
+
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Decodes blocks, in any process.
+
+    Attributes:
+        column: of the encoded images.
+        label: a column that is kept; all others are left out.
+        shape: (channels, height, width) of the decoded images.
+        resize: bring images to that shape; else another size is refused.
+    """
+
+    column: str
+    label: str
+    shape: Shape
+    resize: bool
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that are decoded at a time."""
+        return max(1, BLOCK_BYTES // math.prod(self.shape))
+
+    def __call__(self, block: Block, first_row: int = 0) -> Block:
+        """Return {column: [n, channels, height, width] uint8, label: [n]}.
+
+        Raises:
+            DataError: images are broken or missing, or of another size and not to be resized.
+        """
+        encoded = encoded_column(block[self.column], first_row)
+        return {self.column: decode_images(encoded, self.shape, self.resize), self.label: block[self.label]}
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """What Ray Data needs to read and decode the rows by itself."""
+
+    inner: Source
+    decoder: ImageDecoder
+
+
+def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | None) -> Source:
+    """Decode the column of encoded images of a source, if it has one; rows, their order and their splits stay.
+
+    Args:
+        source: rows of any kind.
+        label: the column to predict.
+        shape: (channels, height, width) to resize images to. None: all images must have one size; they are greyscale
+            if all of the first block's sample are, else RGB.
+
+    Returns:
+        A source with blocks {column: [rows, channels, height, width] uint8, label: [rows]}, or the source itself if
+        no column holds images.
+
+    Raises:
+        DataError: several columns hold images, or there is no such label or shape, or no image opens.
+    """
+    first = next((block for _, block in source.blocks() if block), {})
+    columns = [name for name, values in first.items() if name != label and holds_images(values)]
+    if not columns:
+        return source
+    if len(columns) > 1:
+        raise DataError(
+            f"'{source.uri}' has several columns of images ({', '.join(columns)}): task=image_classification learns "
+            "from one; leave the others out of the data"
+        )
+    column = columns[0]
+    check_column(source.uri, "data.label", label, first)
+    encoded_shape = checked_shape(shape) if shape else native_shape(encoded_column(first[column]))
+    decoder = ImageDecoder(column, label, encoded_shape, resize=shape is not None)
+
+    def open_part(part: Part) -> Part:
+        return Part(lambda: _decoded(part, decoder), part.split)
+
+    described = f"{source.fingerprint} {decoder}"
+    return Source(
+        source.uri,
+        SCHEME,
+        tuple(map(open_part, source.parts)),
+        nbytes=_count_rows(source, first[column]) * math.prod(encoded_shape),
+        digest=hashlib.sha256(described.encode()).hexdigest()[:16],
+        value=ImageColumn(source, decoder),
+    )
+
+
+def _decoded(part: Part, decoder: ImageDecoder) -> Iterator[Block]:
+    row = 0
+    for block in part.read():
+        rows = len(block[decoder.column])
+        for first in range(0, rows, decoder.block_rows):
+            some = slice(first, first + decoder.block_rows)
+            yield decoder({name: block[name][some] for name in (decoder.column, decoder.label)}, row + first)
+        row += rows
+
+
+def _count_rows(source: Source, images: np.ndarray) -> int:
+    """Count the rows of a small source; estimate those of a large one by the size of its first images."""
+    if source.is_small:
+        return sum(len(next(iter(block.values()))) for _, block in source.blocks() if block)
+    sizes = [
+        len(value.get("bytes") or b"") if isinstance(value, dict) else len(value or b"") for value in images
+    ]
+    return int(source.nbytes / max(1.0, float(np.mean(sizes))))

@@ -1,0 +1,110 @@
+"""Reads a column of texts: as documents of a language model, or as the inputs of a classification."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from shoal.data.preprocessing import is_missing
+from shoal.data.sources.base import Block, Part, Source, check_column
+from shoal.data.sources.corpus import Corpus, Documents
+from shoal.data.text import TOKENS, TextOptions, padded, token_dtype
+from shoal.errors import DataError
+
+# All blocks of a source with each row's index into `SPLITS`, as `shoal.data.dataset_info.blocks_with_splits` yields them.
+SplitOfRows = Callable[[Source], Iterable[tuple[Block, np.ndarray]]]
+
+
+def open_text_column(source: Source, column: str, options: TextOptions, seed: int) -> Source:
+    """Make rows for a language model from a column of texts: each value is a document.
+
+    Rows keep the split that the source states. Of a stated training split without a validation split beside it,
+    `validation_fraction` of the pieces is held out. Missing and empty values are skipped.
+
+    Returns:
+        As `shoal.data.sources.text.open_text`.
+
+    Raises:
+        DataError: there is no such column, it does not hold text, or there is none to train on.
+    """
+
+    def read() -> Documents:
+        for split, block in source.blocks():
+            yield split, ([text] for text in _texts(source.uri, column, block))
+
+    return Corpus(source.uri, read, options, seed, source.has_validation).source(source.paths)
+
+
+def encode_column(
+    source: Source, column: str, label: str, options: TextOptions, split_of_rows: SplitOfRows
+) -> Source:
+    """Turn a column of texts into tokens for classification; rows, their order and their splits stay.
+
+    A text is truncated or padded to `context` tokens; an empty or missing one is a single END.
+
+    Args:
+        source: rows of any kind.
+        column: of the texts.
+        label: of the classes.
+        options: of the tokenizer and the context.
+        split_of_rows: says which rows are for training: the tokenizer is fitted on these alone.
+
+    Returns:
+        A source with blocks {"tokens": [rows, context], label: [rows]}, and its tokenizer.
+
+    Raises:
+        DataError: there is no such column or label, or the column does not hold text.
+    """
+    context = options.context
+
+    def training_texts() -> Iterator[str]:
+        for block, split in split_of_rows(source):
+            texts = _texts(source.uri, column, block)
+            yield from (text for text, number in zip(texts, split, strict=True) if number == 0)
+
+    def read(part: Part) -> Iterator[Block]:
+        for block in part.read():
+            tokens = padded(tokenizer, _texts(source.uri, column, block), context)
+            yield {TOKENS: tokens, label: block[label]}
+
+    def open_part(part: Part) -> Part:
+        return Part(lambda: read(part), part.split)
+
+    rows = 0
+    for _, block in source.blocks():
+        check_column(source.uri, "data.text", column, block)
+        check_column(source.uri, "data.label", label, block)
+        rows += len(block[label])
+    tokenizer = options.make_tokenizer(training_texts())
+    saved = tokenizer.to_json()
+    described = f"{source.fingerprint} {column} {label} {context} {saved}"
+    return Source(
+        source.uri,
+        "text",
+        tuple(map(open_part, source.parts)),
+        nbytes=rows * (context * token_dtype(tokenizer.vocabulary).itemsize + 8),
+        is_ready=True,
+        digest=hashlib.sha256(described.encode()).hexdigest()[:16],
+        tokenizer=saved,
+    )
+
+
+def _texts(uri: str, column: str, block: Block) -> list[str]:
+    """Return a column's texts, empty for missing values.
+
+    Raises:
+        DataError: there is no such column, or a value is not a text.
+    """
+    check_column(uri, "data.text", column, block)
+    values = block[column]
+    if values.ndim > 1:
+        raise DataError(
+            f"data.text='{column}' has shape {values.shape[1:]} per row in '{uri}': it must be one text per row"
+        )
+    texts: list[str] = np.where(is_missing(values), "", values.astype(object)).tolist()
+    wrong = next((value for value in texts if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise DataError(
+            f"data.text='{column}' holds {wrong!r} in '{uri}', a {type(wrong).__name__}: it must name a column of text"
+        )
+    return texts

@@ -1,0 +1,37 @@
+"""A trained model evaluated on raw rows: the task's sums over the rows of a split."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from shoal.data.dataset_info import PreprocessingSpec, blocks_with_splits
+from shoal.data.sampler import SPLITS
+from shoal.data.sources.base import Block, Source
+from shoal.inference.predictor import Predictor
+
+
+def split_blocks(
+    source: Source, preprocessing: PreprocessingSpec, split: str | None = None
+) -> Iterator[Block]:
+    """Yield the rows of one split, block by block; without a split, all rows."""
+    for block, splits in blocks_with_splits(source, preprocessing):
+        if split is None:
+            if len(splits):
+                yield block
+            continue
+        is_in_split = splits == SPLITS.index(split)
+        if is_in_split.any():
+            yield {name: column[is_in_split] for name, column in block.items()}
+
+
+def sum_over_blocks(predictor: Predictor, blocks: Iterable[Block]) -> Tensor | None:
+    """Return the sums over all labelled rows, of which `predictor.task.metrics` makes means; None: there are no rows.
+
+    Raises:
+        DataError: a column is missing, or a label is one that the model does not know.
+    """
+    total: Tensor | None = None
+    for block in blocks:
+        sums = predictor.sums(block)
+        total = sums if total is None else total + sums
+    return total
