@@ -79,13 +79,13 @@ def test_large_sources_through_ray_datas_readers_give_the_same_as_small_ones(
 
 def test_large_images_pass_through_arrow_as_they_are() -> None:
     """What `images:` yields where the folder is too large for the driver; no cluster takes part."""
-    from shoal.cluster.ingest import _to_table
+    from shoal.cluster.ingest import block_to_table
     from shoal.data.sources.arrow import table_to_block
 
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
     block = {"image": images, "target": np.array(["cat", "dog", "cat", "cat", "dog"], dtype=object)}
-    found = table_to_block(_to_table(block))
+    found = table_to_block(block_to_table(block))
     assert list(found) == ["image", "target"]
     assert found["image"].dtype == np.uint8
     np.testing.assert_array_equal(found["image"], images)

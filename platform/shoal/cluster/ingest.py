@@ -150,7 +150,7 @@ def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
             decoder: ImageDecoder = source.value.decoder
             options = {"batch_size": decoder.block_rows, "batch_format": "pyarrow"}
             return [
-                (split, dataset.map_batches(_decoded_rows, fn_kwargs={"decoder": decoder}, **options))
+                (split, dataset.map_batches(decode_batch, fn_kwargs={"decoder": decoder}, **options))
                 for split, dataset in _datasets(source.value.inner)
             ]
         case _:
@@ -170,7 +170,7 @@ def _item_rows(batch: dict[str, np.ndarray], dataset: Any) -> Block:
     return items_to_block([dataset[int(row)] for row in batch["id"]])
 
 
-def _decoded_rows(batch: pa.Table, decoder: ImageDecoder) -> pa.Table:
+def decode_batch(batch: pa.Table, decoder: ImageDecoder) -> pa.Table:
     """Decode a batch; a message numbers its rows from the batch's first, as the batch has no place of its own."""
     return block_to_table(decoder(table_to_block(batch.select([decoder.column, decoder.label]))))
 

@@ -42,7 +42,7 @@ class DataConfig(Section):
         None,
         ge=0,
         lt=2**63,
-        description="seed of the splits; null: the value of seed. A sweep sets it, so that all trials hold out the same rows",
+        description="seed of the splits; null: the value of seed. A sweep sets it: all trials hold out the same rows",
     )
     global_batch_size: int = Field(64, ge=1, description="samples per optimizer step, over all workers")
     resident: bool | Literal["auto"] = Field(

@@ -22,8 +22,8 @@ from shoal.errors import ModelError
 from shoal.tasks.base import Task
 from shoal.tasks.content_hash import row_keys, uniform
 
-# Devlin et al. 2019, "BERT", section 3.1: 15% of each sequence are predicted; of these 80% are masked, 10% replaced by a
-# random token, 10% left as they are.
+# Devlin et al. 2019, "BERT", section 3.1: 15% of each sequence are predicted; of these 80% are masked, 10% replaced by
+# a random token, 10% left as they are.
 MASKED_SHARE, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 
 # Numbers that a forward pass may return at a time in evaluation.

@@ -62,7 +62,7 @@ def test_a_regression_label_is_standardised_by_training_rows_alone(rows, preproc
 
 
 @pytest.mark.parametrize("places", [(1,), (60,), (1, 2, 3), tuple(range(7, 120, 7))])
-def test_rows_read_block_by_block_are_prepared_as_rows_read_whole(rows, preprocessing, places):
+def test_rows_read_block_by_block_are_preprocessed_as_rows_read_at_once(rows, preprocessing, places):
     rows["size"][::9] = np.nan
     made = preprocessing()
     whole, blocks = source(rows), source(*cut(rows, *places))
@@ -78,7 +78,7 @@ def test_rows_read_block_by_block_are_prepared_as_rows_read_whole(rows, preproce
             np.testing.assert_array_equal(one[name][1], other[name][1])
 
 
-def test_a_block_without_any_training_row_does_not_disturb(rows, preprocessing):
+def test_a_block_without_any_training_row_changes_nothing(rows, preprocessing):
     made = preprocessing()
     first_held_out = int(np.flatnonzero(splits(rows, made) > 0)[0])
     blocks = source(*cut(rows, first_held_out, first_held_out + 1))
@@ -86,7 +86,9 @@ def test_a_block_without_any_training_row_does_not_disturb(rows, preprocessing):
 
 
 @pytest.mark.parametrize("label", ["target", "color", "is_old", "size"])
-def test_what_was_prepared_survives_json_and_gives_the_very_same_features(rows, preprocessing, label):
+def test_dataset_info_survives_json_and_its_transform_gives_the_same_features_to_the_bit(
+    rows, preprocessing, label
+):
     rows["is_old"] = rows["count"] > 20
     rows["size"][3] = 0.1 + 0.2
     made = preprocessing(label=label, is_classification=label != "size")
@@ -129,7 +131,7 @@ def test_row_counts_and_row_size_are_known(rows, preprocessing):
     assert dataset_info.row_bytes == 4 * (1 + 1 + 4) + 8
 
 
-# Dealing.
+# Partitioning.
 
 
 def ready(count):
@@ -142,11 +144,11 @@ def test_workers_rows_together_are_all_rows_each_once_with_their_targets(preproc
     block, made = ready(203), preprocessing(is_ready=True)
     src = source(*cut(block, *places), is_ready=True)
     dataset_info = inspect_source(src, made)
-    shard_refs = partition_source(src, made, dataset_info, workers)
-    assert len(shard_refs) == workers
+    workers_rows = partition_source(src, made, dataset_info, workers)
+    assert len(workers_rows) == workers
     numbers = splits(block, made)
     for number, name in enumerate(SPLITS):
-        parts = [hand[name] for hand in shard_refs]
+        parts = [held[name] for held in workers_rows]
         ids = np.concatenate([inputs[:, 0] for inputs, _ in parts])
         np.testing.assert_array_equal(np.sort(ids), np.flatnonzero(numbers == number))
         assert len(ids) == dataset_info.rows[name]
@@ -160,38 +162,37 @@ def test_each_worker_gets_the_training_rows_its_lanes_name_in_ascending_order(pr
     src = source(*cut(block, 77), is_ready=True)
     dataset_info = inspect_source(src, made)
     training = np.flatnonzero(splits(block, made) == 0)
-    for worker, hand in enumerate(partition_source(src, made, dataset_info, workers)):
+    for worker, held in enumerate(partition_source(src, made, dataset_info, workers)):
         lanes = dataset_info.lanes(made, worker, workers)
         assert lanes == Lanes(len(training), 8, 0, worker, workers)
         mine = training[lanes.owner(np.arange(len(training))) == worker]
-        np.testing.assert_array_equal(hand["train"][0][:, 0], mine)
-        assert lanes.local_rows == len(mine)
+        np.testing.assert_array_equal(held["train"][0][:, 0], mine)
 
 
 def test_held_out_rows_are_spread_evenly(preprocessing):
     block, made = ready(203), preprocessing(is_ready=True)
     dataset_info = inspect_source(source(block, is_ready=True), made)
-    shard_refs = partition_source(source(block, is_ready=True), made, dataset_info, 4)
+    workers_rows = partition_source(source(block, is_ready=True), made, dataset_info, 4)
     for name in SPLITS[1:]:
-        counts = [len(hand[name][1]) for hand in shard_refs]
+        counts = [len(held[name][1]) for held in workers_rows]
         assert max(counts) - min(counts) <= 1
 
 
-# Splits that the source gives.
+# Splits that the source states.
 
 
 def frame(first, count):
     return pd.DataFrame({"id": np.arange(first, first + count, dtype=float), "target": np.arange(count) % 2})
 
 
-def test_given_splits_stand(preprocessing):
+def test_splits_that_the_source_states_are_kept(preprocessing):
     src = source_from_value("m:f", {"train": frame(0, 50), "val": frame(50, 20), "test": frame(70, 10)})
     dataset_info = inspect_source(src, preprocessing())
     assert dataset_info.rows == {"train": 50, "validation": 20, "test": 10}
     np.testing.assert_allclose(dataset_info.transform.columns[0].mean, 24.5)
 
 
-def test_without_a_given_validation_split_a_share_of_the_training_rows_is_held_out(preprocessing):
+def test_without_a_stated_validation_split_a_share_of_the_training_rows_is_held_out(preprocessing):
     src = source_from_value("m:f", {"train": frame(0, 1000), "test": frame(1000, 10)})
     rows = inspect_source(src, preprocessing(validation_fraction=0.2)).rows
     assert rows["test"] == 10

@@ -3,12 +3,9 @@ import pickle
 import shutil
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shoal.data.images import decode_bytes, holds_images
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.data.sources import images as module
 from shoal.data.sources.images import ImageFile, image_shape, list_images, open_images, read_images
@@ -250,7 +247,7 @@ def test_all_broken_files_are_told_in_one_error_the_first_five_by_name_and_reaso
     assert f"{tmp_path / 'gone.png'} (" in message
     assert "d0.png" in message
     assert "d1.png" not in message
-    assert message.endswith(", and 4 more: mend or remove them")
+    assert message.endswith(", and 4 more: fix or remove them")
     assert str(good) not in message
 
 
@@ -289,7 +286,7 @@ def test_a_source_yields_blocks_of_pixels_and_class_names_in_the_order_of_the_pa
     pixels = [noise(4, 5, seed=number) for number in range(5)]
     for number, image in enumerate(pixels):
         draw(f"d/{'ab'[number > 2]}/{number}.png", image)
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 2 * pixels[0].nbytes)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 2 * pixels[0].nbytes)
     source = open_source("images:d")
     blocks = [block for _, block in source.blocks()]
     assert [len(block["target"]) for block in blocks] == [2, 2, 1]
@@ -308,7 +305,7 @@ def test_a_source_brings_images_to_the_shape_that_is_asked_for(draw):
 
 
 def test_broken_files_of_all_blocks_are_told_together(draw, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
     for number in range(6):
         draw(f"d/{'ab'[number % 2]}/{number}.png")
     for name in ("a/2.png", "b/5.png"):
@@ -353,52 +350,3 @@ def test_a_folder_that_was_opened_can_be_sent_to_another_process(draw):
     folder = pickle.loads(pickle.dumps(open_images("d")))
     [block] = folder.blocks()
     assert block["image"][:, :, 0, 0].tolist() == [list(RED), list(BLUE)]
-
-
-# Columns.
-
-
-def column(*values):
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
-
-
-def test_a_column_of_bytes_or_of_bytes_and_path_is_decoded(draw):
-    one, two = noise(4, 5), noise(4, 5, seed=1)
-    expected = np.stack([one, two]).transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(decode_bytes(column(encode(one), encode(two))), expected)
-    pairs = column({"bytes": encode(one), "path": "1.png"}, {"bytes": None, "path": str(draw("2.png", two))})
-    np.testing.assert_array_equal(decode_bytes(pairs), expected)
-    assert decode_bytes(pairs, (1, 2, 3)).shape == (2, 1, 2, 3)
-
-
-def test_images_in_a_parquet_file_are_decoded(tmp_path):
-    one, two = noise(4, 5, 1), noise(4, 5, 1, seed=1)
-    rows = {
-        "plain": [encode(one), encode(two)],
-        "struct": [{"bytes": encode(one), "path": None}, {"bytes": encode(two), "path": None}],
-    }
-    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
-    [(_, block)] = open_source(f"parquet:{tmp_path}/x.parquet").blocks()
-    for name in rows:
-        assert holds_images(block[name])
-        np.testing.assert_array_equal(decode_bytes(block[name]), np.stack([one, two])[:, None])
-
-
-def test_a_column_holds_images_if_its_first_value_does():
-    image = encode(noise(3, 3))
-    assert holds_images(column(None, image))
-    assert holds_images(column({"bytes": image, "path": None}))
-    for other in (column(b"\x00\x01"), column("text"), column({"x": 1}), column(None), np.arange(3)):
-        assert not holds_images(other)
-
-
-def test_missing_and_broken_values_of_a_column_are_told_by_row():
-    image = encode(noise(3, 3))
-    pairs = column(image, None, b"no image", {"bytes": None, "path": None})
-    message = refusal(decode_bytes, pairs)
-    assert (
-        "cannot be read: 3: row 1 (it is missing), row 2 (no format that is known), row 3 (it is miss"
-        in message
-    )

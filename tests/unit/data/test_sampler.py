@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from shoal.data.sampler import Lanes, split_rows
+from shoal.data.sampler import SPLITS, TEST, TRAIN, VALIDATION, Lanes, SplitRule, split_rows
 
 SHAPES = [(1, 1), (7, 3), (10, 5), (64, 64), (65, 64), (100, 7), (103, 8), (5, 8), (1000, 32)]
 WORKERS = [1, 2, 3, 4, 7]
@@ -65,6 +65,27 @@ def test_a_share_of_nothing_gets_no_row():
     assert set(split_rows(0, np.arange(10_000), 0.0, 0.0)) == {0}
 
 
+def test_rows_without_a_stated_split_are_split_by_both_shares():
+    rows = np.arange(500)
+    found = SplitRule(3, 0.2, 0.1).assign(rows, None, source_has_validation=True)
+    np.testing.assert_array_equal(found, split_rows(3, rows, 0.2, 0.1))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_stated_split_is_kept_beside_a_stated_validation_split(split):
+    found = SplitRule(3, 0.2, 0.1).assign(np.arange(500), split, source_has_validation=True)
+    assert set(found) == {SPLITS.index(split)}
+    assert found.dtype == np.int8
+
+
+def test_of_a_stated_training_split_without_a_validation_split_only_the_validation_share_is_held_out():
+    rows, rule = np.arange(500), SplitRule(3, 0.2, 0.1)
+    found = rule.assign(rows, TRAIN, source_has_validation=False)
+    np.testing.assert_array_equal(found, split_rows(3, rows, 0.2, 0.0))
+    assert set(found) == {SPLITS.index(TRAIN), SPLITS.index(VALIDATION)}
+    assert set(rule.assign(rows, TEST, source_has_validation=False)) == {SPLITS.index(TEST)}
+
+
 @pytest.mark.parametrize(("rows", "batch", "workers"), combinations())
 def test_a_batch_is_the_same_rows_for_every_number_of_workers(rows, batch, workers):
     for epoch in (0, 3):
@@ -95,10 +116,10 @@ def test_an_epoch_sees_every_row_exactly_once_in_equally_many_steps_on_every_wor
 
 
 @pytest.mark.parametrize(("rows", "batch", "workers"), combinations())
-def test_counts_agree_with_owners_and_batches(rows, batch, workers):
+def test_counts_agree_with_the_owners_of_rows_and_with_batches(rows, batch, workers):
     lanes = crew(rows, batch, workers)
     for lane, shard in zip(lanes, shards(lanes), strict=True):
-        assert lane.local_rows == len(shard) == len(lane.epoch(0))
+        assert len(shard) == len(lane.epoch(0))
     for number, parts in enumerate(batches(lanes, 0)):
         assert [lane.local_count(number) for lane in lanes] == [len(part) for part in parts]
         assert {lane.global_count(number) for lane in lanes} == {sum(map(len, parts))}

@@ -13,9 +13,10 @@ from shoal.data import text as text_module
 from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.sampler import split_rows
 from shoal.data.sources import text
-from shoal.data.sources.function import is_function, source_from_value
-from shoal.data.sources.open import open_source
-from shoal.data.sources.text import encode_column, open_text, open_text_column
+from shoal.data.sources.function import source_from_value
+from shoal.data.sources.open import is_function, open_source
+from shoal.data.sources.text import open_text
+from shoal.data.sources.text_column import encode_column, open_text_column
 from shoal.data.text import PIECE_CHARS, TextOptions, grouped, pack, packed, pieces
 from shoal.data.tokenizer import END, PAD, BPETokenizer, ByteTokenizer, tokenizer_from_json
 from shoal.errors import ConfigError, DataError
@@ -186,7 +187,7 @@ def test_a_file_is_the_same_pieces_in_whatever_chunks_it_is_read(here, monkeypat
     here("a.txt", content)
     monkeypatch.setattr(text_module, "PIECE_CHARS", 100)
     monkeypatch.setattr(text, "CHUNK_BYTES", chunk_bytes)
-    (group,) = grouped([text._chunks("text:a.txt", "a.txt")])
+    (group,) = grouped([text.read_chunks("text:a.txt", "a.txt")])
     assert [piece for piece, _ in group] == pieces([content])
     assert [ends for _, ends in group] == [False] * (len(group) - 1) + [True]
 
@@ -273,7 +274,7 @@ def test_the_scheme_is_a_known_one_and_no_module_of_a_user():
 
 def test_the_standard_library_is_its_own_modules_in_order():
     root = sysconfig.get_path("stdlib")
-    names = [os.path.relpath(path, root) for path in text._library()]
+    names = [os.path.relpath(path, root) for path in text.standard_library()]
     assert names == sorted(names)
     assert {"os.py", "json/decoder.py", "unittest/mock.py", "concurrent/futures/thread.py"} <= set(names)
     left_out = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
@@ -281,9 +282,9 @@ def test_the_standard_library_is_its_own_modules_in_order():
     assert all(name.endswith(".py") for name in names)
 
 
-def test_text_of_the_standard_library_is_read_dealt_and_packed_whole(monkeypatch):
-    few = text._library()[:60]
-    monkeypatch.setattr(text, "_library", lambda: few)
+def test_text_of_the_standard_library_is_read_split_and_packed_completely(monkeypatch):
+    few = text.standard_library()[:60]
+    monkeypatch.setattr(text, "standard_library", lambda: few)
     source = opened("stdlib", TextOptions(context=64))
     contents = [open(path, "rb").read().decode() for path in few]
     contents = [content for content in contents if content]
@@ -512,7 +513,7 @@ def test_texts_are_cut_or_padded_to_the_context_and_an_empty_one_is_an_end(revie
     assert source.is_ready
 
 
-def test_rows_are_dealt_as_they_are_without_their_texts_encoded(reviews, preprocessing):
+def test_rows_are_partitioned_as_they_are_without_their_texts_encoded(reviews, preprocessing):
     source, made = encoded(reviews, preprocessing)
     plain = [split for _, split in blocks_with_splits(source_from_value("m:f", reviews), made)]
     after = [split for _, split in blocks_with_splits(source, made)]

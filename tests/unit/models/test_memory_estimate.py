@@ -7,11 +7,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import train as job
 from shoal.errors import ConfigError, ModelError
-from shoal.models.activation_memory import _loss, _recomputing, activation_bytes, activations
+from shoal.models.activation_memory import _loss, _recomputing, activation_bytes, estimate_activations
 from shoal.models.config import ModelConfig
 from shoal.models.memory_estimate import (
     GIB,
-    ONE_WORKER,
+    SINGLE_WORKER,
     LayoutEstimate,
     ParallelLayout,
     ParameterCount,
@@ -20,9 +20,9 @@ from shoal.models.memory_estimate import (
     WorkerMemory,
     count_parameters,
     estimate,
-    heads,
+    attention_heads,
+    keep_tensor_part,
     layouts,
-    split,
     worker_memory,
 )
 from shoal.models.registry import build_model
@@ -62,16 +62,28 @@ def step(model, inputs, precision):
     _loss(outputs).backward()
 
 
+CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward")
+
+
 def allocated(model, inputs, precision="fp32"):
-    """The most bytes that PyTorch's allocator gives out in a step whose gradients have their place already."""
+    """The most bytes that PyTorch's allocator holds between the operations of a step, besides weights and gradients.
+
+    The workspace of a convolution is left out: a kernel allocates and frees it by itself, and which kernel runs depends
+    on the CPU. One without bfloat16 instructions unfolds the images (im2col), 9 times their size for a 3x3 kernel.
+    """
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(model, inputs, precision)
+    events = profiler.profiler.kineto_results.events()
+    inside = [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() in CONVOLUTIONS]
     now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        is_between = not any(start <= event.start_ns() <= end for start, end in inside)
+        if is_between:
+            peak = max(peak, now)
+        now += event.nbytes()
+        if is_between:
             peak = max(peak, now)
     return peak
 
@@ -84,7 +96,7 @@ def saved(model, inputs):
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, that its place is not used again
+            kept[storage.data_ptr()] = storage  # referenced, so that its address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -101,14 +113,16 @@ def planned(name, shape, config, samples=8, precision="fp32", optimizer="adamw",
 
 @pytest.mark.parametrize(("name", "shape", "config"), MODELS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_activations_are_within_15_percent_of_what_the_allocator_gives_out(name, shape, config, precision):
+def test_activations_are_within_1_percent_of_what_the_allocator_holds_between_operations(
+    name, shape, config, precision
+):
     model, inputs = make(name, shape, config), inputs_of(name, shape, 8)
-    row = planned(name, shape, config, precision=precision).rows[0]
-    assert row.plain.activations == pytest.approx(allocated(model, inputs, precision), rel=0.15)
+    row = planned(name, shape, config, precision=precision).layouts[0]
+    assert row.plain.activations == pytest.approx(allocated(model, inputs, precision), rel=0.01)
     if row.checkpointed:
         with _recomputing(model):
             assert row.checkpointed.activations == pytest.approx(
-                allocated(model, inputs, precision), rel=0.15
+                allocated(model, inputs, precision), rel=0.01
             )
         assert row.checkpointed.activations < 0.7 * row.plain.activations
     else:
@@ -117,36 +131,39 @@ def test_activations_are_within_15_percent_of_what_the_allocator_gives_out(name,
 
 def test_activations_of_a_deep_model_are_what_autograd_saves_and_little_more():
     kept = saved(make(*GPT), inputs_of(*GPT[:2], 8))
-    assert kept <= planned(*GPT).rows[0].plain.activations <= 1.15 * kept
+    assert kept <= planned(*GPT).layouts[0].plain.activations <= 1.15 * kept
 
 
 def test_gradients_between_layers_are_counted_besides_what_autograd_saves():
     samples = 4096
     kept, widest = saved(make(*MODELS[0]), inputs_of("mlp", (64,), samples)), 4 * 512 * samples
-    assert kept + widest <= planned(*MODELS[0], samples).rows[0].plain.activations <= kept + 2 * widest
+    assert kept + widest <= planned(*MODELS[0], samples).layouts[0].plain.activations <= kept + 2 * widest
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize(("name", "shape", "config"), [MODELS[0], GPT])
-def test_weights_gradients_and_optimiser_are_counted_to_the_byte(name, shape, config, optimizer):
+def test_weights_gradients_and_optimizer_state_are_counted_to_the_byte(name, shape, config, optimizer):
     model = make(name, shape, config)
     update = build_optimizer(model, OptimConfig(name=optimizer))
     step(model, inputs_of(name, shape, 8), "fp32")
     update.step()
     state = [value for held in update.state.values() for value in held.values() if torch.is_tensor(value)]
-    told = planned(name, shape, config, optimizer=optimizer).rows[0].plain
-    assert told.weights == sum(parameter.nbytes for parameter in model.parameters())
-    assert told.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
-    assert told.optimizer == sum(tensor.nbytes for tensor in state)
-    assert told.total == told.weights + told.gradients + told.optimizer + told.activations
+    expected = planned(name, shape, config, optimizer=optimizer).layouts[0].plain
+    assert expected.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert expected.gradients == sum(parameter.grad.nbytes for parameter in model.parameters())
+    assert expected.optimizer == sum(tensor.nbytes for tensor in state)
+    assert expected.total == expected.weights + expected.gradients + expected.optimizer + expected.activations
 
 
-def test_a_few_of_many_equal_blocks_tell_what_all_of_them_take():
+def test_a_few_of_many_equal_blocks_give_the_activations_of_all():
     inputs = inputs_of(*GPT[:2], 8)
     model = make(*GPT)
     with _recomputing(model):
         again = activation_bytes(model, inputs, "fp32")
-    assert activations(make(*GPT), inputs, "fp32") == [activation_bytes(model, inputs, "fp32"), again]
+    assert estimate_activations(make(*GPT), inputs, "fp32") == [
+        activation_bytes(model, inputs, "fp32"),
+        again,
+    ]
 
 
 def test_a_model_is_left_without_gradients_hooks_and_other_forwards():
@@ -163,7 +180,7 @@ def test_a_model_is_left_without_gradients_hooks_and_other_forwards():
 def test_dropout_is_counted_as_a_gpu_keeps_it_a_byte_for_each_unit_and_none_for_attention():
     def taken(dropout):
         config = {"width": 64, "depth": 3, "args": {"dropout": dropout}}
-        return planned("gpt", (32,), config, samples=4).rows[0].plain.activations
+        return planned("gpt", (32,), config, samples=4).layouts[0].plain.activations
 
     units = 4 * 32 * 64
     outputs = units * 4  # of a dropout; the sum after it keeps neither
@@ -190,13 +207,13 @@ def test_workers_can_share_a_model_in_the_ways_that_divide_it():
     def names(workers, own_heads):
         return [(s.name, s.data, s.tensor) for s in layouts(workers, own_heads)]
 
-    assert names(1, 8) == [(ONE_WORKER, 1, 1)]
+    assert names(1, 8) == [(SINGLE_WORKER, 1, 1)]
     assert names(64, 32) == [("ddp", 64, 1), ("fsdp", 64, 1), ("fsdp+tp", 8, 8)]
     assert names(8, 32) == [("ddp", 8, 1), ("fsdp", 8, 1), ("tp", 1, 8)]
     assert names(4, None) == [("ddp", 4, 1), ("fsdp", 4, 1)]
 
 
-def test_fsdp_cuts_what_it_keeps_and_holds_two_blocks_and_the_rest_whole():
+def test_fsdp_shards_everything_and_gathers_two_blocks_and_the_parameters_outside_blocks():
     held = ParameterCount(total=1000, tensors=7, units=(300, 300, 300), embedding=50)
     whole = 4 * (100 + 2 * 300)
     assert worker_memory(
@@ -211,36 +228,36 @@ def test_fsdp_cuts_what_it_keeps_and_holds_two_blocks_and_the_rest_whole():
     assert averaged == WorkerMemory(8000, 4000, 4000, 5)
 
 
-def test_pieces_of_a_batch_take_the_activations_of_as_many_samples():
+def test_a_micro_batch_takes_the_activations_of_its_samples():
     config = {"width": 64, "depth": 2, "args": {"heads": 2}}
-    whole, pieces, few = (
-        report_of.rows[0]
+    full, micro, few = (
+        report_of.layouts[0]
         for report_of in (
-            estimate(lambda: make("gpt", (32,), config), (32,), torch.int64, way)
-            for way in (TrainingSetup(64), TrainingSetup(64, piece=8), TrainingSetup(8))
+            estimate(lambda: make("gpt", (32,), config), (32,), torch.int64, setup)
+            for setup in (TrainingSetup(64), TrainingSetup(64, micro_batch_size=8), TrainingSetup(8))
         )
     )
-    assert (whole.samples, pieces.samples) == (64, 8)
-    assert pieces.plain == few.plain
-    assert pieces.plain.activations < whole.plain.activations / 4
+    assert (full.samples, micro.samples) == (64, 8)
+    assert micro.plain == few.plain
+    assert micro.plain.activations < full.plain.activations / 4
 
 
-def test_a_tensor_parallel_group_is_as_large_as_it_is_told():
-    assert [(s.name, s.data, s.tensor) for s in layouts(12, 8, tensor=2)] == [
+def test_a_tensor_parallel_group_has_the_size_that_is_set():
+    assert [(s.name, s.data, s.tensor) for s in layouts(12, 8, tensor_size=2)] == [
         ("ddp", 12, 1), ("fsdp", 12, 1), ("fsdp+tp", 6, 2),
     ]  # fmt: skip
 
 
 def test_tensor_parallelism_leaves_a_worker_its_part_of_the_blocks_large_layers():
     model = make("gpt", (16,), {"width": 128, "depth": 2, "args": {"heads": 4}})
-    assert heads(model) == 4
+    assert attention_heads(model) == 4
     whole = count_parameters(model)
-    split(model, 2)
+    keep_tensor_part(model, 2)
     cut_weights, cut_biases = 12 * 128**2, (3 + 4) * 128
     assert whole.total - count_parameters(model).total == 2 * (cut_weights + cut_biases) // 2
     assert model(torch.ones(2, 16, dtype=torch.int64)).shape == (2, 16, VOCABULARY)
-    assert heads(make(*MODELS[0])) is None
-    assert heads(make(*MODELS[3])) is None
+    assert attention_heads(make(*MODELS[0])) is None
+    assert attention_heads(make(*MODELS[3])) is None
 
 
 def test_a_seven_billion_parameter_model_on_64_workers_is_planned_without_its_weights():
@@ -262,7 +279,7 @@ def test_a_seven_billion_parameter_model_on_64_workers_is_planned_without_its_we
     budget = estimate_run(config)
     block = 12 * 4096**2 + 13 * 4096
     assert budget.parameters.total == 32 * block + 50000 * 4096 + 2 * 4096
-    ddp, fsdp, tp, both = budget.rows
+    ddp, fsdp, tp, both = budget.layouts
     assert ddp.plain.weights == 4 * budget.parameters.total
     assert fsdp.plain.optimizer == pytest.approx(8 * budget.parameters.total / 64, rel=1e-4)
     assert (ddp.samples, fsdp.samples, tp.samples, both.samples) == (1, 1, 64, 8)
@@ -288,18 +305,18 @@ def row(name, data, plain, checkpointed=None):
         ),
         ((row("ddp", 8, 90, 90), row("fsdp", 8, 70, 65)), "fits 80 GiB under fsdp; not under ddp"),
         ((row("ddp", 8, 1, 1), row("fsdp", 8, 1, 1)), "fits 16 GiB under ddp and fsdp"),
-        ((row(ONE_WORKER, 1, 30, 20),), "fits 24 GiB with activation checkpointing"),
-        ((row(ONE_WORKER, 1, 3),), "fits 16 GiB"),
+        ((row(SINGLE_WORKER, 1, 30, 20),), "fits 24 GiB with activation checkpointing"),
+        ((row(SINGLE_WORKER, 1, 3),), "fits 16 GiB"),
         ((row("ddp", 8, 400, 300),), "fits no device, 300 GiB at least: lower data.global_batch_size"),
     ],
 )
 def test_the_verdict_names_the_smallest_device_and_who_fits_it(rows, said):
-    budget = RunEstimate(ParameterCount(1, 1, (1,), 0), rows, 1, 8, rows[0].strategy.data)
+    budget = RunEstimate(ParameterCount(1, 1, (1,), 0), rows, 1, 8, rows[0].layout.data)
     assert verdict(budget).startswith(said)
     assert verdict(budget) == said or "no device" in said
 
 
-def test_data_of_other_kinds_are_looked_at_for_their_shape_and_the_steps():
+def test_data_of_other_kinds_are_read_for_their_shape_and_the_steps():
     config = RunConfig.model_validate({"scale": {"num_workers": 64}, "train": {"epochs": 2}})
     assert estimate_run(config).parameters.total == 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
     text = report(config)
@@ -325,7 +342,7 @@ def test_a_share_of_the_peak_above_1_is_refused():
         report(RunConfig(), mfu=40)
 
 
-class Asking(nn.Module):
+class ValueDependent(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(4, 3)
@@ -334,6 +351,6 @@ class Asking(nn.Module):
         return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
 
 
-def test_a_model_that_asks_for_numbers_is_refused():
+def test_a_model_whose_control_flow_depends_on_values_is_refused():
     with pytest.raises(ModelError, match=r"does not take inputs of shape \(1, 4\)"):
-        estimate(Asking, (4,), torch.float32, TrainingSetup(8))
+        estimate(ValueDependent, (4,), torch.float32, TrainingSetup(8))

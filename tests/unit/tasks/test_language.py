@@ -112,5 +112,5 @@ def test_the_hash_is_that_of_the_splits():
 
 def test_outputs_of_another_vocabulary_are_refused(causal):
     view = causal.view(rows(2), epoch=0)
-    with pytest.raises(ModelError, match=r"it must put out \(2, 40, 259\)"):
+    with pytest.raises(ModelError, match=r"it must return \(2, 40, 259\)"):
         causal.loss(torch.zeros(2, CONTEXT, 100), view)

@@ -37,7 +37,7 @@ def test_classification_measures_what_scikit_learn_measures(classified):
 
 
 def test_confusion_and_what_follows_from_it_agree_with_scikit_learn(classified):
-    outputs, targets = classified  # class 4 is never true, class 3 is never put out
+    outputs, targets = classified  # class 4 is never true, class 3 is never predicted
     outputs[:, 3] = -100
     task = Classification(5)
     counts = task.confusion(task.sums(outputs, batch(targets)))
@@ -110,7 +110,7 @@ def test_beyond_the_largest_confusion_matrix_none_is_counted():
     ],
 )
 def test_outputs_of_the_wrong_shape_are_refused_with_both_shapes(task, outputs):
-    with pytest.raises(ModelError, match="must put out") as caught:
+    with pytest.raises(ModelError, match="must return") as caught:
         task.loss(outputs, batch(torch.zeros(4, dtype=torch.int64)))
     assert str(tuple(outputs.shape)) in str(caught.value)
 

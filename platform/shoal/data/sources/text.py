@@ -32,16 +32,16 @@ def open_text(uri: str, location: str, data: TextOptions, seed: int) -> Source:
         DataError: there is no text, or none to train on, or a named file is not UTF-8.
     """
     is_library = location == STDLIB
-    listed = _library() if is_library else list_files(uri, "text", location)[0]
+    listed = standard_library() if is_library else list_files(uri, "text", location)[0]
     paths = _text_files(uri, listed, skips=is_library or _is_folder(location))
 
     def read() -> Documents:
-        yield None, (_chunks(uri, path) for path in paths)
+        yield None, (read_chunks(uri, path) for path in paths)
 
     return Corpus(uri, read, data, seed).source(paths)
 
 
-def _library() -> tuple[str, ...]:
+def standard_library() -> tuple[str, ...]:
     """List the standard library's own modules, sorted by their path within it."""
     root = sysconfig.get_path("stdlib")
     found = glob.glob("**/*.py", root_dir=root, recursive=True)
@@ -59,7 +59,9 @@ def _text_files(uri: str, paths: tuple[str, ...], skips: bool) -> tuple[str, ...
     kept = []
     for path in paths:
         try:
-            if sum(map(len, _chunks(uri, path))):  # read to the end: even its last byte may be invalid UTF-8
+            if sum(
+                map(len, read_chunks(uri, path))
+            ):  # read to the end: even its last byte may be invalid UTF-8
                 kept.append(path)
         except DataError:
             if not skips:
@@ -76,7 +78,7 @@ def _text_files(uri: str, paths: tuple[str, ...], skips: bool) -> tuple[str, ...
     return tuple(kept)
 
 
-def _chunks(uri: str, path: str) -> Iterator[str]:
+def read_chunks(uri: str, path: str) -> Iterator[str]:
     """Read the text of a file, `CHUNK_BYTES` at a time.
 
     Raises:

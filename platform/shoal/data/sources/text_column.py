@@ -11,7 +11,7 @@ from shoal.data.sources.corpus import Corpus, Documents
 from shoal.data.text import TOKENS, TextOptions, padded, token_dtype
 from shoal.errors import DataError
 
-# All blocks of a source with each row's index into `SPLITS`, as `shoal.data.dataset_info.blocks_with_splits` yields them.
+# All blocks of a source with each row's index into `SPLITS`: `shoal.data.dataset_info.blocks_with_splits`.
 SplitOfRows = Callable[[Source], Iterable[tuple[Block, np.ndarray]]]
 
 

@@ -1,0 +1,139 @@
+"""The memory estimate against a step of the library's own training loop, rather than against the planner's code."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from shoal.data.loader import Batch
+from shoal.data.tokenizer import ByteTokenizer
+from shoal.distributed.process_group import SingleProcess
+from shoal.models.config import ModelConfig
+from shoal.models.memory_estimate import TrainingSetup, estimate
+from shoal.models.registry import build_model
+from shoal.tasks.classification import Classification
+from shoal.tasks.language import CausalLM
+from shoal.training.ema import EMA
+from shoal.training.loop import Clock, TrainConfig, TrainingLoop, update
+from shoal.training.optimizer import OptimConfig, build_optimizer
+
+CLASSES = 10
+# Name, shape of a sample, config, samples of a batch. The MLP's batch is large, so that activations outweigh weights.
+MODELS = {
+    "mlp": ((64,), {"width": 512, "depth": 3}, 4096),
+    "gpt": ((64,), {"width": 128, "depth": 5}, 8),
+    "resnet": ((3, 16, 16), {"width": 16, "depth": 14}, 8),
+}
+
+
+@dataclass
+class Measured:
+    """Bytes of a real training step."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    saved: dict[int, torch.UntypedStorage] = field(default_factory=dict)  # by address
+
+    @property
+    def activations(self):
+        return sum(storage.nbytes() for storage in self.saved.values())
+
+    @property
+    def largest(self):
+        return max(storage.nbytes() for storage in self.saved.values())
+
+
+def task_of(name, shape):
+    return CausalLM(ByteTokenizer(), shape[0], seed=0) if name == "gpt" else Classification(CLASSES)
+
+
+def build(name):
+    shape, config, _ = MODELS[name]
+    outputs = ByteTokenizer().vocabulary if name == "gpt" else CLASSES
+    return build_model(ModelConfig(name=name, **config), shape, outputs, seed=0)
+
+
+def batch_of(name, task):
+    shape, _, samples = MODELS[name]
+    generator = torch.Generator().manual_seed(0)
+    if name == "gpt":
+        tokens = torch.randint(3, task.vocabulary, (samples, shape[0] + 1), generator=generator)
+        return task.view(Batch(tokens, tokens, count=samples), 0)
+    inputs = torch.randn(samples, *shape, generator=generator)
+    return Batch(inputs, torch.arange(samples) % CLASSES, count=samples)
+
+
+def measure(name, optimizer, precision, ema=False):
+    """Make one step of the training loop, and return what it held."""
+    model, task = build(name), task_of(name, MODELS[name][0])
+    update_rule, found = build_optimizer(model, OptimConfig(name=optimizer)), Measured()
+    average = EMA(model, 0.9) if ema else None
+    loop = TrainingLoop(
+        config=TrainConfig(precision=precision),
+        model=model,
+        forward=model,
+        optimizer=update_rule,
+        learning_rate=lambda step: 0.01,
+        clip_norm=1.0,
+        task=task,
+        shard=None,
+        collective=SingleProcess(),
+        metric_log=None,
+        save=None,
+        is_stop_requested=None,
+        ema=average,
+    )
+    batch = batch_of(name, task)
+    held = {
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), batch.inputs, batch.targets)
+    }
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            found.saved[storage.data_ptr()] = storage  # referenced, so that its address is not used again
+        return tensor
+
+    def before_update(*_):
+        found.gradients = sum(parameter.grad.nbytes for parameter in model.parameters())
+
+    update_rule.register_step_pre_hook(before_update)
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        update(loop, batch, 0, Clock())
+    found.weights = sum(parameter.nbytes for parameter in model.parameters())
+    if average:  # a tied weight, which has several names, has one average
+        averages = {tensor.data_ptr(): tensor.nbytes for tensor in average.state_dict().values()}
+        found.weights += sum(averages.values())
+    states = [value for state in update_rule.state.values() for value in state.values()]
+    found.optimizer = sum(value.nbytes for value in states if torch.is_tensor(value))
+    return found
+
+
+def planned(name, optimizer="adamw", precision="fp32", ema=False):
+    shape, _, samples = MODELS[name]
+    dtype = torch.int64 if name == "gpt" else torch.float32
+    setup = TrainingSetup(samples, precision=precision, optimizer=optimizer, ema=ema)
+    return estimate(lambda: build(name), shape, dtype, setup).layouts[0].plain
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_weights_gradients_and_optimizer_state_of_a_real_step_are_estimated_to_the_byte(name, optimizer):
+    found, expected = measure(name, optimizer, "fp32"), planned(name, optimizer)
+    assert (expected.weights, expected.gradients) == (found.weights, found.gradients)
+    assert expected.optimizer == found.optimizer > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_moving_average_of_the_weights_is_estimated_to_the_byte(name):
+    assert planned(name, ema=True).weights == measure(name, "adamw", "fp32", ema=True).weights
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_what_autograd_saves_in_a_real_step_and_at_most_two_more_tensors(name, precision):
+    """Besides saved tensors, backward holds gradients of activations: one that is read, one that is written."""
+    found, expected = measure(name, "adamw", precision), planned(name, precision=precision)
+    assert found.activations <= expected.activations <= found.activations + 2 * found.largest
