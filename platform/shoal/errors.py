@@ -1,4 +1,4 @@
-"""The error tree. Knows what went wrong for whom; does not know how it is printed.
+"""The error tree, with an exit code for each class. Independent of how errors are printed.
 
 Every class is picklable (it crosses process boundaries on a cluster) and is also the standard-library
 error a caller would expect to catch.
@@ -15,7 +15,7 @@ class ShoalError(Exception):
 
 
 class UserError(ShoalError, ValueError):
-    """The input is wrong: the message holds the value, the rule and the remedy."""
+    """The input is wrong: the message has the value, the rule and the remedy."""
 
     exit_code = 2
 

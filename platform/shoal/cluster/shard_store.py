@@ -1,4 +1,4 @@
-"""Deals a source's rows to workers through Ray's object store, and makes a worker's shard of its hand."""
+"""Partitions a source's rows among workers through Ray's object store, and makes a worker's shard of its part."""
 
 import logging
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ from shoal.runs.worker import WorkerSpec, resident_shard
 
 logger = logging.getLogger(__name__)
 
-# Resident shards share Ray's object store with whatever else is in it.
+# Resident shards share Ray's object store with everything else in it.
 RESIDENT_STORE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class ShardRefs:
-    """Where each worker's rows lie in the object store, and how it shall read them."""
+    """Where each worker's rows are in the object store, and whether it keeps them in memory."""
 
     refs: list[list[Any]]
     resident: bool
 
 
 def spare_cpus(plan: RunPlan) -> int:
-    """Return the CPUs that Ray Data needs beside the workers: none where the driver reads the rows itself."""
+    """Return the CPUs that Ray Data needs beside the workers: none if the driver reads the rows itself."""
     is_surely_resident = plan.config.data.resident == "auto" and plan.source.is_small
     return 0 if plan.config.data.resident is True or is_surely_resident else 1
 
 
 def put_shards(plan: RunPlan, num_workers: int) -> tuple[DatasetInfo, ShardRefs]:
-    """Deal the rows; a source too large for the driver is first read, checked and fitted by Ray Data.
+    """Partition the rows; Ray Data first reads, checks and fits a source that is too large for the driver.
 
     Raises:
-        DataError: what only reading all rows could tell.
+        DataError: a problem that is found by reading all rows.
     """
     if plan.dataset_info is not None:
         return plan.dataset_info, _put_small(plan, plan.dataset_info, num_workers)
@@ -52,7 +52,7 @@ def put_shards(plan: RunPlan, num_workers: int) -> tuple[DatasetInfo, ShardRefs]
 
 
 def _put_small(plan: RunPlan, dataset_info: DatasetInfo, num_workers: int) -> ShardRefs:
-    """Deal rows that this process has read already, one object for each worker."""
+    """Partition rows that this process has read already, one object for each worker."""
     import ray
 
     partitions = partition_source(plan.source, plan.preprocessing, dataset_info, num_workers)

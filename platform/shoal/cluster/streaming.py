@@ -1,7 +1,7 @@
-"""A shard too large for memory, streamed through Ray Data in the very order of the resident kind.
+"""A shard too large for memory, streamed through Ray Data in the same order as the resident shard.
 
-Each epoch is a sort: every row gets its position in the epoch, a pure function of seed and epoch, and Ray Data
-sorts by it, out of core, handing over batches as they come, some ahead of the training.
+Each epoch is a sort: every row gets its position in the epoch, a pure function of seed and epoch, and Ray Data sorts by
+it, out of core, and prefetches batches ahead of the training.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ import torch
 from shoal.data.loader import Batch, Rows
 from shoal.data.sampler import TRAIN, Lanes
 
-PREFETCH = 4
-FETCH_ROWS = 4096
+PREFETCH = 4  # batches
+FETCH_ROWS = 4096  # of a batch that is fetched, which is then divided into the training's batches
 
 
 class StreamingShard:
     """Batches from objects in Ray's store, which spills to disk what does not fit."""
 
-    def __init__(self, lanes: Lanes, pieces: list[Any], device: torch.device) -> None:
+    def __init__(self, lanes: Lanes, refs: list[Any], device: torch.device) -> None:
         self.lanes = lanes
-        self._pieces, self._device = pieces, device
-        self._rows = ray.get([_train_rows.remote(piece) for piece in pieces])
+        self._refs, self._device = refs, device
+        self._rows = ray.get([_train_rows.remote(ref) for ref in refs])
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
@@ -44,63 +44,65 @@ class StreamingShard:
             yield Batch(filler.inputs, filler.targets, lanes.global_count(number), is_filler=True)
 
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
-        for piece in self._pieces:
-            inputs, targets = ray.get(piece)[split]
+        for ref in self._refs:
+            inputs, targets = ray.get(ref)[split]
             rows = Rows.of(inputs, targets, self._device)
             for first in range(0, len(rows), batch_size):
                 part = slice(first, first + batch_size)
                 yield Batch(rows.inputs[part], rows.targets[part], count=len(rows.targets[part]))
 
-    def _ordered(self, order: np.ndarray, skipped: int) -> "_Taker":
+    def _ordered(self, order: np.ndarray, skipped: int) -> "_Rebatcher":
         position = np.empty(len(order), dtype=np.int64)
         position[order] = np.arange(len(order))
-        spec = ray.put(position)
+        position_ref = ray.put(position)
         starts = np.concatenate([[0], np.cumsum(self._rows)[:-1]]).tolist()
-        spans = list(zip(self._pieces, starts, strict=True))
+        spans = list(zip(self._refs, starts, strict=True))
         numbers = ray.data.range(len(spans), override_num_blocks=len(spans))
         rows = numbers.map_batches(
-            _with_position, batch_size=1, fn_kwargs={"spans": spans, "position": spec, "skipped": skipped}
+            _with_position,
+            batch_size=1,
+            fn_kwargs={"spans": spans, "position": position_ref, "skipped": skipped},
         )
         fetched = rows.sort("position").iter_batches(
             batch_size=max(FETCH_ROWS // self.lanes.width, 1) * self.lanes.width,
             batch_format="numpy",
             prefetch_batches=PREFETCH,
         )
-        return _Taker(iter(fetched), self._device)
+        return _Rebatcher(iter(fetched), self._device)
 
     def _first_row(self) -> Rows:
-        for piece, rows in zip(self._pieces, self._rows, strict=True):
+        for ref, rows in zip(self._refs, self._rows, strict=True):
             if rows:
-                inputs, targets = ray.get(piece)[TRAIN]
+                inputs, targets = ray.get(ref)[TRAIN]
                 return Rows.of(inputs[:1].copy(), targets[:1].copy(), self._device)
         raise AssertionError("a worker holds at least one row")
 
 
-class _Taker:
-    """Cuts what is fetched in large batches into the small ones of the training."""
+class _Rebatcher:
+    """Divides the large batches that are fetched into the small ones of the training."""
 
     def __init__(self, fetched: Iterator[dict[str, np.ndarray]], device: torch.device) -> None:
         self._fetched, self._device = fetched, device
         self._rows: Rows | None = None
-        self._at = 0
+        self._used = 0
 
     def take(self, count: int) -> Rows:
-        if self._rows is None or self._at == len(self._rows):
+        if self._rows is None or self._used == len(self._rows):
             batch = next(self._fetched)
-            self._rows, self._at = Rows.of(batch["inputs"], batch["targets"], self._device), 0
-        part = slice(self._at, self._at + count)
-        self._at += count
+            self._rows, self._used = Rows.of(batch["inputs"], batch["targets"], self._device), 0
+        part = slice(self._used, self._used + count)
+        self._used += count
         return Rows(self._rows.inputs[part], self._rows.targets[part])
 
 
 def _with_position(
     batch: dict[str, np.ndarray], spans: list[tuple[Any, int]], position: Any, skipped: int
 ) -> dict[str, np.ndarray]:
-    piece, start = spans[int(batch["id"][0])]
-    inputs, targets = ray.get(piece)[TRAIN]
-    places = ray.get(position)[start : start + len(targets)]
-    kept = places >= skipped
-    return {"inputs": inputs[kept], "targets": targets[kept], "position": places[kept]}
+    ref, start = spans[int(batch["id"][0])]
+    inputs, targets = ray.get(ref)[TRAIN]
+    positions = ray.get(position)[start : start + len(targets)]
+    kept = positions >= skipped
+    return {"inputs": inputs[kept], "targets": targets[kept], "position": positions[kept]}
 
 
 @ray.remote(num_cpus=0)

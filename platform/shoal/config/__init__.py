@@ -1,8 +1,8 @@
-"""A config as a tree of typed keys, and what a person writes of it.
+"""A config as a tree of typed keys, and its forms on the command line and in files.
 
 - `schema`: sections, frozen, unknown keys refused
 - `loading`: defaults <- YAML file <- `key=value`, and the table of `--help`
 - `import_path`: a user's own function or class, `package.module:name`
 
-Depends on pydantic and YAML; knows no section: each lives beside the code that it configures.
+Depends on pydantic and YAML; independent of the sections: each is beside the code that it configures.
 """

@@ -31,7 +31,7 @@ def find(path: str, key: str) -> Callable[..., Any]:
     except Exception as error:
         raise UserError(
             f"{key}='{path}': module '{module_name}' does not import ({type(error).__name__}: {error}): "
-            "mend it, or run where it can be found (the working directory is searched first)"
+            "fix it, or run where it can be found (the working directory is searched first)"
         ) from error
     found = getattr(module, name, None)
     if found is None:
@@ -47,18 +47,19 @@ def find(path: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def call_with(function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """Call a function with all of `given` and those of `offered` that its signature names.
+def call_with(function: Callable[..., Any], offered: Mapping[str, Any], required: Mapping[str, Any]) -> Any:
+    """Call a function with all of `required`, and those of `offered` that its signature names.
 
-    A keyword the function does not take is refused with the nearest one it does.
+    Raises:
+        UserError: the function does not take a required keyword; the message has the nearest one that it takes.
     """
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in given:
+    for name in required:
         if name not in parameters and not takes_any:
             raise UserError(
                 f"{function.__name__}() takes no '{name}'{nearest(name, parameters)}: "
                 f"its parameters are {', '.join(parameters) or 'none'}"
             )
-    wanted = {name: value for name, value in offered.items() if name in parameters or takes_any}
-    return function(**{**wanted, **given})
+    accepted = {name: value for name, value in offered.items() if name in parameters or takes_any}
+    return function(**{**accepted, **required})

@@ -1,4 +1,4 @@
-"""What a person writes and reads of a config: defaults <- YAML file <- `dotted.key=value`, and what `--help` lists."""
+"""A config from what a person writes: defaults <- YAML file <- `dotted.key=value`; and the table of `--help`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] =
 
 
 def read(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what a file and settings say, as a nested mapping that no schema has seen yet.
+    """Return the keys of a file and of settings as a nested mapping, not checked against a schema.
 
     Raises:
-        ConfigError: the file does not parse, or a setting is none.
+        ConfigError: the file does not parse, or a setting is not `key=value`.
     """
     tree = _read_yaml(path) if path else {}
     for override in overrides:
@@ -56,7 +56,7 @@ def describe(schema: type[BaseModel]) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that reads `1e-3` as the number everybody means by it (YAML 1.1 wants `1.0e-3`)."""
+    """YAML that reads `1e-3` as a number, which YAML 1.1 writes as `1.0e-3`."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -82,7 +82,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"config file '{path}' does not parse{where}: {problem}: mend that line") from None
+        raise ConfigError(f"config file '{path}' does not parse{where}: {problem}: fix that line") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -91,7 +91,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _undotted(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Let a file say `optim.lr: 0.1` as well as `optim: {lr: 0.1}`."""
+    """Allow `optim.lr: 0.1` in a file as well as `optim: {lr: 0.1}`."""
     nested: dict[str, Any] = {}
     for key, value in tree.items():
         assign(nested, str(key), value)

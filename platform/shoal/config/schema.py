@@ -1,7 +1,7 @@
-"""The config machinery: a tree of sections with typed keys, checked as a whole, frozen once built.
+"""A config as a tree of sections with typed keys, checked as a whole, frozen once built.
 
-It knows none of the sections: each lives beside the code it configures, and `shoal.runs.locations` joins them. Nor does
-it know what a person writes (`shoal.config.loading`).
+Independent of the sections: each is beside the code that it configures, and `shoal.runs.config` joins them. Independent
+too of how a person writes a config (`shoal.config.loading`).
 """
 
 import difflib
@@ -65,10 +65,10 @@ def fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a key of a nested mapping; a mapping is joined with the one that is there.
+    """Set a key of a nested mapping; a mapping is merged with one that is there.
 
     Raises:
-        ConfigError: on the way to the key there is a value.
+        ConfigError: a parent of the key holds a value instead of a section.
     """
     *parents, leaf = dotted.split(".")
     for parent in parents:
@@ -88,22 +88,22 @@ def _explain(schema: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(str(part) for part in finding["loc"] if not _is_branch(part))
     known = dict(fields(schema))
     if finding["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_meant(key, known)}: `--help` lists every key"
+        return f"unknown key '{key}'{_suggestion(key, known)}: `--help` lists every key"
     cause = finding.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return str(cause)
     message = finding["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     value = finding.get("input")
     if finding["type"] in ("model_type", "model_attributes_type"):
-        return f"'{key}' is {value!r}: it is a section and wants keys below it, e.g. {_example(key, known)}"
+        return f"'{key}' is {value!r}: it is a section and needs keys below it, e.g. {_example(key, known)}"
     field = known.get(key) or known.get(key.rpartition(".")[0])
     if field is None:
         return message
     return f"{key}={value!r}: {message} (type: {type_name(field.annotation)}; {field.description})"
 
 
-def _meant(key: str, known: Mapping[str, FieldInfo]) -> str:
-    """Say which key was likely meant: `lr` is `optim.lr`, and so are `optim.rl` and `optim.learning_rate`."""
+def _suggestion(key: str, known: Mapping[str, FieldInfo]) -> str:
+    """Suggest a key: `optim.lr` for `lr`, `optim.rl` and `optim.learning_rate`."""
     section, _, leaf = key.rpartition(".")
     same = [name for name in known if name.rpartition(".")[2] == leaf]
     inside = {name.rpartition(".")[2]: name for name in known if section in ("", name.rpartition(".")[0])}
@@ -116,7 +116,7 @@ def _meant(key: str, known: Mapping[str, FieldInfo]) -> str:
 
 
 def _abbreviates(short: str, word: str) -> bool:
-    """Whether a word begins with the first of some letters and has the others after it, in order."""
+    """Whether a word begins with the first letter of `short` and contains the others after it, in order."""
     letters = iter(word)
     return word[:1] == short[:1] and all(letter in letters for letter in short)
 
@@ -132,7 +132,7 @@ def _example(section: str, known: Mapping[str, FieldInfo]) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type as a person would write it."""
+    """Return a type as a person writes it."""
     if get_origin(annotation) is Literal:
         return "|".join(str(choice) for choice in get_args(annotation))
     if get_origin(annotation) is Annotated:

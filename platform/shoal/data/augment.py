@@ -1,6 +1,6 @@
 """Random views of training images, each a pure function of the seed, the epoch and the image's row number.
 
-No generator is drawn from: which worker holds a row, and what lies beside it in a batch, change nothing.
+No random generator is used: the views do not depend on the worker that holds a row, or on the rest of a batch.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from shoal.data.sampler import Indices, mix
 
-# Keeps the draws apart from those of the splits, which hash the same rows and perhaps the same seed.
-_SALT = 0x4155_474D_454E_54
-_FIELD_BITS = 31
+# Keeps the draws apart from those of the splits, which hash the same rows, perhaps with the same seed.
+SALT = 0x4155_474D_454E_54
+FIELD_BITS = 31
 
 
 def augment(images: Tensor, rows: Indices, epoch: int, seed: int, flip: bool, pad: int) -> Tensor:
-    """Crop each image at random out of itself with `pad` zeros around it, and mirror every second one.
+    """Pad each image with `pad` zeros, crop it at random to its size, and mirror every second one.
 
-    This is the augmentation of He et al. 2015, "Deep Residual Learning", section 4.2. Zero is the mean of images
-    that were standardised before. Pixels are moved, never computed, so the result is exact on every device.
+    This is the augmentation of He et al. 2015, "Deep Residual Learning", section 4.2. Zero is the mean, as images are
+    standardised before. Pixels are moved, not computed, so that the result is exact on every device.
 
     Args:
         images: [n, channels, height, width], of any type, on any device.
@@ -26,7 +26,7 @@ def augment(images: Tensor, rows: Indices, epoch: int, seed: int, flip: bool, pa
         epoch: from 0.
         seed: from 0 to below 2**63.
         flip: whether to mirror left and right with probability 1/2.
-        pad: pixels on every side; 0 leaves the crop out.
+        pad: pixels on every side; 0: no crop.
 
     Returns:
         [n, channels, height, width], of the same type, on the same device.
@@ -41,18 +41,18 @@ def augment(images: Tensor, rows: Indices, epoch: int, seed: int, flip: bool, pa
     y = down[:, None] + torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device).expand(len(images), width)
     x = right[:, None] + (torch.where(mirrored[:, None], x.flip(1), x) if flip else x)
-    places = (y[:, :, None] * (width + 2 * pad) + x[:, None, :]).flatten(1)
-    picked = padded.flatten(2).gather(2, places[:, None].expand(-1, images.shape[1], -1))
+    positions = (y[:, :, None] * (width + 2 * pad) + x[:, None, :]).flatten(1)
+    picked = padded.flatten(2).gather(2, positions[:, None].expand(-1, images.shape[1], -1))
     return picked.view_as(images)
 
 
 def _draws(rows: Indices, epoch: int, seed: int, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each row whether it is mirrored, and the crop's offsets down and right, 0 to 2 * pad."""
-    key = mix(np.uint64(epoch) ^ mix(np.uint64(seed) + np.uint64(_SALT)))
+    key = mix(np.uint64(epoch) ^ mix(np.uint64(seed) + np.uint64(SALT)))
     bits = mix(rows.astype(np.uint64) ^ key)
-    mask, count = np.uint64((1 << _FIELD_BITS) - 1), np.uint64(2 * pad + 1)
+    mask, count = np.uint64((1 << FIELD_BITS) - 1), np.uint64(2 * pad + 1)
     down, right = (
-        ((bits >> np.uint64(shift) & mask) * count >> np.uint64(_FIELD_BITS)).astype(np.int64)
-        for shift in (0, _FIELD_BITS)
+        ((bits >> np.uint64(shift) & mask) * count >> np.uint64(FIELD_BITS)).astype(np.int64)
+        for shift in (0, FIELD_BITS)
     )
     return bits >> np.uint64(63) == 1, down, right

@@ -1,6 +1,6 @@
-"""A worker's rows, served batch by batch: the interface, and the kind that lies in memory.
+"""A worker's rows, batch by batch: the interface, and the shard that is kept in memory.
 
-The kind that streams through Ray Data is in `shoal.cluster.streaming`; both serve the very same batches.
+The shard that streams through Ray Data is in `shoal.cluster.streaming`; both yield the same batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal.data.sampler import Lanes
 
-# Gathering a batch takes as long as gathering many small ones: so much is gathered at a time.
+# Gathering one small batch takes as long as gathering many: this much is gathered at a time.
 GATHERED_BYTES = 1 << 20
 
 
@@ -25,7 +25,7 @@ class Batch:
         inputs: [n, ...] features, n >= 1.
         targets: [n] class numbers (int64) or standardised values (float32).
         count: samples in the global batch, over all workers.
-        is_filler: the worker has no row in this short batch; `inputs` holds one row that must not count.
+        is_filler: the worker has no row in this short batch; `inputs` holds one row, whose loss must not count.
     """
 
     inputs: Tensor
@@ -67,8 +67,8 @@ class Rows:
 def _tensor(array: np.ndarray) -> Tensor:
     if array.flags.writeable:
         return torch.from_numpy(array)
-    # The object store hands out read-only pages. Nothing here writes to them, and copying would double
-    # the shard, so the flag that torch warns about is lifted from this view alone.
+    # The object store returns read-only pages. Nothing here writes to them, and a copy would double the memory of the
+    # shard: torch's warning is suppressed instead.
     import warnings
 
     with warnings.catch_warnings():
@@ -77,7 +77,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 class ViewedShard:
-    """Another shard's rows as a task wants to see them."""
+    """Another shard's rows as a task views them."""
 
     def __init__(self, shard: Shard, view: Callable[[Batch, int | None], Batch]) -> None:
         self._shard, self._view, self.lanes = shard, view, shard.lanes
@@ -90,7 +90,7 @@ class ViewedShard:
 
 
 class ResidentShard:
-    """A shard that lies in memory on the worker's device."""
+    """A shard that is kept in memory on the worker's device."""
 
     def __init__(self, lanes: Lanes, train: Rows, held_out: dict[str, Rows]) -> None:
         self.lanes = lanes
@@ -100,11 +100,11 @@ class ResidentShard:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         lanes, rows = self.lanes, self._train
         order = torch.from_numpy(lanes.epoch(epoch)).to(rows.targets.device)
-        together = self._gathered_batches
-        for first in range(start - start % together, lanes.steps, together):
-            index = order[first * lanes.width : (first + together) * lanes.width]
+        step = self._gathered_batches
+        for first in range(start - start % step, lanes.steps, step):
+            index = order[first * lanes.width : (first + step) * lanes.width]
             inputs, targets = (part.index_select(0, index) for part in (rows.inputs, rows.targets))
-            for number in range(max(first, start), min(first + together, lanes.steps)):
+            for number in range(max(first, start), min(first + step, lanes.steps)):
                 count, mine = lanes.global_count(number), (number - first) * lanes.width
                 if mine < len(index):
                     part = slice(mine, mine + lanes.width)
@@ -114,7 +114,7 @@ class ResidentShard:
 
     @property
     def _gathered_batches(self) -> int:
-        """How many batches are gathered at a time; always the same ones, so that each lies where it always lies."""
+        """How many batches are gathered at a time; always the same ones, so that memory alignment is reproducible."""
         row = self._train.inputs[:1]
         return max(1, GATHERED_BYTES // max(1, row.element_size() * row.numel() * self.lanes.width))
 

@@ -1,7 +1,7 @@
-"""The fitted transform: raw columns to the tensors a model takes, and back from outputs to labels.
+"""The fitted transform: raw columns to the tensors that a model takes, and back from outputs to labels.
 
-Fitted on the training split alone and kept with every checkpoint and model, so that prediction applies the
-very same one. It knows columns; it does not know files, splits or models.
+It is fitted on the training split alone and saved with every checkpoint and model, so that prediction applies the same
+one. Depends on columns; independent of files, splits and models.
 """
 
 from collections import Counter
@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.errors import DataError, nearest
 
-# A text column keeps its most frequent values; the rest share one "other" column.
-MAX_CATEGORIES = 100
+MAX_CATEGORIES = 100  # of a text column: its most frequent values; the rest share one "other" column
+ROUNDED_BITS = 24  # of statistics that are kept, as many as a float32 has
+CONSTANT = 1e-12  # a std below this share of the mean is a constant's, up to rounding
 
 Kind = Literal["number", "category", "tensor", "ready"]
 
@@ -24,10 +25,10 @@ Kind = Literal["number", "category", "tensor", "ready"]
 class Column(BaseModel):
     """How one raw column becomes features.
 
-    number: (x - mean) / std, missing as the mean, and a 0/1 column that says so where training had any.
-    category: one column per kept value and one for any other or none.
+    number: (x - mean) / std; a missing value is the mean, marked in a 0/1 column if training rows had any.
+    category: one column per frequent value, and one for all other or missing values.
     tensor: as number, per element for [rows, n], over all elements for more dimensions.
-    ready: as it is.
+    ready: unchanged.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,9 +45,8 @@ class Column(BaseModel):
         """Return [rows, columns], or [rows, ...] for a tensor of more dimensions."""
         if self.kind == "ready":
             if values.dtype == np.uint16:
-                return values.astype(
-                    np.int32
-                )  # token ids: half of int64, and torch computes little with uint16
+                # Token ids: half the size of int64, and torch has few operations for uint16.
+                return values.astype(np.int32)
             return values.astype(np.float32) if values.dtype.kind in "fub" else values.astype(np.int64)
         if self.kind == "category":
             return self._one_hot(values)
@@ -64,9 +64,11 @@ class Column(BaseModel):
         return np.concatenate(parts if self.has_missing else parts[:1], axis=1)
 
     def _one_hot(self, values: np.ndarray) -> np.ndarray:
-        place = {category: number for number, category in enumerate(self.categories)}
-        index = np.fromiter((place.get(str(value), len(place)) for value in values), np.int64, len(values))
-        return np.eye(len(place) + 1, dtype=np.float32)[index]
+        numbers = {category: number for number, category in enumerate(self.categories)}
+        index = np.fromiter(
+            (numbers.get(str(value), len(numbers)) for value in values), np.int64, len(values)
+        )
+        return np.eye(len(numbers) + 1, dtype=np.float32)[index]
 
 
 class Label(BaseModel):
@@ -82,21 +84,21 @@ class Label(BaseModel):
         """Return [rows] int64 class numbers or float32 standardised values.
 
         Raises:
-            DataError: a value is missing, or is a class that training never saw.
+            DataError: a value is missing, or is a class that the training data do not have.
         """
         values = values.reshape(len(values))
         if not self.classes:
             numbers = as_numbers(values)
             return ((numbers - self.mean) / self.std).astype(np.float32)
-        place = {name: number for number, name in enumerate(self.classes)}
+        numbers_of = {name: number for number, name in enumerate(self.classes)}
         plain = as_classes(values)
-        unknown = next((value for value in plain if value not in place), None)
+        unknown = next((value for value in plain if value not in numbers_of), None)
         if unknown is not None:
             raise DataError(
-                f"label column '{self.name}' holds {unknown!r}, which is not among the {len(place)} classes "
+                f"label column '{self.name}' holds {unknown!r}, which is not among the {len(self.classes)} classes "
                 f"of the model ({', '.join(map(str, self.classes[:10]))}): drop these rows, or train with them"
             )
-        return np.fromiter((place[value] for value in plain), np.int64, len(plain))
+        return np.fromiter((numbers_of[value] for value in plain), np.int64, len(plain))
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Turn class numbers [rows] or standardised values [rows] back into labels."""
@@ -106,22 +108,29 @@ class Label(BaseModel):
 
 
 class Transform(BaseModel):
-    """Columns to features and label to targets, as fitted."""
+    """Columns to features and label to targets, as fitted.
+
+    Attributes:
+        columns: of the features, in order.
+        label: with an empty name where there is no column to predict.
+        tokenizer: of rows of tokens, as JSON.
+        shape: to which flat rows are reshaped.
+    """
 
     model_config = ConfigDict(frozen=True)
     columns: tuple[Column, ...]
     label: Label
-    tokenizer: str | None = None  # of rows of tokens, as JSON
-    shape: tuple[int, ...] | None = None  # that flat rows are given
+    tokenizer: str | None = None
+    shape: tuple[int, ...] | None = None
 
     @property
     def has_label(self) -> bool:
-        """Whether there is something to predict beside the rows themselves."""
+        """Whether there is a column to predict."""
         return self.label.name != ""
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids there are; 0 where the rows are no tokens."""
+        """The number of token ids; 0 if rows are not tokens."""
         return tokenizer_from_json(self.tokenizer).vocabulary if self.tokenizer else 0
 
     @property
@@ -131,18 +140,18 @@ class Transform(BaseModel):
             return self.shape
         only = self.columns[0]
         if not self.has_label:
-            return (only.shape[0] - 1,)  # the last token of a row is only ever predicted
+            return (only.shape[0] - 1,)  # the last token of a row is a target only
         if len(self.columns) == 1 and only.kind in ("tensor", "ready"):
             return only.shape
         return (sum(self._width(column) for column in self.columns),)
 
     @property
     def outputs(self) -> int:
-        """How many numbers the model must put out per sample, or per token."""
+        """How many numbers the model must return per sample, or per token."""
         return len(self.label.classes) or (1 if self.has_label else self.vocabulary)
 
     def features(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return [rows, *input_shape], float32 (or int64 where the data is ready and whole-numbered).
+        """Return [rows, *input_shape], float32 (or an integer type where the data is ready and of integers).
 
         Raises:
             DataError: a column is missing.
@@ -183,7 +192,7 @@ class Transform(BaseModel):
 
 @dataclass
 class Moments:
-    """Count, mean and squared deviations, merged after Chan, Golub and LeVeque (1979), eq. 2.1."""
+    """Count, mean and squared deviations, merged by eq. 2.1 of Chan, Golub and LeVeque (1979)."""
 
     count: np.ndarray
     mean: np.ndarray
@@ -191,12 +200,12 @@ class Moments:
 
     @classmethod
     def of(cls, numbers: np.ndarray) -> "Moments":
-        """Summarise [rows, ...] over the rows, NaN left out."""
-        there = ~np.isnan(numbers)
-        count = there.sum(axis=0)
-        known = np.where(there, numbers, 0.0)
+        """Summarise [rows, ...] over the rows, without NaN."""
+        is_known = ~np.isnan(numbers)
+        count = is_known.sum(axis=0)
+        known = np.where(is_known, numbers, 0.0)
         mean = known.sum(axis=0) / np.maximum(count, 1)
-        deviations = np.where(there, (numbers - mean) ** 2, 0.0).sum(axis=0)
+        deviations = np.where(is_known, (numbers - mean) ** 2, 0.0).sum(axis=0)
         return cls(count, mean, deviations)
 
     def merge(self, other: "Moments") -> "Moments":
@@ -208,15 +217,15 @@ class Moments:
         return Moments(count, mean, deviations)
 
     def fitted(self) -> tuple[Any, Any]:
-        """Return (mean, std), rounded so that no order of summation shows; a constant has std 1."""
+        """Return (mean, std), rounded so that they do not depend on the order of summation; a constant has std 1."""
         std = np.sqrt(self.deviations / np.maximum(self.count, 1))
-        std = np.where(std > 1e-12 * np.abs(self.mean), std, 1.0)
-        return _listed(self.mean, std), _listed(std, std)
+        std = np.where(std > CONSTANT * np.abs(self.mean), std, 1.0)
+        return _rounded(self.mean, std), _rounded(std, std)
 
 
 @dataclass
 class ColumnStats:
-    """What training rows say about one column, mergeable over blocks."""
+    """Statistics of one column over training rows; those of blocks can be merged."""
 
     kind: Kind
     shape: tuple[int, ...]
@@ -231,9 +240,9 @@ class ColumnStats:
         kind: Kind = "ready" if is_ready else _kind(values)
         stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
         if kind == "category":
-            there = ~is_missing(values)
-            stats.counts = Counter(map(str, values[there]))
-            stats.missing = int((~there).sum())
+            missing = is_missing(values)
+            stats.counts = Counter(map(str, values[~missing]))
+            stats.missing = int(missing.sum())
         elif kind != "ready":
             numbers = as_numbers(values)
             stats.missing = int(np.isnan(numbers).sum())
@@ -281,7 +290,7 @@ class ColumnStats:
 
 
 def as_numbers(values: np.ndarray) -> np.ndarray:
-    """Return float64 with NaN for what is missing; times in seconds since 1970."""
+    """Return float64 with NaN for missing values; times in seconds since 1970."""
     if values.dtype.kind in "mM":
         unit = "datetime64[ns]" if values.dtype.kind == "M" else "timedelta64[ns]"
         return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e9)
@@ -296,7 +305,7 @@ def as_numbers(values: np.ndarray) -> np.ndarray:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Return where values are missing: None, NaN, NaT."""
-    import pandas as pd  # here, since it takes 0.3 s and workers and trials get rows that need it no more
+    import pandas as pd  # imported here: it takes 0.3 s, and workers and trials receive rows that do not need it
 
     return np.asarray(pd.isna(values))
 
@@ -323,11 +332,12 @@ def _kind(values: np.ndarray) -> Kind:
         return "tensor"
     if values.dtype.kind in "iufbmM":
         return "number"
-    there = values[~is_missing(values)]
-    is_numeric = len(there) > 0 and all(isinstance(value, bool | int | float | np.number) for value in there)
+    known = values[~is_missing(values)]
+    is_numeric = len(known) > 0 and all(isinstance(value, bool | int | float | np.number) for value in known)
     return "number" if is_numeric else "category"
 
 
-def _listed(numbers: np.ndarray, std: np.ndarray) -> Any:
-    unit = np.ldexp(1.0, np.frexp(std)[1] - 24)
+def _rounded(numbers: np.ndarray, std: np.ndarray) -> Any:
+    """Return numbers as lists, rounded to `ROUNDED_BITS` binary digits of the std."""
+    unit = np.ldexp(1.0, np.frexp(std)[1] - ROUNDED_BITS)
     return (np.round(numbers / unit) * unit).tolist()

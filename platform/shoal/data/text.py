@@ -1,4 +1,7 @@
-"""Text becomes rows of tokens: cut into pieces, encoded, packed."""
+"""Text becomes rows of tokens: divided into pieces, encoded, packed.
+
+Depends on the tokenizer; independent of files, splits and tasks.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,47 +10,51 @@ import numpy as np
 
 from shoal.data.tokenizer import END, PAD, Ids, Tokenizer, make_tokenizer, tokenizer_from_json
 
-PIECE_CHARS = 16 << 10
-BLOCK_BYTES = 32 << 20
+PIECE_CHARS = 16 << 10  # of a piece, the unit that is divided among the splits
+BLOCK_BYTES = 32 << 20  # of a block of packed rows
 GROUP_CHARS = 1 << 20  # encoded at a time: the BPE library takes about 100 bytes per token while it works
-TOKENS = "tokens"
+TOKENS = "tokens"  # the column of token ids
+END_IDS = np.array([END], dtype=np.int32)
+NO_IDS = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What decides how text becomes rows, besides the text and the seed.
+    """What determines how text becomes rows, besides the text and the seed.
 
     Attributes:
         context: tokens per sequence.
         tokenizer: its name, for `make_tokenizer`.
-        given_tokenizer_json: a trained model's tokenizer; then nothing is fitted.
+        validation_fraction: share of the pieces held out while training.
+        test_fraction: share of the pieces held out to the end.
+        trained_tokenizer: a trained model's tokenizer, as JSON; then none is fitted.
     """
 
     context: int
     tokenizer: str = "byte"
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
-    given_tokenizer_json: str | None = None
+    trained_tokenizer: str | None = None
 
     def make_tokenizer(self, texts: Iterable[str]) -> Tokenizer:
-        if self.given_tokenizer_json is not None:
-            return tokenizer_from_json(self.given_tokenizer_json)
+        if self.trained_tokenizer is not None:
+            return tokenizer_from_json(self.trained_tokenizer)
         return make_tokenizer(self.tokenizer, texts)
 
 
 def pieces(texts: Iterable[str]) -> list[str]:
-    """Cut each document into pieces of at most `PIECE_CHARS` characters, at line ends where it has them.
+    """Divide each document into pieces of at most `PIECE_CHARS` characters, at line ends where it has them.
 
-    Joined, the pieces of a document are the document. A piece depends on nothing behind it but whether the document
-    goes on: what is appended leaves all pieces but the last as they were.
+    The pieces of a document, joined, are the document. Of the text behind a piece, only whether there is any matters:
+    appended text leaves all pieces but the last unchanged.
     """
-    return [piece for text in texts for piece, _ in _cut([text])]
+    return [piece for text in texts for piece, _ in _split_document([text])]
 
 
 def pack(ids: Sequence[np.ndarray], context: int, vocabulary: int) -> np.ndarray:
-    """Lay arrays of tokens, one after another, in rows [rows, context + 1].
+    """Pack arrays of tokens, one after another, into rows [rows, context + 1].
 
-    Row i holds tokens i * context to (i + 1) * context of the stream, both included: rows overlap by one, so that
+    Row i holds tokens i * context to (i + 1) * context of the stream, both included: rows overlap by one token, so that
     every token but the stream's first is predicted once. The last row is padded.
 
     Returns:
@@ -62,23 +69,19 @@ def pack(ids: Sequence[np.ndarray], context: int, vocabulary: int) -> np.ndarray
     return np.lib.stride_tricks.sliding_window_view(padded, context + 1)[::context].copy()
 
 
-END_IDS = np.array([END], dtype=np.int32)
-NO_IDS = np.empty(0, dtype=np.int32)
-
-
 def packed(ids: Iterable[np.ndarray], context: int, vocabulary: int) -> Iterator[np.ndarray]:
-    """Pack a stream that comes in parts, in blocks of whole rows: the blocks follow each other as the rows do."""
+    """Pack a stream that arrives in parts, and yield blocks of complete rows in order."""
     row_bytes = (context + 1) * token_dtype(vocabulary).itemsize
-    whole = max(1, BLOCK_BYTES // row_bytes) * context
+    block_tokens = max(1, BLOCK_BYTES // row_bytes) * context
     held: list[np.ndarray] = []
     is_first = True
     for part in ids:
         held.append(part)
-        while sum(map(len, held)) > whole:
+        while sum(map(len, held)) > block_tokens:
             stream = np.concatenate(held)
-            yield pack([stream[: whole + 1]], context, vocabulary)
-            held, is_first = [stream[whole:]], False
-    if is_first or sum(map(len, held)) > 1:  # one token alone is the last of the block before
+            yield pack([stream[: block_tokens + 1]], context, vocabulary)
+            held, is_first = [stream[block_tokens:]], False
+    if is_first or sum(map(len, held)) > 1:  # a single token is also the last one of the block before
         yield pack(held, context, vocabulary)
 
 
@@ -86,7 +89,7 @@ def grouped(documents: Iterable[Iterable[str]]) -> Iterator[list[tuple[str, bool
     """Yield pieces, and whether each ends its document, about `GROUP_CHARS` at a time."""
     group: list[tuple[str, bool]] = []
     size = 0
-    for piece in (piece for document in documents for piece in _cut(document)):
+    for piece in (piece for document in documents for piece in _split_document(document)):
         group.append(piece)
         size += len(piece[0])
         if size >= GROUP_CHARS:
@@ -96,8 +99,8 @@ def grouped(documents: Iterable[Iterable[str]]) -> Iterator[list[tuple[str, bool
         yield group
 
 
-def _cut(document: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Cut a document, which comes in chunks of any size; yield its pieces and whether each is its last."""
+def _split_document(document: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Divide a document, which arrives in chunks of any size; yield its pieces and whether each is the last."""
     rest = ""
     for chunk in document:
         rest, start = rest + chunk, 0
@@ -111,7 +114,7 @@ def _cut(document: Iterable[str]) -> Iterator[tuple[str, bool]]:
 
 
 def padded(tokenizer: Tokenizer, texts: list[str], context: int) -> np.ndarray:
-    """Encode texts to [texts, context], cut or padded; one that is empty is a single END."""
+    """Encode texts to [texts, context], truncated or padded; an empty one is a single END."""
     tokens = np.full((len(texts), context), PAD, dtype=token_dtype(tokenizer.vocabulary))
     for row, ids in enumerate(_encoded(tokenizer, texts)):
         kept = ids[:context] if len(ids) else END_IDS
@@ -133,4 +136,5 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Ids]:
 
 
 def token_dtype(vocabulary: int) -> np.dtype:
+    """Return the smallest type that rows of a vocabulary are stored in."""
     return np.dtype(np.uint16 if vocabulary <= 65_535 else np.int32)

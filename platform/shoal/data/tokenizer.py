@@ -1,7 +1,7 @@
-"""Text to token ids and back: bytes, or byte-level BPE fitted on given texts.
+"""Text to token ids and back: bytes, or byte-level BPE fitted on texts.
 
-It knows strings; it does not know files, documents or splits. What an id stands for is a string of bytes, the
-special ids stand for none: text that spells a special token is ordinary text.
+Depends on strings alone; independent of files, documents and splits. An id stands for a string of bytes; the special
+ids stand for none, so that text that spells a special token is ordinary text.
 """
 
 import json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int32]
 
-PAD, MASK, END = 0, 1, 2  # padding, what a masked model has to guess, end of document
+PAD, MASK, END = 0, 1, 2  # padding, a masked token, end of document
 SPECIALS = 3
 MIN_BPE_VOCABULARY = 300
 
@@ -77,8 +77,8 @@ class ByteTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding (Sennrich et al. 2016, algorithm 1; over bytes as in GPT-2, section 2.2).
 
-    The `tokenizers` library does the work and knows of no special token, so that none can be spelled in a text:
-    its id i is our id i + 3.
+    The `tokenizers` library does the work. It has no special tokens, so that none can be spelled in a text: its id i is
+    our id i + 3.
     """
 
     def __init__(self, inner: "tokenizers.Tokenizer") -> None:
@@ -90,11 +90,11 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocabulary: int) -> "BPETokenizer":
-        """Fit merges on texts, until there are `vocabulary` ids or no pair is there twice.
+        """Fit merges on texts, until there are `vocabulary` ids or no pair occurs twice.
 
         Args:
-            texts: read once, a pass over a generator will do.
-            vocabulary: ids, the special ones and the 256 bytes included.
+            texts: iterated over once; a generator will do.
+            vocabulary: number of ids, the special ones and the 256 bytes included.
         """
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -118,7 +118,7 @@ class BPETokenizer(Tokenizer):
 
 
 def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
-    """Make the tokenizer that a name means, fitted on texts if it is one that is fitted.
+    """Make a tokenizer by its name; a BPE is fitted on the texts.
 
     Raises:
         ConfigError: the name is neither `byte` nor `bpe:SIZE` with a SIZE from 300.
@@ -128,7 +128,7 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
 
 
 def vocabulary_of(name: str) -> int:
-    """Return how many ids the tokenizer has that a name means; one that is fitted on little text gets fewer.
+    """Return the number of ids of a tokenizer by its name; a BPE that is fitted on little text has fewer.
 
     Raises:
         ConfigError: as `make_tokenizer`.
@@ -145,10 +145,10 @@ def vocabulary_of(name: str) -> int:
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """Make the tokenizer whose `to_json` a text is.
+    """Make a tokenizer from what its `to_json` returned.
 
     Raises:
-        ModelError: it is none.
+        ModelError: the text is something else.
     """
     try:
         saved = json.loads(text)
@@ -161,7 +161,7 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     except Exception as error:  # the library raises bare exceptions
         raise ModelError(
             f"the tokenizer '{text[:40]}' does not read ({type(error).__name__}: {error}): "
-            "give what Tokenizer.to_json returned"
+            "pass what Tokenizer.to_json returned"
         ) from None
     raise ModelError(
         f"the tokenizer is of kind '{saved['kind']}': this version knows byte and bpe; use the version that saved it"
@@ -177,7 +177,7 @@ def utf8(text: str) -> bytes:
     """Return a text's UTF-8.
 
     Raises:
-        DataError: it holds half a surrogate pair, which has none.
+        DataError: it holds half a surrogate pair, which has no UTF-8.
     """
     try:
         return text.encode()
@@ -189,16 +189,20 @@ def utf8(text: str) -> bytes:
 
 
 def checked(text: str) -> str:
-    """Return the text as it is, if it has UTF-8; raises as `utf8` does."""
+    """Return the text unchanged.
+
+    Raises:
+        DataError: as `utf8`.
+    """
     if not text.isascii():
         utf8(text)
     return text
 
 
 def _letters() -> list[str]:
-    """The letter that stands for each byte in the library's vocabulary: GPT-2's printable alphabet.
+    """Return the letter of each byte in the library's vocabulary: GPT-2's printable alphabet.
 
-    The printable bytes of Latin-1 stand for themselves; the others are given letters from U+0100 on, in order.
+    The printable bytes of Latin-1 are their own letters; the others have letters from U+0100 on, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

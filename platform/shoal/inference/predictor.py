@@ -190,7 +190,7 @@ def as_block(data: Any, transform: Transform) -> Block:
 
 
 def as_rows(block: Block, transform: Transform) -> Any:
-    """Turn columns into an input of `Predictor.predict`: texts, an array if there is one tensor column, else a frame."""
+    """Turn columns into an input of `Predictor.predict`: texts, an array for one tensor column, else a frame."""
     if transform.tokenizer:
         tokenizer = tokenizer_from_json(transform.tokenizer)
         return pd.DataFrame({TEXT: [tokenizer.decode(row) for row in block[TOKENS]]})

@@ -1,10 +1,10 @@
 """An encoder for masked language models and sequence classification: BERT (Devlin et al. 2019) with pre-norm blocks.
 
-Positions are rotary unless told otherwise, as in ModernBERT (Warner et al. 2024): attention that looks a few places to
-either side is there from the start, where learned positions must be learned before anything but frequencies is.
+Positions are rotary by default, as in ModernBERT (Warner et al. 2024): attention to neighbouring positions is possible
+from the start, while learned positions have to be learned before the model learns more than token frequencies.
 
-It knows token ids, of which 0 is padding; which tokens are masked and what text they stand for it does not know.
-There is one kind of segment, and no next-sentence task.
+Depends on token ids, of which 0 is padding; independent of which tokens are masked and of their text. There is one kind
+of segment, and no next-sentence task.
 """
 
 from torch import Tensor, arange, nn
@@ -26,8 +26,8 @@ PADDING = 0
 class BERT(nn.Module):
     """Tokens to logits: of the vocabulary at each position for `masked_lm`, of the whole row for other tasks.
 
-    A row is classified by the mean over its tokens: no next-sentence task has taught the first token to stand for
-    the row, and where both are trained the mean does better (Reimers and Gurevych 2019, "Sentence-BERT", Table 6).
+    A row is classified by the mean over its tokens: without a next-sentence task the first token does not represent the
+    row, and if both are trained the mean is better (Reimers and Gurevych 2019, "Sentence-BERT", Table 6).
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class BERT(nn.Module):
 
         Args:
             inputs: (context,), the largest number of tokens.
-            outputs: numbers put out per row; for `masked_lm` per position, and equal to the vocabulary.
+            outputs: numbers returned per row; for `masked_lm` per position, and equal to the vocabulary.
             vocabulary: token ids, padding among them.
             task: masked_lm, or a task of one target per row.
             width: of the residual stream.
             depth: blocks.
             heads: of each attention; None is one for each 64 of the width, at least 1.
             positions: rotary, or learned (one vector each, added to the token's).
-            dropout: share dropped in training of embeddings, attention weights, what a block adds, and what a
-                row is classified by.
+            dropout: share dropped in training of embeddings, attention weights, a block's contributions, and the mean
+                that a row is classified by.
 
         Raises:
             ModelError: inputs, outputs, vocabulary, heads or positions cannot be used.
@@ -94,15 +94,16 @@ class BERT(nn.Module):
             ModelError: t is more than the context.
         """
         check_length(tokens, self.context)
-        there = tokens != PADDING
-        there = there | ~there.any(dim=1, keepdim=True)  # a row of padding alone sees itself: 0 / 0 else
-        hidden = self._hidden(tokens, there)
+        is_token = tokens != PADDING
+        # A row of padding only attends to itself: without any position the softmax is 0 / 0.
+        is_token = is_token | ~is_token.any(dim=1, keepdim=True)
+        hidden = self._hidden(tokens, is_token)
         if self.transform is not None:
             return self.output(self.transform(hidden))  # type: ignore[no-any-return]
-        return self.output(self.dropout(_mean(hidden, there)))  # type: ignore[no-any-return]
+        return self.output(self.dropout(_mean(hidden, is_token)))  # type: ignore[no-any-return]
 
-    def _hidden(self, tokens: Tensor, there: Tensor) -> Tensor:
-        """Return [n, t, width]; `there`, [n, t], says which positions are seen."""
+    def _hidden(self, tokens: Tensor, is_token: Tensor) -> Tensor:
+        """Return [n, t, width]; `is_token`, [n, t], says which positions are attended to."""
         positions = arange(tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens)
         if self.position is not None:
@@ -110,10 +111,10 @@ class BERT(nn.Module):
         rotation = Rotation(positions, self.head_dim) if self.position is None else None
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, mask=there[:, None, None, :], rotation=rotation)
+            x = block(x, mask=is_token[:, None, None, :], rotation=rotation)
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-def _mean(hidden: Tensor, there: Tensor) -> Tensor:
-    """Average [n, t, width] over the positions that are there, to [n, width]."""
-    return (hidden * there[..., None]).sum(dim=1) / there.sum(dim=1, keepdim=True)
+def _mean(hidden: Tensor, is_token: Tensor) -> Tensor:
+    """Average [n, t, width] over the positions of tokens, to [n, width]."""
+    return (hidden * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True)

@@ -16,21 +16,27 @@ class ModelConfig(Section):
     width: int = Field(
         128,
         ge=1,
-        description="of the widest hidden layer, a transformer's residual stream, the first channels",
+        description="units of the widest hidden layer, of a transformer's residual stream, or first channels",
     )
     depth: int | None = Field(
-        None, ge=0, description="hidden layers, blocks, layers of a resnet; null: the model's own default"
+        None,
+        ge=0,
+        description="number of hidden layers, blocks, or layers of a resnet; null: the model's own default",
     )
     parametrization: Literal["standard", "mup"] = Field(
-        "standard", description="mup: the learning rate that is best at base_width is so at any width"
+        "standard", description="mup: the learning rate that is best at base_width is best at every width"
     )
-    base_width: int | None = Field(None, ge=1, description="width at which mup and standard are the same")
+    base_width: int | None = Field(
+        None,
+        ge=1,
+        description="width at which mup and standard are the same; the learning rate is tuned there",
+    )
     args: dict[str, Any] = Field(
-        default_factory=dict, description="further keyword arguments of the builder, e.g. {dropout: 0.1}"
+        default_factory=dict, description="more keyword arguments of the model's builder, e.g. {dropout: 0.1}"
     )
     init: str | None = Field(
         None,
-        description="folder with safetensors weights to start from, as transformers' save_pretrained writes them, "
+        description="folder with pretrained safetensors weights, as transformers' save_pretrained writes them, "
         "or a Shoal run folder",
     )
 

@@ -1,18 +1,18 @@
-"""What the convolutional models share: the shape of an image, a normalised convolution, the stem.
+"""What the convolutional models share: the shape of an image, a normalized convolution, the stem.
 
-Normalisation is GroupNorm (Wu and He 2018, "Group Normalization") throughout. BatchNorm would make a sample's output
-depend on which samples a worker happens to hold beside it, and Shoal promises that it does not.
+All normalization is GroupNorm (Wu and He 2018, "Group Normalization"). With BatchNorm a sample's output would depend on
+the other samples of the same worker, and Shoal promises that it does not.
 """
 
 from torch import nn
 
 from shoal.errors import ModelError
 
-# One of the group sizes that Wu and He try (table 3). A fixed size suits narrow layers better than their 32 groups:
-# a channel that is a group of its own has the norm's bias as its mean, whatever the image.
+# One of the group sizes in table 3 of Wu and He. A fixed size suits narrow layers better than their 32 groups: the
+# mean of a channel that is a group by itself is the norm's bias, whatever the image.
 GROUP_CHANNELS = 16
 
-# From this height and width on, an image goes through the stem that quarters it.
+# From this height and width on, the stem quarters an image.
 LARGE_IMAGE = 64
 
 
@@ -20,7 +20,7 @@ def image_shape_of(inputs: tuple[int, ...]) -> tuple[int, int, int]:
     """Return (channels, height, width).
 
     Raises:
-        ModelError: a sample is not three-dimensional.
+        ModelError: a sample does not have three dimensions.
     """
     if len(inputs) != 3:
         raise ModelError(
@@ -32,7 +32,7 @@ def image_shape_of(inputs: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalise groups of 16 channels, or of the next number that divides `channels`; fewer are one group."""
+    """Return a norm of groups of 16 channels, or of the next larger divisor of `channels`."""
     size = next(size for size in range(min(GROUP_CHANNELS, channels), channels + 1) if channels % size == 0)
     return nn.GroupNorm(channels // size, channels)
 
@@ -42,8 +42,8 @@ def normalized_conv(
 ) -> nn.Sequential:
     """Return a convolution without a bias and its norm: [n, inputs, h, w] to [n, outputs, h / stride, w / stride].
 
-    The kernel is drawn after He et al. 2015, "Delving Deep into Rectifiers", equation 10: variance 2 / fan-in. The
-    norm's gain begins as `gain`.
+    The kernel's initialization is that of He et al. 2015, "Delving Deep into Rectifiers", equation 10: variance
+    2 / fan-in. The norm's gain is initially `gain`.
     """
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     norm = group_norm(outputs)
@@ -53,15 +53,15 @@ def normalized_conv(
 
 
 def is_large(inputs: tuple[int, ...]) -> bool:
-    """Whether an image of (channels, height, width) is to be quartered by the stem."""
+    """Whether the stem quarters an image of (channels, height, width)."""
     return min(inputs[1:]) >= LARGE_IMAGE
 
 
 def stem(channels: int, width: int, quarters: bool) -> nn.Sequential:
     """Return the layers before the first block: [n, channels, h, w] to [n, width, h', w'].
 
-    A 7x7 convolution and a 3x3 pooling, each of stride 2 (He et al. 2015, table 1), where it `quarters` height
-    and width; else a 3x3 convolution that keeps them.
+    If it `quarters` height and width: a 7x7 convolution and a 3x3 pooling, each of stride 2 (He et al. 2015, table 1);
+    else a 3x3 convolution that keeps them.
     """
     if quarters:
         return nn.Sequential(

@@ -1,8 +1,8 @@
-"""Linear layers multiplied by oneDNN, on CPUs where what torch takes by itself leaves half of their speed unused.
+"""Linear layers computed by oneDNN, on CPUs where torch's own choice uses half of their speed.
 
-torch multiplies float32 matrices by MKL, which uses AVX-512 on Intel's CPUs alone. oneDNN, which torch brings along for
-convolutions, uses it wherever it is: on AMD's (Zen 4 and later) the same products take less than half the time. Both
-add up in float32. It knows layers and CPUs; it does not know what is trained.
+torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel CPUs only. oneDNN, which torch includes for
+convolutions, uses it on every CPU that has it: on AMD's (Zen 4 and later) the same products take less than half the
+time. Both accumulate in float32. Depends on layers and CPUs; independent of what is trained.
 """
 
 import functools
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from shoal.distributed.dtensor_io import is_dtensor
 
-# Multiply-adds of a product below which a call from Python costs more than the kernel gains.
+# Multiply-adds of a product below which the call from Python costs more than the kernel saves.
 LEAST_WORK = 1 << 23
 
 
 @functools.cache
 def is_faster() -> bool:
-    """Whether this machine's CPU is one that oneDNN serves better."""
+    """Whether oneDNN is faster than MKL on this machine's CPU."""
     has = torch.cpu.get_capabilities()
     is_amd = str(has.get("cpu_name", "")).startswith("AMD")
     return torch.backends.mkldnn.is_available() and is_amd and bool(has.get("avx512_f"))
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Have the linear layers of a model, in place, multiply by oneDNN where it is faster; all else stays as it is."""
+    """Make the linear layers of a model multiply with oneDNN, in place, if it is faster on this CPU."""
     if is_faster():
         for layer in model.modules():
             if type(layer) is nn.Linear:
@@ -35,16 +35,16 @@ def use_onednn(model: nn.Module) -> None:
 
 
 class OneDNNLinear(nn.Linear):
-    """As nn.Linear, whatever it is given; large float32 products on a CPU take less time."""
+    """Computes what nn.Linear does; large float32 products on a CPU take less time."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features]."""
-        if not self._suits(x):
+        if not self._is_suitable(x):
             return F.linear(x, self.weight, self.bias)
         product = _Product.apply(x.flatten(0, -2), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return]
 
-    def _suits(self, x: Tensor) -> bool:
+    def _is_suitable(self, x: Tensor) -> bool:
         return (
             x.numel() * self.out_features >= LEAST_WORK
             and x.dim() > 1
@@ -70,7 +70,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Both gradients are such products themselves, and so differentiable in turn."""
+        """Compute both gradients as such products, which makes them differentiable themselves."""
         a, b = ctx.saved_tensors
         for_a, for_b, for_bias = ctx.needs_input_grad
         multiply = _Product.apply

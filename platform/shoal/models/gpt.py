@@ -1,6 +1,6 @@
-"""A decoder for causal language models: GPT-2 (Radford et al. 2019), with rotary positions unless told otherwise.
+"""A decoder for causal language models: GPT-2 (Radford et al. 2019), by default with rotary positions.
 
-It knows token ids and their logits; text and tokenisers it does not know.
+Depends on token ids; independent of text and tokenizers.
 """
 
 import torch
@@ -22,8 +22,8 @@ from shoal.models.transformer import (
 class GPT(nn.Module):
     """Tokens to logits of the next token at each position.
 
-    A position sees itself and those before it, hence padding on the right needs no mask: it changes nothing to its
-    left, and the loss leaves it out.
+    A position attends to itself and those before it. Padding on the right therefore needs no mask: it changes nothing
+    to its left, and the loss leaves it out.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GPT(nn.Module):
             heads: of each attention; None is one for each 64 of the width, at least 1.
             positions: rotary, or learned (one vector each, added to the token's).
             tied: whether the output layer's weight is the embedding's (Press and Wolf 2017).
-            dropout: share dropped in training of embeddings, attention weights and what a block adds.
+            dropout: share dropped in training of embeddings, attention weights and a block's contributions.
 
         Raises:
             ModelError: inputs, heads or positions cannot be used.
@@ -99,16 +99,16 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Continue [n, t] by `count` tokens, to [n, t + count]; put the model in eval mode first.
 
-        Each new token costs one position of compute, for keys and values of earlier ones are kept. When the context
-        is full, its last half (context // 2 tokens) becomes a new beginning and is computed anew: one further
-        position per token on average, where sliding by one would cost the whole context each time.
+        Each new token costs one position of compute, as keys and values of earlier ones are cached. When the context is
+        full, its last half (context // 2 tokens) is computed again as a new start: on average one more position per
+        token, while sliding by one would cost the whole context each time.
 
         Args:
-            tokens: prompts without padding, t at least 1; of one longer than the context the last half is seen.
+            tokens: prompts without padding, t at least 1; of one longer than the context the last half is used.
             count: tokens to add.
             temperature: the logits' divisor; 0 takes the most likely token.
-            top_k: draw among this many most likely tokens only.
-            generator: where the random numbers come from, on the tokens' device.
+            top_k: draw among this many of the most likely tokens.
+            generator: of random numbers, on the tokens' device.
 
         Raises:
             ModelError: a negative temperature, or a top_k below 1.
@@ -135,7 +135,7 @@ class GPT(nn.Module):
 def _choose(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw [n, 1] token ids by [n, outputs] logits."""
+    """Draw [n, 1] token ids from [n, outputs] logits."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     if top_k is not None:

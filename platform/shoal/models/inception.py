@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from shoal.errors import ModelError
 from shoal.models.convolution import image_shape_of, is_large, normalized_conv, stem
 
-# Height or width from which on no more pooling is done.
+# Height or width at which pooling ends.
 SMALLEST = 4
 
 
 class Inception(nn.Module):
     """Blocks of four parallel branches of equal width, and a stride-2 pooling after every second block.
 
-    Every convolution has its norm, as in Ioffe and Szegedy 2015 ("Batch Normalization"). It is GroupNorm, of groups
-    of 16 channels or the next number that divides the layer's: batch statistics would make the result depend on how
-    a batch is split over workers. The paper's auxiliary classifiers are left out.
+    Every convolution has its norm, as in Ioffe and Szegedy 2015 ("Batch Normalization"). It is GroupNorm, of groups of
+    16 channels or the next larger divisor of the layer's channels: batch statistics would make the result depend on how
+    a batch is divided among workers. The paper's auxiliary classifiers are left out.
 
     Attributes:
         blocks: the `depth` blocks, in order.
@@ -28,12 +28,12 @@ class Inception(nn.Module):
         Args:
             inputs: (channels, height, width) of one image. From 64x64 on the stem is a 7x7 convolution and a
                 pooling, each of stride 2; below, a 3x3 convolution of stride 1.
-            outputs: numbers put out per image.
-            width: channels that each branch puts out; a block puts out four times as many.
+            outputs: numbers returned per image.
+            width: channels that each branch returns; a block returns four times as many.
             depth: blocks. The third, fifth, ... pools first while height and width are above 4.
 
         Raises:
-            ModelError: `inputs` is no image, or there is no block.
+            ModelError: `inputs` is not an image, or there is no block.
         """
         super().__init__()
         channels, *size = image_shape_of(inputs)

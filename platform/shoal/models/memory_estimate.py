@@ -1,8 +1,8 @@
 """What training a model takes, found without its weights: parameters, bytes per worker, operations, time.
 
 Models are run on fake tensors, which have shapes and no values. Depends on modules and the memory sizes of devices;
-independent of configs and data. The arithmetic follows Rajbhandari et al. 2020, "ZeRO", section 3: every worker holds all
-weights, gradients and optimizer state, or a shard of them; its activations are its own.
+independent of configs and data. The arithmetic follows Rajbhandari et al. 2020, "ZeRO", section 3: every worker holds
+all weights, gradients and optimizer state, or a shard of them; its activations are its own.
 """
 
 from collections.abc import Callable

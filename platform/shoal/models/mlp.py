@@ -16,7 +16,7 @@ class MLP(nn.Module):
 
         Args:
             inputs: shape of one sample; more dimensions are flattened.
-            outputs: numbers put out per sample.
+            outputs: numbers returned per sample.
             width: units of the first hidden layer; each further one has half, at least 1.
             depth: hidden layers; 0 is a linear model.
             dropout: share of hidden units dropped in training.

@@ -1,6 +1,6 @@
-"""Weights to start from: a folder with safetensors, put into a model that is built already.
+"""Pretrained weights: safetensors of a folder, loaded into a model that is built already.
 
-It knows tensors by their names and shapes; how the model was built it does not know.
+Depends on the names and shapes of tensors; independent of how the model was built.
 """
 
 import logging
@@ -15,17 +15,17 @@ from shoal.models.huggingface import HuggingFace
 
 logger = logging.getLogger(__name__)
 
-# In the folder itself (a checkpoint, save_pretrained's), in a saved model, in a run folder.
-_PLACES = ("*.safetensors", "data/*/*.safetensors", "model/data/*/*.safetensors")
+# In the folder itself (of a checkpoint or of save_pretrained), in a saved model, in a run folder.
+PATTERNS = ("*.safetensors", "data/*/*.safetensors", "model/data/*/*.safetensors")
 
 
 def load_pretrained(model: nn.Module, folder: str) -> None:
-    """Put a folder's weights into a model, in place; what it lacks stays as it is and is named in the log.
+    """Load a folder's weights into a model, in place; tensors that the folder lacks keep their initial values.
 
-    A model on the meta device has no weights to be put in: of it only the folder is looked up.
+    The log names tensors that only one side has. For a model on the meta device only the folder's existence is checked.
 
     Raises:
-        ModelError: the folder is not there or holds no weights, or a tensor is of another shape.
+        ModelError: the folder does not exist or holds no weights, or a tensor has another shape.
     """
     files = _files(folder)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -39,9 +39,9 @@ def load_pretrained(model: nn.Module, folder: str) -> None:
         name = next(name for name in own if name in misfits)
         theirs, ours = misfits[name], tuple(own[name].shape)
         raise ModelError(
-            f"model.init='{folder}': '{name}' is of shape {theirs} there and {ours} in the model: give "
-            "the model the sizes of these weights (model.width, model.depth, model.args; vocabulary and context are "
-            "the data's: data.tokenizer, data.context), or other weights"
+            f"model.init='{folder}': '{name}' is of shape {theirs} there and {ours} in the model: set "
+            "the model's sizes to those of the weights (model.width, model.depth, model.args; for vocabulary and "
+            "context data.tokenizer and data.context), or name other weights"
         )
     fitting = own.keys() & found.keys()
     if not fitting:
@@ -52,8 +52,8 @@ def load_pretrained(model: nn.Module, folder: str) -> None:
     with torch.no_grad():
         for name in fitting:
             own[name].copy_(found[name])
-    _tell(folder, "not there, left as initialised", own.keys() - fitting)
-    _tell(folder, "there, not in the model", found.keys() - fitting)
+    _log_names(folder, "not there, left as initialized", own.keys() - fitting)
+    _log_names(folder, "there, not in the model", found.keys() - fitting)
 
 
 def _files(folder: str) -> list[Path]:
@@ -62,18 +62,19 @@ def _files(folder: str) -> list[Path]:
         raise ModelError(
             f"model.init='{folder}' is no folder, seen from {Path.cwd()}: name a folder of this machine"
         )
-    for place in _PLACES:
-        if files := sorted(path.glob(place)):
+    for pattern in PATTERNS:
+        if files := sorted(path.glob(pattern)):
             return files
     raise ModelError(
-        f"model.init='{folder}' holds no *.safetensors: name what save_pretrained wrote, a checkpoint, or a run folder"
+        f"model.init='{folder}' holds no *.safetensors: name a folder that save_pretrained wrote, "
+        "a checkpoint, or a run folder"
     )
 
 
 def _read(
     model: nn.Module, files: list[Path], folder: str
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
-    """Return the tensors of the files, and the shapes of those that are left out because they do not fit."""
+    """Return the tensors of the files, and the shapes of those that do not fit and are left out."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -86,7 +87,7 @@ def _read(
 
 
 def _is_ours(model: nn.Module, file: Path) -> bool:
-    """Whether tensors have the names that Shoal gave them, rather than transformers'."""
+    """Whether tensors have the names of Shoal's own modules, rather than those of transformers."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as weights:
@@ -97,6 +98,6 @@ def _some(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted(tensors)[:3]) + (", ..." if len(tensors) > 3 else "")
 
 
-def _tell(folder: str, what: str, names: set[str]) -> None:
+def _log_names(folder: str, what: str, names: set[str]) -> None:
     if names:
         logger.info("model.init='%s': %s: %s", folder, what, ", ".join(sorted(names)))

@@ -10,7 +10,7 @@ from torch import nn
 from shoal.config.import_path import call_with, find, is_path
 from shoal.data.preprocessing import Transform
 from shoal.errors import ModelError, UserError, nearest
-from shoal.models import huggingface
+from shoal.models import huggingface, huggingface_config
 from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
 from shoal.models.gpt import GPT
@@ -31,14 +31,14 @@ TAKE_TOKENS = ("gpt", "bert")
 
 
 def find_builder(name: str) -> Callable[..., Any]:
-    """Return the builder a `model.name` means.
+    """Return the builder of a `model.name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such model.
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    if name.startswith(huggingface.SCHEME):
+    if name.startswith(huggingface_config.SCHEME):
         return huggingface.builder_of(name)
     if is_path(name):
         return find(name, "model.name")
@@ -59,33 +59,35 @@ def build_model(
 ) -> nn.Module:
     """Build a model with weights that are a pure function of the seed.
 
-    A builder is given those of `inputs`, `outputs`, `vocabulary`, `task`, `width`, `depth` that its signature names,
-    and all of `model.args`. `inputs` is the shape of a sample for a model of Shoal's own; a user's is given the
-    number of features where there is one dimension.
+    A builder receives those of `inputs`, `outputs`, `vocabulary`, `task`, `width`, `depth` that its signature names,
+    and all of `model.args`. `inputs` is the shape of a sample for Shoal's own models; a user's builder receives the
+    number of features if there is one dimension.
+
+    With `model.parametrization=mup` the model is converted by comparison with the same model at `base_width`. Weights
+    of `model.init` are loaded last and unchanged.
 
     Args:
+        config: the config section.
         input_shape: of one sample.
-        outputs: numbers put out per sample, or per position by a language model.
-        vocabulary: number of token ids; 0 where the inputs are no tokens.
-        task: name of what is learnt.
-
-    Under `model.parametrization=mup` the model is brought into it from the same builder's at `base_width`. Weights
-    of `model.init` come last, and go in as they are.
+        outputs: numbers returned per sample, or per position by a language model.
+        seed: of the weights.
+        vocabulary: number of token ids; 0 if the inputs are not tokens.
+        task: its name.
 
     Raises:
-        UserError: the builder refuses, raises, or returns something else than a module; `model.init` does not fit.
+        UserError: the builder refuses, raises, or returns something other than a module; `model.init` does not fit.
     """
     builder = find_builder(config.name)
-    is_foreign = config.name.startswith(huggingface.SCHEME)
-    is_whole = is_foreign or builder in REGISTRY.values() or len(input_shape) != 1
+    is_transformers = config.name.startswith(huggingface_config.SCHEME)
+    takes_shape = is_transformers or builder in REGISTRY.values() or len(input_shape) != 1
     offered = {
-        "inputs": input_shape if is_whole else input_shape[0],
+        "inputs": input_shape if takes_shape else input_shape[0],
         "outputs": outputs,
         "vocabulary": vocabulary,
         "task": task,
         "width": config.width,
         "depth": _default_depth(builder) if config.depth is None else config.depth,
-    } | ({"init": config.init} if is_foreign else {})
+    } | ({"init": config.init} if is_transformers else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -96,7 +98,7 @@ def build_model(
             raise ModelError(f"model.name='{config.name}', model.args={config.args}: {error}") from None
         except Exception as error:
             raise ModelError(
-                f"model.name='{config.name}' raised {type(error).__name__}: {error}: mend the builder or its "
+                f"model.name='{config.name}' raised {type(error).__name__}: {error}: fix the builder or its "
                 f"arguments ({', '.join(f'{key}={value}' for key, value in (offered | config.args).items())})"
             ) from error
     if not isinstance(model, nn.Module):
@@ -106,14 +108,14 @@ def build_model(
     if config.parametrization == "mup":
         at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
         base = build_model(config.model_copy(update=at_base), input_shape, outputs, seed, vocabulary, task)
-        _scale_up(model, base, config)
+        _convert_to_mup(model, base, config)
     if config.init is not None:
         load_pretrained(model, config.init)
     return model
 
 
 def _default_depth(builder: Callable[..., Any]) -> int:
-    """A builder's own, or 2 where it has none."""
+    """Return a builder's own default depth, or 2 if it has none."""
     named = inspect.signature(builder).parameters.get("depth")
     return named.default if named and isinstance(named.default, int) else 2
 
@@ -122,7 +124,7 @@ def build_model_for(config: ModelConfig, transform: Transform, task: str, seed: 
     """Build a model for the rows that a transform makes.
 
     Raises:
-        UserError: it cannot be built, or takes tokens where there are none.
+        UserError: it cannot be built, or takes tokens and the data has none.
     """
     if config.name in TAKE_TOKENS and not transform.tokenizer:
         raise ModelError(
@@ -132,7 +134,7 @@ def build_model_for(config: ModelConfig, transform: Transform, task: str, seed: 
     return build_model(config, transform.input_shape, transform.outputs, seed, transform.vocabulary, task)
 
 
-def _scale_up(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:
+def _convert_to_mup(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:
     shapes, at_base = ([tensor.shape for tensor in module.parameters()] for module in (model, base))
     if config.width != config.base_width and shapes == at_base:
         raise ModelError(

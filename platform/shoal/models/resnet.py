@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from shoal.errors import ModelError
 from shoal.models.convolution import image_shape_of, is_large, normalized_conv, stem
 
-# Blocks of each stage, by depth (table 1); 50 is of bottlenecks.
+# Blocks of each stage, by depth (table 1); depth 50 has bottlenecks.
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 # Channels of a bottleneck's last convolution to those of its first.
@@ -16,9 +16,9 @@ EXPANSION = 4
 class ResNet(nn.Module):
     """Residual blocks in stages, each of twice the channels and half the height and width of the one before.
 
-    Instead of BatchNorm there is GroupNorm, of groups of 16 channels or the next number that divides the layer's:
-    batch statistics would make the result depend on how a batch is split over workers. Affine parameters are as
-    many, so the number of parameters is the published one.
+    GroupNorm, of groups of 16 channels or the next larger divisor of the layer's channels, replaces BatchNorm: batch
+    statistics would make the result depend on how a batch is divided among workers. It has as many affine parameters,
+    so that the number of parameters is the published one.
 
     Attributes:
         blocks: the residual blocks of all stages, in order.
@@ -30,7 +30,7 @@ class ResNet(nn.Module):
 
         Args:
             inputs: (channels, height, width) of one image.
-            outputs: numbers put out per image.
+            outputs: numbers returned per image.
             width: channels of the first stage; the paper's is 64 for the depths 18, 34, 50, and 16 for the others.
             depth: 18, 34 (basic blocks) or 50 (bottlenecks) of four stages, as in table 1, whose stem is a 3x3
                 convolution without pooling where height or width is below 64; or 6n + 2 from 8 on (8, 14, 20, 26,
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
                 have no parameters.
 
         Raises:
-            ModelError: `inputs` is no image, or there is no such depth.
+            ModelError: `inputs` is not an image, or there is no such depth.
         """
         super().__init__()
         channels, _, _ = image_shape_of(inputs)
@@ -65,8 +65,8 @@ class ResNet(nn.Module):
 class ResidualBlock(nn.Module):
     """ReLU of a branch plus a shortcut (equations 1 and 2).
 
-    The gain of a branch's last norm begins at zero, and so the block as its shortcut (Goyal et al. 2017, "Accurate,
-    Large Minibatch SGD", section 5.1).
+    The gain of a branch's last norm is initially zero, so that a block is initially its shortcut (Goyal et al. 2017,
+    "Accurate, Large Minibatch SGD", section 5.1).
     """
 
     def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
@@ -117,7 +117,7 @@ def basic(inputs: int, width: int, stride: int) -> nn.Sequential:
 def bottleneck(inputs: int, width: int, stride: int) -> nn.Sequential:
     """1x1, 3x3 and 1x1, the last to four times the channels (figure 5, right).
 
-    The stride is the 3x3's, which sees every pixel; the paper's first 1x1 would leave out three of four.
+    The 3x3 convolution has the stride: it reads every pixel, while the paper's first 1x1 would skip three of four.
     """
     return nn.Sequential(
         normalized_conv(inputs, width, 1),
@@ -129,7 +129,7 @@ def bottleneck(inputs: int, width: int, stride: int) -> nn.Sequential:
 
 
 def shortcut(inputs: int, outputs: int, stride: int, is_projected: bool) -> nn.Module:
-    """Return the identity, or where the shape changes a 1x1 projection (option B) or padding (option A)."""
+    """Return the identity, or if the shape changes, a 1x1 projection (option B) or padding (option A)."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     if is_projected:

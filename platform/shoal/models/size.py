@@ -1,4 +1,4 @@
-"""How large a model is: parameters, bytes, and floating-point operations of a forward pass."""
+"""The size of a model: parameters, bytes, and floating-point operations of a forward pass."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from shoal.models.flops import FlopCounter
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model's size and complexity."""
+    """A model's parameters, their bytes with buffers, and the FLOPs of a forward pass over one sample."""
 
     parameters: int
     bytes: int
@@ -46,7 +46,7 @@ def measure_size(model: nn.Module, sample: torch.Tensor) -> ModelSize:
     except Exception as error:
         raise ModelError(
             f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {error}): "
-            "its builder is given `inputs` and `outputs` when its signature names them"
+            "its builder receives `inputs` and `outputs` if its signature names them"
         ) from error
     finally:
         model.train(was_training)

@@ -1,10 +1,10 @@
 """What decoder and encoder share: attention, feed-forward, pre-norm block, rotary positions, initial weights.
 
-It knows hidden states [n, t, width] and nothing of tokens, tasks or losses.
+Depends on hidden states [n, t, width]; independent of tokens, tasks and losses.
 
 The norm comes before each sublayer, which trains without a long warmup (Xiong et al. 2020, "On Layer
 Normalization in the Transformer Architecture"). It is LayerNorm, as in GPT-2 and BERT: PyTorch has one kernel for it
-on every device, whereas RMSNorm (2.13) is a chain of operations on a CPU.
+on every device, while RMSNorm (in 2.13) is several operations on a CPU.
 """
 
 import math
@@ -21,13 +21,13 @@ ROTARY_BASE = 10000.0
 
 
 class Rotation:
-    """Rotary positions (Su et al. 2021, "RoFormer", section 3.2.2): pair i of a head turns by position * theta_i.
+    """Rotary positions (Su et al. 2021, "RoFormer", section 3.2.2): pair i of a head is rotated by position * theta_i.
 
     theta_i = 10000^(-2i / head_dim), i from 0. A pair is (i, i + head_dim / 2) rather than eq. 34's (2i, 2i + 1), which
     is the same up to the order of the projections' rows and needs no strided access.
 
-    No tensor and no dataclass: FSDP casts those to the compute dtype on their way into a block, and bfloat16 has
-    not the digits for an angle's cosine.
+    It is neither a tensor nor a dataclass: FSDP casts those to the compute dtype on their way into a block, and the
+    precision of bfloat16 is too low for an angle's cosine.
     """
 
     def __init__(self, positions: Tensor, head_dim: int) -> None:
@@ -42,17 +42,17 @@ class Rotation:
         self.cos, self.sin = angles.cos(), angles.sin()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Turn [n, heads, t, head_dim], in float32, and return it in its own dtype."""
+        """Rotate [n, heads, t, head_dim], in float32, and return it in its own dtype."""
         first, second = x.float().chunk(2, dim=-1)
-        turned = first * self.cos - second * self.sin, second * self.cos + first * self.sin
-        return torch.cat(turned, dim=-1).to(x.dtype)
+        rotated = first * self.cos - second * self.sin, second * self.cos + first * self.sin
+        return torch.cat(rotated, dim=-1).to(x.dtype)
 
 
 class KeyValueCache:
-    """Keys and values of the positions that one attention has seen, [n, heads, seen, head_dim] each.
+    """Keys and values of the earlier positions of one attention, [n, heads, positions, head_dim] each.
 
-    The first positions may be several; later ones come one at a time. No dataclass: FSDP hands a block a copy of
-    those, and what is appended would be lost.
+    The first call may append several positions, later ones append one at a time. It is not a dataclass: FSDP passes a
+    copy of those to a block, and appended positions would be lost.
     """
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class Attention(nn.Module):
 
         Args:
             x: hidden states.
-            mask: bool, broadcast to [n, heads, t, t]: which keys (last) a query may see; not with `causal`.
+            mask: bool, broadcast to [n, heads, t, t]: which keys (last) a query may attend to; not with `causal`.
             rotation: of the t positions.
-            cache: of the positions before; with one that is not empty, t is 1.
+            cache: of the positions before; if it is not empty, t is 1.
         """
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
         if rotation is not None:
@@ -107,18 +107,18 @@ class Attention(nn.Module):
             value,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and x.shape[1] > 1,  # a single position is the last and sees all
+            is_causal=self.causal and x.shape[1] > 1,  # a single position is the last one and attends to all
             scale=self.attention_scale,
         )
         return self.project(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        """Return [n, heads, t, head_dim]; tensor parallelism leaves this worker a part of the heads."""
+        """Return [n, heads, t, head_dim]; with tensor parallelism this worker has a part of the heads."""
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """Two layers on each position by itself, four times as wide between them, with GELU."""
+    """Two layers on each position separately, four times as wide between them, with GELU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -156,8 +156,8 @@ class Block(nn.Module):
 def initialize(model: nn.Module) -> None:
     """Draw weights from N(0, 0.02), those that end a residual branch from N(0, 0.02 / sqrt(branches)); biases are 0.
 
-    Radford et al. 2019 (GPT-2), section 2.3, scales by 1 / sqrt(N) with N residual layers, two in a block. Of
-    parametrisations that follow the width it knows nothing.
+    Radford et al. 2019 (GPT-2), section 2.3, scales by 1 / sqrt(N) with N residual layers, two in a block.
+    Parametrizations such as muP are applied afterwards.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
@@ -171,7 +171,7 @@ def initialize(model: nn.Module) -> None:
 
 
 def is_rotary(positions: str) -> bool:
-    """Whether positions are rotary, and not learned (one vector each, added to the token's).
+    """Whether positions are rotary, rather than learned (one vector each, added to the token's).
 
     Raises:
         ModelError: they are neither.
@@ -185,7 +185,7 @@ def context_length(inputs: tuple[int, ...]) -> int:
     """Return the number of positions of one sample.
 
     Raises:
-        ModelError: samples are no sequences of tokens.
+        ModelError: samples are not sequences of tokens.
     """
     if len(inputs) != 1:
         raise ModelError(
@@ -199,7 +199,7 @@ def head_count(width: int, heads: int | None, rotates: bool) -> int:
     """Return the number of heads: by default one for each 64 of the width.
 
     Raises:
-        ModelError: the width does not split into them, or rotary positions get an odd dimension.
+        ModelError: the width is not a multiple of it, or rotary positions have an odd dimension.
     """
 
     def fits(number: int) -> bool:
@@ -224,6 +224,6 @@ def check_length(tokens: Tensor, context: int) -> None:
     """
     if tokens.shape[1] > context:
         raise ModelError(
-            f"{tokens.shape[1]} tokens were given to a model with a context of {context}: "
-            f"give at most {context}, or train a model with a longer context"
+            f"{tokens.shape[1]} tokens were passed to a model with a context of {context}: "
+            f"pass at most {context}, or train a model with a longer context"
         )

@@ -15,7 +15,7 @@ from shoal.config.import_path import is_path
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
 from shoal.inference.predictor import Predictor, as_rows
-from shoal.models.huggingface import SCHEME
+from shoal.models.huggingface_config import SCHEME
 
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
 EXAMPLE_ROWS = 5

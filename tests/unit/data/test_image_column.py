@@ -138,7 +138,7 @@ def test_splits_of_other_names_beside_known_ones_are_left_out(hub):
 @pytest.mark.parametrize("splits", [{"training": 3, "testing": 3}, {"validation": 3, "test": 3}])
 def test_several_splits_without_a_training_split_are_refused_by_name(hub, splits):
     uri = hub(**splits)
-    with pytest.raises(DataError, match=f"has the splits {', '.join(splits)}: 'train' must be among them"):
+    with pytest.raises(DataError, match=rf"has the splits {', '.join(splits)}: 'train' must be among them"):
         open_source(uri)
 
 
@@ -148,7 +148,7 @@ def test_a_single_split_of_any_name_is_all_of_the_data(hub):
 
 
 def test_encoded_images_under_another_task_are_refused_with_the_task_that_decodes_them(hub):
-    with pytest.raises(DataError, match="column 'image' of .* holds encoded images") as caught:
+    with pytest.raises(DataError, match=r"column 'image' of .* holds encoded images") as caught:
         partitioned(config(hub()), task="classification")
     assert "task=image_classification" in str(caught.value)
 
@@ -263,7 +263,7 @@ def test_the_size_is_exact_for_a_small_source_and_estimated_for_a_large_one(monk
 
 
 def test_ray_data_decodes_a_batch_as_this_process_does(hub):
-    """The function that is mapped over batches where the data set is too large for the driver; no cluster takes part."""
+    """The function that is mapped over batches where the data set is too large for the driver, without a cluster."""
     from shoal.cluster.ingest import decode_batch
     from shoal.data.sources.arrow import table_to_block
 

@@ -154,7 +154,7 @@ def test_a_causal_model_sees_no_later_token(kind):
 
 
 def test_more_tokens_than_the_context_are_refused():
-    with pytest.raises(ModelError, match="13 tokens were given to a model with a context of 12"):
+    with pytest.raises(ModelError, match="13 tokens were passed to a model with a context of 12"):
         make("gpt2", "causal_lm")(tokens(length=13))
 
 
@@ -264,7 +264,7 @@ def test_a_new_head_stays_as_initialised_and_is_named_in_the_log(tmp_path, caplo
     assert len(shared) > 30
     assert all(torch.equal(new[name], old[name]) for name in shared)
     spec = [record.getMessage() for record in caplog.records]
-    assert any("left as initialised" in line and "inner.classifier.weight" in line for line in spec)
+    assert any("left as initialized" in line and "inner.classifier.weight" in line for line in spec)
 
 
 def test_a_context_shorter_than_the_saved_models_is_no_misfit(tmp_path):

@@ -95,10 +95,13 @@ def measure(name, optimizer, precision, ema=False):
             found.saved[storage.data_ptr()] = storage  # referenced, so that its address is not used again
         return tensor
 
-    def before_update(*_):
-        found.gradients = sum(parameter.grad.nbytes for parameter in model.parameters())
+    def count_gradient(parameter):
+        found.gradients += parameter.grad.nbytes
 
-    update_rule.register_step_pre_hook(before_update)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(
+            count_gradient
+        )  # the loop drops gradients after its update
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         update(loop, batch, 0, Clock())

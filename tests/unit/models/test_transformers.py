@@ -357,7 +357,7 @@ def test_int32_tokens_mean_what_int64_tokens_do(kind):
 def test_more_tokens_than_the_context_are_refused(kind):
     model = gpt() if kind == "gpt" else bert()
     with pytest.raises(
-        ModelError, match="13 tokens were given to a model with a context of 12: give at most 12"
+        ModelError, match="13 tokens were passed to a model with a context of 12: pass at most 12"
     ):
         model(some_tokens(t=13))
 

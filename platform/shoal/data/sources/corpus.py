@@ -117,7 +117,7 @@ class Corpus:
     def _check(self, sizes: dict[str, int]) -> None:
         if not any(sizes.values()):
             raise DataError(f"data.source='{self.uri}' holds no text: name one with text in it")
-        if not sizes[TRAIN] and self.options.given_tokenizer_json is None:
+        if not sizes[TRAIN] and self.options.trained_tokenizer is None:
             raise DataError(
                 f"data.source='{self.uri}' has {sum(sizes.values())} bytes of text, and none is left to train on: "
                 f"pieces of {PIECE_CHARS} characters are divided among the splits; give more text, or lower "
