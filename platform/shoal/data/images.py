@@ -105,7 +105,7 @@ def native_shape(encoded: Sequence[EncodedImage]) -> Shape:
 
 
 def decode_images(encoded: Sequence[EncodedImage], shape: Shape, resize: bool) -> np.ndarray:
-    """Decode images to [n, channels, height, width] uint8, as `shoal.data.sources.images.read_images` does files.
+    """Decode images to [n, channels, height, width] uint8, as `read_pixels` does.
 
     Args:
         encoded: at least one.
@@ -121,17 +121,17 @@ def decode_images(encoded: Sequence[EncodedImage], shape: Shape, resize: bool) -
     return stack_pixels(pixels, (height, width))
 
 
-def stack_pixels(pixels: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> np.ndarray:
+def stack_pixels(pixels: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     """Stack images [channels, height, width] to [n, channels, height, width].
 
     Args:
         pixels: at least one.
-        size: (height, width) that each must have; None: that of the others.
+        size: (height, width) that each must have.
 
     Raises:
-        DataError: they are of different sizes.
+        DataError: one has another size.
     """
-    sizes = sorted({image.shape[1:] for image in pixels} | ({size} if size else set()))
+    sizes = sorted({image.shape[1:] for image in pixels} | {size})
     if len(sizes) > 1:
         raise DataError(
             f"images are of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]} (height, width): "
@@ -143,7 +143,21 @@ def stack_pixels(pixels: Sequence[np.ndarray], size: tuple[int, int] | None = No
 def read_pixels(
     encoded: Sequence[EncodedImage], size: tuple[int, int] | None, channels: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Return the pixels of the images that can be decoded, and the names of the broken ones with the reason."""
+    """Decode images; of animations, the first frame.
+
+    An image is turned upright by its EXIF orientation, converted to greyscale or RGB (transparency is dropped, 16 bits
+    become 8), resized so that it just covers `size` with its proportions kept, by antialiased bilinear interpolation,
+    and cropped to the centre.
+
+    Args:
+        encoded: images.
+        size: (height, width), or None to keep the size of each image.
+        channels: 1 for greyscale, 3 for RGB.
+
+    Returns:
+        the pixels [channels, height, width] uint8 of the images that can be decoded, and the names of the broken ones
+        with the reason.
+    """
     return _collect(encoded, lambda image: _to_array(image, size, channels))
 
 

@@ -42,15 +42,6 @@ class TextOptions:
         return make_tokenizer(self.tokenizer, texts)
 
 
-def pieces(texts: Iterable[str]) -> list[str]:
-    """Divide each document into pieces of at most `PIECE_CHARS` characters, at line ends where it has them.
-
-    The pieces of a document, joined, are the document. Of the text behind a piece, only whether there is any matters:
-    appended text leaves all pieces but the last unchanged.
-    """
-    return [piece for text in texts for piece, _ in _split_document([text])]
-
-
 def pack(ids: Sequence[np.ndarray], context: int, vocabulary: int) -> np.ndarray:
     """Pack arrays of tokens, one after another, into rows [rows, context + 1].
 
@@ -100,7 +91,17 @@ def grouped(documents: Iterable[Iterable[str]]) -> Iterator[list[tuple[str, bool
 
 
 def _split_document(document: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Divide a document, which arrives in chunks of any size; yield its pieces and whether each is the last."""
+    """Divide a document into pieces of at most `PIECE_CHARS` characters, at line ends where it has them.
+
+    The pieces, joined, are the document. Of the text behind a piece, only whether there is any matters: appended text
+    leaves all pieces but the last unchanged.
+
+    Args:
+        document: its text, in chunks of any size.
+
+    Returns:
+        each piece, and whether it is the last.
+    """
     rest = ""
     for chunk in document:
         rest, start = rest + chunk, 0

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shoal.data.images import read_pixels, refuse_broken, stack_pixels
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.data.sources import images as module
-from shoal.data.sources.images import ImageFile, image_shape, list_images, open_images, read_images
+from shoal.data.sources.images import ImageFile, encoded_files, image_shape, list_images, open_images
 from shoal.data.sources.open import open_source
 from shoal.errors import DataError
 
@@ -43,6 +44,13 @@ def noise(height, width, channels=3, seed=0):
 
 def files(*paths):
     return [ImageFile(str(path), "a") for path in paths]
+
+
+def read_images(files, size, channels):
+    """The pixels of files [n, channels, height, width]; without a size all must have that of the first."""
+    pixels, broken = read_pixels(encoded_files(files), size, channels)
+    refuse_broken(broken)
+    return stack_pixels(pixels, size or pixels[0].shape[1:])
 
 
 def refusal(call, *args, **kwargs):
@@ -229,7 +237,7 @@ def test_images_of_different_sizes_need_a_size(draw):
     assert "set data.shape=[channels, height, width]" in message
 
 
-def test_all_broken_files_are_told_in_one_error_the_first_five_by_name_and_reason(draw, tmp_path):
+def test_all_broken_files_are_named_in_one_error_the_first_five_by_name_and_reason(draw, tmp_path):
     good = draw("good.png", noise(30, 30))
     cut = tmp_path / "a.png"
     cut.write_bytes(good.read_bytes()[:600])
@@ -304,7 +312,7 @@ def test_a_source_brings_images_to_the_shape_that_is_asked_for(draw):
     assert block["image"].shape == (2, 1, 12, 16)
 
 
-def test_broken_files_of_all_blocks_are_told_together(draw, monkeypatch, tmp_path):
+def test_broken_files_of_all_blocks_are_named_together(draw, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "BLOCK_BYTES", 1)
     for number in range(6):
         draw(f"d/{'ab'[number % 2]}/{number}.png")
@@ -331,7 +339,7 @@ def test_the_fingerprint_changes_with_a_pixel_a_class_and_the_shape_and_not_with
     assert open_source("images:d").fingerprint not in (first, moved)
 
 
-def test_a_large_source_is_told_apart_by_names_classes_and_sizes_without_reading_it(
+def test_the_fingerprint_of_a_large_source_is_of_names_classes_and_sizes_without_reading_it(
     draw, monkeypatch, tmp_path
 ):
     draw("d/a/1.bmp"), draw("d/b/2.bmp"), draw("d/b/3.bmp")

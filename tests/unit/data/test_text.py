@@ -17,12 +17,17 @@ from shoal.data.sources.function import source_from_value
 from shoal.data.sources.open import is_function, open_source
 from shoal.data.sources.text import open_text
 from shoal.data.sources.text_column import encode_column, open_text_column
-from shoal.data.text import PIECE_CHARS, TextOptions, grouped, pack, packed, pieces
+from shoal.data.text import PIECE_CHARS, TextOptions, grouped, pack, packed
 from shoal.data.tokenizer import END, PAD, BPETokenizer, ByteTokenizer, tokenizer_from_json
 from shoal.errors import ConfigError, DataError
 
 EVERYTHING = TextOptions(context=8, validation_fraction=0, test_fraction=0)
 HALVES = TextOptions(context=32, validation_fraction=0.25, test_fraction=0.25)
+
+
+def pieces(texts):
+    """The pieces of documents, in order."""
+    return [piece for group in grouped([text] for text in texts) for piece, _ in group]
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def stream(rows):
 
 
 def documents(source, split="train"):
-    """The texts of a split, told apart by their END."""
+    """The texts of a split, separated by their END."""
     tokenizer = tokenizer_from_json(source.tokenizer)
     tokens = stream(rows_of(source)[split])
     assert tokens[-1] == END

@@ -19,7 +19,7 @@ from shoal.tasks.base import MAX_ROWS
 
 @pytest.fixture
 def saved(preprocessing, tmp_path):
-    """Save an untrained model fitted to rows; returns the loaded Predictor, the model and the recipe."""
+    """Save an untrained model fitted to rows; returns the loaded Predictor, the model and the preprocessing spec."""
 
     def make(block, task="classification", **data):
         made = preprocessing(is_classification=task == "classification", **data)

@@ -30,7 +30,7 @@ def seeded(builder, inputs, outputs, **kwargs):
 
 
 def block_shapes(model, inputs):
-    """The (channels, height, width) that each block puts out."""
+    """The (channels, height, width) that each block returns."""
     shapes = []
     for block in model.blocks:
         block.register_forward_hook(lambda *call: shapes.append(tuple(call[-1].shape[1:])))

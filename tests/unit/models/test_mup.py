@@ -301,17 +301,17 @@ def test_attention_logits_go_as_one_over_a_head_dimension_that_grows():
 class Readout(nn.Module):
     """Says itself what its parameters are."""
 
-    def __init__(self, width, told):
+    def __init__(self, width, declared):
         super().__init__()
-        self.enter, self.leave, self.told = nn.Linear(4, width), nn.Linear(width, 1), told
+        self.enter, self.leave, self.declared = nn.Linear(4, width), nn.Linear(width, 1), declared
 
     def roles(self):
-        return self.told
+        return self.declared
 
 
 def test_a_models_own_roles_beat_the_shapes():
-    told = {"leave.weight": "input", "enter.weight": "fixed"}
-    model, base = Readout(64, told), Readout(16, told)
+    declared = {"leave.weight": "input", "enter.weight": "fixed"}
+    model, base = Readout(64, declared), Readout(16, declared)
     assert roles(model, base) == {
         "enter.weight": "fixed",
         "enter.bias": "input",
@@ -326,26 +326,26 @@ def test_a_models_own_roles_beat_the_shapes():
 
 
 @pytest.mark.parametrize(
-    ("told", "pieces"),
+    ("declared", "pieces"),
     [
         ({"leave.wieght": "input"}, ["Readout.roles()", "'leave.wieght'", "did you mean 'leave.weight'"]),
         ({"leave.weight": "readout"}, ["calls 'leave.weight' 'readout'", "input, hidden, output, fixed"]),
         ({"enter.bias": "output"}, ["'enter.bias' of a Linear", "the weight of an nn.Linear"]),
     ],
 )
-def test_roles_that_cannot_be_are_refused_with_the_reason(told, pieces):
+def test_roles_that_cannot_be_are_refused_with_the_reason(declared, pieces):
     with pytest.raises(ModelError) as caught:
-        parametrize(Readout(64, told), Readout(16, told))
+        parametrize(Readout(64, declared), Readout(16, declared))
     assert all(piece in str(caught.value) for piece in pieces), caught.value
 
 
 def test_a_tied_weight_cannot_be_told_a_role_that_would_lose_its_multiplier():
-    class Told(Transformer):
+    class Declared(Transformer):
         def roles(self):
             return {"embedding.weight": "input"}
 
     with pytest.raises(ModelError, match=r"'embedding\.weight', which is a tied weight"):
-        roles(Told(64), Told(32))
+        roles(Declared(64), Declared(32))
 
 
 def test_a_width_that_changes_the_layers_themselves_is_refused():

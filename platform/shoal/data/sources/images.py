@@ -18,7 +18,6 @@ from shoal.data.images import (
     median_shape,
     read_pixels,
     refuse_broken,
-    stack_pixels,
 )
 from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN
 from shoal.data.sources.base import IN_DRIVER_BYTES, Part, Source
@@ -78,7 +77,7 @@ class ImageFolder:
         broken: list[str] = []
         for first in range(0, len(files), rows):
             part = files[first : first + rows]
-            pixels, failed = read_pixels(_encoded_files(part), (height, width), channels)
+            pixels, failed = read_pixels(encoded_files(part), (height, width), channels)
             broken += failed
             if not broken:
                 yield {
@@ -140,31 +139,7 @@ def image_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
     Raises:
         DataError: all of them are broken.
     """
-    return median_shape(_encoded_files(files))
-
-
-def read_images(files: Sequence[ImageFile], size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """Decode files; of animations, the first frame.
-
-    An image is turned upright by its EXIF orientation, converted to greyscale or RGB (transparency is
-    dropped, 16 bits become 8), resized so that it just covers `size` with its proportions kept, by antialiased
-    bilinear interpolation, and cropped to the centre.
-
-    Args:
-        files: at least one.
-        size: (height, width), or None where all images are of one size, which they keep.
-        channels: 1 for greyscale, 3 for RGB.
-
-    Returns:
-        [n, channels, height, width] uint8.
-
-    Raises:
-        DataError: files are broken (it counts them, and names the first five with the reason); or `size` is None
-            and the images differ in size.
-    """
-    pixels, broken = read_pixels(_encoded_files(files), size, channels)
-    refuse_broken(broken)
-    return stack_pixels(pixels)
+    return median_shape(encoded_files(files))
 
 
 @dataclass(frozen=True)
@@ -218,7 +193,7 @@ def _check_classes(directory: str, files: list[ImageFile], found: int, has_split
         )
 
 
-def _encoded_files(files: Sequence[ImageFile]) -> list[EncodedImage]:
+def encoded_files(files: Sequence[ImageFile]) -> list[EncodedImage]:
     """Wrap files of one folder, whose file system is opened once."""
     if not files:
         return []
