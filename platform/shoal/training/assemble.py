@@ -16,8 +16,8 @@ from shoal.distributed.process_group import Collective, preserve_state
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.registry import build_model_for
-from shoal.tasks.base import Task, TaskName
-from shoal.tasks.registry import make_task
+from shoal.tasks.base import Task
+from shoal.tasks.registry import TaskName, make_task
 from shoal.training.accumulation import make_accumulation, split_batch
 from shoal.training.activation_checkpointing import checkpoint_blocks
 from shoal.training.compile import compile_model

@@ -5,17 +5,18 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from shoal.data.loader import Batch
-from shoal.data.tokenizer import ByteTokenizer
+from shoal.data.loader import ResidentShard, Rows
+from shoal.data.sampler import Lanes
+from shoal.data.tokenizer import SPECIALS, ByteTokenizer
 from shoal.distributed.process_group import SingleProcess
 from shoal.models.config import ModelConfig
 from shoal.models.memory_estimate import TrainingSetup, estimate
 from shoal.models.registry import build_model
 from shoal.tasks.classification import Classification
 from shoal.tasks.language import CausalLM
-from shoal.training.ema import EMA
-from shoal.training.loop import Clock, TrainConfig, TrainingLoop, update
-from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.assemble import assemble_loop
+from shoal.training.loop import Clock, TrainConfig, update
+from shoal.training.optimizer import OptimConfig
 
 CLASSES = 10
 # Name, shape of a sample, config, samples of a batch. The MLP's batch is large, so that activations outweigh weights.
@@ -54,37 +55,30 @@ def build(name):
     return build_model(ModelConfig(name=name, **config), shape, outputs, seed=0)
 
 
-def batch_of(name, task):
+def rows_of(name, vocabulary):
+    """One batch of random rows, in memory."""
     shape, _, samples = MODELS[name]
     generator = torch.Generator().manual_seed(0)
     if name == "gpt":
-        tokens = torch.randint(3, task.vocabulary, (samples, shape[0] + 1), generator=generator)
-        return task.view(Batch(tokens, tokens, count=samples), 0)
-    inputs = torch.randn(samples, *shape, generator=generator)
-    return Batch(inputs, torch.arange(samples) % CLASSES, count=samples)
+        tokens = torch.randint(SPECIALS, vocabulary, (samples, shape[0] + 1), generator=generator)
+        return Rows(tokens, torch.zeros(samples, 0))
+    return Rows(torch.randn(samples, *shape, generator=generator), torch.arange(samples) % CLASSES)
 
 
 def measure(name, optimizer, precision, ema=False):
-    """Make one step of the training loop, and return what it held."""
-    model, task = build(name), task_of(name, MODELS[name][0])
-    update_rule, found = build_optimizer(model, OptimConfig(name=optimizer)), Measured()
-    average = EMA(model, 0.9) if ema else None
-    loop = TrainingLoop(
-        config=TrainConfig(precision=precision),
-        model=model,
-        forward=model,
-        optimizer=update_rule,
-        learning_rate=lambda step: 0.01,
-        clip_norm=1.0,
-        task=task,
-        shard=None,
-        collective=SingleProcess(),
-        metric_log=None,
-        save=None,
-        is_stop_requested=None,
-        ema=average,
+    """Make one step of the training loop, assembled as a run's, and return what it held."""
+    model, task, found = build(name), task_of(name, MODELS[name][0]), Measured()
+    rows = rows_of(name, ByteTokenizer().vocabulary)
+    loop = assemble_loop(
+        model,
+        task,
+        ResidentShard(Lanes(len(rows), len(rows), seed=0), rows, {}),
+        OptimConfig(name=optimizer),
+        TrainConfig(precision=precision, ema=0.9 if ema else None),
+        SingleProcess(),
+        torch.device("cpu"),
     )
-    batch = batch_of(name, task)
+    batch = next(loop.shard.batches(epoch=0, start=0))
     held = {
         tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), batch.inputs, batch.targets)
     }
@@ -98,18 +92,16 @@ def measure(name, optimizer, precision, ema=False):
     def count_gradient(parameter):
         found.gradients += parameter.grad.nbytes
 
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(
-            count_gradient
-        )  # the loop drops gradients after its update
+    for parameter in model.parameters():  # afterwards, the loop has dropped its gradients
+        parameter.register_post_accumulate_grad_hook(count_gradient)
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         update(loop, batch, 0, Clock())
     found.weights = sum(parameter.nbytes for parameter in model.parameters())
-    if average:  # a tied weight, which has several names, has one average
-        averages = {tensor.data_ptr(): tensor.nbytes for tensor in average.state_dict().values()}
+    if loop.ema:  # a tied weight, which has several names, has one average
+        averages = {tensor.data_ptr(): tensor.nbytes for tensor in loop.ema.state_dict().values()}
         found.weights += sum(averages.values())
-    states = [value for state in update_rule.state.values() for value in state.values()]
+    states = [value for state in loop.optimizer.state.values() for value in state.values()]
     found.optimizer = sum(value.nbytes for value in states if torch.is_tensor(value))
     return found
 
