@@ -228,8 +228,8 @@ def test_what_transformers_cannot_build_is_refused_with_the_reason(kind, task, a
     assert all(piece in str(caught.value) for piece in pieces), str(caught.value)
 
 
-def test_rows_of_numbers_are_refused_for_they_are_no_token_ids():
-    with pytest.raises(ModelError, match="rows of 12 numbers, which are no token ids"):
+def test_rows_of_numbers_are_refused_as_they_are_not_token_ids():
+    with pytest.raises(ModelError, match="rows of 12 numbers, which are not token ids"):
         make("bert", "classification", vocabulary=0)
 
 
