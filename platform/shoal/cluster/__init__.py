@@ -1,6 +1,6 @@
 """All of Ray, and only here.
 
-- `session`: join or start a cluster
+- `session`: join or start a cluster; `ray_private`: the private interfaces of Ray that Shoal uses
 - `shard_store`: workers' rows in the object store; `streaming`: a shard read from there
 - `ingest`: rows read by Ray Data
 - `worker_group`: Ray Train workers around `runs.worker`; `worker_failure`: what a dead worker triggers

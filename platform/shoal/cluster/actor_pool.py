@@ -6,24 +6,19 @@ It knows neither the order of trials nor their records.
 import contextlib
 import logging
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
+from shoal.cluster.ray_private import OUT_OF_MEMORY, STOPPED_ACTOR, actor_id
 from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
 from shoal.training.loop import Decision
 
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
-
-# Words in Ray's error when its memory monitor killed a process.
-MEMORY_WORDS = ("low on memory", "OutOfMemoryError", "memory monitor", "memory usage threshold")
-# One process that the monitor lists in that error.
-VICTIM = re.compile(r"Actor\((\w+)\).*?actual memory used=([\d.]+)GB")
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class ActorPool(Generic[Key]):
             events: list[Event] = ray.get(ref)
         except RayError as error:
             self._idle.append(self._make())
-            return [(key, _lost(error, actor._actor_id.hex()))]
+            return [(key, _lost(error, actor_id(actor)))]
         if isinstance(events[-1], TrialEnded):
             self._idle.append(actor)
         else:
@@ -104,15 +99,15 @@ class ActorPool(Generic[Key]):
         return next(actor for held, actor in self._busy.values() if held is key)
 
 
-def _lost(error: RayError, actor_id: str) -> ActorLost:
+def _lost(error: RayError, own_id: str) -> ActorLost:
     text = str(error)
-    if any(words in text for words in MEMORY_WORDS):
-        return ActorLost("the node ran out of memory", _is_largest(text, actor_id))
+    if any(words in text for words in OUT_OF_MEMORY):
+        return ActorLost("the node ran out of memory", _is_largest(text, own_id))
     line = next((line.strip() for line in text.splitlines() if "exit" in line or "died" in line), "")
     return ActorLost(line or text.splitlines()[0], False)
 
 
-def _is_largest(text: str, actor_id: str) -> bool:
+def _is_largest(text: str, own_id: str) -> bool:
     """Whether an actor held the most of the memory that Ray's monitor freed: it may kill smaller ones as well."""
-    held = {name: float(size) for name, size in VICTIM.findall(text)}
-    return held.get(actor_id, math.inf) >= max(held.values(), default=0.0)
+    held = {name: float(size) for name, size in STOPPED_ACTOR.findall(text)}
+    return held.get(own_id, math.inf) >= max(held.values(), default=0.0)

@@ -5,21 +5,11 @@ import os
 import signal
 import threading
 
+from shoal.cluster.ray_private import TRAIN_ENV, silence_raylet
 from shoal.errors import ConfigError
 from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources, cluster_address
 
-logger = logging.getLogger(__name__)
-
-# Measured on 2 cores (docs/design.md): an empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without.
-TRAIN_ENV = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -42,7 +32,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
 
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    _silence_raylet()
+    silence_raylet()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -68,14 +58,6 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
         scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None)
     )
     return bool(scale.use_gpu and gpus >= scale.num_workers)
-
-
-def _silence_raylet() -> None:
-    """Send what raylets say of lost workers to the log: Ray prints it whatever `log_to_driver` says."""
-    from ray._private import worker
-
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = lambda data, **_: logger.debug("%s", data.get("lines"))
 
 
 def disconnect() -> None:

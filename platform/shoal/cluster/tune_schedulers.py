@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.cluster.ray_private import exploited_checkpoint
 from shoal.training.loop import Decision
 from shoal.tune.config import TuneConfig
 from shoal.tune.engine import PendingExploit, Report, Scheduler, Trial
@@ -295,7 +296,7 @@ def _population(mutable: Mapping[str, Domain], every: int, common: dict[str, Any
 
 
 def _pending_exploit(ray_trial: TuneTrial) -> PendingExploit:
-    ref = ray_trial.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint
+    ref = exploited_checkpoint(ray_trial)
     return PendingExploit(ray_trial.trial, ref.trial, ref.report, dict(ray_trial.config))
 
 

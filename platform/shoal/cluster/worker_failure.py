@@ -2,6 +2,7 @@
 
 import logging
 
+from shoal.cluster.ray_private import is_health_check_error
 from shoal.errors import StorageError, TrainingError
 from shoal.runs.config import ScaleConfig
 from shoal.storage.records import ErrorRecord
@@ -37,8 +38,11 @@ def is_loss(error: BaseException) -> bool:
         ObjectLostError,
         ControllerError,
     )
-    is_unhealthy = type(error).__name__.startswith("WorkerHealthCheck")  # Ray Train's own, not public
-    return isinstance(error, losses) or is_unhealthy or any(word in str(error) for word in PEER_ERRORS)
+    return (
+        isinstance(error, losses)
+        or is_health_check_error(error)
+        or any(word in str(error) for word in PEER_ERRORS)
+    )
 
 
 def is_peer_error(record: ErrorRecord) -> bool:

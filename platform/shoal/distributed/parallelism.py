@@ -7,7 +7,6 @@ Workers form a grid of `data_size` rows and `tensor_size` columns, rank by rank.
 tensor-parallel group: its workers see the same rows of the data. FSDP shards along the columns.
 """
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from shoal.distributed.blocks import blocks_of
 from shoal.distributed.dtensor_io import is_dtensor
 from shoal.distributed.process_group import ProcessGroup
+from shoal.distributed.torch_private import silence_redistribution
 from shoal.errors import ModelError
 
 Strategy = Literal["ddp", "fsdp", "tp", "fsdp+tp"]
@@ -108,8 +108,7 @@ def _shard(model: nn.Module, mesh: Any) -> None:
 
     # The warning is for code that writes into a model's outputs in place. Nothing here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-    # With tensor parallelism it logs that a norm is summed along two mesh dimensions one after the other.
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    silence_redistribution()
     for unit in [*_units(model), model]:
         fully_shard(unit, mesh=mesh)
     for module in model.modules():

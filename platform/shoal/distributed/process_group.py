@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from shoal.distributed.shm_allreduce import SharedMemory
@@ -180,7 +179,7 @@ class ProcessGroup:
             self.waited_s += time.perf_counter() - self._launched
             self._launched = None
 
-    def _shared_hook(self, _: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    def _shared_hook(self, _: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         assert self._shared is not None
         since = time.perf_counter()
         buffer = bucket.buffer()
@@ -190,7 +189,7 @@ class ProcessGroup:
         done.set_result(buffer)
         return done
 
-    def _network_hook(self, _: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    def _network_hook(self, _: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         self._launched = time.perf_counter()
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         return work.get_future().then(lambda future: future.value()[0])  # type: ignore[no-any-return]

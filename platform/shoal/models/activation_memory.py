@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from shoal.distributed.blocks import blocks_of
+from shoal.distributed.torch_private import DispatchMode
 
 FEWEST_BLOCKS = 2  # that are run of a model with equal blocks
 
@@ -60,7 +60,7 @@ def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
     return ledger.peak
 
 
-class SavedTensorLedger(TorchDispatchMode):
+class SavedTensorLedger(DispatchMode):
     """Counts the bytes of every tensor that operations return inside this context, for as long as it is referenced.
 
     Attributes:
@@ -86,10 +86,6 @@ class SavedTensorLedger(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
         self._model.zero_grad()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in `shoal.models.flops`: the compiler is not imported
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal.distributed.dtensor_io import is_dtensor
+from shoal.distributed.torch_private import has_onednn_linear, onednn_linear
 
 # Multiply-adds of a product below which the call from Python costs more than the kernel saves.
 LEAST_WORK = 1 << 23
@@ -23,7 +24,7 @@ def is_faster() -> bool:
     """Whether oneDNN is faster than MKL on this machine's CPU."""
     has = torch.cpu.get_capabilities()
     is_amd = str(has.get("cpu_name", "")).startswith("AMD")
-    return torch.backends.mkldnn.is_available() and is_amd and bool(has.get("avx512_f"))
+    return has_onednn_linear() and is_amd and bool(has.get("avx512_f"))
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -62,7 +63,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b, bias, "none", [], "")  # type: ignore[no-any-return]
+        return onednn_linear(a.contiguous(), b, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

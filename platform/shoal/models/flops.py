@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
+
+from shoal.distributed.torch_private import HAS_DISPATCH_MODE, DispatchMode, is_cpu_attention
 
 
 def training_flops(flops_per_sample: int, samples: int) -> int:
@@ -21,16 +22,12 @@ def training_flops(flops_per_sample: int, samples: int) -> int:
     return 3 * flops_per_sample * samples
 
 
-class FlopCounter(TorchDispatchMode):
+class FlopCounter(DispatchMode):
     """Counts operations inside this context; a multiply-add is 2."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch's name for: do not import the compiler to disable it here
 
     def __torch_dispatch__(
         self,
@@ -42,7 +39,7 @@ class FlopCounter(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return NotImplemented  # reads a fake tensor's device and computes nothing
         arguments = dict(kwargs or {})
-        formula = _formula(func._overloadpacket)  # type: ignore[attr-defined]
+        formula = _formula(func.overloadpacket)  # type: ignore[attr-defined]
         if formula is None:
             with self:  # a composite operation is counted by its parts
                 out = func.decompose(*args, **arguments)  # type: ignore[attr-defined]
@@ -54,9 +51,25 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
+class PublicFlopCounter(FlopCounterMode):
+    """PyTorch's own counter by the same formulas, for a PyTorch in which `FlopCounter` cannot work."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+
+    @property
+    def total(self) -> int:
+        return int(self.get_total_flops())
+
+
+def flop_counter() -> FlopCounter | PublicFlopCounter:
+    """Return a context whose `total` is the operations that were called in it."""
+    return FlopCounter() if HAS_DISPATCH_MODE else PublicFlopCounter()
+
+
 def _formula(operation: Any) -> Callable[..., int] | None:
     """Return PyTorch's formula; its formula for attention is not registered for the CPU's kernel."""
-    if operation is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+    if is_cpu_attention(operation):
         return _attention
     return flop_registry.get(operation)
 

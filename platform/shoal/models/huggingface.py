@@ -179,14 +179,15 @@ def _from_config(own: ArchitectureConfig, task: str, is_image: bool, fields: Map
     import transformers
 
     by_default = "image_classification" if is_image else "sequence_classification"
-    auto = getattr(transformers, AUTO_CLASSES.get(task, AUTO_CLASSES[by_default]))
+    kind = task if task in AUTO_CLASSES else by_default
     config = transformers.AutoConfig.for_model(own.kind, **{**own.base(), **fields})
-    if type(config) not in auto._model_mapping:
+    known = getattr(transformers, f"MODEL_FOR_{kind.upper()}_MAPPING")
+    if type(config) not in known:
         raise ModelError(
-            f"model.name={SCHEME}{own.kind}: transformers has no {auto.__name__} of '{own.kind}': "
+            f"model.name={SCHEME}{own.kind}: transformers has no {AUTO_CLASSES[kind]} of '{own.kind}': "
             "name an architecture that has one"
         )
-    found = auto._model_mapping[type(config)]
+    found = known[type(config)]
     return (found[0] if isinstance(found, tuple) else found)(config)  # type: ignore[no-any-return]
 
 

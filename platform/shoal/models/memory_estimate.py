@@ -11,10 +11,10 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from shoal.distributed.blocks import blocks_of
 from shoal.distributed.parallelism import COLUMN_PARALLEL, ROW_PARALLEL
+from shoal.distributed.torch_private import fake_tensors, real_tensors
 from shoal.errors import ModelError
 from shoal.models.activation_memory import estimate_activations, fake_like
 from shoal.models.flops import training_flops
@@ -188,7 +188,7 @@ def estimate(
     """
     estimates: list[LayoutEstimate] = []
     try:
-        with FakeTensorMode():
+        with fake_tensors():
             model = _fake(make)
             counted = count_parameters(model)
             flops = measure_size(model, torch.zeros((1, *sample), dtype=dtype)).flops_per_sample
@@ -295,14 +295,16 @@ def keep_tensor_part(model: nn.Module, parts: int) -> None:
 
 def _fake(make: Callable[[], nn.Module]) -> nn.Module:
     """Build a model of fake tensors on a CPU. It is built outside the fake mode, in which `item` cannot be called."""
-    with unset_fake_temporarily(), torch.device("meta"):
+    with real_tensors(), torch.device("meta"):
         model = make()
     fakes: dict[int, Tensor] = {}  # keeps tied parameters tied
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = fakes.setdefault(id(tensor), fake_like(tensor))  # type: ignore[assignment]
+        own = [
+            *module.named_parameters(recurse=False, remove_duplicate=False),
+            *module.named_buffers(recurse=False, remove_duplicate=False),
+        ]
+        for name, tensor in own:
+            setattr(module, name, fakes.setdefault(id(tensor), fake_like(tensor)))
     return model
 
 

@@ -22,12 +22,13 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from shoal.errors import ModelError, nearest
 
 Role = Literal["input", "hidden", "output", "fixed"]
 MUP_ATTRIBUTE = "_shoal_mup"  # of a model in muP: its parameters' `ParameterScaling`s, by name
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _fans(module: nn.Module, local: str) -> tuple[int, int] | None:
         return module.num_embeddings, module.embedding_dim
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if isinstance(module, _ConvNd):
+    if isinstance(module, Convolution):
         kernel = module.weight[0, 0].numel()
         return module.in_channels // module.groups * kernel, module.out_channels
     return None
@@ -236,7 +237,7 @@ def _root_mean_square(tensor: Tensor) -> float:
 
 
 def _scale_inputs(use: _Use) -> None:
-    if use.local != "weight" or not isinstance(use.module, nn.Linear | _ConvNd):
+    if use.local != "weight" or not isinstance(use.module, nn.Linear | Convolution):
         raise ModelError(
             f"parameter '{use.name}' of a {type(use.module).__name__} is an output weight: muP scales the inputs of "
             "its layer, so make it the weight of an nn.Linear or a convolution that forward() calls"

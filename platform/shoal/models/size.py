@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shoal.errors import ModelError
-from shoal.models.flops import FlopCounter
+from shoal.models.flops import flop_counter
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def measure_size(model: nn.Module, sample: torch.Tensor) -> ModelSize:
     """
     was_training = model.training
     model.eval()
-    counter = FlopCounter()
+    counter = flop_counter()
     try:
         with torch.no_grad(), counter:
             model(sample)

@@ -6,6 +6,7 @@ It knows the compiler; it does not know what the model is used for.
 import torch
 from torch import Tensor, nn
 
+from shoal.distributed.torch_private import keep_graphs_whole
 from shoal.errors import ConfigError
 
 
@@ -19,8 +20,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
         ConfigError: there is no working compiler on this machine.
     """
     _check_compiler(device)
-    # DDP's own optimiser would cut the graph at its buckets, and refuses activations that are computed again.
-    torch._dynamo.config.optimize_ddp = False
+    keep_graphs_whole()
     # Not `model.compile()`, which leaves a model that is one of torch.nn's own classes as it is.
     model.forward = torch.compile(model.forward)
 

@@ -10,6 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from shoal.distributed.torch_private import lerp_
+
 
 class EMA:
     """mean <- d * mean + (1 - d) * weights after each step, of every floating-point parameter and buffer.
@@ -28,7 +30,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step` (from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mean, self._live, 1.0 - decay)
+        lerp_(self._mean, self._live, 1.0 - decay)
 
     def restart(self) -> None:
         """Begin anew at the model's present weights."""

@@ -1,0 +1,95 @@
+"""Everything Shoal uses of Ray that Ray does not promise to keep: the only module that may name it.
+
+Each interface is behind one function or constant here, with a fallback. `tests/unit/cluster/test_ray_private.py` fails
+when a new Ray drops or changes one; `tests/contracts/test_private_interfaces.py` keeps every other module away from
+names with a leading underscore. The list, with the reason for each and what happens without it:
+
+Variables RAY_TRAIN_{HEALTH_CHECK_INTERVAL_S,ENABLE_PREEMPTION_WATCHER,METRICS_ENABLED} (`TRAIN_ENV`)
+    An empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without. Ray ignores variables it does not know.
+Variables RAY_TRAIN_V2_ENABLED, RAY_CHDIR_TO_TRIAL_DIR, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO (`TRAIN_ENV`)
+    Ray Train 2; workers stay in the driver's working directory; a process without a GPU keeps CUDA_VISIBLE_DEVICES.
+    Without them, Ray's defaults.
+`ray._private.worker.print_to_stdstream` (`silence_raylet`)
+    Ray prints raylets' messages about lost workers whatever `log_to_driver` says. Without it, they are printed.
+`ActorHandle._actor_id` (`actor_id`)
+    Ray's memory monitor names processes by it. Without it, every process the monitor stopped counts as the one that
+    used too much.
+`ray.train.v2._internal.exceptions.WorkerHealthCheck*Error` (`is_health_check_error`)
+    A worker that no longer answers is lost, which is worth another attempt. Without it, it counts as an error of the
+    user's code.
+The wording of the memory monitor's message (`OUT_OF_MEMORY`, `STOPPED_ACTOR`)
+    It tells a lack of memory from a crash. Without it, the trial is tried again like one that crashed.
+`trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
+    Population based training writes there whose weights a trial continues from. Without it, refused with a message.
+
+Three more are not behind a function of this module:
+
+- `/tmp/ray/ray_current_cluster`, the address of this machine's cluster, is read by `cluster_address` of
+  `shoal.runs.machine`, which works without Ray. Without the file, a cluster is found by RAY_ADDRESS alone.
+- What Ray Tune's schedulers call on a controller and its trials is in `TuneTrial` and `TuneSchedulerAdapter` of
+  `shoal.cluster.tune_schedulers`. `tests/cluster/test_schedulers.py` runs the real schedulers.
+- `worker_failures` of Ray Train's exceptions is read by `shoal.cluster.worker_failure`. Without it, the exception
+  itself is taken for the cause.
+
+Imports Ray inside functions alone: `TRAIN_ENV` must be set before Ray is imported.
+"""
+
+import logging
+import re
+from typing import Any
+
+from shoal.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Measured on 2 cores (docs/design.md): an empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without.
+TRAIN_ENV = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+# Ray's memory monitor ended a process.
+OUT_OF_MEMORY = ("low on memory", "OutOfMemoryError", "memory monitor", "memory usage threshold")
+# One process that the monitor chose: the actor's id and the memory it used.
+STOPPED_ACTOR = re.compile(r"Actor\((\w+)\).*?actual memory used=([\d.]+)GB")
+
+
+def silence_raylet() -> None:
+    """Send what raylets say about lost workers to the debug log; Ray prints it whatever `log_to_driver` says."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, **_: logger.debug("%s", data.get("lines"))
+
+
+def actor_id(actor: Any) -> str:
+    """Return an actor's id in hexadecimal, as Ray's messages write it; empty if the handle does not tell."""
+    found = getattr(actor, "_actor_id", None)
+    return found.hex() if found is not None else ""
+
+
+def is_health_check_error(error: BaseException) -> bool:
+    """Whether Ray Train gave up on a worker that no longer answered its health checks."""
+    return type(error).__name__.startswith("WorkerHealthCheck")
+
+
+def exploited_checkpoint(ray_trial: Any) -> Any:
+    """Return the checkpoint that population based training gave a trial to continue from.
+
+    Raises:
+        ConfigError: this Ray keeps it elsewhere.
+    """
+    manager = ray_trial.run_metadata.checkpoint_manager
+    try:
+        return manager._latest_checkpoint_result.checkpoint
+    except AttributeError:
+        import ray
+
+        raise ConfigError(
+            f"tune.scheduler=pbt does not work with Ray {ray.__version__}, which keeps a trial's checkpoint elsewhere: "
+            "install the Ray of constraints.txt, or choose tune.scheduler=asha"
+        ) from None

@@ -1,0 +1,105 @@
+"""The private interfaces of Ray: each is there and behaves as Shoal needs, and each fallback works without it."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from shoal.cluster import ray_private
+from shoal.errors import ConfigError
+from shoal.runs.machine import CLUSTER_FILE
+
+
+def test_every_variable_is_one_that_ray_reads():
+    from ray._private import accelerators
+    from ray.train import constants
+    from ray.train.v2._internal import constants as train
+
+    known = {
+        train.V2_ENABLED_ENV_VAR,
+        train.HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+        train.ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+        train.METRICS_ENABLED_ENV_VAR,
+        constants.RAY_CHDIR_TO_TRIAL_DIR,
+        accelerators.RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO_ENV_VAR,
+    }
+    assert set(ray_private.TRAIN_ENV) == known
+
+
+def test_the_address_of_this_machines_cluster_is_where_ray_writes_it(monkeypatch):
+    from ray._common.utils import get_ray_address_file
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert Path(get_ray_address_file(None)) == CLUSTER_FILE
+
+
+def test_what_raylets_say_goes_to_the_debug_log(monkeypatch, caplog, capsys):
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    ray_private.silence_raylet()
+    with caplog.at_level(logging.DEBUG):
+        # As `ray._private.worker` calls it.
+        worker.print_to_stdstream({"lines": ["a worker died"], "is_err": True}, ignore_prefix=False)
+    assert "a worker died" in caplog.text
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_rays_printer_there_is_nothing_to_silence(monkeypatch):
+    from ray._private import worker
+
+    monkeypatch.delattr(worker, "print_to_stdstream")
+    ray_private.silence_raylet()
+    assert not hasattr(worker, "print_to_stdstream")
+
+
+def test_an_actors_id_is_the_one_that_rays_handle_was_made_with():
+    from ray._raylet import ActorID, JobID, TaskID
+
+    made = ActorID.of(JobID.from_int(1), TaskID.for_driver_task(JobID.from_int(1)), 7)
+    handle = SimpleNamespace(
+        _actor_id=ray.actor.ActorHandle._actor_id.fget(SimpleNamespace(_ray_actor_id=made))
+    )
+    assert ray_private.actor_id(handle) == made.hex()
+
+
+def test_without_an_id_a_handle_has_an_empty_one():
+    assert ray_private.actor_id(SimpleNamespace()) == ""
+
+
+def test_ray_trains_health_check_errors_are_recognised_and_others_are_not():
+    from ray.train.v2._internal import exceptions
+
+    kinds = [exceptions.WorkerHealthCheckFailedError, exceptions.WorkerHealthCheckTimeoutError]
+    assert all(ray_private.is_health_check_error(kind.__new__(kind)) for kind in kinds)
+    assert not ray_private.is_health_check_error(RuntimeError("WorkerHealthCheckFailedError"))
+
+
+def test_the_memory_monitors_message_is_recognised():
+    text = (
+        "Task was killed due to the node running low on memory.\n"
+        "Actor(0f1e2d3c4b5a) was selected, actual memory used=1.25GB\n"
+    )
+    assert any(words in text for words in ray_private.OUT_OF_MEMORY)
+    assert ray_private.STOPPED_ACTOR.findall(text) == [("0f1e2d3c4b5a", "1.25")]
+    assert ray.exceptions.OutOfMemoryError.__name__ in ray_private.OUT_OF_MEMORY
+
+
+def trial(**manager):
+    return SimpleNamespace(run_metadata=SimpleNamespace(checkpoint_manager=SimpleNamespace(**manager)))
+
+
+def test_the_exploited_checkpoint_is_where_rays_scheduler_writes_it():
+    from ray.tune.schedulers.pbt import PopulationBasedTraining
+
+    assert "_latest_checkpoint_result" in PopulationBasedTraining._exploit.__code__.co_names
+    result = SimpleNamespace(checkpoint="of t0003")
+    assert ray_private.exploited_checkpoint(trial(_latest_checkpoint_result=result)) == "of t0003"
+
+
+def test_without_an_exploited_checkpoint_the_error_names_rays_version_and_a_remedy():
+    with pytest.raises(ConfigError, match=rf"Ray {ray.__version__}.*tune\.scheduler=asha"):
+        ray_private.exploited_checkpoint(trial())
