@@ -1,4 +1,4 @@
-# The one door: `make help` lists what is behind it.
+# `make help` lists the targets.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -20,10 +20,10 @@ help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
 
-setup: $(INSTALLED) ## make .venv with all that is needed; the others call it
+setup: $(INSTALLED) ## create .venv with all dependencies; the other targets call it
 	@:
 
-# torch comes first and by itself: it is the large one, so its download is the one worth watching.
+# torch is installed first and separately: it is by far the largest download, so its progress is shown.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m pip --version > /dev/null 2>&1 || { \
 		for python in python3.11 python3; do \
@@ -35,7 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		$$python -m venv --clear $(VENV) || { \
 			echo "error: $$python -m venv failed: install its venv module (Debian: python3-venv)" >&2; exit 2; }; \
 	}
-	@echo 'setup: $(TORCH), once; this is the large one'
+	@echo 'setup: $(TORCH), once; the largest download'
 	@$(PIP_INSTALL) $(TORCH)
 	@echo 'setup: the rest, a few minutes, once'
 	@$(PIP_INSTALL) --quiet --editable '.[dev]'
@@ -47,7 +47,7 @@ train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes
 tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
 	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
-# Three processes, a file in one of them; the long files come first in alphabetical order, which is kept.
+# Three processes, each file in one of them. Files run in alphabetical order, in which the long ones come first.
 test: setup ## run the tests; ARGS="tests/unit -k name" picks some
 	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -56,9 +56,9 @@ check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# Shoal itself says which store is in force, so the UI never opens another one than the runs went to. One server
-# process and no job runners: 0.5 GB of memory, where MLflow's defaults take over 2 GB.
-ui: setup ## open the MLflow UI on the store that runs go to; PORT=5000
+# Shoal resolves the store, so the UI opens the one that runs are in. One server process and no job runners take 0.5 GB
+# of memory; MLflow's defaults take over 2 GB.
+ui: setup ## open the MLflow UI on the store of the runs; PORT=5000
 	@store=$$($(PYTHON) -c '$(PRINT_STORE)') || exit; \
 	case "$$store" in \
 		http://*|https://*) echo "MLflow runs already, at $$store" ;; \
