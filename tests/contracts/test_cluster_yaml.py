@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "cluster.yaml").read_text()
-CLUSTER = yaml.safe_load(TEXT)
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 STARTS = {name: CLUSTER[f"{name}_start_ray_commands"] for name in ("head", "worker")}
 
 
@@ -36,8 +35,6 @@ def test_the_hosts_are_placeholders():
     hosts = [CLUSTER["provider"]["head_ip"], *CLUSTER["provider"]["worker_ips"]]
     assert all(host.endswith(".example") for host in hosts)
     assert len(set(hosts)) == len(hosts)
-    for line in ("head_ip:", "worker_ips:", "ssh_user:", "ssh_private_key:"):
-        assert re.search(rf"{line}.*# CHANGE", TEXT), f"{line} is to be changed, and should say so"
 
 
 @pytest.mark.parametrize("name", STARTS)
@@ -81,9 +78,3 @@ def test_what_is_copied_is_there_and_enough_to_install():
         assert there == f"~/shoal/{here}"
     assert {"Makefile", "pyproject.toml", "constraints.txt", "README.md", "platform"} <= set(copied.values())
     assert CLUSTER["setup_commands"] == ["make -C ~/shoal setup"]
-
-
-def test_it_says_what_cannot_be_written_in_it():
-    assert "RAY_UP_enable_autoscaler_v2=0" in TEXT
-    assert "rsync" in TEXT
-    assert "ray get-auth-token --generate" in TEXT

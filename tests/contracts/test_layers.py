@@ -1,6 +1,6 @@
-"""Which module may import which, read from the sources: imports go strictly downward, wherever they stand.
+"""Which module may import which, read from the sources: a package imports only from packages before it.
 
-A new package is given its place in `PACKAGES`.
+A new package needs a place in `PACKAGES`.
 """
 
 import ast
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "platform"
 
-# Bottom up: a package imports only those that stand before it, and itself.
+# Bottom up: a package imports only itself and the packages before it.
 PACKAGES = [
     "errors",
     "config",
@@ -36,7 +36,7 @@ PACKAGES = [
     "workflows",
     "terminal",
 ]
-# Read in MLmodel files of models that were saved before there was `shoal.inference`.
+# Named in MLmodel files of models that were saved before `shoal.inference` existed.
 ALIASES = {"shoal.predict"}
 
 
@@ -54,7 +54,7 @@ def imports(path: Path, at_top: bool = False) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are written out in full"
+            assert node.level == 0, f"{path}: imports must be absolute"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner in MODULES else str(node.module)
@@ -81,9 +81,9 @@ def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def test_every_module_is_in_a_package_that_has_its_place():
+def test_every_module_is_in_a_package_of_the_order():
     placed = {name for name in MODULES if package_of(name) in PACKAGES} | ALIASES | {"shoal"}
-    assert sorted(set(MODULES) - placed) == [], "give their packages a place in PACKAGES"
+    assert sorted(set(MODULES) - placed) == [], "add their packages to PACKAGES"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if package_of(name) in PACKAGES])
@@ -93,9 +93,21 @@ def test_a_module_imports_only_from_packages_before_its_own(name):
     assert {found for found in own if package_of(found) not in allowed} == set()
 
 
-def test_modules_import_each_other_in_no_circle():
+def test_imports_have_no_circle():
     graph = {name: {found for found in imports(path) if found in MODULES} for name, path in MODULES.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def underscored(path: Path) -> Iterator[str]:
+    """The names with a leading underscore that a file imports from another module of shoal."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "shoal":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - ALIASES))
+def test_a_module_imports_no_private_name_of_another_module(name):
+    assert list(underscored(MODULES[name])) == []
 
 
 def test_ray_is_imported_in_cluster_alone_and_mlflow_in_tracking_and_registry():
@@ -133,7 +145,7 @@ def test_the_loop_and_the_models_need_torch_numpy_and_pydantic_alone():
 
 
 def test_what_starts_without_training_is_light():
-    """The guardian outlives the driver, and errors and config are what a typo costs."""
+    """The watchdog is one more process per run; errors and config decide how fast a typo is reported."""
     heavy = {"torch", "ray", "mlflow", "pandas", "matplotlib"}
     assert (
         loaded("import shoal.errors, shoal.config.schema, shoal.terminal.reports, shoal.storage.run_folder")
@@ -145,12 +157,12 @@ def test_what_starts_without_training_is_light():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_importing_a_module_has_no_effect(name):
-    """At module level there are definitions, docstrings and imports; nothing is called for its effect."""
+    """A module has definitions, docstrings and imports; it calls nothing for its effect."""
     effects = [
         ast.unparse(node)
         for node in ast.parse(MODULES[name].read_text()).body
         if isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Call)
-        and not ast.unparse(node).startswith("Loader.add_implicit_resolver")  # of the module's own class
+        and not ast.unparse(node).startswith("Loader.add_implicit_resolver")  # on the module's own class
     ]
     assert effects == []

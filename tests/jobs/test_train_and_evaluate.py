@@ -85,8 +85,8 @@ def test_the_registered_model_predicts_raw_rows_in_a_plain_process(digits: Place
     mlflow.set_tracking_uri(result["tracking_uri"])
     mlflow.set_registry_uri(result["tracking_uri"])
     model = mlflow.pyfunc.load_model("models:/digits@champion")
-    assert model.metadata.signature is not None
     frame = load_digits(as_frame=True).frame
+    assert set(model.metadata.get_input_schema().input_names()) == set(frame.columns) - {"target"}
     predicted = model.predict(frame.drop(columns="target"))["prediction"]
     assert (predicted == frame.target).mean() > 0.95
     assert not list(Path(digits.path).rglob("*.pkl"))
