@@ -1,7 +1,7 @@
 """The layout of the repository, and the size of its files and functions.
 
 A file above `MOST_LINES` or a function above `MOST_LINES_OF_A_FUNCTION` needs a reason: a sentence that begins with
-"Long because", in the module's docstring or a comment at its top, or in the function's docstring or a comment inside it.
+"Long because", in the docstring of the module, in a comment before its first statement, or inside the function.
 """
 
 import ast
