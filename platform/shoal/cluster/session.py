@@ -1,4 +1,4 @@
-"""A Ray session: join the cluster there is, or start one here, with Ray's own noise kept down."""
+"""A Ray session: join the cluster there is, or start one here, without Ray's own log messages."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     """Join or start a cluster; return whether each worker gets a GPU.
 
     Args:
-        spare_cpus: CPUs that Ray Data needs beside the workers, to be added to a cluster started here.
+        spare_cpus: CPUs that Ray Data needs besides the workers; a cluster started here has them in addition.
 
     Raises:
         ConfigError: the cluster is too small, or does not answer.
@@ -49,7 +49,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
                 "RAY_ADDRESS to let Shoal start one here"
             ) from error
     if threading.current_thread() is threading.main_thread():
-        # Ray's core installs handlers of its own, which would abort where ours writes a checkpoint.
+        # Ray's core installs its own handlers, which would abort the process; ours write a checkpoint first.
         for number, handler in handlers.items():
             signal.signal(number, handler)
     has = ray.cluster_resources()
@@ -74,7 +74,7 @@ def object_store_bytes() -> int:
 
 
 def resources() -> dict[str, float]:
-    """Return what the whole cluster has, by Ray's names."""
+    """Return the resources of the whole cluster, by Ray's names."""
     import ray
 
     return dict(ray.cluster_resources())

@@ -31,20 +31,20 @@ RAY_STATE = ".ray"
 
 
 class WorkerGroup:
-    """The Ray Train workers of one run, in a session that is open already."""
+    """The Ray Train workers of one run, in an open Ray session."""
 
     def __init__(self, scale: ScaleConfig, use_gpu: bool, shard_refs: ShardRefs) -> None:
-        self._scale, self._use_gpu, self._hands = scale, use_gpu, shard_refs
+        self._scale, self._use_gpu, self._shard_refs = scale, use_gpu, shard_refs
 
     def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
-        """Run `run_worker` on all workers, again after lost ones, until it ends.
+        """Run `run_worker` on all workers until it ends; after a lost worker, run it again.
 
         Args:
-            decide: asked by rank 0, in its own process; picklable.
+            decide: called by rank 0 in its own process; picklable.
 
         Raises:
             TrainingError: user code raised, or more workers were lost than `scale.max_failures`.
-            Interrupted: the stop file is there and the workers did not end by themselves.
+            Interrupted: the stop file is there and the workers did not end.
         """
         lost = 0
         while True:
@@ -66,7 +66,7 @@ class WorkerGroup:
     def _attempt(
         self, spec: WorkerSpec, folder: RunFolder, lost: int, decide: DecideFn | None
     ) -> BaseException | None:
-        """Fit once, in a thread: Ray's signal handler must not replace ours, and a stop must not wait for ever."""
+        """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -74,7 +74,7 @@ class WorkerGroup:
         resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"told": spec, "hands": self._hands, "judge": decide},
+            train_loop_config={"spec": spec, "shard_refs": self._shard_refs, "decide": decide},
             torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=self._scale.num_workers, use_gpu=self._use_gpu, resources_per_worker=resources
@@ -111,11 +111,11 @@ class WorkerGroup:
 
 
 def _ray_worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls in each worker."""
+    """Train in one worker; Ray Train calls it."""
     import ray.train
     import ray.train.torch
 
-    spec, shard_refs = config["told"], config["hands"]
+    spec, shard_refs, decide = config["spec"], config["shard_refs"], config["decide"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
     try:
@@ -123,7 +123,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
         group = make_group(device, spec.config.scale)
         shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
-        run_worker(spec, shard, group, device, config["judge"], watches_system=config["judge"] is None)
+        run_worker(spec, shard, group, device, decide, watches_system=decide is None)
     except Exception as error:
         _save_error(error, RunFolder(spec.folder), rank)
         raise
