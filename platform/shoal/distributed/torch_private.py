@@ -179,8 +179,8 @@ def without_wrappers(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]
     @functools.wraps(bare)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         has_hooks = (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
+            getattr(self, "_optimizer_step_pre_hooks", True)
+            or getattr(self, "_optimizer_step_post_hooks", True)
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
         )
