@@ -42,7 +42,7 @@ class Quiet:
         self._repeated = 0
 
     def value(self, measure: Callable[[], Timing]) -> float:
-        """Return the value of the first undisturbed timing, or of the least disturbed one."""
+        """Return the value of the first timing on a quiet machine, or of the one with the least disturbance."""
         kept: tuple[float, Timing] | None = None
         for attempt in range(ATTEMPTS):
             wait_for_quiet(self.patience_s)

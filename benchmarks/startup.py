@@ -3,7 +3,7 @@
 Both on the same Ray cluster, running already; both on the reference data and model with 2 workers. The peer is a
 bare script: Ray Data, `TorchTrainer.fit` at Ray's defaults, `iter_torch_batches`; it checks and records nothing.
 Shoal does everything it always does: checks the config, the data and the model, claims a run folder, opens
-a new MLflow store (whose tables are made meanwhile), starts its guardian.
+a new MLflow store (whose tables are made meanwhile), starts its watchdog.
 """
 
 import json

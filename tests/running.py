@@ -158,7 +158,7 @@ def mlflow_record(tracking_uri: str, run_id: str) -> tuple[Any, dict[tuple[str, 
 def ray_cluster(has_dashboard: bool = False) -> Iterator[dict[str, str]]:
     """A small Ray cluster; its dashboard is ten more processes, and takes the jobs that are submitted."""
     gcs, dashboard, agent, client = (free_port() for _ in range(4))
-    # A folder of its own, short since sockets lie in it: no job but those that are told of this cluster finds it.
+    # A folder of its own, short since sockets lie in it: only jobs that receive its address find this cluster.
     folder = tempfile.mkdtemp(prefix="shoal-", dir="/tmp")
     options = ["--head", "--block", "--num-cpus=4", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
     options += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]

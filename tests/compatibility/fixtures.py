@@ -62,12 +62,12 @@ def recorded() -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """What decides the bits of a result. A CPU's name does not: clouds call several generations "AMD EPYC"."""
-    told = dict(
+    lines = dict(
         (part.strip() for part in line.split(":", 1))
         for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
         if ":" in line
     )
-    cpu = f"{told.get('model name')}, family {told.get('cpu family')}, model {told.get('model')}"
+    cpu = f"{lines.get('model name')}, family {lines.get('cpu family')}, model {lines.get('model')}"
     capability = str(torch.backends.cpu.get_cpu_capability())
     return {"cpu": cpu, "capability": capability, "torch": torch.__version__}
 

@@ -1,4 +1,4 @@
-"""A run that the code at commit 405cdcc left in the middle is resumed by the same command, and ends as if undisturbed.
+"""A run that the code at commit 405cdcc left unfinished is resumed by the same command and ends as if uninterrupted.
 
 `digits` has no run_name: it is found again by the hash of its config. The others have one, so their stored config.yaml
 is read. Checkpoints: `digits` and `ema` of one process, `fsdp` and `tp` of shards by two workers.
@@ -60,15 +60,15 @@ def resumed(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_goes_on_from_its_checkpoint_and_ends_like_its_undisturbed_twin(
+def test_it_goes_on_from_its_checkpoint_and_ends_like_its_uninterrupted_twin(
     resumed: dict[str, "Future[Resumed]"], name: str
 ) -> None:
-    run, told = resumed[name].result(), recorded()["half_finished"][name]
+    run, recorded_run = resumed[name].result(), recorded()["half_finished"][name]
     folder = Path(run.result["run_folder"])
-    assert run.result["run_name"] == told["run_name"]
+    assert run.result["run_name"] == recorded_run["run_name"]
     assert run.result["attempt"] == 2
     again = points_of(folder, without=run.journals)["train/loss"]
-    assert min(again) == run.checkpoint + 1 == told["checkpoint"] + 1
+    assert min(again) == run.checkpoint + 1 == recorded_run["checkpoint"] + 1
     assert_as_recorded(recorded()["runs"][name], folder, run.result, since=run.checkpoint)
 
 

@@ -49,7 +49,7 @@ class Collective(Protocol):
         ...
 
     def all_reduce_gradients(self, model: nn.Module) -> None:
-        """Add up over the workers the gradients that the backward of a module left which was not wrapped."""
+        """All-reduce the gradients that the backward of a module left which was not wrapped."""
         ...
 
     def sync_buffers(self, model: nn.Module) -> None:

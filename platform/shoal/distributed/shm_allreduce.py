@@ -52,12 +52,14 @@ class SharedMemory:
                 os.close(descriptor)
             except OSError:
                 is_able = False
-        told: list[Any] = [path]
-        dist.broadcast_object_list(told, src=0)
-        facts: list[Any] = [None] * size
-        dist.all_gather_object(facts, (is_able and os.path.exists(told[0]), os.getpid(), _pid_namespace()))
-        is_shared = all(able for able, _, _ in facts) and len({space for _, _, space in facts}) == 1
-        made = cls(told[0], rank, size, [pid for _, pid, _ in facts]) if is_shared else None
+        shared_path: list[Any] = [path]
+        dist.broadcast_object_list(shared_path, src=0)
+        peers: list[Any] = [None] * size
+        dist.all_gather_object(
+            peers, (is_able and os.path.exists(shared_path[0]), os.getpid(), _pid_namespace())
+        )
+        is_shared = all(able for able, _, _ in peers) and len({space for _, _, space in peers}) == 1
+        made = cls(shared_path[0], rank, size, [pid for _, pid, _ in peers]) if is_shared else None
         dist.barrier()
         if rank == 0 and path:
             os.unlink(path)

@@ -1,4 +1,4 @@
-"""What this machine holds, and which Ray cluster a run would join; told without Ray."""
+"""What this machine holds, and which Ray cluster a run would join; found without Ray."""
 
 import os
 import socket

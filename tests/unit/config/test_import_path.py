@@ -18,7 +18,7 @@ from shoal.errors import UserError
         ("mine:", False),
     ],
 )
-def test_import_paths_are_told_from_other_names(text, expected):
+def test_import_paths_are_distinguished_from_other_names(text, expected):
     assert is_path(text) is expected
 
 
@@ -37,14 +37,14 @@ def test_a_function_in_the_working_directory_is_found(user_module):
         ("def build(:", "build", ["does not import", "SyntaxError"]),
     ],
 )
-def test_what_cannot_be_imported_is_told_with_the_key_and_the_reason(user_module, text, name, pieces):
+def test_an_import_error_names_the_key_and_the_reason(user_module, text, name, pieces):
     module = user_module(text)
     with pytest.raises(UserError) as caught:
         find(f"{module}:{name}", "data.source")
     assert all(piece in str(caught.value) for piece in [f"data.source='{module}:{name}'", *pieces])
 
 
-def test_a_module_that_is_not_there_is_told():
+def test_a_missing_module_is_reported():
     with pytest.raises(UserError, match="module 'no_such_module' does not import"):
         find("no_such_module:build", "model.name")
 

@@ -160,7 +160,7 @@ def test_a_config_is_frozen():
         config.optim.lr = 1.0
 
 
-def test_replace_changes_only_what_it_is_told_checks_it_and_leaves_the_original():
+def test_replace_changes_only_the_named_keys_checks_them_and_leaves_the_original():
     config = RunConfig()
     changed = config.replace({"optim.lr": 0.5, "model.args": {"dropout": 0.1}})
     assert changed.optim.lr == 0.5
@@ -190,7 +190,7 @@ def test_replace_changes_only_what_it_is_told_checks_it_and_leaves_the_original(
         ("zzz", "key 'zzz': "),
     ],
 )
-def test_an_unknown_key_is_told_with_the_one_that_was_likely_meant(written, meant):
+def test_an_unknown_override_is_refused_with_the_nearest_known_key(written, meant):
     with pytest.raises(ConfigError) as refused:
         load(RunConfig, None, [f"{written}=1"])
     assert meant in str(refused.value)

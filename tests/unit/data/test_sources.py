@@ -329,7 +329,7 @@ def test_a_function_may_return_a_dict_of_splits(mine):
         ("fram", UserError, ["has no 'fram'", "did you mean 'frame'"]),
     ],
 )
-def test_what_a_function_returns_or_raises_is_told_in_its_own_terms(mine, call, kind, pieces):
+def test_an_error_names_what_a_function_returned_or_raised(mine, call, kind, pieces):
     message = problem(f"{mine}:{call}", kind)
     assert all(piece in message for piece in pieces), message
 

@@ -49,7 +49,7 @@ def test_a_file_can_be_read_from_an_offset_on(folder):
     assert folder.read_from("a.txt", 10) == b""
 
 
-def test_an_absent_file_is_told_from_an_empty_one(folder):
+def test_an_absent_file_differs_from_an_empty_one(folder):
     folder.write("empty", b"")
     assert folder.read("empty") == b""
     assert not folder.exists("absent")

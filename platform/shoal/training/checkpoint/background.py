@@ -20,7 +20,7 @@ class BackgroundSaver:
     """
 
     def __init__(self, store: CheckpointStore, metadata: Mapping[str, Any], dataset_info: bytes) -> None:
-        self._store, self._facts, self._prepared = store, metadata, dataset_info
+        self._store, self._metadata, self._prepared = store, metadata, dataset_info
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: Snapshot | None = None
@@ -77,7 +77,7 @@ class BackgroundSaver:
         since = time.monotonic()
         try:
             for snapshot in snapshots:
-                self._store.save(snapshot, self._facts, self._prepared)
+                self._store.save(snapshot, self._metadata, self._prepared)
             self._spare = snapshots[-1]
         except BaseException as error:
             self._error = error
