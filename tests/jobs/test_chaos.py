@@ -1,4 +1,4 @@
-"""Whatever is killed, the run ends up like its undisturbed twin: weights bit for bit, each step recorded once."""
+"""Whatever is killed, the run ends up like its uninterrupted twin: weights bit for bit, each step recorded once."""
 
 import signal
 from pathlib import Path
@@ -50,7 +50,7 @@ def assert_like_twin(place: Place, twin: Trace) -> None:
 def test_a_killed_worker_is_replaced_and_a_killed_driver_resumed_by_the_same_command(
     place: Place, twin: Trace
 ) -> None:
-    """Both in one run; its guardian closes it in between."""
+    """Both in one run; its watchdog closes it in between."""
     process = place.start("train", *SETTINGS)
     place.wait_for_step(process, "run", 700)
     train_workers(process)[1].kill()
@@ -65,10 +65,10 @@ def test_a_killed_worker_is_replaced_and_a_killed_driver_resumed_by_the_same_com
     def is_closed() -> bool:
         return folder.identity()["status"] == "FAILED"
 
-    eventually(is_closed, 30, "the guardian closes the run")
+    eventually(is_closed, 30, "the watchdog closes the run")
     # Ray's two idle agents end by themselves a minute after their raylet.
     mine = [child for child in below if not still_runs(child, "Agent")]
-    eventually(lambda: not any(map(still_runs, mine)), 40, "workers, raylet and guardian end")
+    eventually(lambda: not any(map(still_runs, mine)), 40, "workers, raylet and watchdog end")
     done = place.run("train", *SETTINGS)
     assert done.code == 0, done.out + done.err
     assert_like_twin(place, twin)
@@ -114,7 +114,7 @@ def test_killed_tracking_server_costs_nothing(place: Place, server: Server) -> N
     assert_delivered(place, server.uri)
 
 
-def test_no_tracking_server_at_all_and_delivery_afterwards(place: Place, tmp_path: Path) -> None:
+def test_no_tracking_server_at_all_and_a_sync_afterwards(place: Place, tmp_path: Path) -> None:
     late = Server(tmp_path)
     done = place.run("train", *ALONE, f"track.tracking_uri={late.uri}")
     assert done.code == 0, done.out + done.err

@@ -40,7 +40,7 @@ def test_an_mlp_on_the_digits_passes_under_mup_and_all_is_in_mlflow(place: Place
 def test_the_standard_parametrization_fails_with_the_module_the_exponent_and_the_remedy(place: Place) -> None:
     done = place.run("coordinate_check", *DIGITS, "model.width=32")
     assert done.code == 1
-    assert "FAIL: training depends on the width: what layers.4 puts out" in done.out
+    assert "FAIL: training depends on the width: the output of layers.4" in done.out
     assert not done.result["passes"]
     assert done.result["exponents"]["layers.4"] == pytest.approx(
         1.0, abs=0.3

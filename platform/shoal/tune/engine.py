@@ -3,7 +3,7 @@
 A sweep is a pure function of its points and of what its trials report, whatever the number of trials side by side. For
 that, a scheduler that compares a trial with those before it (ASHA, median stopping) receives reports in the order in
 which a sweep of one trial at a time would bring them: the report of trial n at iteration t is decided on once every
-earlier trial has been decided on at t or has ended. A search that learns (Optuna) is told the results of points in
+earlier trial has been decided on at t or has ended. A search that learns (Optuna) receives the results of points in
 their order, and is asked for point n when it knows exactly the points up to n - lag, whichever end first.
 
 A resumed sweep goes through the same steps. The reports that an earlier attempt left in a trial's journal are replayed
@@ -193,7 +193,7 @@ class Engine:
         self.is_impatient = False
         self._search, self._scheduler, self._repeat, self._restore = search, scheduler, repeat, restore
         self._lag = lag
-        self._points_told = 0
+        self._points_reported = 0
         self._undecided: list[tuple[Trial, Report, bool]] = []
         self._exploits: list[PendingExploit] = []
         self._is_closed = False
@@ -318,12 +318,12 @@ class Engine:
 
     def _tell_up_to(self, number: int) -> bool:
         """Tell a search that learns the results of the points up to one; False if they have not all ended."""
-        while self._search.learns and self._points_told <= number:
-            first = self._points_told * self._repeat
+        while self._search.learns and self._points_reported <= number:
+            first = self._points_reported * self._repeat
             trials = self.trials[first : first + self._repeat]
             if not all(trial.has_ended for trial in trials):
                 return False
             values = [trial.value if trial.outcome in ("finished", "stopped") else None for trial in trials]
-            self._search.tell(self._points_told, values)
-            self._points_told += 1
+            self._search.tell(self._points_reported, values)
+            self._points_reported += 1
         return True

@@ -415,11 +415,11 @@ def same(tensors, expected):
 
 
 def test_members_of_a_tensor_parallel_group_see_the_same_part_of_the_data(two, all_four):
-    assert [facts["data"] for facts in two] == [
+    assert [result["data"] for result in two] == [
         {"ddp": (0, 2), "fsdp": (0, 2), "tp": (0, 1)},
         {"ddp": (1, 2), "fsdp": (1, 2), "tp": (0, 1)},
     ]
-    assert [facts["data"] for facts in all_four[1]] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [result["data"] for result in all_four[1]] == [(0, 2), (0, 2), (1, 2), (1, 2)]
     assert two[0]["transport"] == {"ddp": "shared memory", "fsdp": "gloo", "tp": "gloo"}
 
 
@@ -427,15 +427,15 @@ def test_members_of_a_tensor_parallel_group_see_the_same_part_of_the_data(two, a
 def test_losses_with_clipped_gradients_are_those_of_one_worker(two, kind, strategy):
     expected = Training(SingleProcess(), *LEARNT[kind]).run(0, 10)
     assert min(expected) < expected[0]
-    for facts in two:
-        close(facts["losses"][kind, strategy], expected)
+    for result in two:
+        close(result["losses"][kind, strategy], expected)
 
 
 def test_tied_frozen_unused_parameters_and_statistics_are_under_fsdp_what_they_are_under_ddp(two):
-    for facts in two:
+    for result in two:
         (losses, sums, tensors), (expected, expected_sums, expected_tensors) = (
-            facts["odd"]["fsdp"],
-            facts["odd"]["ddp"],
+            result["odd"]["fsdp"],
+            result["odd"]["ddp"],
         )
         close(losses, expected)
         torch.testing.assert_close(sums, expected_sums, rtol=1e-4, atol=1e-4)
@@ -445,8 +445,8 @@ def test_tied_frozen_unused_parameters_and_statistics_are_under_fsdp_what_they_a
 
 
 def test_fsdp_and_tensor_parallelism_together_give_the_losses_of_one_worker(all_four, alone):
-    for facts in all_four[1]:
-        close(facts["losses"] + facts["both"]["losses"], alone["first"] + alone["losses"])
+    for result in all_four[1]:
+        close(result["losses"] + result["both"]["losses"], alone["first"] + alone["losses"])
 
 
 def test_under_bfloat16_losses_are_those_of_one_worker_within_its_rounding(two):
@@ -459,20 +459,20 @@ def test_under_bfloat16_losses_are_those_of_one_worker_within_its_rounding(two):
 def test_evaluation_counts_each_row_once_where_workers_have_unequally_many_or_none(two, rows):
     expected = Training(SingleProcess(), GPT, held_out=rows).evaluate()
     assert expected[0] == rows
-    for facts in two:
+    for result in two:
         for strategy in ("ddp", "fsdp", "tp"):
-            torch.testing.assert_close(facts["evaluated"][strategy, rows], expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(result["evaluated"][strategy, rows], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_evaluation_counts_each_row_once_under_both(all_four, monkeypatch):
     training = Training(SingleProcess(), GPT)
     training.run(0, 5)
-    for facts in all_four[1]:
-        torch.testing.assert_close(facts["evaluated"], training.evaluate(), rtol=1e-5, atol=1e-5)
+    for result in all_four[1]:
+        torch.testing.assert_close(result["evaluated"], training.evaluate(), rtol=1e-5, atol=1e-5)
 
 
 def test_what_a_tensor_parallel_group_holds_alike_stays_so_under_dropout(two):
-    first, second = (facts["after dropout"] for facts in two)
+    first, second = (result["after dropout"] for result in two)
     whole = [name for name in first if "norm" in name or name == "embedding.weight" or "project.bias" in name]
     assert len(whole) == 13
     assert all(torch.equal(first[name], second[name]) for name in whole)
@@ -482,9 +482,9 @@ def test_what_a_tensor_parallel_group_holds_alike_stays_so_under_dropout(two):
 
 
 def test_under_fsdp_a_worker_holds_half_of_parameters_gradients_and_optimiser_state(two):
-    for facts in two:
-        assert facts["bytes"]["ddp"] > 4 * 4 * 1_000_000
-        assert facts["bytes"]["fsdp"] <= 0.55 * facts["bytes"]["ddp"]
+    for result in two:
+        assert result["bytes"]["ddp"] > 4 * 4 * 1_000_000
+        assert result["bytes"]["fsdp"] <= 0.55 * result["bytes"]["ddp"]
 
 
 # Checkpoints.
@@ -493,9 +493,9 @@ def test_under_fsdp_a_worker_holds_half_of_parameters_gradients_and_optimiser_st
 @pytest.mark.parametrize(("source", "strategy"), RESUMED)
 def test_a_checkpoint_resumes_under_any_strategy_with_the_same_bits_and_losses(two, source, strategy):
     origin = "ddp" if source == "ddp" else "fsdp"
-    for facts in two:
-        same(facts["resumed"][source, strategy]["loaded"], facts[origin]["kept"])
-        close(facts["resumed"][source, strategy]["losses"], facts[origin]["losses"])
+    for result in two:
+        same(result["resumed"][source, strategy]["loaded"], result[origin]["kept"])
+        close(result["resumed"][source, strategy]["losses"], result[origin]["losses"])
 
 
 @pytest.mark.parametrize("source", ["ddp", "fsdp"])
@@ -516,11 +516,11 @@ def test_a_checkpoint_of_both_ways_resumes_in_one_process_and_the_other_way_roun
     found = resumed(SingleProcess(), GPT, CheckpointStore(RunFolder(f"{folder}/both")), "step-000005")
     same(found["loaded"], workers[0]["both"]["kept"])
     close(found["losses"], alone["losses"])
-    for facts in workers:
-        same(facts["resumed"]["loaded"], alone["kept"])
-        same(facts["again"]["loaded"], facts["both"]["kept"])
-        close(facts["resumed"]["losses"], alone["losses"])
-        close(facts["again"]["losses"], alone["losses"])
+    for result in workers:
+        same(result["resumed"]["loaded"], alone["kept"])
+        same(result["again"]["loaded"], result["both"]["kept"])
+        close(result["resumed"]["losses"], alone["losses"])
+        close(result["again"]["losses"], alone["losses"])
 
 
 def test_a_checkpoint_in_an_object_store_is_whole(two, bucket):
@@ -570,12 +570,12 @@ def test_the_last_checkpoint_has_whole_weights_besides(two, folder):
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_tensor_that_differs(two):
-    for facts in two:
-        assert "is of another model (model/blocks.0." in facts["other model"]
+    for result in two:
+        assert "is of another model (model/blocks.0." in result["other model"]
 
 
 def test_what_one_worker_cannot_write_is_an_error_on_all_and_no_checkpoint(two, folder):
-    assert [facts["broken"] for facts in two] == ["no space left on worker 1"] * 2
+    assert [result["broken"] for result in two] == ["no space left on worker 1"] * 2
     assert CheckpointStore(RunFolder(f"{folder}/broken")).latest() == ("step-000001", [])
 
 

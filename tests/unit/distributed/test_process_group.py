@@ -194,70 +194,70 @@ def crew(request, tmp_path_factory):
             worker.kill()
             worker.join()
     found = [torch.load(f"{folder}/{rank}.pt") for rank in range(size)]
-    assert [facts["problem"] for facts in found if "problem" in facts] == []
+    assert [result["problem"] for result in found if "problem" in result] == []
     return found
 
 
 def test_processes_of_one_host_share_memory(crew):
-    assert {facts["transport"] for facts in crew} == {"shared memory"}
+    assert {result["transport"] for result in crew} == {"shared memory"}
 
 
 def test_the_shared_file_is_gone_from_the_disk_while_it_is_in_use(crew):
-    for facts in crew:
-        assert facts["maps"]
-        assert all(line.endswith("(deleted)") for line in facts["maps"])
+    for result in crew:
+        assert result["maps"]
+        assert all(line.endswith("(deleted)") for line in result["maps"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
 def test_every_worker_gets_the_very_bits_of_the_sum_in_rank_order(crew, dtype):
     expected = in_rank_order(len(crew), dtype=getattr(torch, dtype))
-    for facts in crew:
-        assert facts[dtype].dtype == expected.dtype
-        assert torch.equal(facts[dtype], expected)
+    for result in crew:
+        assert result[dtype].dtype == expected.dtype
+        assert torch.equal(result[dtype], expected)
 
 
 def test_a_vector_larger_than_a_slot_is_added_in_chunks(crew):
     expected = in_rank_order(len(crew), count=NUMBERS)
-    assert all(torch.equal(facts["large"], expected) for facts in crew)
+    assert all(torch.equal(result["large"], expected) for result in crew)
 
 
 def test_all_reduce_leaves_its_input_as_it_was(crew):
-    assert all(facts["input is left alone"] for facts in crew)
+    assert all(result["input is left alone"] for result in crew)
 
 
 def test_many_rounds_in_a_row_do_not_mix(crew):
     size = len(crew)
     expected = [sum(range(size)) + size * round_ for round_ in range(200)]
-    assert all(facts["rounds"] == expected for facts in crew)
+    assert all(result["rounds"] == expected for result in crew)
 
 
 def test_values_of_any_kind_and_size_are_gathered_and_broadcast(crew):
     expected = [{"rank": rank, "rest": "x" * (1000 * rank)} for rank in range(len(crew))]
-    assert all(facts["gathered"] == expected for facts in crew)
-    assert all(facts["network gathered"] == list(range(len(crew))) for facts in crew)
-    assert all(facts["broadcast"] == {"from": 0} for facts in crew)
+    assert all(result["gathered"] == expected for result in crew)
+    assert all(result["network gathered"] == list(range(len(crew))) for result in crew)
+    assert all(result["broadcast"] == {"from": 0} for result in crew)
 
 
 def test_aligned_workers_have_the_buffers_of_the_first(crew):
     expected = dict(statistics(0).named_buffers())
-    for facts in crew:
-        assert {name: tensor.dtype for name, tensor in facts["aligned"].items()} == {
+    for result in crew:
+        assert {name: tensor.dtype for name, tensor in result["aligned"].items()} == {
             name: tensor.dtype for name, tensor in expected.items()
         }
-        assert all(torch.equal(facts["aligned"][name], tensor) for name, tensor in expected.items())
+        assert all(torch.equal(result["aligned"][name], tensor) for name, tensor in expected.items())
 
 
 def test_a_frozen_model_is_not_wrapped(crew):
-    assert all(facts["frozen is not wrapped"] for facts in crew)
+    assert all(result["frozen is not wrapped"] for result in crew)
 
 
 def test_backward_adds_the_workers_gradients_in_rank_order_bit_for_bit(crew):
     expected = own_gradient(0)
     for rank in range(1, len(crew)):
         expected = expected + own_gradient(rank)
-    for facts in crew:
-        assert all(torch.equal(gradient, expected) for gradient in facts["gradients"])
-        assert facts["waited_s"] > 0
+    for result in crew:
+        assert all(torch.equal(gradient, expected) for gradient in result["gradients"])
+        assert result["waited_s"] > 0
 
 
 @pytest.mark.parametrize("limit", [4, 2, 1, "auto"])
@@ -267,43 +267,43 @@ def test_a_step_in_micro_batches_has_the_gradient_of_the_whole_batch_on_every_wo
     (model(rows) ** 2).sum().backward()
     first = crew[0]["in micro-batches"][limit]["gradient"]
     torch.testing.assert_close(first, gradients(model), rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(facts["in micro-batches"][limit]["gradient"], first) for facts in crew)
+    assert all(torch.equal(result["in micro-batches"][limit]["gradient"], first) for result in crew)
 
 
 def test_gradients_are_reduced_once_a_step_however_many_its_micro_batches(crew):
-    for facts in crew:
-        found = facts["in micro-batches"]
+    for result in crew:
+        found = result["in micro-batches"]
         assert [len(found[limit]["sizes"]) for limit in (4, 2, 1)] == [1, 2, 4]
         assert found[4]["reductions"] == found[2]["reductions"] == found[1]["reductions"]
 
 
 def test_all_workers_halve_their_micro_batches_when_one_runs_out_of_memory(crew):
     last = len(crew) - 1
-    for rank, facts in enumerate(crew):
+    for rank, result in enumerate(crew):
         rest = [2, 1] if rank == last else [2, 2]
-        assert facts["in micro-batches"]["auto"]["sizes"] == [3 if rank == last else 4, *rest]
+        assert result["in micro-batches"]["auto"]["sizes"] == [3 if rank == last else 4, *rest]
 
 
 def test_the_network_adds_the_same_within_rounding(crew):
-    for facts in crew:
-        assert facts["network transport"] == "gloo"
-        torch.testing.assert_close(facts["network float64"], in_rank_order(len(crew), dtype=torch.float64))
+    for result in crew:
+        assert result["network transport"] == "gloo"
+        torch.testing.assert_close(result["network float64"], in_rank_order(len(crew), dtype=torch.float64))
 
 
 def test_backward_over_the_network_gives_every_worker_the_same_bits_every_time(crew):
     expected = sum(own_gradient(rank).double() for rank in range(len(crew)))
     first = crew[0]["network gradients"][0]
     torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(gradient, first) for facts in crew for gradient in facts["network gradients"])
+    assert all(torch.equal(gradient, first) for result in crew for gradient in result["network gradients"])
 
 
 def test_where_stores_may_be_seen_out_of_order_the_network_is_used(crew):
-    assert {facts["transport on arm"] for facts in crew} == {"gloo"}
+    assert {result["transport on arm"] for result in crew} == {"gloo"}
 
 
 def test_a_killed_worker_is_an_error_for_the_others_within_seconds(crew):
-    for facts in crew[:-1]:
-        message, seconds = facts["loss"]
+    for result in crew[:-1]:
+        message, seconds = result["loss"]
         assert f"worker {len(crew) - 1} (pid" in message
         assert seconds < 10
 

@@ -339,7 +339,7 @@ def test_roles_that_cannot_be_are_refused_with_the_reason(declared, pieces):
     assert all(piece in str(caught.value) for piece in pieces), caught.value
 
 
-def test_a_tied_weight_cannot_be_told_a_role_that_would_lose_its_multiplier():
+def test_a_tied_weight_cannot_have_a_role_that_would_lose_its_multiplier():
     class Declared(Transformer):
         def roles(self):
             return {"embedding.weight": "input"}
@@ -491,7 +491,7 @@ def test_a_verdict_names_the_module_farthest_from_keeping_its_scale():
     assert verdict({"a": 0.1, "b": -0.2}).passes
     blown = verdict({"a": 0.1, "b": 1.0, "c": -0.6})
     assert (blown.passes, blown.module, blown.exponent) == (False, "b", 1.0)
-    assert str(blown) == "training depends on the width: what b puts out changes by width^1.00"
+    assert str(blown) == "training depends on the width: the output of b changes by width^1.00"
     stalled = verdict({"a": 0.1, "c": -0.6})
     assert (stalled.passes, stalled.module) == (False, "c")
     infinite = growth([Coordinate(w, 0, 1, "a", 1.0, change) for w, change in ((1, 1.0), (2, math.nan))])

@@ -394,7 +394,7 @@ def test_blocks_sharded_by_fsdp_in_bfloat16_keep_the_cache_and_exact_rotations(p
         (48, 8, True, 8),
     ],
 )
-def test_there_is_one_head_for_each_64_of_the_width_unless_told_otherwise(width, heads, rotates, expected):
+def test_there_is_one_head_for_each_64_of_the_width_by_default(width, heads, rotates, expected):
     assert head_count(width, heads, rotates) == expected
 
 

@@ -102,7 +102,7 @@ def test_an_experiment_that_was_deleted_comes_back(client, run):
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_crash_and_a_replay_end_with_the_curve_of_an_undisturbed_run(client, run):
+def test_a_crash_and_a_replay_end_with_the_curve_of_an_uninterrupted_run(client, run):
     disturbed, twin = run("disturbed"), run("twin")
     log_curve(twin, range(1, 11))
     log_curve(disturbed, range(1, 8))

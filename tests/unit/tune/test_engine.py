@@ -64,13 +64,13 @@ class RecordingSearch:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.told: list[tuple[int, tuple[float | None, ...]]] = []
+        self.reported: list[tuple[int, tuple[float | None, ...]]] = []
 
     def suggest(self, number: int) -> dict[str, object]:
-        return {"told": [number for number, _ in self.told]}
+        return {"reported": [number for number, _ in self.reported]}
 
     def tell(self, number: int, values: Sequence[float | None]) -> None:
-        self.told.append((number, tuple(values)))
+        self.reported.append((number, tuple(values)))
 
 
 @dataclass
@@ -155,19 +155,19 @@ def test_a_search_that_learns_knows_the_same_results_at_each_point_however_many_
         return [trial.point for trial in engine.trials]
 
     one_by_one = points(1, 0)
-    assert one_by_one[LAG + 3] == {"told": [0, 1, 2, 3]}
+    assert one_by_one[LAG + 3] == {"reported": [0, 1, 2, 3]}
     assert all(points(slots, seed) == one_by_one for slots in (2, 4, LAG) for seed in range(5))
 
 
-def test_repeats_of_a_point_are_separate_trials_and_their_results_are_told_together():
+def test_repeats_of_a_point_are_separate_trials_and_their_results_are_reported_together():
     search = RecordingSearch(3)
     engine = Engine(search, RunsAll(), repeat=2, lag=1)
     World(engine, 2, random.Random(0)).run()
     assert [(trial.point_number, trial.repeat) for trial in engine.trials] == [
         (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
-    assert [number for number, _ in search.told] == [0, 1]
-    assert search.told[0][1] == (value(0, ITERATIONS), value(1, ITERATIONS))
+    assert [number for number, _ in search.reported] == [0, 1]
+    assert search.reported[0][1] == (value(0, ITERATIONS), value(1, ITERATIONS))
 
 
 def test_reports_of_an_earlier_attempt_are_decided_on_again_but_not_trained_again():

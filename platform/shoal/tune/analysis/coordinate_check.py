@@ -20,7 +20,7 @@ from shoal.training.loop import Clock, TrainingLoop, update
 
 # Largest |exponent| that passes. In the limit exponents are multiples of 1/2. Measured over an eightfold width or
 # more, on MLPs, a convolutional network and transformers, under Adam and SGD: muP 0.03 to 0.28 (below 0: an
-# untrained output layer puts out ever less, as width^-1/2), standard 0.48 to 1.32.
+# output of an untrained output layer falls as width^-1/2), standard 0.48 to 1.32.
 TOLERANCE = 0.35
 
 ROOT = "model"
@@ -50,8 +50,8 @@ class CoordinateVerdict:
     exponent: float
 
     def __str__(self) -> str:
-        way = "keeps its scale" if self.passes else "depends on the width"
-        return f"training {way}: what {self.module} puts out changes by width^{self.exponent:.2f}"
+        verdict = "keeps its scale" if self.passes else "depends on the width"
+        return f"training {verdict}: the output of {self.module} changes by width^{self.exponent:.2f}"
 
 
 def coordinate_check(
@@ -110,7 +110,7 @@ def verdict(exponents: Mapping[str, float], tolerance: float = TOLERANCE) -> Coo
 def coordinate_picture(records: Sequence[Coordinate], exponents: Mapping[str, float], title: str) -> bytes:
     """Draw mean |x_t| and mean |x_t - x_0| against the width, a line per step.
 
-    A panel per module, of those with the exponents farthest from 0; one that passes on what another puts out has
+    A panel per module, of those with the exponents farthest from 0; one that passes on the output of another has
     its exponent, and no panel.
     """
     import matplotlib
