@@ -50,8 +50,8 @@ class CoordinateVerdict:
     exponent: float
 
     def __str__(self) -> str:
-        verdict = "keeps its scale" if self.passes else "depends on the width"
-        return f"training {verdict}: the output of {self.module} changes by width^{self.exponent:.2f}"
+        effect = "keeps its scale" if self.passes else "depends on the width"
+        return f"training {effect}: the output of {self.module} changes by width^{self.exponent:.2f}"
 
 
 def coordinate_check(
