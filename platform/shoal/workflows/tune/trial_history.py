@@ -63,6 +63,7 @@ class TrialHistory:
         The report of the last step is not replayed: a trial resumed from there reports its end itself.
         """
         name, _ = CheckpointStore(folder).latest()
+        step = checkpoint_step(name) if name else None
         config = self._config.trial(trial.point)
         last = total_steps(config.train, self._dataset_cache.steps_per_epoch(config))
-        return min(checkpoint_step(name), last - 1) if name else 0
+        return min(step, last - 1) if step else 0
