@@ -1,4 +1,4 @@
-"""Deliver a run folder to MLflow, completely; a second time changes nothing: python jobs/sync.py RUN_FOLDER"""
+"""Sync a run folder to MLflow, completely; a second time changes nothing: python jobs/sync.py RUN_FOLDER"""
 
 import argparse
 import sys
@@ -7,39 +7,38 @@ import _path  # noqa: F401  (first: it finds shoal)
 from shoal.errors import TrainingError, UserError
 from shoal.storage.run_folder import IDENTITY, RunFolder
 from shoal.terminal.errors import run
+from shoal.terminal.reports import result_line
 from shoal.tracking.sweep_sync import sync
 
 
 def main(arguments: list[str]) -> int:
-    """Find the folder, deliver it, say where it is."""
+    """Check the folder, sync it, report where it is."""
     parser = argparse.ArgumentParser(usage="python jobs/sync.py RUN_FOLDER [track.tracking_uri=URI]")
     parser.add_argument("run", help="a run folder: storage_path/experiment_name/run_name, local or s3://")
-    parser.add_argument("setting", nargs="?", help="track.tracking_uri=URI delivers to another server")
-    given = parser.parse_args(arguments)
-    folder = RunFolder(given.run)
+    parser.add_argument("setting", nargs="?", help="track.tracking_uri=URI syncs to another server")
+    options = parser.parse_args(arguments)
+    folder = RunFolder(options.run)
     if not folder.exists(IDENTITY):
         raise UserError(
-            f"'{given.run}' is no run folder (it holds no {IDENTITY}): give the folder a run was written to"
+            f"'{options.run}' is no run folder (it holds no {IDENTITY}): give the folder a run was written to"
         )
     if folder.holder():
-        raise UserError(
-            f"'{given.run}' is still being trained: its own process delivers it; wait for its end"
-        )
-    if given.setting:
-        key, _, uri = given.setting.partition("=")
+        raise UserError(f"'{options.run}' is still being trained: its own process syncs it; wait for its end")
+    if options.setting:
+        key, _, uri = options.setting.partition("=")
         if key != "track.tracking_uri" or not uri:
-            raise UserError(f"'{given.setting}' is not understood: write track.tracking_uri=URI")
+            raise UserError(f"'{options.setting}' is not understood: write track.tracking_uri=URI")
         folder.update_json(IDENTITY, tracking_uri=uri)
     try:
         run_id = sync(folder)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise TrainingError(
-            f"MLflow at {folder.identity()['tracking_uri']} does not take it ({type(error).__name__}: {reason}): "
+            f"MLflow at {folder.identity()['tracking_uri']} does not accept it ({type(error).__name__}: {reason}): "
             "nothing is lost; try again when it answers"
         ) from error
-    print(f"delivered to {folder.identity()['tracking_uri']} as run {run_id}")
-    print(f"result: {folder.uri}/result.json")
+    print(f"synced to {folder.identity()['tracking_uri']} as run {run_id}")
+    print(result_line({"run_folder": folder.uri}))
     return 0
 
 

@@ -1,36 +1,33 @@
 """Sweep over learning rate, width or any other key: python jobs/tune.py [CONFIG.yaml] [key=value | key=range ...]"""
 
 import argparse
-import math
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.cluster import session
 from shoal.config.loading import describe
 from shoal.runs.lifecycle import request_stop
-from shoal.runs.locations import home, resolve_tracking_uri
+from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
-from shoal.storage.records import SweepResult
-from shoal.terminal import forecast_report
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.progress import SweepTable
-from shoal.terminal.tables import trial_table
+from shoal.terminal.reports import sweep_report
 from shoal.tune.config import SweepConfig, load_sweep
 from shoal.tune.validate import validate_sweep
 from shoal.workflows.tune.forecast import forecast
-from shoal.workflows.tune.result import covers, finished_sweep
-from shoal.workflows.tune.sweep import run_sweep
+from shoal.workflows.tune.sweep import covers, finished_sweep, run_sweep
 
 RANGES = """ranges, in Ray Tune's words:
   key=a,b,c                     each of a list (also grid(a, b, c))
   'key=choice(a, b, c)'         one of a list at random
   'key=uniform(0, 1)'           'key=loguniform(1e-4, 1e-1)'   'key=quniform(0, 1, 0.1)'   'key=randint(1, 10)'
-  'key=by(package.module:fn)'   a range that depends on the values chosen so far; fn(dict) returns it
+  'key=by(package.module:fn)'   a range that depends on the values chosen so far, which fn receives as a dict
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Check, sweep, and say what is best."""
+    """Check, sweep, report."""
     parser = argparse.ArgumentParser(
         usage="python jobs/tune.py [CONFIG.yaml] [dotted.key=value | dotted.key=range ...]",
         description="Sweep over ranges of a config on a Ray cluster, recorded in MLflow.",
@@ -38,44 +35,27 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
-    given = parser.parse_intermixed_args(arguments)
-    config = load_sweep(*file_and_settings(parser, given.settings))
+    options = parser.parse_intermixed_args(arguments)
+    config = load_sweep(*file_and_settings(parser, options.settings))
 
     plan = validate_sweep(config, session.connect)
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
     if config.dry_run:
-        print(forecast_report.report(forecast(plan)))
+        print(forecast_report(forecast(plan)))
         return 0
     folder = resolve_run_folder(config, lambda folder: covers(finished_sweep(folder), plan.total))
     done = finished_sweep(folder)
-    if done and covers(done, plan.total):
-        print(f"sweep {done.run_name} is finished; set if_exists=new to run it again")
-        return report(done)
+    if covers(done, plan.total):
+        print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
+        print(sweep_report(done))
+        return 0
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
     on_interrupt(lambda name: request_stop(folder, name))
-    table = SweepTable()
-    try:
-        result = run_sweep(plan, folder, table)
-    finally:
-        table.close()
-    return report(result)
-
-
-def report(result: SweepResult) -> int:
-    """Print what a person wants to know of a finished sweep."""
-    print(trial_table(result.rows, result.metric))
-    for label, text in result.findings.items():
-        if label != "width":  # the last line of its table
-            print(f"{label:<12}{text}")
-    if result.width_report:
-        print(result.width_report)
-    metrics = result.best.metrics if result.best else {}
-    for name, value in sorted(metrics.items()):
-        print(f"  {name:<14}{math.nan if value is None else value:.6g}")
-    print(f"look at it: make ui  (from {home()}); report: {result.run_folder}/report/report.html")
-    print(f"result: {result.run_folder}/result.json")
+    with SweepTable() as progress:
+        result = run_sweep(plan, folder, progress)
+    print(sweep_report(result))
     return 0
 
 

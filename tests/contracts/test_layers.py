@@ -148,7 +148,7 @@ def test_what_starts_without_training_is_light():
     """The watchdog is one more process per run; errors and config decide how fast a typo is reported."""
     heavy = {"torch", "ray", "mlflow", "pandas", "matplotlib"}
     assert (
-        loaded("import shoal.errors, shoal.config.schema, shoal.terminal.reports, shoal.storage.run_folder")
+        loaded("import shoal.errors, shoal.config.schema, shoal.terminal.errors, shoal.storage.run_folder")
         & heavy
         == set()
     )

@@ -1,5 +1,6 @@
 """What a job does around its work: arguments, warnings, signals, one `error:` line, the exit code."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -38,15 +39,17 @@ def on_interrupt(stop: Callable[[str], None]) -> None:
             return
         heard.append(number)
         name = signal.Signals(number).name
-        print(f"\n{name}: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
         stop(name)
+        # The stream may be closed, or interrupted in the middle of a write, which must not be entered again.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            print(f"\n{name}: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
 
 
 def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Part a job's arguments into its config file, if there is one, and its settings."""
+    """Split a job's arguments into its config file, if there is one, and its settings."""
     files = [text for text in texts if "=" not in text]
     if len(files) > 1:
         parser.error(f"one config file at most, not {' and '.join(files)}")
@@ -54,12 +57,22 @@ def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str
 
 
 def _warn_on_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_Warning())
     log = logging.getLogger("shoal")
     log.addHandler(handler)
     log.setLevel(logging.DEBUG if os.environ.get("SHOAL_TRACEBACK") == "1" else logging.INFO)
     log.propagate = False
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the `sys.stderr` of the moment, which a live display replaces by one that prints above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
 
 
 class _Warning(logging.Formatter):

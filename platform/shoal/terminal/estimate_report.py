@@ -9,28 +9,29 @@ from shoal.training.throughput import peak_flops
 from shoal.workflows.estimate import DataShape, data_shape, estimate_for
 
 
-def report(config: RunConfig, mfu: float = MFU) -> str:
-    """Return what a person wants to know of it.
+def estimate_report(config: RunConfig, mfu: float = MFU) -> str:
+    """Return model size, work, memory by strategy, time and verdict as text.
 
     Args:
-        mfu: share of the devices' peak that training reaches.
+        mfu: model FLOPs utilisation: the share of the devices' peak that training reaches, above 0 and at most 1.
 
     Raises:
-        UserError: as `plan_of`, or the share is none.
+        ConfigError: the share is outside that range.
+        UserError: as `shoal.workflows.estimate.estimate_for`.
     """
     if not 0 < mfu <= 1:
         raise ConfigError(
             f"--mfu={mfu:g}: it is the share of the devices' peak, above 0 and at most 1, e.g. 0.4"
         )
     data = data_shape(config)
-    budget = estimate_for(config, data)
-    parts = [_about(config, budget, data), _memory(config, budget), _time(config, budget, data, mfu)]
-    return "\n\n".join([*parts, f"verdict  {verdict(budget)}"])
+    estimate = estimate_for(config, data)
+    parts = [_about(config, estimate, data), _memory(config, estimate), _time(config, estimate, data, mfu)]
+    return "\n\n".join([*parts, f"verdict  {verdict(estimate)}"])
 
 
-def verdict(budget: RunEstimate) -> str:
-    """Name the smallest device that holds it, under which strategies it does, and under which not."""
-    choices = [memory for row in budget.layouts for memory in (row.plain, row.checkpointed) if memory]
+def verdict(estimate: RunEstimate) -> str:
+    """Name the smallest device that fits the run, and the strategies under which it fits and does not."""
+    choices = [memory for row in estimate.layouts for memory in (row.plain, row.checkpointed) if memory]
     size = min((memory.device for memory in choices if memory.device), default=None)
     if size is None:
         least = min(memory.total for memory in choices) / GIB
@@ -39,46 +40,44 @@ def verdict(budget: RunEstimate) -> str:
             "or a smaller model"
         )
     fits, fails = [], []
-    for row in budget.layouts:
-        if _holds(size, row.plain):
+    for row in estimate.layouts:
+        if _fits(size, row.plain):
             fits.append(row.layout.name)
-        elif row.checkpointed and _holds(size, row.checkpointed):
+        elif row.checkpointed and _fits(size, row.checkpointed):
             fits.append(f"{row.layout.name} with activation checkpointing")
         else:
             fails.append(row.layout.name)
-    under = (
-        f" under {_listed(fits, 'and')}" if budget.num_workers > 1 else fits[0].removeprefix(SINGLE_WORKER)
-    )
+    under = f" under {_listed(fits, 'and')}" if estimate.num_workers > 1 else fits[0].removeprefix(SINGLE_WORKER)
     return f"fits {size} GiB{under}" + (f"; not under {_listed(fails, 'or')}" if fails else "")
 
 
-def _about(config: RunConfig, budget: RunEstimate, data: DataShape) -> str:
-    count = budget.parameters
-    parts = [f"{len(count.units)} blocks of {_span(count.units)}"] if budget.layouts[0].checkpointed else []
+def _about(config: RunConfig, estimate: RunEstimate, data: DataShape) -> str:
+    count = estimate.parameters
+    parts = [f"{len(count.units)} blocks of {_span(count.units)}"] if estimate.layouts[0].checkpointed else []
     parts += [f"{readable(count.embedding).strip()} in embeddings"] if count.embedding else []
-    per_token = budget.flops_per_sample / data.sample[0]
+    per_token = estimate.flops_per_sample / data.sample[0]
     tokens = f" ({readable(per_token)}FLOPs per token)" if data.vocabulary else ""
     return (
         f"model    {config.model.name}: {count.total:,} parameters{': ' if parts else ''}{', '.join(parts)}\n"
-        f"work     {readable(budget.flops_per_sample)}FLOPs forward per sample{tokens}; "
-        f"{readable(budget.flops_per_step)}FLOPs per step of {budget.batch_size:,} samples"
+        f"work     {readable(estimate.flops_per_sample)}FLOPs forward per sample{tokens}; "
+        f"{readable(estimate.flops_per_step)}FLOPs per step of {estimate.batch_size:,} samples"
     )
 
 
-def _memory(config: RunConfig, budget: RunEstimate) -> str:
-    totals = [memory.total for row in budget.layouts for memory in (row.plain, row.checkpointed) if memory]
+def _memory(config: RunConfig, estimate: RunEstimate) -> str:
+    totals = [memory.total for row in estimate.layouts for memory in (row.plain, row.checkpointed) if memory]
     power, unit = next(
         ((power, unit) for power, unit in ((3, "G"), (2, "M")) if max(totals) >= 1024**power), (1, "K")
     )
     lines: list[tuple[str, ...]] = [
         ("strategy", "samples", "weights", "gradients", "optimiser", "activations", "total", "fits")
     ]
-    for row in budget.layouts:
+    for row in estimate.layouts:
         name = row.layout.name + (f"={row.layout.tensor}" if row.layout.tensor > 1 else "")
         lines.append((name, f"{row.samples:,}", *_cells(row.plain, 1024**power)))
         if row.checkpointed:
             lines.append(("  checkpointing", "", *_cells(row.checkpointed, 1024**power)))
-    workers = f"each of {budget.num_workers} workers" if budget.num_workers > 1 else "one worker"
+    workers = f"each of {estimate.num_workers} workers" if estimate.num_workers > 1 else "one worker"
     head = f"memory   {unit}iB of {workers} at the peak, with {config.optim.name} in {config.train.precision}"
     return f"{head}\n\n{table(lines)}"
 
@@ -88,19 +87,19 @@ def _cells(memory: WorkerMemory, unit: int) -> tuple[str, ...]:
     return (*(f"{part / unit:,.1f}" for part in parts), f"{memory.device} GiB" if memory.device else "-")
 
 
-def _time(config: RunConfig, budget: RunEstimate, data: DataShape, mfu: float) -> str:
+def _time(config: RunConfig, estimate: RunEstimate, data: DataShape, mfu: float) -> str:
     peaks = {device: peak for device in TIMED_ON if (peak := peak_flops(device, config.train.precision))}
     counts = {"a step": 1, "1,000 steps": 1000}
     if data.steps:
         counts[f"all {data.steps:,} steps"] = data.steps
     lines = [("", *peaks), ("peak", *(f"{readable(peak)}FLOPS" for peak in peaks.values()))]
     for name, steps in counts.items():
-        lines.append((name, *(_spell(budget.seconds(steps, peak, mfu)) for peak in peaks.values())))
-    devices = f"on {budget.num_workers} devices" if budget.num_workers > 1 else "on one device"
+        lines.append((name, *(_time_text(estimate.seconds(steps, peak, mfu)) for peak in peaks.values())))
+    devices = f"on {estimate.num_workers} devices" if estimate.num_workers > 1 else "on one device"
     return f"time     {devices} that reach {mfu:.0%} of their peak (--mfu)\n\n{table(lines)}"
 
 
-def _spell(seconds: float) -> str:
+def _time_text(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.2g} ms"
     if seconds < 60:
@@ -113,7 +112,7 @@ def _span(sizes: tuple[int, ...]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _holds(size: int, memory: WorkerMemory) -> bool:
+def _fits(size: int, memory: WorkerMemory) -> bool:
     return memory.device is not None and memory.device <= size
 
 

@@ -2,12 +2,12 @@
 
 from shoal.models.size import readable
 from shoal.terminal.tables import duration
-from shoal.tune.report.write import show_params
+from shoal.tune.report.text import params_text
 from shoal.workflows.tune.forecast import Forecast
 
 
-def report(forecast: Forecast) -> str:
-    """Lay a forecast out for a person."""
+def forecast_report(forecast: Forecast) -> str:
+    """Return the forecast as lines for a person."""
     lines = [
         f"trials         {forecast.trials}",
         f"side by side   {forecast.slots}",
@@ -15,7 +15,7 @@ def report(forecast: Forecast) -> str:
         f"time           about {duration(forecast.seconds)}",
         f"disk           {_disk(forecast)}",
     ]
-    lines += [f"infeasible     {show_params(point)}: {reason}" for point, reason in forecast.infeasible]
+    lines += [f"infeasible     {params_text(point)}: {reason}" for point, reason in forecast.infeasible]
     return "\n".join([*lines, "nothing was started"])
 
 

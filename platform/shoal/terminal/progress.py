@@ -1,139 +1,321 @@
-"""The progress of a run or a sweep, while it lasts."""
+"""The progress of a training or a sweep: a live display on a terminal, a few plain lines elsewhere.
 
+It says what is shown and when; `live` draws it. It depends on the status objects of the workflows alone.
+"""
+
+import os
 import sys
 import time
 from collections import deque
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from shoal.terminal.tables import duration, params_text, running_rows, terminal_columns
+from shoal.terminal.tables import duration, table
+from shoal.tune.report.text import params_text, value_text
+
+if TYPE_CHECKING:  # so that a job imports its own workflow alone
+    from shoal.storage.records import TrialRow
+    from shoal.tracking.journal import MetricPoint
+    from shoal.workflows.train import TrainStatus
+    from shoal.workflows.tune.sweep import SweepStatus
 
 LIVE_S = 0.2
 PLAIN_S = 10.0
 RATE_S = 10.0
 SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse")
+IN_HISTORY = (*SHOWN, "val/bits_per_byte")
+BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
+MOST_RUNNING = 8
+NOT_ENDED = ("running", "paused", "pending")
+
+
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    is_live: bool
+
+    @property
+    def columns(self) -> int: ...
+
+    def print(self, line: str) -> None:
+        """Print a line that stays."""
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Replace the live lines at the bottom."""
+
+    def freeze(self) -> None:
+        """Leave the live lines where they are."""
+
+
+class PlainLines:
+    """Lines of any length without control characters; a closed or broken stream ends them, never the training."""
+
+    is_live = False
+    columns = sys.maxsize
+
+    def __init__(self, out: TextIO) -> None:
+        self._out: TextIO | None = out
+
+    def print(self, line: str) -> None:
+        try:
+            print(line, file=self._out or sys.stdout, flush=True) if self._out else None
+        except (OSError, ValueError):
+            self._out = None
+
+    def draw(self, lines: Sequence[str]) -> None:
+        pass
+
+    def freeze(self) -> None:
+        pass
+
+
+def open_screen(out: TextIO) -> Screen:
+    """Return a live screen for a terminal that can move its cursor, else plain lines."""
+    if out.closed or not out.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        return PlainLines(out)
+    from shoal.terminal.live import LiveRegion
+
+    return LiveRegion(out)
 
 
 class ProgressLine:
-    """One live line on a terminal; a plain line now and then elsewhere."""
+    """A training: on a terminal one live line below a line for each evaluation, elsewhere a plain line now and then.
 
-    def __init__(self, out: TextIO = sys.stdout) -> None:
-        self._out, self._is_live = out, out.isatty()
+    It listens to `shoal.workflows.train.train`, and keeps no more than the last seconds' steps.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._screen = open_screen(out or sys.stdout)
         self._shown_s, self._shown_step = 0.0, -1
-        self._seen: deque[tuple[float, int]] = deque()
+        self._speed, self._history = Speed(), EvaluationHistory()
+        self._latest: TrainStatus | None = None
         self._note = ""
 
-    def __call__(self, status: Any) -> None:
-        """Show a `shoal.workflows.train.Status`."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._freeze()
+
+    def __call__(self, status: "TrainStatus") -> None:
+        if status.note:
+            self._announce(status.note)
+            return
         now = time.monotonic()
-        if status.note != self._note:
-            self._note = status.note
-            self._end_line()
-            self._write(status.note + " ...", end="\n")
-            return
-        if status.is_training and (not self._seen or status.step != self._seen[-1][1]):
-            self._seen.append((now, status.step))
-        while self._seen and now - self._seen[0][0] > RATE_S:
-            self._seen.popleft()
-        is_last = status.step == status.steps and self._shown_step != status.step
-        pause = LIVE_S if self._is_live else PLAIN_S
-        if status.step == self._shown_step or (now - self._shown_s < pause and not is_last):
-            return
+        self._latest = status
+        if status.is_training:
+            self._speed.add(now, status.step)
+        evaluations = self._history.add(status.new_points)
+        if self._screen.is_live and status.is_training:
+            for evaluation in evaluations:
+                self._screen.print(evaluation_text(evaluation, status, self._screen.columns))
+        if self._is_due(status, now):
+            self._show(status, now)
+
+    def _is_due(self, status: "TrainStatus", now: float) -> bool:
+        if status.step == self._shown_step:
+            return False
+        pause = LIVE_S if self._screen.is_live else PLAIN_S
+        return now - self._shown_s >= pause or status.step == status.steps
+
+    def _show(self, status: "TrainStatus", now: float) -> None:
         self._shown_s, self._shown_step = now, status.step
-        self._write(self._text(status, now), end="" if self._is_live else "\n")
+        text = progress_text(status, self._speed.steps_per_s(), self._screen.columns)
+        if self._screen.is_live:
+            self._screen.draw([text])
+        else:
+            self._screen.print(text)
 
-    def close(self) -> None:
-        self._end_line()
+    def _announce(self, note: str) -> None:
+        if note != self._note:
+            self._note = note
+            self._freeze()
+            self._screen.print(f"{note} ...")
 
-    def _text(self, status: Any, now: float) -> str:
-        if not status.step:
-            return f"starting; {status.steps} steps to go"
-        if not status.is_training:
-            return f"resuming; step {status.step} of {status.steps} was reached before"
-        parts = [f"step {status.step}/{status.steps}"]
-        shown = [name for name in SHOWN if name in status.metrics]
-        parts += [f"{name} {status.metrics[name]:.4g}" for name in shown]
-        steps_per_s = self._rate()
-        if steps_per_s:
-            parts.append(f"{steps_per_s:.{0 if steps_per_s >= 10 else 1}f} steps/s")
-            if status.step < status.steps:
-                parts.append(f"ETA {duration((status.steps - status.step) / steps_per_s)}")
-        return "  ".join(parts)
+    def _freeze(self) -> None:
+        """Leave the live line showing the last step that was reported."""
+        latest, self._latest = self._latest, None
+        if self._screen.is_live and latest:
+            self._show(latest, time.monotonic())
+        self._screen.freeze()
 
-    def _rate(self) -> float:
-        """Steps per second over the last RATE_S seconds; 0 when there is too little to tell."""
+
+class SweepTable:
+    """A sweep: on a terminal a live table of the best and the running trials, elsewhere a line for each that ends.
+
+    It listens to `shoal.workflows.tune.sweep.run_sweep`.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._screen = open_screen(out or sys.stdout)
+        self._shown_s, self._note = 0.0, ""
+        self._printed: set[str] = set()  # names of the trials that have their line
+        self._ended_before: int | None = None  # trials that an earlier attempt brought to their end
+        self._latest: SweepStatus | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._freeze()
+
+    def __call__(self, status: "SweepStatus") -> None:
+        if status.note:
+            self._announce(status.note)
+            return
+        if self._ended_before is None:
+            self._ended_before = len(ended(status))
+        self._latest = status
+        if not self._screen.is_live:
+            self._print_ended(status)
+        elif time.monotonic() - self._shown_s > LIVE_S:
+            self._shown_s = time.monotonic()
+            self._screen.draw(self._lines(status))
+
+    def _lines(self, status: "SweepStatus") -> list[str]:
+        return [sweep_text(status, self._ended_before or 0), *running_table(status)]
+
+    def _print_ended(self, status: "SweepStatus") -> None:
+        summary = sweep_text(status, self._ended_before or 0)
+        for row in ended(status):
+            if row.name not in self._printed:
+                self._printed.add(row.name)
+                value = f"{status.metric} {row.metric:.4g}" if row.metric is not None else row.reason or ""
+                self._screen.print(
+                    f"{row.name} {row.status:<10} {value}  {params_text(row.params)}  ({summary})"
+                )
+
+    def _announce(self, note: str) -> None:
+        if note != self._note:
+            self._note = note
+            self._freeze()
+            self._screen.print(f"{note} ...")
+
+    def _freeze(self) -> None:
+        latest, self._latest = self._latest, None
+        if self._screen.is_live and latest:
+            self._screen.draw(self._lines(latest))
+        self._screen.freeze()
+
+
+class Speed:
+    """Steps per second over the last seconds, of the steps that this attempt has made."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, step: int) -> None:
+        if not self._seen or step != self._seen[-1][1]:
+            self._seen.append((now, step))
+        # Two are kept however old they are: steps may take longer than the window.
+        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_S:
+            self._seen.popleft()
+
+    def steps_per_s(self) -> float:
+        """Return the speed; 0 when there is too little to tell."""
         if not self._seen:
             return 0.0
         (since, first), (until, last) = self._seen[0], self._seen[-1]
         return (last - first) / (until - since) if until - since > 0.2 else 0.0
 
-    def _write(self, text: str, end: str) -> None:
-        start = "\r\x1b[2K" if self._is_live else ""
-        if self._is_live:
-            text = text[: max(20, terminal_columns() - 1)]
-        self._out.write(start + text + end)
-        self._out.flush()
 
-    def _end_line(self) -> None:
-        if self._is_live and self._shown_step >= 0:
-            self._out.write("\n")
-            self._out.flush()
-            self._shown_step = -1
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation on the validation split, with the training loss before it."""
+
+    step: int
+    metrics: Mapping[str, float]
+    is_best: bool
 
 
-class SweepTable:
-    """A sweep as it runs: a live table on a terminal, a line for each trial that ends elsewhere."""
+class EvaluationHistory:
+    """Picks the evaluations out of the metric points of a run, which come in order."""
 
-    def __init__(self, out: TextIO = sys.stdout) -> None:
-        self._out, self._is_live = out, out.isatty()
-        self._shown_s, self._height, self._note = 0.0, 0, ""
-        self._told: set[str] = set()
+    def __init__(self) -> None:
+        self._train_loss: dict[str, float] = {}
 
-    def __call__(self, status: Any) -> None:
-        """Show a `shoal.workflows.tune.sweep.SweepStatus`."""
-        now = time.monotonic()
-        if status.note and status.note != self._note:
-            self._note = status.note
-            self.close()
-            print(status.note + " ...", file=self._out, flush=True)
-        elif self._is_live and now - self._shown_s > LIVE_S:
-            self._shown_s = now
-            self._redraw([_sweep_line(status), *map(_running_line, running_rows(status))])
-        elif not self._is_live:
-            self._tell_ended(status)
-
-    def close(self) -> None:
-        """Leave what is shown where it is."""
-        self._height = 0
-
-    def _redraw(self, lines: list[str]) -> None:
-        up = f"\x1b[{self._height}A" if self._height else ""
-        width = max(20, terminal_columns() - 1)
-        self._out.write(up + "".join(f"\x1b[2K{line[:width]}\n" for line in lines) + "\x1b[J")
-        self._out.flush()
-        self._height = len(lines)
-
-    def _tell_ended(self, status: Any) -> None:
-        for row in status.rows:
-            if row.status not in ("running", "paused", "pending") and row.name not in self._told:
-                self._told.add(row.name)
-                value = f"{status.metric} {row.metric:.4g}" if row.metric is not None else row.reason or ""
-                print(
-                    f"{row.name} {row.status:<10} {value}  {params_text(row.params)}  ({_sweep_line(status)})",
-                    file=self._out,
-                    flush=True,
-                )
+    def add(self, points: Sequence["MetricPoint"]) -> list[Evaluation]:
+        """Return the evaluations among new points; those of one evaluation come together."""
+        found: dict[int, dict[str, float]] = {}
+        for point in points:
+            if point.key == "train/loss":
+                self._train_loss = {point.key: point.value}
+            elif point.key.startswith("val/") or point.key == BEST_STEP:
+                found.setdefault(point.step, dict(self._train_loss))[point.key] = point.value
+        return [Evaluation(step, metrics, BEST_STEP in metrics) for step, metrics in found.items()]
 
 
-def _sweep_line(status: Any) -> str:
-    ended = [row for row in status.rows if row.status not in ("running", "paused", "pending")]
-    parts = [f"{len(ended)}/{status.total} trials", f"{status.running} running"]
+def progress_text(status: "TrainStatus", steps_per_s: float, columns: int) -> str:
+    """Say where a training stands: step, metrics, speed and ETA; metrics are left out where columns are few."""
+    if not status.step:
+        return f"starting; {status.steps} steps to go"
+    if not status.is_training:
+        return f"resuming; step {status.step} of {status.steps} was reached before"
+    metrics = [f"{name} {status.metrics[name]:.4g}" for name in SHOWN if name in status.metrics]
+    speed = []
+    if steps_per_s:
+        speed.append(f"{steps_per_s:.{0 if steps_per_s >= 10 else 1}f} steps/s")
+        if status.step < status.steps:
+            speed.append(f"ETA {duration((status.steps - status.step) / steps_per_s)}")
+    step = f"step {status.step}/{status.steps}"
+    return _widest([[step, *metrics[:count], *speed] for count in range(len(metrics), -1, -1)], columns)
+
+
+def evaluation_text(evaluation: Evaluation, status: "TrainStatus", columns: int) -> str:
+    """Write an evaluation as a line of the history, aligned with those before and after it."""
+    epoch = evaluation.step / status.steps_per_epoch
+    digits = len(str(-(-status.steps // status.steps_per_epoch)))
+    number = f"{epoch:>{digits}.0f}" if epoch.is_integer() else f"{epoch:>{digits + 2}.1f}"
+    step = f"step {evaluation.step:>{len(str(status.steps))}}/{status.steps}"
+    metrics = [
+        f"{name} {evaluation.metrics[name]:<9.4g}" for name in IN_HISTORY if name in evaluation.metrics
+    ]
+    best = ["best"] if evaluation.is_best else []
+    # `val/*` go last: the step is in the epoch, and the training loss in the live line.
+    shorter = ([step, *metrics], metrics, metrics[1:], metrics[1:2])
+    return _widest([[f"epoch {number}", *parts, *best] for parts in shorter], columns)
+
+
+def _widest(choices: Sequence[Sequence[str]], columns: int) -> str:
+    """Return the first line that fits, or the last."""
+    lines: Iterator[str] = ("  ".join(parts).rstrip() for parts in choices)
+    line = ""
+    for line in lines:
+        if len(line) < columns:
+            break
+    return line
+
+
+def sweep_text(status: "SweepStatus", ended_before: int = 0) -> str:
+    """Say where a sweep stands, in a line.
+
+    Args:
+        ended_before: trials that had ended when this attempt began, whose time it did not spend.
+    """
+    done = len(ended(status))
+    parts = [f"{done}/{status.total} trials", f"{status.running} running"]
     if status.best is not None:
         parts.append(f"best {status.best.name} {status.metric} {status.best.metric:.4g}")
-    if ended and len(ended) < status.total:
-        parts.append(f"ETA {duration(status.seconds / len(ended) * (status.total - len(ended)))}")
+    if ended_before < done < status.total:
+        parts.append(f"ETA {duration(status.seconds / (done - ended_before) * (status.total - done))}")
     return "  ".join(parts)
 
 
-def _running_line(row: Any) -> str:
-    value = f"{row.metric:.4g}" if row.metric is not None else "..."
-    return f"  {row.name}  step {row.steps}  {value}  {params_text(row.params)}"
+def running_table(status: "SweepStatus") -> list[str]:
+    """Lay out the best trial and those that run, as lines; none when none runs."""
+    running = [row for row in status.rows if row.status == "running"][:MOST_RUNNING]
+    if not running:
+        return []
+    rows = ([status.best] if status.best else []) + running
+    keys = list(dict.fromkeys(key for row in rows for key in row.params))
+    lines: list[tuple[str, ...]] = [("trial", "status", status.metric, "steps", *keys)]
+    for row in rows:
+        value = f"{row.metric:.4g}" if row.metric is not None else "..."
+        params = (value_text(row.params[key]) if key in row.params else "" for key in keys)
+        lines.append((row.name, "best" if row is status.best else row.status, value, str(row.steps), *params))
+    return table(lines).splitlines()
+
+
+def ended(status: "SweepStatus") -> list["TrialRow"]:
+    return [row for row in status.rows if row.status not in NOT_ENDED]

@@ -1,11 +1,51 @@
-"""What a finished job has achieved, as text."""
+"""What jobs print at their end, as text: of `result.json` or of what a workflow returned.
 
+It returns text and prints nothing.
+"""
+
+import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from shoal.runs.locations import home
+from shoal.storage.records import TrialRow
+from shoal.terminal.tables import table, trial_table
+from shoal.tune.report.text import params_text
+
+if TYPE_CHECKING:  # so that a job imports its own workflow alone
+    from shoal.runs.validate import RunPlan
+    from shoal.workflows.coordinate_check import CoordinateCheck
+    from shoal.workflows.evaluate import Evaluation
+
+Result = Mapping[str, Any]
+MOST_MODULES = 30
 
 
-def achieved(result: Mapping[str, Any]) -> str:
-    """Say what a training achieved of what its devices could, and how much memory it took, by its `result.json`."""
+def plan_report(plan: "RunPlan") -> str:
+    """Return rows and model size; nothing of data that only the cluster reads."""
+    if not (plan.dataset_info and plan.size):
+        return ""
+    rows = ", ".join(f"{count} {split}" for split, count in plan.dataset_info.rows.items())
+    return f"data    {plan.config.data.source}: {rows} rows\nmodel   {plan.config.model.name}: {plan.size}"
+
+
+def train_report(result: Result) -> str:
+    """Return metrics, speed, test loss, sample and places of a finished training."""
+    lines = [_metrics_table({**result["metrics"], **result["best"]})]
+    if result["samples_per_second"]:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
+        speed = f"{result['samples_per_second']:,.0f} samples/s"
+        lines += [f"{speed}; bottleneck: {result['bottleneck']} ({shares})", efficiency(result)]
+    if result["test_loss"] is not None:
+        lines.append(_test_line(result))
+    if result.get("sample"):
+        lines.append("it writes:\n" + textwrap.indent(result["sample"].strip("\n"), "  | "))
+    lines.append(f"look at it: make ui  (from {home()})")
+    return "\n".join([*lines, result_line(result)])
+
+
+def efficiency(result: Result) -> str:
+    """Return tokens and FLOPs per second, MFU, memory and micro-batch size of a training."""
     parts = []
     if result["tokens_per_second"]:
         parts.append(f"{result['tokens_per_second']:,.0f} tokens/s")
@@ -16,3 +56,117 @@ def achieved(result: Mapping[str, Any]) -> str:
     if result["micro_batch_size"]:
         parts.append(f"{result['micro_batch_size']} samples at a time")
     return "; ".join(parts)
+
+
+def sweep_report(result: Result) -> str:
+    """Return the trials, findings, the best trial's metrics and places of a finished sweep."""
+    lines = [trial_table([TrialRow(**row) for row in result["rows"]], result["metric"])]
+    # The width finding is also the last line of the width report.
+    lines += [f"{label:<12}{text}" for label, text in result["findings"].items() if label != "width"]
+    if result["width_report"]:
+        lines.append(result["width_report"])
+    lines += [f"  {name:<14}{value:.6g}" for name, value in sorted(result["best"]["metrics"].items())]
+    lines.append(f"look at it: make ui  (from {home()}); report: {result['run_folder']}/report/report.html")
+    return "\n".join([*lines, result_line(result)])
+
+
+def transfer_report(result: Result) -> str:
+    """Return what was tuned narrow and trained wide, the gap where it was measured, costs and places."""
+    target, comparison = result["target_width"], result["comparison"]
+    lines = [_transfer_table(result)]
+    if comparison:
+        share = comparison["gap"] / abs(comparison["value"]) if comparison["value"] else 0.0
+        lines.append(f"gap     {comparison['gap']:.4g} ({share:.1%}) worse than the best at width {target}")
+        lines.append(comparison["width_report"] or "")
+    factors = (
+        f"{result['flops_factor']:.2g} times the FLOPs, {result['seconds_factor']:.2g} times the seconds"
+    )
+    lines += [
+        _cost_table(result),
+        f"cost    tuning at width {target} takes {factors}",
+        f"look at it: make ui  (from {home()}); the wide model: {result['train_folder']}",
+    ]
+    return "\n".join([*lines, result_line(result)])
+
+
+def coordinate_report(checked: "CoordinateCheck") -> str:
+    """Return each module's exponent with its change at the narrowest and the widest model, and the verdict.
+
+    Of more than 30 modules those with the largest exponents are shown.
+    """
+    exponents, ends = checked.exponents, (checked.config.widths[0], checked.config.widths[-1])
+    largest = set(sorted(exponents, key=lambda module: -abs(exponents[module]))[:MOST_MODULES])
+    rows = [("module", f"k ({checked.config.model.parametrization})", *(f"at {width}" for width in ends))]
+    for module, exponent in exponents.items():
+        if module in largest:
+            changes = (f"{checked.change(module, width):.3g}" for width in ends)
+            rows.append((module, f"{exponent:.2f}", *changes))
+    lines = ["how far each module's output moves, mean |x_t - x_0| ~ width^k", table(rows)]
+    if len(exponents) > MOST_MODULES:
+        lines.append(f"  and {len(exponents) - MOST_MODULES} with smaller k: see result.json")
+    verdict, tolerance = checked.verdict, checked.config.check.tolerance
+    lines.append(f"{'PASS' if verdict.passes else 'FAIL'}: {verdict} (at most {tolerance:g} either way)")
+    return "\n".join(lines)
+
+
+def evaluation_report(evaluation: "Evaluation") -> str:
+    """Return the metrics, and precision, recall and support by class."""
+    lines = [table([(name, f"{value:.6g}") for name, value in evaluation.metrics.items()])]
+    if evaluation.classes is not None:
+        columns = [evaluation.classes[key] for key in ("precision", "recall", "support")]
+        rows = [("class", "precision", "recall", "support")]
+        for name, precision, recall, support in zip(evaluation.names, *columns, strict=True):
+            rows.append((str(name), f"{precision:.4f}", f"{recall:.4f}", f"{support:.0f}"))
+        lines.append(table(rows))
+    return "\n".join(lines)
+
+
+def unsynced_warning(result: Result) -> str:
+    """Return the line that says how a result reaches an MLflow server that did not answer."""
+    return (
+        f"warning: MLflow at {result['tracking_uri']} does not answer; "
+        f"later: python jobs/sync.py {result['run_folder']}"
+    )
+
+
+def result_line(result: Result) -> str:
+    """Return the last line of every job, which programs read."""
+    return f"result: {result['run_folder']}/result.json"
+
+
+def _metrics_table(metrics: Mapping[str, float]) -> str:
+    return table([(name, f"{value:.6g}") for name, value in sorted(metrics.items())])
+
+
+def _test_line(result: Result) -> str:
+    line = f"test loss {result['test_loss']:.4f}"
+    for name in ("accuracy", "bits_per_byte"):
+        value = result["metrics"].get(f"test/{name}")
+        line += "" if value is None else f", {name.replace('_', ' ')} {value:.4f}"
+    return line
+
+
+def _transfer_table(result: Result) -> str:
+    base, target, comparison = result["base_width"], result["target_width"], result["comparison"]
+    rows = [
+        ("", result["metric"], ""),
+        (f"best at width {base}", f"{result['base_value']:.5g}", params_text(result["params"])),
+        (f"the same at width {target}", f"{result['target_value']:.5g}", ""),
+    ]
+    if comparison:
+        params = params_text(comparison["params"])
+        rows.append((f"best at width {target}", f"{comparison['value']:.5g}", params))
+    return table(rows)
+
+
+def _cost_table(result: Result) -> str:
+    base, target = result["base_width"], result["target_width"]
+    names = {
+        "search": f"{result['trials']} trials at width {base}",
+        "training": f"a run at width {target}",
+        "whole": "both",
+        "direct_search": f"the trials at width {target}, {'run' if result['is_measured'] else 'predicted'}",
+    }
+    costs = [(text, result["cost"][name]) for name, text in names.items()]
+    cells = [(text, f"{cost['flops']:.3g}", f"{cost['seconds']:.1f}") for text, cost in costs]
+    return table([("", "FLOPs", "seconds"), *cells])

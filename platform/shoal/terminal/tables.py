@@ -1,29 +1,16 @@
-"""Tables and durations as text."""
+"""Tables and durations as plain text: the same on a terminal, in a pipe and in a log."""
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from shoal.storage.records import TrialRow
+from shoal.tune.report.text import value_text
 
 
-def trial_table(rows: Sequence[Any], metric: str) -> str:
-    """Lay out the trials of a sweep, best first as given; of those that failed, what is known of it."""
+def trial_table(rows: Sequence[TrialRow], metric: str) -> str:
+    """Lay out the trials of a sweep in the given order, which is best first, and the errors of those that failed."""
     keys = list(dict.fromkeys(key for row in rows for key in row.params))
     lines = [("trial", "rank", "status", metric, "steps", "seconds", *keys)]
-    for rank, row in enumerate(rows, 1):
-        value = "" if row.metric is None else f"{row.metric:.5g}"
-        is_ranked = row.status in ("finished", "stopped")
-        params = (_value(row.params.get(key, "")) for key in keys)
-        lines.append(
-            (
-                row.name,
-                str(rank) if is_ranked else "",
-                row.status,
-                value,
-                str(row.steps),
-                f"{row.seconds:.1f}",
-                *params,
-            )
-        )
+    lines += [_trial_cells(row, rank, keys) for rank, row in enumerate(rows, 1)]
     failures = [
         f"  {row.name} on {row.node or '?'}: {row.error}\n    {row.log}"
         for row in rows
@@ -32,16 +19,17 @@ def trial_table(rows: Sequence[Any], metric: str) -> str:
     return "\n".join([table(lines), *failures])
 
 
-def running_rows(status: Any) -> list[Any]:
-    return [row for row in status.rows if row.status == "running"][:8]
-
-
-def params_text(params: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key}={_value(value)}" for key, value in params.items())
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _trial_cells(row: TrialRow, rank: int, keys: Sequence[str]) -> tuple[str, ...]:
+    is_ranked = row.status in ("finished", "stopped")
+    return (
+        row.name,
+        str(rank) if is_ranked else "",
+        row.status,
+        "" if row.metric is None else f"{row.metric:.5g}",
+        str(row.steps),
+        f"{row.seconds:.1f}",
+        *(value_text(row.params.get(key, "")) for key in keys),
+    )
 
 
 def duration(seconds: float) -> str:
@@ -51,7 +39,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Lay out rows in columns; the first is aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -60,10 +48,3 @@ def table(rows: list[tuple[str, ...]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def terminal_columns() -> int:
-    try:
-        return os.get_terminal_size().columns
-    except OSError:
-        return 80

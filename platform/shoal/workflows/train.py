@@ -6,7 +6,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import RunPlan, measure_model
 from shoal.runs.worker import OUTCOME, WorkerSpec, resident_shard, run_worker
 from shoal.storage.run_folder import ERROR, METADATA, RESULT, SAMPLE, STOP, RunFolder
-from shoal.tracking.journal import JournalReader
+from shoal.tracking.journal import JournalReader, MetricPoint
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
 
@@ -37,13 +37,15 @@ WATCH_S = 0.25
 
 @dataclass(frozen=True)
 class TrainStatus:
-    """Where a running fit stands, for whoever shows it."""
+    """The progress of a running training, for whoever shows it."""
 
     step: int
     steps: int
     metrics: dict[str, float]
     note: str = ""
     is_training: bool = False  # whether this attempt has made a step
+    steps_per_epoch: int = 1
+    new_points: Sequence[MetricPoint] = ()  # that were journalled since the status before
 
 
 Listener = Callable[[TrainStatus], None]
@@ -161,8 +163,9 @@ class _TrainingRun(RunLifecycle):
         )
 
     def _watching(self, dataset_info: DatasetInfo) -> "_Watcher":
-        steps = total_steps(self.config.train, dataset_info.lanes(self.plan.preprocessing).steps)
-        return _Watcher(self.folder, steps, self.listen, self.mark_killed)
+        per_epoch = dataset_info.lanes(self.plan.preprocessing).steps
+        steps = total_steps(self.config.train, per_epoch)
+        return _Watcher(self.folder, steps, per_epoch, self.listen, self.mark_killed)
 
     def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
         """Write `result.json`, described in the README."""
@@ -208,8 +211,11 @@ class _TrainingRun(RunLifecycle):
 class _Watcher:
     """Tells the listener how the journal grows, while the workers work."""
 
-    def __init__(self, folder: RunFolder, steps: int, listen: Listener, on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: RunFolder, steps: int, per_epoch: int, listen: Listener, on_stop: Callable[[], None]
+    ) -> None:
         self._reader, self._steps, self._listen = JournalReader(folder), steps, listen
+        self._steps_per_epoch = per_epoch
         self._folder, self._on_stop = folder, on_stop
         self._is_stopping = False
         self._quit = threading.Event()
@@ -236,9 +242,19 @@ class _Watcher:
         if not self._is_stopping and self._folder.exists(STOP):
             self._is_stopping = True
             self._on_stop()
-        for point in self._reader.read():
+        points = self._reader.read()
+        for point in points:
             self._metrics[point.key] = point.value
             if not point.key.startswith("system/"):
                 self._step = max(self._step, point.step)
         is_training = self._began_at is not None and self._step > self._began_at
-        self._listen(TrainStatus(self._step, self._steps, dict(self._metrics), is_training=is_training))
+        self._listen(
+            TrainStatus(
+                self._step,
+                self._steps,
+                dict(self._metrics),
+                is_training=is_training,
+                steps_per_epoch=self._steps_per_epoch,
+                new_points=points,
+            )
+        )

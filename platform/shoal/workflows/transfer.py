@@ -36,7 +36,8 @@ from shoal.tune.analysis.mup_transfer import (
 )
 from shoal.tune.analysis.width import width_report
 from shoal.tune.config import SweepConfig, read_sweep
-from shoal.tune.report.write import LR, WIDTH, show_params
+from shoal.tune.report.text import params_text
+from shoal.tune.report.write import LR, WIDTH
 from shoal.tune.space.domains import Grid, describe_domain
 from shoal.tune.trials import is_number
 from shoal.tune.validate import SweepPlan, validate_sweep
@@ -249,7 +250,7 @@ class _Found:
         metadata = RunFolder(self.run["run_folder"]).read_json(METADATA)
         base, target = self.plan.widths
         note = (
-            f"tuned at width {base}, trained at width {target}: {show_params(self.narrow['best']['params'])}"
+            f"tuned at width {base}, trained at width {target}: {params_text(self.narrow['best']['params'])}"
         )
         spec = {f"swept.{key}": text for key, text in self.plan.config.space.items()}
         metadata["params"] |= {"base_width": base, "target_width": target} | spec

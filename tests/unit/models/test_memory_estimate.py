@@ -27,7 +27,7 @@ from shoal.models.memory_estimate import (
 )
 from shoal.models.registry import build_model
 from shoal.runs.config import RunConfig
-from shoal.terminal.estimate_report import report, verdict
+from shoal.terminal.estimate_report import estimate_report, verdict
 from shoal.training.optimizer import OptimConfig, build_optimizer
 from shoal.workflows.estimate import estimate_run
 
@@ -319,7 +319,7 @@ def test_the_verdict_names_the_smallest_device_and_who_fits_it(rows, said):
 def test_data_of_other_kinds_are_read_for_their_shape_and_the_steps():
     config = RunConfig.model_validate({"scale": {"num_workers": 64}, "train": {"epochs": 2}})
     assert estimate_run(config).parameters.total == 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
-    text = report(config)
+    text = estimate_report(config)
     assert "mlp: 17,226 parameters" in text
     assert "KiB of each of 64 workers at the peak" in text
     assert "all 46 steps" in text  # 1,797 rows of which 80% are learnt from, 64 at a time
@@ -339,7 +339,7 @@ def test_the_job_prints_the_budget_and_starts_nothing(capsys, tmp_path, monkeypa
 
 def test_a_share_of_the_peak_above_1_is_refused():
     with pytest.raises(ConfigError, match=r"--mfu=40: it is the share"):
-        report(RunConfig(), mfu=40)
+        estimate_report(RunConfig(), mfu=40)
 
 
 class ValueDependent(nn.Module):
