@@ -1,7 +1,7 @@
 """Pictures as PNG bytes.
 
-- `figure`: what all pictures share
-- `loss_curve`, `confusion_matrix`: those of a run
+- `figure`: figures without a screen, and PNG bytes of them
+- `loss_curve`, `confusion_matrix`: the pictures of a run, each as a figure or as PNG bytes
 
-Depends on matplotlib, which is imported when one is drawn; the pictures of a sweep are in `shoal.tune`.
+Depends on matplotlib, which is imported when a picture is drawn. The pictures of a sweep are in `shoal.tune`.
 """

@@ -1,17 +1,28 @@
 """The confusion matrix as a picture."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shoal.plots.figure import new_figure, to_png
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_CLASSES = 50
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[Any], title: str) -> bytes:
-    """Draw [true class, predicted class] counts, shaded by the share of the true class."""
+    """Return the PNG of `confusion_figure`."""
+    return to_png(confusion_figure(counts, classes, title))
+
+
+def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> "Figure":
+    """Draw [true class, predicted class] counts, shaded by the share of the true class.
+
+    Up to 50 classes are named, and up to 25 have their counts written in.
+    """
     figure, axes = new_figure(title, side=max(4.5, min(12.0, 0.5 * len(classes) + 2)))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -27,4 +38,4 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
                 )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    return to_png(figure)
+    return figure

@@ -1,10 +1,18 @@
-"""What all pictures share: figures without a screen, and PNG bytes of them."""
+"""Figures without a screen, and PNG bytes of them.
+
+pyplot is not used: it keeps every figure alive until it is closed.
+"""
 
 import io
 from typing import Any
 
 
 def new_figure(title: str, side: float | None = None) -> tuple[Any, Any]:
+    """Return a matplotlib figure with a title, and its axes.
+
+    Args:
+        side: of a square figure, in inches; None: 8 by 4.5 inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -19,7 +27,7 @@ def new_panels(title: str, rows: int, columns: int, shared: str = "row") -> tupl
     """Return a figure and its axes as an array [rows, columns].
 
     Args:
-        shared: which axes have one scale upwards: "row" or "none".
+        shared: which axes share their y scale: "row" or "none".
     """
     figure, axes = new_figure(title)
     axes.remove()

@@ -1,15 +1,24 @@
 """Losses over optimiser steps as a picture."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shoal.plots.figure import new_figure, to_png
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Curve = Sequence[tuple[int, float]]
 
 
 def loss_curve(curves: Mapping[str, Curve], title: str) -> bytes:
+    """Return the PNG of `loss_figure`."""
+    return to_png(loss_figure(curves, title))
+
+
+def loss_figure(curves: Mapping[str, Curve], title: str) -> "Figure":
     """Draw losses over optimiser steps; a dense training loss is drawn faint with its running mean over it."""
     figure, axes = new_figure(title)
     for name, points in curves.items():
@@ -28,4 +37,4 @@ def loss_curve(curves: Mapping[str, Curve], title: str) -> bytes:
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    return to_png(figure)
+    return figure

@@ -1,19 +1,22 @@
-"""A sweep as pictures, PNG bytes each, or None when the trials at hand cannot make one.
+"""A sweep as figures, or None where its trials cannot make one.
 
-It knows rows of trials, not where they come from or where the pictures go. Bright is good in every colour
+It depends on rows of trials, not on where they come from or where the figures go. Bright is good in every colour
 scale; scales end at `trials.limits`, so a diverged trial lies at their end instead of stretching them.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shoal.plots.figure import new_figure, to_png
+from shoal.plots.figure import new_figure
 from shoal.storage.records import TrialRow
 from shoal.tune.trials import LOG_SPAN, Mode, cells, is_log, is_number, limits, plain, ranked, varying
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_SIDE = 24  # cells along a side of a matrix
 MAX_WRITTEN = 120  # cells whose values can be written in
@@ -25,7 +28,7 @@ UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 Cell = tuple[Any, ...]
 
 
-def heatmap(rows: Sequence[TrialRow], x: str, y: str, metric: str, mode: Mode) -> bytes | None:
+def heatmap(rows: Sequence[TrialRow], x: str, y: str, metric: str, mode: Mode) -> "Figure | None":
     """Draw the metric over two params: a matrix of a full grid's cells, else a dot per tried pair.
 
     Each is the mean over seeds, the best over other params. The best is framed, infeasible ones are crossed.
@@ -34,7 +37,7 @@ def heatmap(rows: Sequence[TrialRow], x: str, y: str, metric: str, mode: Mode) -
     paired = [row for row in rows if x in row.params and y in row.params]
     tried = {_cell(row, x, y) for row in paired}
     values = cells(paired, (x, y), mode)
-    across, up = _Axis.of(x, [cell[0] for cell in tried]), _Axis.of(y, [cell[1] for cell in tried])
+    across, up = ParamAxis.of(x, [cell[0] for cell in tried]), ParamAxis.of(y, [cell[1] for cell in tried])
     if min(len(across.values), len(up.values)) < 2 or not values:
         return None
     is_full = len(tried) == len(across.values) * len(up.values)
@@ -50,10 +53,10 @@ def heatmap(rows: Sequence[TrialRow], x: str, y: str, metric: str, mode: Mode) -
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     figure.colorbar(colors, ax=axes, label=metric, extend=_beyond(list(values.values()), mode))
-    return to_png(figure)
+    return figure
 
 
-def learning_curves(rows: Sequence[TrialRow], metric: str, mode: Mode) -> bytes | None:
+def learning_curves(rows: Sequence[TrialRow], metric: str, mode: Mode) -> "Figure | None":
     """Draw the metric over optimiser steps: the five best trials in colour, all others faint."""
     curves = {row.number: [point for point in row.curve if math.isfinite(point[1])] for row in rows}
     drawn = [row for row in rows if curves[row.number]]
@@ -73,10 +76,10 @@ def learning_curves(rows: Sequence[TrialRow], metric: str, mode: Mode) -> bytes 
     axes.set_ylabel(metric)
     if top:
         figure.legend(loc="outside right upper", title="best", fontsize=8, title_fontsize=8)
-    return to_png(figure)
+    return figure
 
 
-def parallel_coordinates(rows: Sequence[TrialRow], metric: str, mode: Mode) -> bytes | None:
+def parallel_coordinates(rows: Sequence[TrialRow], metric: str, mode: Mode) -> "Figure | None":
     """Draw each ranked trial as a line across an axis per varying param, coloured by its metric.
 
     A param that a trial does not have is drawn below its axis. None unless two params vary.
@@ -87,8 +90,8 @@ def parallel_coordinates(rows: Sequence[TrialRow], metric: str, mode: Mode) -> b
         return None
     values = _metrics(done)
     clipped = np.clip(values, *limits(values, mode)).tolist()
-    scales = [_Axis.of(key, [row.params[key] for row in done if key in row.params]) for key in keys]
-    last, colors = _Axis.of(metric, clipped), _colors(values, mode)
+    scales = [ParamAxis.of(key, [row.params[key] for row in done if key in row.params]) for key in keys]
+    last, colors = ParamAxis.of(metric, clipped), _colors(values, mode)
     figure, axes = new_figure(f"{len(done)} trials, coloured by {metric}")
     figure.set_size_inches(max(8.0, 1.4 * (len(keys) + 1)), 5)
     for row, value in reversed(list(zip(done, clipped, strict=True))):
@@ -105,10 +108,10 @@ def parallel_coordinates(rows: Sequence[TrialRow], metric: str, mode: Mode) -> b
     axes.set_xlim(-0.5, len(keys) + 0.3)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return to_png(figure)
+    return figure
 
 
-def importance_bars(shares: Mapping[str, float], metric: str) -> bytes | None:
+def importance_bars(shares: Mapping[str, float], metric: str) -> "Figure | None":
     """Draw each param's share of the metric's variance, largest on top; None when there are none."""
     if not shares:
         return None
@@ -120,16 +123,16 @@ def importance_bars(shares: Mapping[str, float], metric: str) -> bytes | None:
     axes.set_xlim(0, 112 * max(shares.values()))
     axes.set_xlabel("share of the variance, %")
     axes.spines[["top", "right"]].set_visible(False)
-    return to_png(figure)
+    return figure
 
 
-def best_over_trials(rows: Sequence[TrialRow], metric: str, mode: Mode) -> bytes | None:
+def best_over_trials(rows: Sequence[TrialRow], metric: str, mode: Mode) -> "Figure | None":
     """Draw each ranked trial by its number, and the best so far; None with fewer than two."""
     found = [(float(row.number), row) for row in ranked(rows, mode)]
     return _best_so_far(found, "trial", metric, mode)
 
 
-def best_over_time(rows: Sequence[TrialRow], metric: str, mode: Mode) -> bytes | None:
+def best_over_time(rows: Sequence[TrialRow], metric: str, mode: Mode) -> "Figure | None":
     """Draw each ranked trial by when it ended, and the best so far; None with fewer than two."""
     ended = [(row.ended_s, row) for row in ranked(rows, mode) if row.ended_s is not None]
     longest = max((seconds for seconds, _ in ended), default=0.0)
@@ -139,7 +142,7 @@ def best_over_time(rows: Sequence[TrialRow], metric: str, mode: Mode) -> bytes |
 
 
 @dataclass(frozen=True)
-class _Axis:
+class ParamAxis:
     """How the values of one param lie along an axis: numbers to scale, anything else evenly spaced."""
 
     key: str
@@ -148,7 +151,7 @@ class _Axis:
     is_log: bool
 
     @classmethod
-    def of(cls, key: str, found: Iterable[Any]) -> "_Axis":
+    def of(cls, key: str, found: Iterable[Any]) -> "ParamAxis":
         values = sorted({plain(value) for value in found}, key=_order)
         is_numeric = all(map(is_number, values))
         return cls(key, tuple(values), is_numeric, is_numeric and is_log(values))
@@ -174,8 +177,8 @@ class _Axis:
 class _Pairs:
     """What a heatmap shows: the metric by the values of two params."""
 
-    across: _Axis
-    up: _Axis
+    across: ParamAxis
+    up: ParamAxis
     values: Mapping[Cell, float]
     best: Cell
     crossed: Iterable[Cell]
@@ -222,7 +225,7 @@ def _write(axes: Any, column: int, line: int, value: float, colors: Any) -> None
     axes.text(column, line, f"{value:.3g}", ha="center", va="center", **style)
 
 
-def _lay(axes: Any, side: str, axis: _Axis) -> None:
+def _lay(axes: Any, side: str, axis: ParamAxis) -> None:
     """Give the x or y side of a plot the scale and the ticks of a param."""
     if axis.is_log:
         axes.set(**{f"{side}scale": "log"})
@@ -243,7 +246,7 @@ def _name_decades(side: Any, span: float) -> None:
     side.set_minor_formatter(NullFormatter())
 
 
-def _upright(axes: Any, place: int, scale: _Axis) -> None:
+def _upright(axes: Any, place: int, scale: ParamAxis) -> None:
     """One upright axis of parallel coordinates, with its values."""
     axes.plot([place, place], [0, 1], color="black", linewidth=1, zorder=4)
     for value in scale.named():
@@ -257,7 +260,7 @@ def _note(axes: Any, place: int, height: float, text: str) -> None:
 
 def _best_so_far(
     found: Sequence[tuple[float, TrialRow]], place: str, metric: str, mode: Mode
-) -> bytes | None:
+) -> "Figure | None":
     if len(found) < 2:
         return None
     found = sorted(found, key=lambda pair: pair[0])
@@ -279,7 +282,7 @@ def _best_so_far(
     axes.set_xlabel(place)
     axes.set_ylabel(metric)
     figure.legend(loc="outside right upper", fontsize=8)
-    return to_png(figure)
+    return figure
 
 
 def _fit_metric(axes: Any, low: float, high: float) -> None:

@@ -1,9 +1,10 @@
 """Writes a sweep's report into its folder: tables, pictures, one HTML page. It draws nothing itself."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal.plots.figure import to_png
 from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import PICTURES, REPORTS, RunFolder
 from shoal.tune.analysis.importance import importance
@@ -11,6 +12,7 @@ from shoal.tune.analysis.scaling_law import ScalingReport, scaling_picture, scal
 from shoal.tune.analysis.width import WidthReport, width_picture, width_report
 from shoal.tune.report import plots
 from shoal.tune.report.html import html_report
+from shoal.tune.report.text import params_text
 from shoal.tune.trials import Mode, points, ranked, to_table
 
 LR, WIDTH = "optim.lr", "model.width"
@@ -18,7 +20,7 @@ LR, WIDTH = "optim.lr", "model.width"
 
 @dataclass(frozen=True)
 class Findings:
-    """What a sweep found out, as text.
+    """The findings of a sweep as text.
 
     Attributes:
         lines: text by label, for the terminal and the page.
@@ -54,14 +56,6 @@ def write_report(
     return Findings(lines, width, scaling, f"{note}\n\nSee `{REPORTS}/report.html` among the artifacts.")
 
 
-def show_params(params: dict[str, object]) -> str:
-    """Write a point as `optim.lr=0.00123  model.width=64`."""
-    return "  ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in params.items()
-    )
-
-
 def _draw(
     rows: Sequence[TrialRow],
     metric: str,
@@ -70,17 +64,20 @@ def _draw(
     width: WidthReport | None,
     scaling: ScalingReport | None,
 ) -> dict[str, bytes]:
-    drawings: dict[str, Callable[[], bytes | None]] = {
-        "heatmap of lr and width": lambda: plots.heatmap(rows, LR, WIDTH, metric, mode),
-        "learning curves": lambda: plots.learning_curves(rows, metric, mode),
-        "parallel coordinates": lambda: plots.parallel_coordinates(rows, metric, mode),
-        "parameter importance": lambda: plots.importance_bars(shares, metric),
-        "best over trials": lambda: plots.best_over_trials(rows, metric, mode),
-        "best over time": lambda: plots.best_over_time(rows, metric, mode),
-        "best lr by width": lambda: width_picture(width, rows, metric) if width else None,
-        "loss by size": lambda: scaling_picture(scaling, metric) if scaling else None,
+    figures = {
+        "heatmap of lr and width": plots.heatmap(rows, LR, WIDTH, metric, mode),
+        "learning curves": plots.learning_curves(rows, metric, mode),
+        "parallel coordinates": plots.parallel_coordinates(rows, metric, mode),
+        "parameter importance": plots.importance_bars(shares, metric),
+        "best over trials": plots.best_over_trials(rows, metric, mode),
+        "best over time": plots.best_over_time(rows, metric, mode),
     }
-    return {name: png for name, draw in drawings.items() if (png := draw()) is not None}
+    pictures = {name: to_png(figure) for name, figure in figures.items() if figure is not None}
+    if width:
+        pictures["best lr by width"] = width_picture(width, rows, metric)
+    if scaling and (png := scaling_picture(scaling, metric)):
+        pictures["loss by size"] = png
+    return pictures
 
 
 def _lines(
@@ -92,13 +89,13 @@ def _lines(
     scaling: ScalingReport | None,
     seconds: float,
 ) -> dict[str, str]:
-    won = ranked(rows, mode)[0]
+    best = ranked(rows, mode)[0]
     counts = {
         status: sum(row.status == status for row in rows)
         for status in dict.fromkeys(row.status for row in rows)
     }
     lines = {
-        "best": f"{won.name}  {metric} {won.metric:.6g}  {show_params(won.params)}",
+        "best": f"{best.name}  {metric} {best.metric:.6g}  {params_text(best.params)}",
         "trials": ", ".join(f"{count} {status}" for status, count in counts.items()),
         "work": f"{sum(row.seconds for row in rows):.1f} s of training in {seconds:.1f} s",
     }
@@ -106,7 +103,7 @@ def _lines(
     if repeated and repeated[0].count > 1:
         top = repeated[0]
         lines["best point"] = (
-            f"{metric} {top.mean:.6g} +- {top.std:.2g} over {top.count} seeds  {show_params(top.params)}"
+            f"{metric} {top.mean:.6g} +- {top.std:.2g} over {top.count} seeds  {params_text(top.params)}"
         )
     if shares:
         lines["importance"] = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())

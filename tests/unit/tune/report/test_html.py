@@ -1,13 +1,16 @@
-"""The report is one sound page that needs no other, whatever the trials hold."""
+"""The report is one well-formed page that needs no other, whatever the trials hold."""
 
 import re
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from shoal.storage.records import TrialRow
 from shoal.tune.report.html import html_report
 
+ROOT = Path(__file__).resolve().parents[4]
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x0dIHDR" + (800).to_bytes(4, "big") + b"\x00" * 8
 EVIL = "</td><script>alert('x')</script> & \"quoted\""
 VOID = {"meta", "img"}
@@ -18,7 +21,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes, self.cells = [], [], [], []
+        self.open, self.tags, self.attributes, self.cells, self.buttons = [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -30,6 +33,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "td":
             self.cells.append("")
+        if tag == "button":
+            self.buttons.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -37,6 +42,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "td" in self.open:
             self.cells[-1] += data
+        if "button" in self.open:
+            self.buttons[-1] += data
 
 
 @pytest.fixture
@@ -62,8 +69,10 @@ def test_the_page_parses_and_nothing_of_a_trial_becomes_markup(rows):
     assert f"ValueError: {EVIL}" in page.cells
 
 
-def test_the_page_refers_to_nothing_outside_itself(rows):
+def test_the_page_refers_to_nothing_outside_itself_and_its_policy_lets_it_load_nothing(rows):
     page = Page(report(rows, {"curves": PNG}))
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    assert ("content", policy) in page.attributes
     sources = [value for name, value in page.attributes if name in ("src", "href", "action", "srcset")]
     assert len(sources) == 1
     assert sources[0].startswith("data:image/png;base64,iVBOR")
@@ -91,6 +100,30 @@ def test_numbers_carry_the_exact_value_they_are_sorted_by(rows):
     assert repr(1 / 3) in values
 
 
+def test_every_column_can_be_sorted_by_a_button_in_its_head(rows):
+    page = Page(report(rows))
+    heads = ["rank", "trial", "status", "val/loss", "optim.lr", "model.act", EVIL, "steps", "seconds"]
+    assert page.buttons[:9] == heads
+    assert page.tags.count("th") == page.tags.count("button")
+    (script,) = re.findall("<script>(.*)</script>", report(rows), re.DOTALL)
+    assert 'addEventListener("click"' in script
+
+
+def test_a_broad_picture_takes_the_whole_width_and_long_texts_may_break(rows):
+    broad = PNG.replace((800).to_bytes(4, "big"), (1200).to_bytes(4, "big"))
+    assert ("class", "broad") not in Page(report(rows[1:], {"curves": PNG})).attributes
+    assert ("class", "broad") in Page(report(rows[1:], {"curves": broad})).attributes
+    assert ("class", "long") in Page(report(rows)).attributes
+
+
+def test_every_file_of_the_package_that_is_no_module_is_installed_with_it():
+    """Templates are read beside their modules, so a wheel has to hold them."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = ROOT / "platform" / "shoal"
+    held = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert held == {path for pattern in declared["shoal"] for path in package.glob(pattern)}
+
+
 def test_failures_have_a_table_of_their_own_only_when_there_are_some(rows):
     assert "Failures" in report(rows)
     assert "https://logs/t0002" in Page(report(rows)).cells
@@ -98,5 +131,5 @@ def test_failures_have_a_table_of_their_own_only_when_there_are_some(rows):
 
 
 def test_a_sweep_without_a_result_is_reported_too():
-    assert "No trial has come to its end" in report([])
+    assert "No trial has ended with a metric" in report([])
     Page(report([]))
