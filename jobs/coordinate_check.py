@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> int:
     print(coordinate_report(checked))
     result = log_check(checked, folder)
     if not result["is_delivered"]:
-        print(unsynced_warning(result))
-    print(result_line(result), flush=True)
+        print(unsynced_warning(result["tracking_uri"], folder.uri))
+    print(result_line(folder.uri), flush=True)
     verdict = checked.verdict
     if not verdict.passes:
         raise VerificationError(

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
             "nothing is lost; try again when it answers"
         ) from error
     print(f"synced to {folder.identity()['tracking_uri']} as run {run_id}")
-    print(result_line({"run_folder": folder.uri}))
+    print(result_line(folder.uri))
     return 0
 
 

@@ -12,6 +12,7 @@ from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import validate
+from shoal.storage.records import TrainResult
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.estimate_report import estimate_report
 from shoal.terminal.progress import ProgressLine
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     done = finished_result(folder)
     if done:
         print(f"run {done['run_name']} is finished; set if_exists=new to train it again")
-        print(train_report(done))
+        print(train_report(TrainResult.model_validate(done)))
         return 0
     plan = validate(config, session.connect)
     if plan.size:  # rows that only the cluster reads are counted there
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     on_interrupt(lambda name: request_stop(folder, name))
     with ProgressLine() as progress:
         result = train(plan, folder, progress)
-    print(train_report(result))
+    print(train_report(TrainResult.model_validate(result)))
     return 0
 
 

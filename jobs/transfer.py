@@ -11,6 +11,7 @@ from shoal.errors import Interrupted
 from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
+from shoal.storage.records import TransferResult
 from shoal.storage.run_folder import RunFolder
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.progress import ProgressLine, SweepTable
@@ -44,12 +45,13 @@ def main(arguments: list[str]) -> int:
     done = finished_transfer(config, folder)
     if done:
         print(f"transfer {done['run_name']} is finished; set if_exists=new to run it again")
-        print(transfer_report(done))
+        print(transfer_report(TransferResult.model_validate(done)))
         return 0
     print(f"widths  tune at {plan.widths[0]}, train at {plan.widths[1]}, {config.model.parametrization}")
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
-    print(transfer_report(run_transfer(plan, folder, Stages())))
+    result = run_transfer(plan, folder, Stages())
+    print(transfer_report(TransferResult.model_validate(result)))
     return 0
 
 

@@ -9,6 +9,7 @@ from shoal.config.loading import describe
 from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
+from shoal.storage.records import SweepResult
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.progress import SweepTable
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     done = finished_sweep(folder)
     if covers(done, plan.total):
         print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
-        print(sweep_report(done))
+        print(sweep_report(SweepResult.model_validate(done)))
         return 0
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     on_interrupt(lambda name: request_stop(folder, name))
     with SweepTable() as progress:
         result = run_sweep(plan, folder, progress)
-    print(sweep_report(result))
+    print(sweep_report(SweepResult.model_validate(result)))
     return 0
 
 

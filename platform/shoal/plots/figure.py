@@ -4,10 +4,13 @@ pyplot is not used: it keeps every figure alive until it is closed.
 """
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def new_figure(title: str, side: float | None = None) -> tuple[Any, Any]:
+def new_figure(title: str, side: float | None = None) -> "tuple[Figure, Any]":
     """Return a matplotlib figure with a title, and its axes.
 
     Args:
@@ -23,7 +26,7 @@ def new_figure(title: str, side: float | None = None) -> tuple[Any, Any]:
     return figure, axes
 
 
-def new_panels(title: str, rows: int, columns: int, shared: str = "row") -> tuple[Any, Any]:
+def new_panels(title: str, rows: int, columns: int, shared: Literal["row", "none"] = "row") -> "tuple[Figure, Any]":
     """Return a figure and its axes as an array [rows, columns].
 
     Args:
@@ -36,7 +39,7 @@ def new_panels(title: str, rows: int, columns: int, shared: str = "row") -> tupl
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=shared)
 
 
-def to_png(figure: Any) -> bytes:
+def to_png(figure: "Figure") -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()

@@ -1,14 +1,15 @@
-"""What jobs print at their end, as text: of `result.json` or of what a workflow returned.
+"""What jobs print at their end, as text: of a run's result record or of what was measured.
 
 It returns text and prints nothing.
 """
 
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from shoal.runs.locations import home
-from shoal.storage.records import TrialRow
+from shoal.storage.records import SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
 from shoal.tune.report.text import params_text
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:  # so that a job imports its own workflow alone
     from shoal.workflows.coordinate_check import CoordinateCheck
     from shoal.workflows.evaluate import Evaluation
 
-Result = Mapping[str, Any]
 MOST_MODULES = 30
 
 
@@ -29,64 +29,66 @@ def plan_report(plan: "RunPlan") -> str:
     return f"data    {plan.config.data.source}: {rows} rows\nmodel   {plan.config.model.name}: {plan.size}"
 
 
-def train_report(result: Result) -> str:
+def train_report(result: TrainResult) -> str:
     """Return metrics, speed, test loss, sample and places of a finished training."""
-    lines = [_metrics_table({**result["metrics"], **result["best"]})]
-    if result["samples_per_second"]:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
-        speed = f"{result['samples_per_second']:,.0f} samples/s"
-        lines += [f"{speed}; bottleneck: {result['bottleneck']} ({shares})", efficiency(result)]
-    if result["test_loss"] is not None:
-        lines.append(_test_line(result))
-    if result.get("sample"):
-        lines.append("it writes:\n" + textwrap.indent(result["sample"].strip("\n"), "  | "))
+    lines = [_metrics_table({**result.metrics, **result.best})]
+    if result.samples_per_second:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
+        lines.append(
+            f"{result.samples_per_second:,.0f} samples/s; bottleneck: {result.bottleneck} ({shares})"
+        )
+        lines.append(efficiency(result))
+    if result.test_loss is not None:
+        lines.append(_test_line(result, result.test_loss))
+    if result.sample:
+        lines.append("it writes:\n" + textwrap.indent(result.sample.strip("\n"), "  | "))
     lines.append(f"look at it: make ui  (from {home()})")
-    return "\n".join([*lines, result_line(result)])
+    return "\n".join([*lines, result_line(result.run_folder)])
 
 
-def efficiency(result: Result) -> str:
+def efficiency(result: TrainResult) -> str:
     """Return tokens and FLOPs per second, MFU, memory and micro-batch size of a training."""
     parts = []
-    if result["tokens_per_second"]:
-        parts.append(f"{result['tokens_per_second']:,.0f} tokens/s")
-    if result["flops_per_second"]:
-        share = f" ({result['mfu']:.1%} of the devices' peak)" if result["mfu"] else ""
-        parts.append(f"{result['flops_per_second'] / 1e9:,.3g} GFLOP/s{share}")
-    parts.append(f"peak memory of a worker {result['peak_memory_bytes'] / 2**20:,.0f} MiB")
-    if result["micro_batch_size"]:
-        parts.append(f"{result['micro_batch_size']} samples at a time")
+    if result.tokens_per_second:
+        parts.append(f"{result.tokens_per_second:,.0f} tokens/s")
+    if result.flops_per_second:
+        share = f" ({result.mfu:.1%} of the devices' peak)" if result.mfu else ""
+        parts.append(f"{result.flops_per_second / 1e9:,.3g} GFLOP/s{share}")
+    parts.append(f"peak memory of a worker {(result.peak_memory_bytes or 0) / 2**20:,.0f} MiB")
+    if result.micro_batch_size:
+        parts.append(f"{result.micro_batch_size} samples at a time")
     return "; ".join(parts)
 
 
-def sweep_report(result: Result) -> str:
+def sweep_report(result: SweepResult) -> str:
     """Return the trials, findings, the best trial's metrics and places of a finished sweep."""
-    lines = [trial_table([TrialRow(**row) for row in result["rows"]], result["metric"])]
+    lines = [trial_table(result.rows, result.metric)]
     # The width finding is also the last line of the width report.
-    lines += [f"{label:<12}{text}" for label, text in result["findings"].items() if label != "width"]
-    if result["width_report"]:
-        lines.append(result["width_report"])
-    lines += [f"  {name:<14}{value:.6g}" for name, value in sorted(result["best"]["metrics"].items())]
-    lines.append(f"look at it: make ui  (from {home()}); report: {result['run_folder']}/report/report.html")
-    return "\n".join([*lines, result_line(result)])
+    lines += [f"{label:<12}{text}" for label, text in result.findings.items() if label != "width"]
+    if result.width_report:
+        lines.append(result.width_report)
+    metrics = result.best.metrics if result.best else {}
+    lines += [f"  {name:<14}{_number(value):.6g}" for name, value in sorted(metrics.items())]
+    lines.append(f"look at it: make ui  (from {home()}); report: {result.run_folder}/report/report.html")
+    return "\n".join([*lines, result_line(result.run_folder)])
 
 
-def transfer_report(result: Result) -> str:
+def transfer_report(result: TransferResult) -> str:
     """Return what was tuned narrow and trained wide, the gap where it was measured, costs and places."""
-    target, comparison = result["target_width"], result["comparison"]
+    target = result.target_width
+    comparison: dict[str, Any] | None = result.comparison
     lines = [_transfer_table(result)]
     if comparison:
         share = comparison["gap"] / abs(comparison["value"]) if comparison["value"] else 0.0
         lines.append(f"gap     {comparison['gap']:.4g} ({share:.1%}) worse than the best at width {target}")
         lines.append(comparison["width_report"] or "")
-    factors = (
-        f"{result['flops_factor']:.2g} times the FLOPs, {result['seconds_factor']:.2g} times the seconds"
-    )
+    flops, seconds = _number(result.flops_factor), _number(result.seconds_factor)
     lines += [
         _cost_table(result),
-        f"cost    tuning at width {target} takes {factors}",
-        f"look at it: make ui  (from {home()}); the wide model: {result['train_folder']}",
+        f"cost    tuning at width {target} takes {flops:.2g} times the FLOPs, {seconds:.2g} times the seconds",
+        f"look at it: make ui  (from {home()}); the wide model: {result.train_folder}",
     ]
-    return "\n".join([*lines, result_line(result)])
+    return "\n".join([*lines, result_line(result.run_folder)])
 
 
 def coordinate_report(checked: "CoordinateCheck") -> str:
@@ -121,37 +123,35 @@ def evaluation_report(evaluation: "Evaluation") -> str:
     return "\n".join(lines)
 
 
-def unsynced_warning(result: Result) -> str:
+def unsynced_warning(tracking_uri: str, run_folder: str) -> str:
     """Return the line that says how a result reaches an MLflow server that did not answer."""
-    return (
-        f"warning: MLflow at {result['tracking_uri']} does not answer; "
-        f"later: python jobs/sync.py {result['run_folder']}"
-    )
+    return f"warning: MLflow at {tracking_uri} does not answer; later: python jobs/sync.py {run_folder}"
 
 
-def result_line(result: Result) -> str:
+def result_line(run_folder: str) -> str:
     """Return the last line of every job, which programs read."""
-    return f"result: {result['run_folder']}/result.json"
+    return f"result: {run_folder}/result.json"
 
 
-def _metrics_table(metrics: Mapping[str, float]) -> str:
-    return table([(name, f"{value:.6g}") for name, value in sorted(metrics.items())])
+def _metrics_table(metrics: Mapping[str, float | None]) -> str:
+    return table([(name, f"{_number(value):.6g}") for name, value in sorted(metrics.items())])
 
 
-def _test_line(result: Result) -> str:
-    line = f"test loss {result['test_loss']:.4f}"
+def _test_line(result: TrainResult, test_loss: float) -> str:
+    line = f"test loss {test_loss:.4f}"
     for name in ("accuracy", "bits_per_byte"):
-        value = result["metrics"].get(f"test/{name}")
+        value = result.metrics.get(f"test/{name}")
         line += "" if value is None else f", {name.replace('_', ' ')} {value:.4f}"
     return line
 
 
-def _transfer_table(result: Result) -> str:
-    base, target, comparison = result["base_width"], result["target_width"], result["comparison"]
+def _transfer_table(result: TransferResult) -> str:
+    base, target = result.base_width, result.target_width
+    comparison: dict[str, Any] | None = result.comparison
     rows = [
-        ("", result["metric"], ""),
-        (f"best at width {base}", f"{result['base_value']:.5g}", params_text(result["params"])),
-        (f"the same at width {target}", f"{result['target_value']:.5g}", ""),
+        ("", result.metric, ""),
+        (f"best at width {base}", f"{_number(result.base_value):.5g}", params_text(result.params)),
+        (f"the same at width {target}", f"{_number(result.target_value):.5g}", ""),
     ]
     if comparison:
         params = params_text(comparison["params"])
@@ -159,14 +159,19 @@ def _transfer_table(result: Result) -> str:
     return table(rows)
 
 
-def _cost_table(result: Result) -> str:
-    base, target = result["base_width"], result["target_width"]
+def _cost_table(result: TransferResult) -> str:
+    base, target = result.base_width, result.target_width
     names = {
-        "search": f"{result['trials']} trials at width {base}",
+        "search": f"{result.trials} trials at width {base}",
         "training": f"a run at width {target}",
         "whole": "both",
-        "direct_search": f"the trials at width {target}, {'run' if result['is_measured'] else 'predicted'}",
+        "direct_search": f"the trials at width {target}, {'run' if result.is_measured else 'predicted'}",
     }
-    costs = [(text, result["cost"][name]) for name, text in names.items()]
+    costs = [(text, result.cost[name]) for name, text in names.items()]
     cells = [(text, f"{cost['flops']:.3g}", f"{cost['seconds']:.1f}") for text, cost in costs]
     return table([("", "FLOPs", "seconds"), *cells])
+
+
+def _number(value: float | None) -> float:
+    """Records hold null for what is no number."""
+    return math.nan if value is None else value
