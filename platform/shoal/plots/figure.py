@@ -26,7 +26,9 @@ def new_figure(title: str, side: float | None = None) -> "tuple[Figure, Any]":
     return figure, axes
 
 
-def new_panels(title: str, rows: int, columns: int, shared: Literal["row", "none"] = "row") -> "tuple[Figure, Any]":
+def new_panels(
+    title: str, rows: int, columns: int, shared: Literal["row", "none"] = "row"
+) -> "tuple[Figure, Any]":
     """Return a figure and its axes as an array [rows, columns].
 
     Args:

@@ -1,0 +1,92 @@
+"""What a job says of errors, warnings and interrupts, and its exit code."""
+
+import logging
+import signal
+import sys
+from argparse import ArgumentParser
+
+import pytest
+
+from shoal.errors import ConfigError, Interrupted, TrainingError
+from shoal.terminal.errors import file_and_settings, on_interrupt, run
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """Signals, the log of shoal and the arguments are put back."""
+    monkeypatch.setattr(sys, "argv", ["job", "a=1"])
+    log = logging.getLogger("shoal")
+    handlers, level, propagates = log.handlers[:], log.level, log.propagate
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    log.handlers, log.level, log.propagate = handlers, level, propagates
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError, 2), (TrainingError, 1), (Interrupted, 130)],
+    ids=lambda value: str(value),
+)
+def test_an_error_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
+    def main(arguments):
+        assert arguments == ["a=1"]
+        raise error("lr=-1:\n   it should be positive")
+
+    assert run(main) == code
+    assert capsys.readouterr() == ("", "error: lr=-1: it should be positive\n")
+
+
+def test_warnings_go_to_the_stderr_of_the_moment(monkeypatch, capsys):
+    class Proxy:
+        written = ""
+
+        def write(self, text):
+            self.written += text
+
+        def flush(self):
+            pass
+
+    def main(arguments):
+        logging.getLogger("shoal.any").warning("the disk is full")
+        monkeypatch.setattr(sys, "stderr", proxy)
+        logging.getLogger("shoal.any").warning("it is full")
+        return 0
+
+    proxy = Proxy()
+    assert run(main) == 0
+    assert proxy.written == "warning: it is full\n"
+    assert capsys.readouterr().err == ("warning: the disk is full\n")
+
+
+def test_the_first_interrupt_stops_once_and_the_second_ends_the_process(capsys):
+    stopped = []
+    on_interrupt(stopped.append)
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert stopped == ["SIGTERM"]
+    assert capsys.readouterr().err == "\nSIGTERM: writing a checkpoint, then stopping\n"
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_stops_the_run_though_stderr_is_closed(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise ValueError("I/O operation on closed file")
+
+    stopped = []
+    on_interrupt(stopped.append)
+    monkeypatch.setattr(sys, "stderr", Closed())
+    signal.raise_signal(signal.SIGINT)
+    assert stopped == ["SIGINT"]
+
+
+def test_arguments_are_a_config_file_at_most_and_settings(capsys):
+    parser = ArgumentParser()
+    assert file_and_settings(parser, ["a=1", "run.yaml", "b=2"]) == ("run.yaml", ["a=1", "b=2"])
+    assert file_and_settings(parser, ["a=1"]) == (None, ["a=1"])
+    with pytest.raises(SystemExit):
+        file_and_settings(parser, ["one.yaml", "two.yaml"])
+    assert "one config file at most, not one.yaml and two.yaml" in capsys.readouterr().err
