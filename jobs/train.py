@@ -42,11 +42,11 @@ def main(arguments: list[str]) -> int:
     done = finished_result(folder)
     if done:
         print(f"run {done['run_name']} is finished; set if_exists=new to train it again")
-        print(train_report(TrainResult.model_validate(done)))
+        print(train_report(folder.load(TrainResult)))
         return 0
     plan = validate(config, session.connect)
-    if plan.size:  # rows that only the cluster reads are counted there
-        print(plan_report(plan))
+    if plan.dataset_info and plan.size:  # else the cluster reads the data
+        print(plan_report(config, plan.dataset_info, plan.size))
     if options.check:
         print("the config is sound; nothing was started")
         return 0
@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
 
     on_interrupt(lambda name: request_stop(folder, name))
     with ProgressLine() as progress:
-        result = train(plan, folder, progress)
-    print(train_report(TrainResult.model_validate(result)))
+        train(plan, folder, progress)
+    print(train_report(folder.load(TrainResult)))
     return 0
 
 

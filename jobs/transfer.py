@@ -1,21 +1,16 @@
 """Tune narrow, train wide: python jobs/transfer.py [CONFIG.yaml] --to model.width=N [--verify] [key=value ...]"""
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.config.loading import describe
-from shoal.errors import Interrupted
-from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
 from shoal.storage.records import TransferResult
-from shoal.storage.run_folder import RunFolder
-from shoal.terminal.errors import file_and_settings, on_interrupt, run
-from shoal.terminal.progress import ProgressLine, SweepTable
+from shoal.terminal.errors import file_and_settings, run
 from shoal.terminal.reports import transfer_report
+from shoal.terminal.stages import Stages
 from shoal.workflows.transfer import (
     TransferConfig,
     finished_transfer,
@@ -45,37 +40,14 @@ def main(arguments: list[str]) -> int:
     done = finished_transfer(config, folder)
     if done:
         print(f"transfer {done['run_name']} is finished; set if_exists=new to run it again")
-        print(transfer_report(TransferResult.model_validate(done)))
+        print(transfer_report(folder.load(TransferResult)))
         return 0
     print(f"widths  tune at {plan.widths[0]}, train at {plan.widths[1]}, {config.model.parametrization}")
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
-    result = run_transfer(plan, folder, Stages())
-    print(transfer_report(TransferResult.model_validate(result)))
+    run_transfer(plan, folder, Stages())
+    print(transfer_report(folder.load(TransferResult)))
     return 0
-
-
-class Stages:
-    """Shows one stage after another, and stops the one in progress."""
-
-    def __init__(self) -> None:
-        self._folder: RunFolder | None = None
-        self._signal: str | None = None
-        on_interrupt(self._stop)
-
-    @contextlib.contextmanager
-    def __call__(self, kind: str, folder: RunFolder) -> Iterator[SweepTable | ProgressLine]:
-        self._folder = folder
-        if self._signal:
-            raise Interrupted(f"interrupted by {self._signal} between two stages; the same command goes on")
-        print(f"{kind:<8}{folder.uri}", flush=True)
-        with SweepTable() if kind == "sweep" else ProgressLine() as progress:
-            yield progress
-
-    def _stop(self, name: str) -> None:
-        self._signal = name
-        if self._folder:
-            request_stop(self._folder, name)
 
 
 if __name__ == "__main__":

@@ -48,15 +48,15 @@ def main(arguments: list[str]) -> int:
     done = finished_sweep(folder)
     if covers(done, plan.total):
         print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
-        print(sweep_report(SweepResult.model_validate(done)))
+        print(sweep_report(folder.load(SweepResult)))
         return 0
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
     on_interrupt(lambda name: request_stop(folder, name))
     with SweepTable() as progress:
-        result = run_sweep(plan, folder, progress)
-    print(sweep_report(SweepResult.model_validate(result)))
+        run_sweep(plan, folder, progress)
+    print(sweep_report(folder.load(SweepResult)))
     return 0
 
 

@@ -1,8 +1,9 @@
 """Everything a person sees in a terminal. Only jobs call it.
 
 - `errors`: one `error:` line, warnings, interrupts, exit codes
-- `progress`: a run or a sweep while it lasts
-- `tables`, `reports`, `estimate_report`, `forecast_report`: what is printed at the end
+- `progress`, `live`: a training or a sweep while it lasts, and the redrawn region of a terminal
+- `stages`: several of them, one after another
+- `reports`, `estimate_report`, `forecast_report`, `tables`: text that is printed at the end
 
-Depends on what the workflows return; nothing depends on it.
+Depends on what the workflows return; nothing depends on it. rich is imported in `live` alone.
 """

@@ -1,4 +1,4 @@
-"""What a job does around its work: arguments, warnings, signals, one `error:` line, the exit code."""
+"""The frame of a job: arguments, warnings, signals, one `error:` line, the exit code."""
 
 import contextlib
 import logging
@@ -30,14 +30,14 @@ def run(main: Callable[[list[str]], int]) -> int:
 
 def on_interrupt(stop: Callable[[str], None]) -> None:
     """Call `stop(signal name)` at the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
-    heard: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if heard:
+        if received:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        heard.append(number)
+        received.append(number)
         name = signal.Signals(number).name
         stop(name)
         # The stream may be closed, or interrupted in the middle of a write, which must not be entered again.

@@ -19,8 +19,8 @@ BEST = "  best"
 class LiveRegion:
     """Lines redrawn in place by rich. Output that fails ends the display, never the training.
 
-    While it is shown, `sys.stdout` and `sys.stderr` print above it. stderr is left alone where it is not the terminal:
-    `2> errors.log` gets what it asked for.
+    While it is shown, `sys.stdout` and `sys.stderr` print above it. A stderr that is no terminal stays as
+    it is: `2> errors.log` still gets it.
     """
 
     is_live = True
@@ -59,7 +59,7 @@ class LiveRegion:
 
     def _draw(self, text: Text) -> None:
         if self._live is None:
-            # Redrawn by `draw` alone: rich's own thread would redraw what has not changed.
+            # No auto_refresh: only `draw` changes the text, so rich's refresh thread would be idle work.
             self._live = Live(console=self._console, auto_refresh=False, redirect_stderr=sys.stderr.isatty())
             self._live.start()
         self._live.update(text, refresh=True)
@@ -77,4 +77,4 @@ class LiveRegion:
         except (OSError, ValueError, SystemExit):  # rich answers a broken pipe by SystemExit
             self._is_broken = True
             with contextlib.suppress(OSError, ValueError, SystemExit):
-                self._stop()  # puts sys.stdout and sys.stderr back
+                self._stop()  # restores sys.stdout and sys.stderr

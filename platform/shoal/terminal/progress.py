@@ -1,6 +1,6 @@
 """The progress of a training or a sweep: a live display on a terminal, a few plain lines elsewhere.
 
-It says what is shown and when; `live` draws it. It depends on the status objects of the workflows alone.
+This module decides what is shown and when; `live` draws it. It depends only on the status objects of the workflows.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TextIO
 from shoal.terminal.tables import duration, table
 from shoal.tune.report.text import params_text, value_text
 
-if TYPE_CHECKING:  # so that a job imports its own workflow alone
+if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.storage.records import TrialRow
     from shoal.tracking.journal import MetricPoint
     from shoal.workflows.train import TrainStatus
@@ -58,8 +58,10 @@ class PlainLines:
         self._out: TextIO | None = out
 
     def print(self, line: str) -> None:
+        if self._out is None:
+            return
         try:
-            print(line, file=self._out or sys.stdout, flush=True) if self._out else None
+            print(line, file=self._out, flush=True)
         except (OSError, ValueError):
             self._out = None
 
@@ -213,7 +215,7 @@ class Speed:
             self._seen.popleft()
 
     def steps_per_s(self) -> float:
-        """Return the speed; 0 when there is too little to tell."""
+        """Return the speed, or 0 before two steps 0.2 s apart were seen."""
         if not self._seen:
             return 0.0
         (since, first), (until, last) = self._seen[0], self._seen[-1]
@@ -247,7 +249,7 @@ class EvaluationHistory:
 
 
 def progress_text(status: "TrainStatus", steps_per_s: float, columns: int) -> str:
-    """Say where a training stands: step, metrics, speed and ETA; metrics are left out where columns are few."""
+    """Return step, metrics, speed and ETA of a training in a line; metrics are left out where columns are few."""
     if not status.step:
         return f"starting; {status.steps} steps to go"
     if not status.is_training:
@@ -288,10 +290,10 @@ def _widest(choices: Sequence[Sequence[str]], columns: int) -> str:
 
 
 def sweep_text(status: "SweepStatus", ended_before: int = 0) -> str:
-    """Say where a sweep stands, in a line.
+    """Return trial counts, the best metric and the ETA of a sweep in a line.
 
     Args:
-        ended_before: trials that had ended when this attempt began, whose time it did not spend.
+        ended_before: trials that had ended when this attempt began; its seconds do not include theirs.
     """
     done = len(ended(status))
     parts = [f"{done}/{status.total} trials", f"{status.running} running"]

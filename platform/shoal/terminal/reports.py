@@ -13,20 +13,20 @@ from shoal.storage.records import SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
 from shoal.tune.report.text import params_text
 
-if TYPE_CHECKING:  # so that a job imports its own workflow alone
-    from shoal.runs.validate import RunPlan
+if TYPE_CHECKING:  # a job imports only its own workflow
+    from shoal.data.dataset_info import DatasetInfo
+    from shoal.models.size import ModelSize
+    from shoal.runs.config import RunConfig
     from shoal.workflows.coordinate_check import CoordinateCheck
     from shoal.workflows.evaluate import Evaluation
 
 MOST_MODULES = 30
 
 
-def plan_report(plan: "RunPlan") -> str:
-    """Return rows and model size; nothing of data that only the cluster reads."""
-    if not (plan.dataset_info and plan.size):
-        return ""
-    rows = ", ".join(f"{count} {split}" for split, count in plan.dataset_info.rows.items())
-    return f"data    {plan.config.data.source}: {rows} rows\nmodel   {plan.config.model.name}: {plan.size}"
+def plan_report(config: "RunConfig", dataset_info: "DatasetInfo", size: "ModelSize") -> str:
+    """Return rows by split and model size, before anything starts."""
+    rows = ", ".join(f"{count} {split}" for split, count in dataset_info.rows.items())
+    return f"data    {config.data.source}: {rows} rows\nmodel   {config.model.name}: {size}"
 
 
 def train_report(result: TrainResult) -> str:

@@ -7,7 +7,7 @@ from shoal.tune.report.text import value_text
 
 
 def trial_table(rows: Sequence[TrialRow], metric: str) -> str:
-    """Lay out the trials of a sweep in the given order, which is best first, and the errors of those that failed."""
+    """Lay out the trials of a sweep, sorted best first by the caller, and the errors of those that failed."""
     keys = list(dict.fromkeys(key for row in rows for key in row.params))
     lines = [("trial", "rank", "status", metric, "steps", "seconds", *keys)]
     lines += [_trial_cells(row, rank, keys) for rank, row in enumerate(rows, 1)]

@@ -8,7 +8,10 @@ from argparse import ArgumentParser
 import pytest
 
 from shoal.errors import ConfigError, Interrupted, TrainingError
+from shoal.storage.run_folder import STOP, RunFolder
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.progress import SweepTable
+from shoal.terminal.stages import Stages
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +84,19 @@ def test_an_interrupt_stops_the_run_though_stderr_is_closed(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Closed())
     signal.raise_signal(signal.SIGINT)
     assert stopped == ["SIGINT"]
+
+
+def test_a_signal_stops_the_stage_in_progress_and_lets_no_other_begin(tmp_path, capsys):
+    stages = Stages()
+    first, second = RunFolder(str(tmp_path / "first")), RunFolder(str(tmp_path / "second"))
+    first.create()
+    with stages("sweep", first) as listen:
+        assert isinstance(listen, SweepTable)
+        signal.raise_signal(signal.SIGTERM)
+    assert first.read(STOP) == b"SIGTERM"
+    with pytest.raises(Interrupted, match="SIGTERM between two stages"):
+        stages("run", second).__enter__()
+    assert capsys.readouterr().out == f"sweep   {first.uri}\n"
 
 
 def test_arguments_are_a_config_file_at_most_and_settings(capsys):
