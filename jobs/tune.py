@@ -9,7 +9,6 @@ from shoal.config.loading import describe
 from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
-from shoal.storage.records import SweepResult
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.progress import SweepTable
@@ -17,7 +16,8 @@ from shoal.terminal.reports import sweep_report
 from shoal.tune.config import SweepConfig, load_sweep
 from shoal.tune.validate import validate_sweep
 from shoal.workflows.tune.forecast import forecast
-from shoal.workflows.tune.sweep import covers, finished_sweep, run_sweep
+from shoal.workflows.tune.result import covers, finished_sweep
+from shoal.workflows.tune.sweep import run_sweep
 
 RANGES = """ranges, in Ray Tune's words:
   key=a,b,c                     each of a list (also grid(a, b, c))
@@ -46,17 +46,17 @@ def main(arguments: list[str]) -> int:
         return 0
     folder = resolve_run_folder(config, lambda folder: covers(finished_sweep(folder), plan.total))
     done = finished_sweep(folder)
-    if covers(done, plan.total):
-        print(f"sweep {done['run_name']} is finished; set if_exists=new to run it again")
-        print(sweep_report(folder.load(SweepResult)))
+    if done and covers(done, plan.total):
+        print(f"sweep {done.run_name} is finished; set if_exists=new to run it again")
+        print(sweep_report(done))
         return 0
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
     on_interrupt(lambda name: request_stop(folder, name))
     with SweepTable() as progress:
-        run_sweep(plan, folder, progress)
-    print(sweep_report(folder.load(SweepResult)))
+        result = run_sweep(plan, folder, progress)
+    print(sweep_report(result))
     return 0
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.storage.records import TrialRow
     from shoal.tracking.journal import MetricPoint
     from shoal.workflows.train import TrainStatus
-    from shoal.workflows.tune.sweep import SweepStatus
+    from shoal.workflows.tune.state import SweepStatus
 
 LIVE_S = 0.2
 PLAIN_S = 10.0
