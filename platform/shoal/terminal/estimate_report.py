@@ -47,7 +47,9 @@ def verdict(estimate: RunEstimate) -> str:
             fits.append(f"{row.layout.name} with activation checkpointing")
         else:
             fails.append(row.layout.name)
-    under = f" under {_listed(fits, 'and')}" if estimate.num_workers > 1 else fits[0].removeprefix(SINGLE_WORKER)
+    under = (
+        f" under {_listed(fits, 'and')}" if estimate.num_workers > 1 else fits[0].removeprefix(SINGLE_WORKER)
+    )
     return f"fits {size} GiB{under}" + (f"; not under {_listed(fails, 'or')}" if fails else "")
 
 
