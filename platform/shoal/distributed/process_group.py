@@ -1,6 +1,6 @@
-"""How workers act together: sums over workers, and the gradient sum inside DistributedDataParallel.
+"""How workers act together: all-reduce, gather, broadcast, and the gradient sum in DistributedDataParallel.
 
-On one host, CPU workers add gradients through shared memory instead of a loopback socket: the same sums, in
+On one host, CPU workers reduce gradients through shared memory instead of a loopback socket: the same sums, in
 rank order, for a fraction of the 1.5 to 2 ms that a gloo all-reduce costs there whatever its size. It knows
 torch.distributed; it does not know Ray.
 """
@@ -41,19 +41,23 @@ class Collective(Protocol):
         ...
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
-        """Return a module whose backward adds the gradients up over the workers (a sum, not a mean)."""
+        """Return a module whose backward sums gradients over the workers (a sum, not a mean).
+
+        Args:
+            warmup: one forward and backward, which leaves gradients and no other trace.
+        """
         ...
 
     def no_sync(self, forward: nn.Module) -> AbstractContextManager[object]:
-        """Return a context in which the backward of a wrapped module adds gradients up on this worker alone."""
+        """Return a context in which the backward of a wrapped module accumulates gradients on this worker alone."""
         ...
 
     def all_reduce_gradients(self, model: nn.Module) -> None:
-        """All-reduce the gradients that the backward of a module left which was not wrapped."""
+        """Sum over the workers the gradients that the backward of an unwrapped module left."""
         ...
 
     def sync_buffers(self, model: nn.Module) -> None:
-        """Give every worker rank 0's buffers (running statistics), which are the ones that are saved."""
+        """Copy rank 0's buffers (running statistics), which are the ones that are saved, to every worker."""
         ...
 
     def after_backward(self) -> None:
@@ -62,7 +66,7 @@ class Collective(Protocol):
 
 
 class SingleProcess:
-    """One worker: nothing to add up."""
+    """One worker: nothing to reduce."""
 
     rank, size, waited_s = 0, 1, 0.0
     data_rank, data_size, is_sharded = 0, 1, False
@@ -197,7 +201,7 @@ class ProcessGroup:
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Run something on a model without a trace in its buffers or the random state."""
+    """Restore the model's buffers and the random state on exit."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

@@ -11,10 +11,10 @@ from shoal.errors import ConfigError
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Have the model's forward compiled at its first call, and again for shapes that it has not seen.
+    """Have the model's forward compiled at its first call, and again for new shapes.
 
     A second batch size, the epoch's short last one, makes a kernel for any size, which may serve later full batches
-    too: a resumed run is the same within rounding, not bit for bit.
+    too: a resumed run then equals an uninterrupted one within rounding, not bit for bit.
 
     Raises:
         ConfigError: there is no working compiler on this machine.
@@ -26,7 +26,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile one operation: whether compiler, headers and Triton are all there is not found out otherwise."""
+    """Compile one operation: nothing less shows whether compiler, headers and Triton are all there."""
     try:
         torch.compile(_probe)(torch.zeros(8, device=device))
     except Exception as error:

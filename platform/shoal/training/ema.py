@@ -1,6 +1,6 @@
-"""A moving average of the weights, which often does better than the last ones (Polyak and Juditsky 1992).
+"""An exponential moving average of the weights, which often generalises better (Polyak and Juditsky 1992).
 
-It knows a model's tensors; what is measured with them and where they are kept, others know.
+It knows a model's tensors; it does not know what is evaluated with them or where they are saved.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from shoal.distributed.torch_private import lerp_
 class EMA:
     """mean <- d * mean + (1 - d) * weights after each step, of every floating-point parameter and buffer.
 
-    d is the decay, or (1 + step) / (10 + step) while that is less: the first weights were drawn, not learnt, and
-    would be a share of decay^step of the mean.
+    d is the decay, or (1 + step) / (10 + step) while that is less: the first weights are random, and would
+    otherwise keep a share of decay^step of the mean.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,17 +28,17 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimiser step `step` (from 0)."""
+        """Update the mean with the weights after optimiser step `step` (from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         lerp_(self._mean, self._live, 1.0 - decay)
 
     def restart(self) -> None:
-        """Begin anew at the model's present weights."""
+        """Set the mean to the model's present weights."""
         _copy(self._live, self._mean)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """Put the average into the model, and the weights that are trained back afterwards."""
+        """Put the mean into the model; restore the trained weights on exit."""
         trained = [tensor.detach().clone() for tensor in self._live]
         _copy(self._mean, self._live)
         try:
@@ -47,7 +47,7 @@ class EMA:
             _copy(trained, self._live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the model's state dict with the averages; what has no average is as in the model."""
+        """Return the model's state dict with the means; entries without one are as in the model."""
         mean = {id(live): mean for live, mean in zip(self._live, self._mean, strict=True)}
         present = self._model.state_dict(keep_vars=True)
         return {name: mean.get(id(tensor), tensor) for name, tensor in present.items()}

@@ -19,15 +19,15 @@ def evaluate(
     collective: Collective,
     most_rows: int | None = None,
 ) -> Tensor:
-    """Return the task's sums over all workers' samples of a split, measured with the same model on each.
+    """Return the task's sums over all workers' samples of a split, evaluated with the same model on each.
 
     Args:
-        model: put into eval mode, and back.
-        task: says how many rows fit at a time.
+        model: in eval mode meanwhile.
+        task: also limits the rows at a time.
         shard: this worker's rows.
         split: validation or test.
         collective: of the workers.
-        most_rows: how many at a time, if that is fewer.
+        most_rows: largest number of rows at a time, if less than the task's.
     """
     collective.sync_buffers(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -21,9 +21,9 @@ def autocast(precision: Precision, device_type: str) -> contextlib.AbstractConte
 
 
 def make_scaler(precision: Precision, device_type: str) -> GradScaler:
-    """Return what scales losses before backward, so that small gradients do not vanish in fp16.
+    """Return the scaler of losses before backward, so that small gradients do not vanish in fp16.
 
-    Micikevicius et al. 2018, "Mixed Precision Training", section 3.2. A step whose gradients overflow is left out
-    and the scale halved; with bf16, whose range is fp32's, and with fp32 it passes everything through.
+    Micikevicius et al. 2018, "Mixed Precision Training", section 3.2. A step whose gradients overflow is skipped
+    and the scale halved. With bf16, which has the range of fp32, and with fp32 it changes nothing.
     """
     return GradScaler(device_type, enabled=precision == "fp16")

@@ -21,7 +21,7 @@ class StepProfiler:
     """Traces steps 10 to 15 of an attempt, or some of the second half of one that is shorter."""
 
     def __init__(self, folder: RunFolder, device: torch.device, steps: int) -> None:
-        """Start.
+        """Start tracing.
 
         Args:
             folder: of the run; `profile/` in it will hold trace and table.
@@ -39,7 +39,7 @@ class StepProfiler:
         self._profile.start()
 
     def step(self) -> None:
-        """Tell that a step was made."""
+        """Count an optimiser step."""
         self._profile.step()
 
     def close(self) -> None:

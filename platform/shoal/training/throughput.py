@@ -1,6 +1,6 @@
-"""What a training achieves of what its devices could: floating-point operations per second, tokens per second.
+"""Throughput: samples, tokens and floating-point operations per second, and their share of the devices' peak.
 
-It knows arithmetic and data sheets; what is measured comes from outside.
+It knows arithmetic and data sheets; measurements come from outside.
 """
 
 import re
@@ -10,7 +10,7 @@ from shoal.models.flops import training_flops
 from shoal.training.mixed_precision import Precision
 
 # Dense peaks by NVIDIA's data sheets in 1e12 FLOP/s: half precision on tensor cores, float32 without them. The first
-# pattern that is found in the device's name.
+# pattern found in the device's name counts.
 PEAKS = (
     (r"\bH200\b.*\bNVL\b", 836.0, 60.0),
     (r"\bH200\b", 989.0, 67.0),
@@ -54,10 +54,10 @@ class Workload:
     peak_flops: float | None = None
 
     def rates(self, samples_per_second: float) -> dict[str, float]:
-        """Return what a throughput comes to, by name; what is not known is left out.
+        """Return a throughput in each unit, by name; units that are not known are left out.
 
-        `mfu` is the model FLOPs utilization of Chowdhery et al. 2022 (PaLM), appendix B: operations that the model
-        asks for, not those that activation checkpointing adds.
+        `mfu` is the model FLOPs utilization of Chowdhery et al. 2022 (PaLM), appendix B: operations of the
+        model, without those that activation checkpointing adds.
         """
         rates = {"samples_per_second": samples_per_second}
         if self.tokens_per_sample:

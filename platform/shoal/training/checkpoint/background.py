@@ -8,19 +8,19 @@ from typing import Any
 from shoal.training.checkpoint.contents import Snapshot
 from shoal.training.checkpoint.store import CheckpointStore
 
-# By default a checkpoint follows another after a second, and after so many times the seconds that it took.
+# By default a checkpoint follows another after a second, and after this many times the seconds that it took.
 SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 20.0
 
 
 class BackgroundSaver:
     """Saves in a thread, one checkpoint in flight; a failure shows at the next call.
 
-    The best so far may wait, copied, for the next checkpoint: a later one that refers to it is written after it, and
-    an earlier one from which training starts again leads to it again.
+    The best so far may wait, copied, for the next checkpoint. That one refers to it and is written after it; a run
+    that resumes from an earlier one reaches the best again.
     """
 
     def __init__(self, store: CheckpointStore, metadata: Mapping[str, Any], dataset_info: bytes) -> None:
-        self._store, self._metadata, self._prepared = store, metadata, dataset_info
+        self._store, self._metadata, self._dataset_info = store, metadata, dataset_info
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: Snapshot | None = None
@@ -34,7 +34,7 @@ class BackgroundSaver:
         return time.monotonic() >= self._due_s
 
     def take_spare(self) -> Snapshot | None:
-        """Give away the last snapshot that was written, for its memory."""
+        """Return the last snapshot that was written, whose memory may be reused, and forget it."""
         spare, self._spare = self._spare, None
         return spare
 
@@ -77,7 +77,7 @@ class BackgroundSaver:
         since = time.monotonic()
         try:
             for snapshot in snapshots:
-                self._store.save(snapshot, self._metadata, self._prepared)
+                self._store.save(snapshot, self._metadata, self._dataset_info)
             self._spare = snapshots[-1]
         except BaseException as error:
             self._error = error
