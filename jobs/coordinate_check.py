@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> int:
     checked = check_coordinates(config, lambda width: print(f"  width {width} is trained", flush=True))
     print(coordinate_report(checked))
     result = log_check(checked, folder)
-    if not result["is_delivered"]:
-        print(unsynced_warning(result["tracking_uri"], folder.uri))
+    if not result.is_delivered:
+        print(unsynced_warning(result.tracking_uri, folder.uri))
     print(result_line(folder.uri), flush=True)
     verdict = checked.verdict
     if not verdict.passes:

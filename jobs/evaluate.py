@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
     print(evaluation_report(evaluation))
     name = "evaluate-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", options.model.rstrip("/").rpartition("/")[2])
     result = log_evaluation(evaluation, options.model, name, config, tracking_uri)
-    if not result["is_delivered"]:
-        print(unsynced_warning(tracking_uri, result["run_folder"]))
-    print(result_line(result["run_folder"]))
+    if not result.is_delivered:
+        print(unsynced_warning(tracking_uri, result.run_folder))
+    print(result_line(result.run_folder))
     return 0
 
 

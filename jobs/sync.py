@@ -5,7 +5,8 @@ import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.errors import TrainingError, UserError
-from shoal.storage.run_folder import IDENTITY, RunFolder
+from shoal.storage.records import Identity
+from shoal.storage.run_folder import RunFolder
 from shoal.terminal.errors import run
 from shoal.terminal.reports import result_line
 from shoal.tracking.sweep_sync import sync
@@ -18,9 +19,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("setting", nargs="?", help="track.tracking_uri=URI syncs to another server")
     options = parser.parse_args(arguments)
     folder = RunFolder(options.run)
-    if not folder.exists(IDENTITY):
+    if not folder.exists(Identity.file):
         raise UserError(
-            f"'{options.run}' is no run folder (it holds no {IDENTITY}): give the folder a run was written to"
+            f"'{options.run}' is no run folder (it holds no {Identity.file}): give the folder a run was written to"
         )
     if folder.holder():
         raise UserError(f"'{options.run}' is still being trained: its own process syncs it; wait for its end")
@@ -28,16 +29,18 @@ def main(arguments: list[str]) -> int:
         key, _, uri = options.setting.partition("=")
         if key != "track.tracking_uri" or not uri:
             raise UserError(f"'{options.setting}' is not understood: write track.tracking_uri=URI")
-        folder.update_json(IDENTITY, tracking_uri=uri)
+        folder.update(Identity, tracking_uri=uri)
     try:
         run_id = sync(folder)
+    except UserError:  # a damaged file
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise TrainingError(
-            f"MLflow at {folder.identity()['tracking_uri']} does not accept it ({type(error).__name__}: {reason}): "
+            f"MLflow at {folder.identity().tracking_uri} does not accept it ({type(error).__name__}: {reason}): "
             "nothing is lost; try again when it answers"
         ) from error
-    print(f"synced to {folder.identity()['tracking_uri']} as run {run_id}")
+    print(f"synced to {folder.identity().tracking_uri} as run {run_id}")
     print(result_line(folder.uri))
     return 0
 

@@ -39,10 +39,10 @@ def main(arguments: list[str]) -> int:
         print(estimate_report(config, options.mfu))
         return 0
     folder = resolve_run_folder(config)
-    done = finished_result(folder)
+    done = finished_result(folder, TrainResult)
     if done:
-        print(f"run {done['run_name']} is finished; set if_exists=new to train it again")
-        print(train_report(folder.load(TrainResult)))
+        print(f"run {done.run_name} is finished; set if_exists=new to train it again")
+        print(train_report(done))
         return 0
     plan = validate(config, session.connect)
     if plan.dataset_info and plan.size:  # else the cluster reads the data
@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
 
     on_interrupt(lambda name: request_stop(folder, name))
     with ProgressLine() as progress:
-        train(plan, folder, progress)
-    print(train_report(folder.load(TrainResult)))
+        result = train(plan, folder, progress)
+    print(train_report(result))
     return 0
 
 

@@ -42,7 +42,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory, cluster: dict[str, str]) -> T
 def assert_like_twin(place: Place, twin: Trace) -> None:
     folder = place.folder("run")
     assert_equal(Trace.of(folder), twin)
-    run, history = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.identity()["run_id"])
+    run, history = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.tracked().run_id)
     assert run.info.status == "FINISHED"
     assert history == twin.points
 
@@ -63,7 +63,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_driver_resumed_by_the_same_com
     folder = place.folder("run")
 
     def is_closed() -> bool:
-        return folder.identity()["status"] == "FAILED"
+        return folder.identity().status == "FAILED"
 
     eventually(is_closed, 30, "the watchdog closes the run")
     # Ray's two idle agents end by themselves a minute after their raylet.
@@ -87,7 +87,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_killed_run(place: Place) -> None
     assert len(done.errors) == 1
     assert done.seconds < 90  # 30 on a quiet machine
     folder = place.folder("run")
-    run, _ = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.identity()["run_id"])
+    run, _ = mlflow_record(f"sqlite:///{place.path}/mlflow.db", folder.tracked().run_id)
     assert run.info.status == "KILLED"
     assert folder.names("checkpoints")
 
@@ -95,7 +95,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_killed_run(place: Place) -> None
 def assert_delivered(place: Place, tracking_uri: str) -> None:
     """MLflow has what the run's folder has."""
     folder = place.folder("run")
-    run, history = mlflow_record(tracking_uri, folder.identity()["run_id"])
+    run, history = mlflow_record(tracking_uri, folder.tracked().run_id)
     assert run.info.status == "FINISHED"
     assert history == Trace.of(folder).points
 

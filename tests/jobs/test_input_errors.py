@@ -1,5 +1,6 @@
 """Bad input: exit 2, one `error:` line with value and remedy, nothing started and no run created."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,42 @@ def test_the_same_command_again_reports_the_finished_run(trained: Place) -> None
     result = trained.train("run_name=run", "train.epochs=8", "scale.num_workers=0")
     assert result["run_name"] == "run"
     assert result["attempt"] == 1
+
+
+@pytest.mark.parametrize("damage", ["", '{"key": "0'], ids=["empty", "truncated"])
+def test_damaged_files_of_a_run_folder_are_named_with_a_remedy(trained: Place, damage: str) -> None:
+    """Through each job that reads them; each file is put back afterwards."""
+    folder = trained.path / "runs" / "shoal" / "run"
+    resume = ("train", "run_name=run", "train.epochs=8", "scale.num_workers=0")
+    description = next(folder.rglob("description.json")).relative_to(folder)
+    cases = [
+        ("run.json", resume),
+        ("result.json", resume),
+        ("lease.json", resume),
+        ("run.json", ("sync", str(folder))),
+        ("lease.json", ("sync", str(folder))),
+        ("metadata.json", ("sync", str(folder))),
+        (str(description), ("evaluate", str(folder))),
+    ]
+    for name, command in cases:
+        sound = (folder / name).read_bytes()
+        (folder / name).write_text(damage)
+        done = trained.run(*command)
+        (folder / name).write_bytes(sound)
+        assert done.code == 2, (name, command, done.out, done.err)
+        assert len(done.errors) == 1
+        assert name.rpartition("/")[2] in done.errors[0]
+        assert "Traceback" not in done.err
+
+
+def test_a_damaged_record_of_tracking_does_not_stop_training(trained: Place) -> None:
+    folder = trained.path / "runs" / "shoal" / "run"
+    known = json.loads((folder / "tracked.json").read_text())["run_id"]
+    (folder / "result.json").unlink()
+    (folder / "tracked.json").write_text('{"run_id')
+    (folder / "journal" / "shipped.json").write_text("")
+    result = trained.train("run_name=run", "train.epochs=8", "scale.num_workers=0")
+    assert result["mlflow_run_id"] == known
 
 
 def test_corrupt_checkpoints(trained: Place) -> None:

@@ -68,7 +68,7 @@ def test_digits_are_learnt_and_everything_is_in_mlflow(digits: Place) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(result["tracking_uri"], result["tracking_uri"])
-    assert {"config.yaml", "facts.json", "pictures", "result.json"} <= {
+    assert {"config.yaml", "metadata.json", "pictures", "result.json"} <= {
         item.path for item in client.list_artifacts(run.info.run_id)
     }
     pictures = {item.path for item in client.list_artifacts(run.info.run_id, "pictures")}

@@ -1,4 +1,4 @@
-"""Shared by the unit tests: a recipe, an in-memory source, one torch thread."""
+"""Shared by the unit tests: a preprocessing spec, an in-memory source, one torch thread."""
 
 import json
 import logging
@@ -12,14 +12,15 @@ import torch
 
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import PreprocessingSpec
-from shoal.storage.run_folder import CONFIG, IDENTITY, METADATA, PICTURES, RESULT, RunFolder
+from shoal.storage.records import Identity, Lease, Metadata, Result
+from shoal.storage.run_folder import CONFIG, PICTURES, RunFolder
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture
 def preprocessing():
-    """Make a Recipe: `preprocessing(seed=1, is_classification=False, global_batch_size=8)`."""
+    """Make a preprocessing spec: `preprocessing(seed=1, is_classification=False, global_batch_size=8)`."""
 
     def make(seed=0, is_classification=True, is_ready=False, **data):
         return PreprocessingSpec(
@@ -129,10 +130,10 @@ def run(mlflow_store, tmp_path):
             tracking_uri=mlflow_store,
             artifact_location=(tmp_path / "artifacts").as_uri(),
         )
-        folder.update_json(IDENTITY, status=status, **identity)
+        folder.update(Identity, status=status, **identity)
         folder.write(CONFIG, b"seed: 0\n")
-        folder.write_json(METADATA, METADATA_OF_A_RUN)
-        folder.write_json(RESULT, {"status": status})
+        folder.save(Metadata.model_validate(METADATA_OF_A_RUN))
+        folder.save(Result(status=status, run_name=name, run_folder=folder.uri))
         folder.write(f"{PICTURES}/loss_curve.png", b"png")
         return folder
 
@@ -141,6 +142,6 @@ def run(mlflow_store, tmp_path):
 
 @pytest.fixture(scope="session")
 def gone_process():
-    """The host, pid and start of a process that has ended, as a lease names it."""
-    code = "from shoal.storage.lease import this_process; import json; print(json.dumps(this_process()))"
-    return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    """A lease, renewed just now, of a process that has ended."""
+    code = "from shoal.storage.lease import new_lease; print(new_lease(attempt=1).model_dump_json())"
+    return Lease.parse(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

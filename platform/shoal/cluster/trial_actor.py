@@ -165,7 +165,7 @@ def write_metadata(worker: WorkerSpec, folder: RunFolder) -> int:
     if metadata is None:
         config, dataset_info = worker.config, worker.dataset_info
         size = measure_model(config, dataset_info)
-        metadata = Metadata.model_validate(run_metadata(config, dataset_info, size, with_environment=False))
+        metadata = run_metadata(config, dataset_info, size, with_environment=False)
         folder.save(metadata)
     assert metadata.model is not None, "every run's metadata has it"
     return metadata.model.flops_per_sample

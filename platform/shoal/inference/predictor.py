@@ -37,6 +37,15 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
 TEXT = "text"  # the column that a model of text takes
 
 
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"'{path}' is damaged ({error}): restore the file from a copy, or train the model again with if_exists=new"
+        ) from None
+
+
 class Predictor:
     """A model that takes raw rows."""
 
@@ -63,9 +72,9 @@ class Predictor:
         """
         folder = Path(folder)
         try:
-            metadata = json.loads((folder / DESCRIPTION).read_text())
+            metadata = _description(folder / DESCRIPTION)
             weights = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
             ) from None

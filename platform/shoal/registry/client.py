@@ -1,4 +1,4 @@
-"""The MLflow client that everything here talks through: it gives up within seconds."""
+"""The MLflow client of all requests: it gives up within seconds."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ def connect(tracking_uri: str) -> Any:
 
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # MLflow looks models up through its global address, whatever the client was given.
+    # MLflow looks models up at its global address, whatever the address of the client.
     mlflow.set_tracking_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
-    for name in ("mlflow", "alembic"):  # the first client sets them anew
+    for name in ("mlflow", "alembic"):  # the first client resets them
         logging.getLogger(name).setLevel(logging.ERROR)
     client.search_experiments(max_results=1)
     return client

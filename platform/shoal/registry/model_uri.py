@@ -7,7 +7,8 @@ from pathlib import Path
 from shoal.errors import ModelError
 from shoal.inference.predictor import WEIGHTS, weights_folder
 from shoal.registry.client import connect
-from shoal.storage.run_folder import IDENTITY, MODEL, RunFolder
+from shoal.storage.records import Identity
+from shoal.storage.run_folder import MODEL, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def resolve_model(uri: str, tracking_uri: str, scratch: str) -> Path:
     if uri.startswith(("runs:/", "models:/")):
         return weights_folder(_download(uri, tracking_uri, scratch))
     folder = RunFolder(uri)
-    if not folder.exists(IDENTITY):
+    if not folder.exists(Identity.file):
         raise ModelError(
             f"model '{uri}' is not known: give a run folder (storage_path/experiment_name/run_name), runs:/ID, "
             "or models:/NAME@ALIAS"

@@ -1,4 +1,4 @@
-"""A model saved as MLflow holds it: a pyfunc model without pickle."""
+"""A model saved in MLflow's format: a pyfunc model without pickle."""
 
 import contextlib
 import importlib
@@ -30,7 +30,7 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
     from mlflow import pyfunc
     from mlflow.models import infer_signature
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import sets anew
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import resets
     predictor = Predictor.load(data)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet():
@@ -52,7 +52,7 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
 
 
 def _loosen(signature: Any, transform: Transform) -> None:
-    """Texts may be missing, since the transform takes that; numbers are as wide as numbers go."""
+    """Allow missing texts, which the transform accepts, and numbers of any width."""
     from mlflow.types import ColSpec, DataType, Schema
 
     if signature.inputs.is_tensor_spec() or transform.tokenizer:
@@ -88,7 +88,7 @@ def _code_paths(model_name: str) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """MLflow's progress bars and hints are of no use to the person who trains."""
+    """Hide MLflow's progress bars and hints from the user."""
     import warnings
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

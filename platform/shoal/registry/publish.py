@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shoal.storage.run_folder import MODEL, TRACKED, RunFolder
+from shoal.storage.records import Verified
+from shoal.storage.run_folder import MODEL, RunFolder
 from shoal.tasks.metrics import is_better
 
 CHAMPION = "champion"
@@ -17,10 +18,9 @@ def publish_model(client: Any, folder: RunFolder, experiment_id: str, run_id: st
     with tempfile.TemporaryDirectory() as scratch:
         local = folder.get_folder(MODEL, Path(scratch) / "model")
         model_id = _log(client, local, experiment_id, run_id)
-    name = identity.get("registered_model_name")
-    if name and identity.get("verified"):
-        version = _register(client, name, model_id, run_id, identity)
-        folder.update_json(TRACKED, model_version=version)
+    if identity.registered_model_name and identity.verified:
+        version = _register(client, identity.registered_model_name, model_id, run_id, identity.verified)
+        folder.update_tracked(model_version=version)
 
 
 def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
@@ -40,11 +40,11 @@ def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
     return str(logged.model_id)
 
 
-def _register(client: Any, name: str, model_id: str, run_id: str, identity: dict[str, Any]) -> int:
-    """Make a version of a registered model, and the champion if it beats the present one on the same metric."""
+def _register(client: Any, name: str, model_id: str, run_id: str, verified: Verified) -> int:
+    """Create a version of a registered model, the champion if it is better than the present one on its metric."""
     from mlflow.exceptions import MlflowException
 
-    metric, value = identity["verified"]["metric"], identity["verified"]["value"]
+    metric, value = verified.metric, verified.value
     with contextlib.suppress(MlflowException):
         client.create_registered_model(name)
     versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
@@ -54,9 +54,9 @@ def _register(client: Any, name: str, model_id: str, run_id: str, identity: dict
         champion = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
         champion = None
-    tags = {"metric": metric, "value": repr(value), "data": identity["verified"]["data"]}
-    made = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+    tags = {"metric": metric, "value": repr(value), "data": verified.data}
+    created = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
     is_rival = champion is not None and champion.tags.get("metric") == metric
     if champion is None or (is_rival and is_better(metric, value, float(champion.tags["value"]))):
-        client.set_registered_model_alias(name, CHAMPION, made.version)
-    return int(made.version)
+        client.set_registered_model_alias(name, CHAMPION, created.version)
+    return int(created.version)

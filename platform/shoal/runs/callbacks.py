@@ -90,7 +90,7 @@ class CheckpointWriter:
             self._saver.hold(taken)
             return
         self._journal.sync()  # what a checkpoint counts as trained must be in the journal
-        self._metadata["mlflow_run_id"] = self._folder.identity().get("run_id")
+        self._metadata["mlflow_run_id"] = self._folder.tracked().run_id
         self._saver.save(taken)
 
     def add_full_weights(self, progress: TrainingProgress) -> None:

@@ -61,7 +61,7 @@ class ScaleConfig(Section):
 
     @property
     def data_size(self) -> int:
-        """Into how many parts the data are dealt."""
+        """Into how many parts the data are divided."""
         return self.num_workers // self.tensor_size if self.num_workers else 0
 
     @model_validator(mode="after")

@@ -1,8 +1,7 @@
-"""From a finished training to its model: pictures, the pyfunc model, and its proof in a clean process."""
+"""From a finished training to its model: pictures, the pyfunc model, and its verification in a clean process."""
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier
 from shoal.runs.config import RunConfig
-from shoal.storage.run_folder import CHECKPOINTS, IDENTITY, MODEL, PICTURES, SAMPLE, RunFolder
+from shoal.storage.records import Identity, Outcome, Verified
+from shoal.storage.run_folder import CHECKPOINTS, MODEL, PICTURES, SAMPLE, RunFolder
 from shoal.tracking.journal import JournalReader
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
@@ -28,14 +28,14 @@ def package_and_verify(
     source: Source,
     preprocessing: PreprocessingSpec,
     dataset_info: DatasetInfo,
-    outcome: dict[str, Any],
+    outcome: Outcome,
 ) -> bool:
     """Draw the pictures, save the final weights as a pyfunc model, and have a clean process reproduce their metric.
 
-    Of a causal language model, what it writes is kept as well.
+    A text that a causal language model generates is kept as well.
 
     Returns:
-        whether it did; False where no rows were held out to measure on.
+        whether it did; False where no rows were held out.
 
     Raises:
         VerificationError: the model does not load, or measures something else.
@@ -43,24 +43,23 @@ def package_and_verify(
     with Verifier() as verifier, tempfile.TemporaryDirectory() as scratch:
         draw_pictures(folder, outcome, dataset_info)
         model = Path(scratch) / MODEL
-        expected, split = outcome.get("val_metrics") or None, VALIDATION
-        if expected is None:
-            expected, split = outcome.get("test_metrics"), TEST
+        split = VALIDATION if outcome.val_metrics else TEST
+        expected = outcome.val_metrics or outcome.test_metrics
         _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
         verified = None
         if expected:
             verifier.verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
             metric = f"{split[:3] if split == VALIDATION else split}/loss"
-            verified = {"metric": metric, "value": expected[metric], "data": dataset_info.fingerprint}
+            verified = Verified(metric=metric, value=expected[metric], data=dataset_info.fingerprint)
         if config.task == "causal_lm":
             folder.write(SAMPLE, sample(model.with_name("weights")).encode())
         folder.put_folder(model, MODEL)
-    folder.update_json(IDENTITY, verified=verified)
+    folder.update(Identity, verified=verified)
     return verified is not None
 
 
 def sample(weights: Path) -> str:
-    """Return what a language model writes when it is given nothing."""
+    """Return a text that a language model generates without a prompt."""
     written = Predictor.load(weights).predict({TEXT: ["\n"]}, SAMPLED)["prediction"]
     return str(written[0])
 
@@ -70,31 +69,31 @@ def _save(
     folder: RunFolder,
     config: RunConfig,
     dataset_info: DatasetInfo,
-    outcome: dict[str, Any],
+    outcome: Outcome,
     example: dict[str, np.ndarray],
 ) -> None:
     data = model.with_name("weights")
     data.mkdir()
-    name = checkpoint_name(outcome["progress"]["step"])
+    name = checkpoint_name(outcome.progress.step)
     (data / WEIGHTS).write_bytes(folder.read(f"{CHECKPOINTS}/{name}/{WEIGHTS}"))
     described = describe_model(config.model, dataset_info.transform, config.task, config.data, config.seed)
     (data / DESCRIPTION).write_text(described)
     save_model(model, data, example, config.model.name)
 
 
-def draw_pictures(folder: RunFolder, outcome: dict[str, Any], dataset_info: DatasetInfo) -> None:
+def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:
     """Draw the loss curve, and the confusion matrix of a classification."""
     points: dict[str, list[tuple[int, float]]] = {}
     for point in JournalReader(folder).read():
         points.setdefault(point.key, []).append((point.step, point.value))
     curves = {str(name): points[name] for name in ("train/loss", "val/loss") if name in points}
-    title = folder.identity()["name"]
+    title = folder.identity().name
     if curves:
         folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
-    if outcome.get("confusion"):
-        counts = np.array(outcome["confusion"])
+    if outcome.confusion is not None:
+        counts = np.array(outcome.confusion)
         matrix = confusion_matrix(
-            counts, dataset_info.transform.label.classes, f"{title}: {outcome['split']} split"
+            counts, dataset_info.transform.label.classes, f"{title}: {outcome.split} split"
         )
         folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
 

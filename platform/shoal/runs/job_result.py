@@ -1,42 +1,49 @@
-"""What a job found out besides training, kept as a run of its own: a run folder, and MLflow level with it.
+"""What a job besides training found, kept as a run of its own: a run folder that is synced to MLflow.
 
-It knows neither what was found nor how.
+It does not know what was found or how.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from shoal.config.loading import to_yaml
 from shoal.config.schema import Section
 from shoal.runs.locations import artifact_location
-from shoal.storage.run_folder import CONFIG, IDENTITY, METADATA, PICTURES, RESULT, RunFolder
+from shoal.storage.lease import now_ms
+from shoal.storage.records import Identity, Metadata, Result
+from shoal.storage.run_folder import CONFIG, PICTURES, RunFolder
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
 
+AnyResult = TypeVar("AnyResult", bound=Result)
+
 
 @dataclass(frozen=True)
-class JobResult:
+class JobResult(Generic[AnyResult]):
     """What is kept.
 
     Attributes:
         config: of the job.
-        metadata: as `metadata.json` has them: params, tags, contexts, dataset.
+        metadata: params, tags and data set for MLflow.
         metrics: finite numbers by MLflow's name.
         pictures: PNG bytes by name.
-        result: what `result.json` says besides where the run is.
+        kind: of the result.
+        result: its fields besides those of `Result`.
     """
 
     config: Section
-    metadata: Mapping[str, Any]
+    metadata: Metadata
     metrics: Mapping[str, float]
     pictures: Mapping[str, bytes]
+    kind: type[AnyResult]
     result: Mapping[str, Any]
 
 
-def log_job_result(folder: RunFolder, found: JobResult, experiment: str, tracking_uri: str) -> dict[str, Any]:
-    """Write a run folder and bring MLflow level with it; returns what `result.json` holds."""
+def log_job_result(
+    folder: RunFolder, found: JobResult[AnyResult], experiment: str, tracking_uri: str
+) -> AnyResult:
+    """Write a run folder and sync it to MLflow; returns what `result.json` holds."""
     name = folder.uri.rpartition("/")[2]
     folder.create()
     attempt = folder.acquire_lease()
@@ -47,31 +54,30 @@ def log_job_result(folder: RunFolder, found: JobResult, experiment: str, trackin
         artifact_location=artifact_location(tracking_uri),
     )
     folder.write(CONFIG, to_yaml(found.config).encode())
-    folder.write_json(METADATA, found.metadata)
+    folder.save(found.metadata)
     journal = Journal(folder, attempt)
     journal.log(0, dict(found.metrics))
     journal.sync()
     for picture, png in found.pictures.items():
         folder.write(f"{PICTURES}/{picture}.png", png)
-    result = {
-        "status": "FINISHED",
-        "run_name": name,
-        "experiment_name": experiment,
+    result = found.kind(
+        status="FINISHED",
+        run_name=name,
+        experiment_name=experiment,
+        tracking_uri=tracking_uri,
+        run_folder=folder.uri,
         **found.result,
-        "tracking_uri": tracking_uri,
-        "run_folder": folder.uri,
-    }
-    return _deliver(folder, result)
+    )
+    return _sync(folder, result)
 
 
-def _deliver(folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+def _sync(folder: RunFolder, result: AnyResult) -> AnyResult:
     tracker = Tracker(folder)
-    folder.write_json(RESULT, result)
-    ended = {"status": "FINISHED", "end_ms": int(time.time() * 1000)}
-    folder.update_json(IDENTITY, tracking_uri=result["tracking_uri"], **ended)
+    folder.save(result)
+    folder.update(Identity, tracking_uri=result.tracking_uri, status="FINISHED", end_ms=now_ms())
     tracker.start()
     is_delivered = tracker.close()
-    result = {**result, "mlflow_run_id": tracker.run_id, "is_delivered": is_delivered}
-    folder.write_json(RESULT, result)
+    result = result.replace(mlflow_run_id=tracker.run_id, is_delivered=is_delivered)
+    folder.save(result)
     folder.release_lease()
     return result

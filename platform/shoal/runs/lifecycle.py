@@ -1,7 +1,7 @@
 """One attempt at a run or a sweep: everything opened here is closed here, whichever way it ends.
 
-It holds the folder's lease, the watchdog and the tracker, and leaves status, reason and result behind. It does not
-know what is done in between.
+It holds the folder's lease, the watchdog and the tracker, and writes status, reason and result. It does not know what
+is done in between.
 """
 
 import contextlib
@@ -14,30 +14,41 @@ from shoal.config.loading import to_yaml
 from shoal.errors import Interrupted
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import artifact_location, resolve_tracking_uri
-from shoal.storage.run_folder import CONFIG, IDENTITY, STOP, RunFolder
+from shoal.storage.lease import now_ms
+from shoal.storage.records import Identity, Result, Status
+from shoal.storage.run_folder import CONFIG, STOP, RunFolder
 from shoal.tracking.background import Tracker, TrackerProcess
 from shoal.tracking.watchdog import DONE, KILLED, Watchdog
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 5.0
+LEASE_RENEWAL_S = 5.0
 
 
 def request_stop(folder: RunFolder, why: str) -> None:
-    """Ask a running attempt to write a checkpoint and end; `why` is the signal's name, for the record."""
+    """Ask a running attempt to write a checkpoint and end; `why` is the signal's name, which becomes the reason."""
     folder.write(STOP, why.encode())
+
+
+def _ending(error: BaseException | None) -> tuple[Status, str | None]:
+    """Return status and reason of an attempt that ends with an error, or without one."""
+    if error is None:
+        return "FINISHED", None
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "KILLED", str(error) or "interrupted"
+    return "FAILED", f"{type(error).__name__}: {error}"
 
 
 class RunLifecycle:
     """Opened as a context; `write_result` is called on the way out unless all went well."""
 
-    has_workers_apart = False  # whether what is done in between is other processes' work alone
+    has_workers_apart = False  # whether other processes alone do the work in between
 
     def __init__(self, config: RunConfig, folder: RunFolder, **identity: Any) -> None:
         self.config, self.folder = config, folder
         self._identity = identity
         self.started = time.time()
-        self.closing = contextlib.ExitStack()  # what is opened in between, to be closed once MLflow has all
+        self.closing = contextlib.ExitStack()  # opened in between, closed after the last sync
 
     def __enter__(self) -> Self:
         self._create()
@@ -47,34 +58,29 @@ class RunLifecycle:
         self.tracker = self.make_tracker()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if kind is None:
-            status, reason = "FINISHED", None
-        elif issubclass(kind, Interrupted | KeyboardInterrupt):
-            status, reason = "KILLED", str(error) or "interrupted"
-        else:
-            status, reason = "FAILED", f"{kind.__name__}: {error}"
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, *__: Any) -> None:
+        status, reason = _ending(error)
         self._stop_renewing.set()
-        self.folder.update_json(IDENTITY, status=status, reason=reason, end_ms=int(time.time() * 1000))
+        self.folder.update(Identity, status=status, reason=reason, end_ms=now_ms())
         if status != "FINISHED":
             self.write_result({"status": status, "reason": reason})
-        self._deliver()
+        self._sync()
         self.closing.close()
         self.folder.release_lease()
-        self.watchdog.tell(DONE)
+        self.watchdog.send(DONE)
 
-    def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
-        """Write `result.json`; `ending` holds status and reason."""
+    def write_result(self, ending: dict[str, Any]) -> Result:
+        """Write `result.json`; `ending` has the fields `status` and `reason`."""
         raise NotImplementedError
 
     def who(self) -> dict[str, Any]:
-        """Return what every `result.json` says of where its run is."""
+        """Return the fields of every result that say which run it is of."""
         identity = self.folder.identity()
         return {
-            "run_name": identity["name"],
-            "experiment_name": identity["experiment"],
-            "mlflow_run_id": identity.get("run_id") or self.tracker.run_id,
-            "tracking_uri": identity["tracking_uri"],
+            "run_name": identity.name,
+            "experiment_name": identity.experiment,
+            "mlflow_run_id": self.folder.tracked().run_id or self.tracker.run_id,
+            "tracking_uri": identity.tracking_uri,
             "run_folder": self.folder.uri,
         }
 
@@ -82,18 +88,18 @@ class RunLifecycle:
         return Tracker(self.folder, self.has_workers_apart)
 
     def mark_killed(self) -> None:
-        """Record the interrupt before the workers have stopped: this process may have seconds to live."""
-        self.watchdog.tell(KILLED)
+        """Record the interrupt before the workers have stopped: this process may be killed within seconds."""
+        self.watchdog.send(KILLED)
         self.tracker.mark("KILLED", f"interrupted by {self.folder.read(STOP).decode()}")
 
-    def _deliver(self) -> None:
+    def _sync(self) -> None:
         if not self.tracker.is_started:
             self.tracker.start()
         if not self.tracker.close():
             logger.warning(
-                "MLflow at %s does not answer (%s): everything is kept in the run folder; deliver it later with: "
+                "MLflow at %s does not answer (%s): everything is kept in the run folder; sync it later with: "
                 "python jobs/sync.py %s",
-                self.folder.identity()["tracking_uri"],
+                self.folder.identity().tracking_uri,
                 self.tracker.problem,
                 self.folder.uri,
             )
@@ -110,8 +116,8 @@ class RunLifecycle:
             artifact_location=artifact_location(uri),
             **self._identity,
         )
-        self.folder.update_json(
-            IDENTITY,
+        self.folder.update(
+            Identity,
             status="RUNNING",
             reason=None,
             tracking_uri=uri,
@@ -122,7 +128,7 @@ class RunLifecycle:
             self.folder.write(CONFIG, to_yaml(named).encode())
 
     def _renew_lease(self) -> None:
-        while not self._stop_renewing.wait(BEAT_S):
+        while not self._stop_renewing.wait(LEASE_RENEWAL_S):
             try:
                 self.folder.renew_lease()
             except OSError:

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run besides metrics: few params, tags, the data set, the environment."""
+"""What MLflow receives of a run besides metrics: few params, tags, the data set, the environment."""
 
 import importlib.metadata
 import json
@@ -6,15 +6,16 @@ import platform
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from shoal.config.schema import flatten
 from shoal.data.dataset_info import DatasetInfo
 from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
+from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord
 
 PARAMS = (
     "seed",
@@ -35,49 +36,53 @@ PARAMS = (
 
 def run_metadata(
     config: RunConfig, dataset_info: DatasetInfo, size: ModelSize, with_environment: bool = True
-) -> dict[str, Any]:
+) -> Metadata:
     """Return params, tags, data set and size of a run, and the environment it runs in."""
     flat = flatten(config)
     transform = dataset_info.transform
     columns = [{"name": column.name, "kind": column.kind} for column in transform.columns[:200]]
     source = config.data.source
-    return {
-        "params": {key: flat[key] for key in PARAMS if flat[key] is not None}
+    return Metadata(
+        params={key: flat[key] for key in PARAMS if flat[key] is not None}
         | {"model.parameters": size.parameters},
-        "tags": {
+        tags={
             "mlflow.note.content": f"{source}, {config.model.name}: {size}",
             "shoal.flops_per_sample": size.flops_per_sample,
             "shoal.model_bytes": size.bytes,
             "shoal.num_workers": config.scale.num_workers,
         },
-        "contexts": ["training"],
-        "dataset": {
-            "name": source.partition("?")[0][-250:],
-            "digest": dataset_info.fingerprint,
-            "source_type": source.partition(":")[0],
-            "source": json.dumps({"uri": source}),
-            "schema": json.dumps({"columns": columns, "label": transform.label.name}),
-            "profile": json.dumps({"rows": dataset_info.rows, "classes": len(transform.label.classes)}),
-        },
-        "model": size.as_dict(),
-        "environment": _environment() if with_environment else None,
-    }
+        contexts=["training"],
+        dataset=DatasetRecord(
+            name=source.partition("?")[0][-250:],
+            digest=dataset_info.fingerprint,
+            source_type=source.partition(":")[0],
+            source=json.dumps({"uri": source}),
+            schema=json.dumps({"columns": columns, "label": transform.label.name}),
+            profile=json.dumps({"rows": dataset_info.rows, "classes": len(transform.label.classes)}),
+        ),
+        model=model_record(size),
+        environment=_environment() if with_environment else None,
+    )
 
 
-def _environment() -> dict[str, Any]:
+def model_record(size: ModelSize) -> ModelRecord:
+    return ModelRecord(parameters=size.parameters, bytes=size.bytes, flops_per_sample=size.flops_per_sample)
+
+
+def _environment() -> Environment:
     packages = {name.metadata["Name"]: name.version for name in importlib.metadata.distributions()}
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(local_gpus())],
-        "git": _git(),
-        "argv": sys.argv,
-        "packages": dict(sorted(packages.items())),
-    }
+    return Environment(
+        python=sys.version.split()[0],
+        platform=platform.platform(),
+        processor=platform.machine(),
+        gpus=[torch.cuda.get_device_name(number) for number in range(local_gpus())],
+        git=_git(),
+        argv=sys.argv,
+        packages=dict(sorted(packages.items())),
+    )
 
 
-def _git() -> dict[str, Any] | None:
+def _git() -> dict[str, JsonValue] | None:
     if not shutil.which("git"):
         return None
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)

@@ -1,26 +1,31 @@
-"""Which folder a run gets: begun anew, continued, or refused."""
+"""Resolves the folder of a run: new, continued, or refused."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel
 
 from shoal.config.schema import build_config, flatten
 from shoal.errors import ConfigError, StorageError
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import storage_uri
 from shoal.storage.folder import Folder
-from shoal.storage.run_folder import CONFIG, IDENTITY, RESULT, RunFolder
+from shoal.storage.records import Identity, Result
+from shoal.storage.run_folder import CONFIG, RunFolder
+
+AnyResult = TypeVar("AnyResult", bound=Result)
 
 
 def resolve_run_folder(
-    config: RunConfig, is_done: Callable[[RunFolder], bool] = lambda folder: bool(finished_result(folder))
+    config: RunConfig,
+    is_done: Callable[[RunFolder], bool] = lambda folder: bool(finished_result(folder, Result)),
 ) -> RunFolder:
-    """Return the folder this run continues or begins, after the checks of `if_exists`; nothing is made.
+    """Return the folder that this run continues or begins, after the checks of `if_exists`; nothing is created.
 
     Args:
         is_done: whether a folder holds all that the config asks for.
@@ -34,7 +39,7 @@ def resolve_run_folder(
     if config.run_name is None:
         return _unnamed_folder(config, storage, is_done)
     folder = RunFolder(f"{storage.uri}/{config.run_name}")
-    if not folder.exists(IDENTITY):
+    if not folder.exists(Identity.file):
         return folder
     if config.if_exists == "fail":
         raise ConfigError(
@@ -46,26 +51,33 @@ def resolve_run_folder(
     holder = folder.holder()
     if holder:
         raise ConfigError(
-            f"run_name='{config.run_name}' is being trained by process {holder['pid']} on "
-            f"{holder['host'].split()[0]}: wait for it, or choose another run_name"
+            f"run_name='{config.run_name}' is being trained by {holder.process}: wait for it, or choose another "
+            "run_name"
         )
+    folder.identity()  # damage is reported before anything starts
     _check_same_config(config, folder)
     return folder
 
 
-def finished_result(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the result of a run that is done already, or None."""
-    result = folder.read_json(RESULT)
-    return result if result and result["status"] == "FINISHED" else None
+def finished_result(folder: RunFolder, kind: type[AnyResult]) -> AnyResult | None:
+    """Return the result of a run that has finished, or None."""
+    result = folder.load(kind)
+    return result if result and result.status == "FINISHED" else None
 
 
 def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
-    kind = type(config)
-    try:
-        earlier = flatten(build_config(kind, yaml.safe_load(folder.read(CONFIG))))
-    except ConfigError:
+    """Refuse to continue a run that another config began; keys that only earlier versions had do not count."""
+    kind, tree = type(config), _stored_config(folder)
+    if not tree.keys() <= kind.model_fields.keys():
         raise ConfigError(
             f"run_name='{config.run_name}' is of another kind of job (a run, or a sweep): choose another run_name"
+        )
+    try:
+        earlier = flatten(build_config(kind, _known_keys(kind, tree)))
+    except ConfigError as error:
+        raise ConfigError(
+            f"run_name='{config.run_name}' was begun with a config that this version refuses ({error}): choose "
+            "another run_name, or set if_exists=new"
         ) from None
     now = flatten(config)
     changed = [
@@ -80,9 +92,39 @@ def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
+def _stored_config(folder: RunFolder) -> dict[str, Any]:
+    """Return the config that a run was begun with, which no schema has checked."""
+    try:
+        tree = yaml.safe_load(folder.read(CONFIG))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        tree, reason = None, " ".join(str(error).split())
+    else:
+        reason = "the file holds no config"
+    if not isinstance(tree, dict):
+        raise StorageError(
+            f"'{folder.uri}/{CONFIG}' is damaged ({reason}): restore the file from a copy, or begin another run with "
+            "if_exists=new"
+        )
+    return tree
+
+
+def _known_keys(kind: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without the keys that this version does not know, in sections of any depth."""
+    known: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = kind.model_fields[key].annotation if key in kind.model_fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, Mapping):
+            known[key] = _known_keys(inner, value)
+        elif key in kind.model_fields:
+            known[key] = value
+    return known
+
+
 def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFolder], bool]) -> RunFolder:
-    """Continue an unfinished run of the same config that nobody is at, else begin a new one."""
+    """Continue an unfinished run of the same config that no process works on, else begin a new one."""
     free = type(config).free_on_resume
+    # A key that is added or removed changes the hash, and no unfinished run of an earlier version is found any more,
+    # unless the key is among those that may differ on resume.
     flat = {key: value for key, value in flatten(config).items() if not key.startswith(free)}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
     source = config.data.source.partition("?")[0].rpartition("/")[2]
@@ -90,10 +132,11 @@ def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFo
     stem = f"{config.name_prefix}{words}-{digest}"
     for number in range(1, 10_000):
         folder = RunFolder(f"{storage.uri}/{stem}-{number}")
-        if not folder.exists(IDENTITY):
+        if not folder.exists(Identity.file):
             return folder
         is_open = folder.holder() is None and not is_done(folder)
         if is_open and config.if_exists == "resume":
+            folder.identity()  # damage is reported before anything starts
             return folder
     raise StorageError(f"'{storage.uri}' holds 10000 runs named {stem}: set run_name, or clear it up")
 

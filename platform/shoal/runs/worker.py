@@ -33,8 +33,6 @@ from shoal.training.profiler import StepProfiler
 from shoal.training.resume import resume_or_start
 from shoal.training.throughput import Workload, peak_flops
 
-OUTCOME = Outcome.file
-
 # Compares a trial with others at an evaluation: (step, metrics) -> whether it goes on.
 DecideFn = Callable[[int, dict[str, float]], Decision]
 
@@ -102,10 +100,10 @@ def run_worker(
     with contextlib.ExitStack() as stack:
         stack.callback(journal.sync)
         if watches_system and isinstance(journal, Journal):
-            monitor = SystemMonitor(journal, identity["start_ms"])
+            monitor = SystemMonitor(journal, identity.start_ms)
             monitor.start()
             stack.callback(monitor.stop)
-        metadata = {"attempt": spec.attempt, "num_workers": collective.size, "run_key": identity["key"]}
+        metadata = {"attempt": spec.attempt, "num_workers": collective.size, "run_key": identity.key}
         checkpoints = stack.enter_context(
             CheckpointWriter(loop, store, folder, journal, attempt, metadata, spec.dataset_info)
         )

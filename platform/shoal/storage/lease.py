@@ -1,25 +1,27 @@
-"""Who is at a run folder: the lease of a process, and whether that process still runs."""
+"""Who works on a run folder: the lease of a process, and whether that process still runs."""
 
 import os
 import socket
 import time
-from collections.abc import Mapping
-from typing import Any
 
-LEASE_S = 60.0
+from shoal.storage.records import Lease
+
+LEASE_S = 60.0  # on another host, a lease that was not renewed for so long is of a process that is gone
 
 
-def is_alive(lease: Mapping[str, Any]) -> bool:
-    """Whether the process of a lease still runs: looked up on its own host, else by its last beat."""
-    if lease.get("pid") is None:
+def is_alive(lease: Lease) -> bool:
+    """Whether the process of a lease still runs: looked up on its own host, elsewhere by the last renewal."""
+    if lease.pid is None:
         return False
-    if lease["host"] == this_process()["host"]:
-        return bool(_started(int(lease["pid"])) == lease["started"])
-    return now_ms() - int(lease["beat_ms"]) < LEASE_S * 1000
+    if lease.host == _host():
+        return _started(lease.pid) == lease.started
+    return now_ms() - lease.beat_ms < LEASE_S * 1000
 
 
-def this_process() -> dict[str, Any]:
-    return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
+def new_lease(attempt: int) -> Lease:
+    """Return a lease of this process, renewed now."""
+    pid = os.getpid()
+    return Lease(host=_host(), pid=pid, started=_started(pid), attempt=attempt, beat_ms=now_ms())
 
 
 def _host() -> str:
@@ -32,7 +34,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, or None when it is gone: a pid alone may have been given to another."""
+    """When a process started, or None when it is gone: a pid alone may belong to another process by now."""
     import psutil
 
     try:

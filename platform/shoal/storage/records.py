@@ -1,13 +1,15 @@
-"""Every JSON file of a run folder as a typed, versioned record: what stages hand each other.
+"""Every JSON file of a run folder as a typed, versioned record: what stages pass to each other.
 
 Writers and readers use these classes alone (`RunFolder.load`, `save` and `update`). Fields are added, never renamed;
 fields of a newer version that this one does not know are kept when a file is read and written again. It knows what
-the files hold; it does not know who writes them or why.
+the files hold; it does not know who writes them or why. Longer than other modules, since it is the one list of all
+formats.
 """
 
 import math
 import socket
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -21,10 +23,11 @@ from pydantic import (
     model_validator,
 )
 
-# A number that JSON has as null because it is not finite.
-NullableFloat = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
+
+# A number that JSON has as null because it is not finite.
+NullableFloat = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class Record(BaseModel):
@@ -64,6 +67,18 @@ class Record(BaseModel):
     def to_bytes(self) -> bytes:
         return self.model_dump_json(indent=2).encode()
 
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values of some fields, checked as when it is read.
+
+        Raises:
+            ValueError: a value is not of its field's type.
+            TypeError: there is no such field.
+        """
+        unknown = changes.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        return type(self).model_validate({**dict(self), **changes})
+
 
 class Part(BaseModel):
     """A part of a record."""
@@ -88,7 +103,7 @@ class Identity(Record):
     Attributes:
         key: a random name, by which its MLflow run is found again.
         start_ms, end_ms: Unix milliseconds.
-        tracking_uri: None for a trial, which is tracked with its sweep.
+        tracking_uri: None for a trial, which is synced with its sweep.
         point, repeat: of a trial: its overrides `{dotted.key: value}`, and the number of its seed from 0.
     """
 
@@ -112,10 +127,10 @@ class Identity(Record):
 
 
 class Tracked(Record):
-    """What tracking found out; written by whoever syncs the run to MLflow.
+    """The run in MLflow; written by the process that syncs the run.
 
     Attributes:
-        delivered: of a trial: a hash of the identity that MLflow has, and the server that has it.
+        delivered: of a trial: a hash of the identity that was synced last, and the server it was synced to.
     """
 
     file: ClassVar[str] = "tracked.json"
@@ -127,14 +142,14 @@ class Tracked(Record):
 
 
 class Lease(Record):
-    """The process that works on the folder.
+    """The process that works on the folder; a tag of its MLflow run says the same (`shoal.tracking.sync`).
 
     Attributes:
         host: of the process table that the pid is of.
         pid: None once it was released.
         started: when the process started, as `psutil` has it, in seconds.
         attempt: number of the attempt, from 1.
-        beat_ms: when it was renewed last, in Unix milliseconds.
+        beat_ms: time of the last renewal, in Unix milliseconds.
     """
 
     file: ClassVar[str] = "lease.json"
@@ -146,8 +161,13 @@ class Lease(Record):
     attempt: int = 0
     beat_ms: int = 0
 
+    @property
+    def process(self) -> str:
+        """The process in words, e.g. `process 42 on node7`."""
+        return f"process {self.pid} on {(self.host or 'an unknown host').split()[0]}"
 
-# -- what MLflow is told besides metrics -----------------------------------------------------------------------
+
+# -- what MLflow receives besides metrics -----------------------------------------------------------------------
 
 
 class DatasetRecord(Part):
@@ -184,7 +204,7 @@ class Environment(Part):
 
 
 class Metadata(Record):
-    """What MLflow is told of a run besides metrics: params, tags, data set, model size, environment."""
+    """What MLflow receives of a run besides metrics: params, tags, data set, model size, environment."""
 
     file: ClassVar[str] = "metadata.json"
     former_file: ClassVar[str | None] = "facts.json"
@@ -197,9 +217,15 @@ class Metadata(Record):
     model: ModelRecord | None = None
     environment: Environment | None = None
 
+    def extended(
+        self, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Return a copy with more params and tags."""
+        return self.replace(params={**self.params, **(params or {})}, tags={**self.tags, **(tags or {})})
+
 
 class JournalPosition(Record):
-    """How far MLflow has the journal: bytes read of each file, and the last step of each metric."""
+    """How far the journal is synced to MLflow: bytes read of each file, and the last step of each metric."""
 
     file: ClassVar[str] = "shipped.json"
     remedy: ClassVar[str] = "delete the file: all points are sent again, and MLflow keeps each once"
@@ -382,9 +408,9 @@ class TrainResult(Result):
     """Of a training."""
 
     checkpoint: str | None = None
-    metrics: dict[str, float | None] = Field(default_factory=dict)
+    metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     test_loss: float | None = None
-    best: dict[str, float | None] = Field(default_factory=dict)
+    best: dict[str, NullableFloat] = Field(default_factory=dict)
     model: ModelRecord | None = None
     steps: int | None = None
     samples_seen: int | None = None
@@ -422,7 +448,7 @@ class TrialResult(Result):
     repeat: int = 0
     metric: str | None = None
     value: float | None = None
-    metrics: dict[str, float | None] = Field(default_factory=dict)
+    metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     steps: int | None = None
     samples_seen: int | None = None
     model: ModelRecord | None = None
@@ -474,9 +500,9 @@ class BestTrial(Part):
     """The best trial of a sweep."""
 
     trial: str
-    params: dict[str, JsonValue]
+    params: dict[str, Any]
     value: float | None
-    metrics: dict[str, float | None] = Field(default_factory=dict)
+    metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     model: ModelRecord | None = None
     run_folder: str
     mlflow_run_id: str | None = None
@@ -515,7 +541,7 @@ class EvaluationResult(Result):
     data_source: str
     split: str
     rows: int
-    metrics: dict[str, float | None]
+    metrics: dict[str, NullableFloat]
     per_class: dict[str, dict[str, float]] | None = None
     is_delivered: bool | None = None
 
@@ -546,7 +572,7 @@ class TransferResult(Result):
     params: dict[str, JsonValue]
     base_value: float | None
     target_value: float | None
-    metrics: dict[str, float | None]
+    metrics: dict[str, NullableFloat]
     comparison: dict[str, JsonValue] | None = None
     cost: dict[str, dict[str, float]]
     is_measured: bool

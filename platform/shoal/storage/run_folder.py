@@ -5,7 +5,7 @@
 
 import contextlib
 import fcntl
-import json
+import logging
 import socket
 import time
 import uuid
@@ -14,35 +14,29 @@ from typing import Any, TextIO, TypeVar
 
 from shoal.errors import StorageError
 from shoal.storage.folder import Folder
-from shoal.storage.lease import is_alive, now_ms, this_process
-from shoal.storage.records import Record
+from shoal.storage.lease import is_alive, new_lease, now_ms
+from shoal.storage.records import Identity, Lease, Record, Tracked
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 CONFIG = "config.yaml"
-IDENTITY = "run.json"
-TRACKED = "tracked.json"
-LEASE = "lease.json"
 STOP = "stop"
-RESULT = "result.json"
-ERROR = "error.json"
 JOURNAL = "journal"
-SHIPPED = "shipped.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 PICTURES = "pictures"
 PROFILE = "profile"
 SAMPLE = "sample.txt"
-MLFLOW_LOCK = ".mlflow.lock"
-LOCK_POLL_S = 0.05
-METADATA = "metadata.json"
-PREPARED = "prepared.json"
 TRIALS = "trials"
 REPORTS = "report"
+MLFLOW_LOCK = ".mlflow.lock"
+LOCK_POLL_S = 0.05
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder(Folder):
-    """A run's folder, with its identity, its lease and its small JSON files."""
+    """A run's folder, with its identity, its lease and its records."""
 
     def inner(self, name: str) -> "RunFolder":
         """Return the run folder of a trial inside this one of a sweep."""
@@ -55,91 +49,108 @@ class RunFolder(Folder):
             inside: the folder below this one that the file is in.
 
         Raises:
-            StorageError: the file is empty, torn or holds something else; it is named, with a remedy.
+            StorageError: the file is empty, truncated or holds something else; it is named, with a remedy.
         """
-        names = [name for name in (kind.file, kind.former_file) if name is not None]
-        for name in names:
-            path = f"{inside}/{name}" if inside else name
-            try:
-                data = self.read(path)
-            except FileNotFoundError:
-                continue
-            try:
-                return kind.parse(data)
-            except ValueError as error:
-                raise StorageError(f"'{self.uri}/{path}' is damaged ({error}): {kind.remedy}") from None
-        return None
+        path = self.path_of(kind, inside)
+        try:
+            data = self.read(path)
+        except FileNotFoundError:
+            return None
+        try:
+            return kind.parse(data)
+        except ValueError as error:
+            raise StorageError(f"'{self.uri}/{path}' is damaged ({error}): {kind.remedy}") from None
+
+    def load_or_new(self, kind: type[AnyRecord], inside: str = "") -> AnyRecord:
+        """Return a record that can be found out again: a damaged file is deleted, with a warning.
+
+        Args:
+            kind: all its fields have defaults.
+        """
+        try:
+            return self.load(kind, inside) or kind()
+        except StorageError as error:
+            logger.warning("%s (done)", error)
+            self.delete(self.path_of(kind, inside))
+            return kind()
 
     def save(self, record: Record, inside: str = "") -> None:
         """Write a record, whole or not at all."""
         self.write(f"{inside}/{record.file}" if inside else record.file, record.to_bytes())
 
     def update(self, kind: type[AnyRecord], **changes: Any) -> AnyRecord:
-        """Change fields of a record, which is made where it is absent, and return it."""
+        """Change fields of a record, which is made where it is absent, and return it.
+
+        Raises:
+            StorageError: the file is damaged.
+            ValueError: a value is not of its field's type.
+        """
         record = self.load(kind)
-        record = kind(**changes) if record is None else record.model_copy(update=changes)
+        record = kind(**changes) if record is None else record.replace(**changes)
         self.save(record)
         return record
 
-    def read_json(self, name: str) -> Any:
-        """Return a JSON file's content, or None when the file is absent."""
-        try:
-            return json.loads(self.read(name))
-        except FileNotFoundError:
-            return None
+    def path_of(self, kind: type[Record], inside: str = "") -> str:
+        """Return where a record is read: its file, or where there is none that of an earlier version."""
+        path, former = (
+            name and (f"{inside}/{name}" if inside else name) for name in (kind.file, kind.former_file)
+        )
+        assert path is not None
+        return former if former and not self.exists(path) and self.exists(former) else path
 
-    def write_json(self, name: str, content: Any) -> None:
-        self.write(name, json.dumps(content, indent=2).encode())
-
-    def update_json(self, name: str, **changes: Any) -> None:
-        self.write_json(name, (self.read_json(name) or {}) | changes)
-
-    def identity(self) -> dict[str, Any]:
-        """Who this run is: key, name, experiment, tracking_uri, status; and of MLflow's, once known: run_id.
-
-        What the driver says is in one file and what tracking found in another: each has one writer.
+    def identity(self) -> Identity:
+        """Return what the driver says of this run.
 
         Raises:
-            StorageError: the folder is not visible from this node, or is no run's folder.
+            StorageError: the folder is not visible from this node, is no run's folder, or the file is damaged.
         """
-        identity = self.read_json(IDENTITY)
+        identity = self.load(Identity)
         if identity is None:
             raise StorageError(
                 f"run folder '{self.uri}' is not there, seen from host {socket.gethostname()}: "
                 "storage_path must be one folder that all nodes share (NFS, s3://)"
             )
-        return dict(identity) | (self.read_json(TRACKED) or {})
+        return identity
 
-    def create_identity(self, **identity: Any) -> None:
+    def create_identity(self, *, name: str, experiment: str, **more: Any) -> None:
         """Give the run its identity, once; later calls change nothing."""
-        if not self.exists(IDENTITY):
+        if not self.exists(Identity.file):
             key = uuid.uuid4().hex
-            self.write_json(IDENTITY, {"key": key, "start_ms": now_ms(), "status": "RUNNING"} | identity)
+            self.save(Identity(key=key, start_ms=now_ms(), name=name, experiment=experiment, **more))
+
+    def tracked(self) -> Tracked:
+        """Return what tracking knows of this run; a damaged file is dropped: the run is found again by its key."""
+        return self.load_or_new(Tracked)
+
+    def update_tracked(self, **changes: Any) -> None:
+        """Change what tracking knows of this run."""
+        self.save(self.tracked().replace(**changes))
 
     def acquire_lease(self) -> int:
-        """Claim the folder for this process and return the number of this attempt, from 1."""
-        attempt = int((self.read_json(LEASE) or {}).get("attempt", 0)) + 1
-        self.write_json(LEASE, this_process() | {"attempt": attempt, "beat_ms": now_ms()})
-        return attempt
+        """Make this process the folder's holder and return the number of this attempt, from 1."""
+        earlier = self.load(Lease)
+        lease = new_lease(attempt=earlier.attempt + 1 if earlier else 1)
+        self.save(lease)
+        return lease.attempt
 
     def renew_lease(self) -> None:
-        """Say that the process holding the lease is alive."""
-        self.update_json(LEASE, beat_ms=now_ms())
+        """Record that the process that holds the lease is alive."""
+        self.update(Lease, beat_ms=now_ms())
 
     def release_lease(self) -> None:
-        self.update_json(LEASE, pid=None)
+        self.update(Lease, pid=None)
 
     @contextlib.contextmanager
     def writing_to_mlflow(self, patience_s: float | None = None) -> Iterator[bool]:
-        """Hold the right to write to MLflow what this folder says; one process of a host has it, until it ends.
+        """Lock the right to sync this folder to MLflow; one process of a host has it, until it ends.
 
-        Two that bring MLflow level at the same time would both create the run that each finds missing.
+        Two that sync at the same time would both create the run that each finds missing.
 
         Args:
-            patience_s: how long to wait for it; None: for ever.
+            patience_s: how long to wait for the lock; None: for ever.
 
         Yields:
-            whether it was had; always so for a folder that is not on a disk.
+            whether the lock is held; always true for a folder that is not on a disk.
         """
         path = self.local(MLFLOW_LOCK)
         if path is None:
@@ -151,14 +162,14 @@ class RunFolder(Folder):
                 time.sleep(LOCK_POLL_S)
             yield has_it
 
-    def holder(self) -> dict[str, Any] | None:
+    def holder(self) -> Lease | None:
         """Return the lease of the live process that holds this folder, or None."""
-        lease = self.read_json(LEASE)
+        lease = self.load(Lease)
         return lease if lease and is_alive(lease) else None
 
 
 def _try_lock(file: TextIO) -> bool:
-    """Lock an open file unless another process has; the lock goes with the file."""
+    """Lock an open file unless another process has locked it; closing the file releases the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
 """Metrics go to a journal in the run folder; MLflow is kept in sync with the folder, now or later.
 
-- `journal`: the metric log, the first and lasting record
-- `sync`, `sweep_sync`: a run folder to MLflow, as often as one likes with the same outcome
+- `journal`: the metric log, written before MLflow receives anything
+- `sync`, `sweep_sync`: a run folder to MLflow; a second time changes nothing
 - `background`: syncing while a run lasts, in a thread or a process
 - `watchdog`: a process that closes the run in MLflow if the driver dies
 - `reaper`: closes runs whose process is gone

@@ -1,4 +1,4 @@
-"""The background shipper: keeps MLflow close behind the journal while a run lasts, and never in its way."""
+"""Syncs a run folder to MLflow in the background while the run lasts; failures of MLflow never stop training."""
 
 import json
 import logging
@@ -10,13 +10,14 @@ import threading
 import time
 from urllib.parse import urlsplit
 
+from shoal.storage.records import Status
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.reaper import reap
-from shoal.tracking.sweep_sync import make_sync
-from shoal.tracking.sync import LEASE_BEAT_S
+from shoal.tracking.sweep_sync import SweepSync, make_sync
+from shoal.tracking.sync import LEASE_RENEWAL_S
 
-SHIP_EVERY_S = 1.0
-SHIP_SWEEP_EVERY_S = 0.3  # a sweep's trials may last less than a second each, and pile up
+SYNC_EVERY_S = 1.0
+SYNC_SWEEP_EVERY_S = 0.3  # a sweep's trials may last less than a second each, and pile up
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 CLOSE_NEVER_SEEN_S = 3.0
 CLOSE_LOST_S = 30.0
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def listens(uri: str) -> bool:
-    """Whether something accepts connections where an http(s) URI points; False for a store without a server."""
+    """Whether a server accepts connections at an http(s) URI; False for a store without a server."""
     parts = urlsplit(uri)
     if parts.hostname is None or not parts.scheme.startswith("http"):
         return False
@@ -34,26 +35,26 @@ def listens(uri: str) -> bool:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         with socket.create_connection((parts.hostname, port), timeout=1):
             return True
-    except (OSError, ValueError):  # nobody there, or a port that is no number
+    except (OSError, ValueError):  # no server, or a port that is no number
         return False
 
 
 class Tracker:
-    """A thread that ships a run's points; whatever MLflow does, training does not notice."""
+    """A thread that syncs a run folder; an error of MLflow is kept in `problem`, and the sync is tried again."""
 
     def __init__(
-        self, folder: RunFolder, gives_way: bool = False, ship_every_s: float = SHIP_EVERY_S
+        self, folder: RunFolder, gives_way: bool = False, sync_every_s: float = SYNC_EVERY_S
     ) -> None:
         """Set up, without starting.
 
         Args:
-            gives_way: whether the thread yields the CPUs to all other processes. Where the workers of a run keep every
-                CPU busy, each waits for whichever is interrupted; where training is in this very process, a thread
-                that yields with the interpreter's lock in its hand would hold it up.
-            ship_every_s: pause between two looks into the folder.
+            gives_way: whether the thread gets the lowest priority. Where worker processes keep every CPU busy, all of
+                them wait for the one that this thread interrupts. Where training is in this very process, a thread
+                of low priority that holds the interpreter's lock would hold up training.
+            sync_every_s: pause between two syncs.
         """
-        self._folder, self._gives_way, self._ship_every_s = folder, gives_way, ship_every_s
-        self._mirror = make_sync(folder)
+        self._folder, self._gives_way, self._sync_every_s = folder, gives_way, sync_every_s
+        self._sync = make_sync(folder)
         self._wake = threading.Event()
         self._is_closing = False
         self._was_seen = False
@@ -70,38 +71,38 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        return self._mirror.run_id
+        return self._sync.run_id
 
     @property
     def synced_at_s(self) -> float | None:
         """When all trials of a sweep were in MLflow, in Unix seconds; None while they are not."""
-        return getattr(self._mirror, "level_s", None)
+        return self._sync.synced_at_s if isinstance(self._sync, SweepSync) else None
 
     def wake(self) -> None:
-        """Have what is waiting sent now."""
+        """Sync now."""
         self._wake.set()
 
     def close(self) -> bool:
-        """Deliver everything, for as long as it may take while MLflow answers; return whether it all arrived."""
+        """Sync everything, for as long as it takes while MLflow answers; return whether all arrived."""
         self._is_closing = True
         self._wake.set()
         self._thread.join()
         return self.problem is None
 
-    def mark(self, status: str, reason: str) -> None:
+    def mark(self, status: Status, reason: str) -> None:
         """Set the run's status now, ahead of `close`: the process may have seconds to live."""
         try:
-            if self._mirror.is_open:
-                self._mirror.close_run(status, reason)
+            if self._sync.is_open:
+                self._sync.close_run(status, reason)
         except Exception as error:
-            logger.debug("status not delivered: %s", error)
+            logger.debug("the status was not synced: %s", error)
 
     def _work(self) -> None:
-        # Ahead of importing mlflow, which takes seconds: a server may die in them, and is no less worth waiting for.
-        self._was_seen = listens(self._folder.identity()["tracking_uri"])
+        # Before the import of mlflow, which takes seconds: a server that dies meanwhile is worth waiting for.
+        self._was_seen = listens(str(self._folder.identity().tracking_uri))
         if self._gives_way:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
-        # An earlier attempt's guardian may still be at it.
+        # An earlier attempt's watchdog may still be syncing.
         with self._folder.writing_to_mlflow():
             self._keep_in_sync()
 
@@ -118,29 +119,29 @@ class Tracker:
                     return
             except Exception as error:
                 self.problem = _first_cause(error)
-                logger.debug("MLflow did not take it", exc_info=True)
+                logger.debug("MLflow did not accept it", exc_info=True)
                 patience = CLOSE_LOST_S if self._was_seen else CLOSE_NEVER_SEEN_S
                 if closing_since is not None and time.monotonic() - closing_since > patience:
                     return
                 failures += 1
-            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else self._ship_every_s
-            self._wake.wait(min(pause, LEASE_BEAT_S))
+            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else self._sync_every_s
+            self._wake.wait(min(pause, LEASE_RENEWAL_S))
             self._wake.clear()
 
     def _once(self, is_last: bool) -> None:
-        if not self._mirror.is_open:
-            self._mirror.open()
+        if not self._sync.is_open:
+            self._sync.open()
             self._was_seen = True
-            reap(self._mirror.client)
+            reap(self._sync.client)
         if is_last:
-            self._mirror.close()
+            self._sync.close()
             return
-        self._mirror.ship()
-        self._mirror.renew_lease()
+        self._sync.ship()
+        self._sync.renew_lease()
 
 
 def _first_cause(error: BaseException) -> str:
-    """Say in a line what is at the bottom of an error; what is wrapped around it says the address three times."""
+    """Return the innermost cause of an error in a line; the errors around it repeat the address."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -162,7 +163,7 @@ class TrackerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # Ctrl-C is the driver's to hear
+            start_new_session=True,  # Ctrl-C reaches the driver only
         )
 
     @property
@@ -171,36 +172,36 @@ class TrackerProcess:
 
     @property
     def run_id(self) -> str | None:
-        return self._folder.identity().get("run_id")
+        return self._folder.tracked().run_id
 
     @property
     def synced_at_s(self) -> float | None:
         """When all trials of a sweep were in MLflow, in Unix seconds; None while they are not."""
-        return self._ask("level")[0]  # type: ignore[no-any-return]
+        return self._ask("state")[0]
 
     def settle(self, patience_s: float) -> None:
-        """Wait until all trials that have ended are in MLflow: so long at most, and not where it does not answer."""
+        """Wait until all ended trials are in MLflow: `patience_s` at most, and not where it does not answer."""
         until = time.monotonic() + patience_s
         self._ask("wake")
         while time.monotonic() < until:
-            synced_at_s, problem = self._ask("level")
+            synced_at_s, problem = self._ask("state")
             if synced_at_s is not None or problem is not None:
                 return
             time.sleep(0.05)
 
-    def mark(self, status: str, reason: str) -> None:
+    def mark(self, status: Status, reason: str) -> None:
         """Set the run's status now, ahead of `close`: the process may have seconds to live."""
         self._ask("mark", status, reason)
 
     def close(self) -> bool:
-        """Deliver everything, for as long as it may take while MLflow answers; return whether it all arrived."""
+        """Sync everything, for as long as it takes while MLflow answers; return whether all arrived."""
         _, self.problem = self._ask("close")
         if self._process is not None:
             self._process.communicate()
         return self.problem is None
 
     def _ask(self, *words: str) -> tuple[float | None, str | None]:
-        """Say something and return (level_s, problem)."""
+        """Send a command and return (synced_at_s, problem)."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             return None, "it was not started"
@@ -215,8 +216,8 @@ class TrackerProcess:
 
 
 def main(folder_uri: str) -> None:
-    """Track a folder and do as standard input says; end without a word when the driver is gone."""
-    tracker = Tracker(RunFolder(folder_uri), ship_every_s=SHIP_SWEEP_EVERY_S)
+    """Sync a folder and follow the commands on standard input; exit when the driver is gone."""
+    tracker = Tracker(RunFolder(folder_uri), sync_every_s=SYNC_SWEEP_EVERY_S)
     tracker.start()
     for line in sys.stdin:
         word, *rest = json.loads(line)
@@ -230,7 +231,7 @@ def main(folder_uri: str) -> None:
         print(json.dumps([tracker.synced_at_s, tracker.problem]), flush=True)
         if word == "close":
             return
-    os._exit(1)  # the guardian closes the runs
+    os._exit(1)  # the watchdog closes the runs
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The journal: metric points as lines of JSON in the run folder, the first and lasting record of a run.
+"""The journal: metric points as lines of JSON in the run folder, written before MLflow receives them.
 
-Each attempt writes a file of its own. A reader publishes a point once: after a crash the steps since the last
-checkpoint are trained again and written again, and a point whose step its key has already passed is dropped,
-the first value and time standing.
+Each attempt writes its own file. A reader returns a point once: after a crash the steps since the last checkpoint are
+trained and written again, and a reader drops points of steps that it has seen for their metric. The first value and
+time stay.
 """
 
 import json
@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from shoal.storage.records import JournalPosition
 from shoal.storage.run_folder import JOURNAL, RunFolder
 
 
@@ -34,36 +34,38 @@ class Journal:
     """Writes points of one attempt; safe to call from several threads."""
 
     def __init__(self, folder: RunFolder, attempt: int) -> None:
-        # A writer that was killed may have left half a line: ours begin on a new one.
+        # A killed writer may have left half a line: begin a new one.
         self._lines = ["\n"] if folder.exists(journal_name(attempt)) else []
         self._out = folder.appender(journal_name(attempt))
         self._lock = threading.Lock()
-        self.points_written = 0
 
     def log(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
-        """Note metrics of a step; `flush` makes them outlive this process."""
+        """Add metrics of a step to the buffer; `flush` writes it.
+
+        Args:
+            at_s: Unix seconds; now by default.
+        """
         at_ms = int((time.time() if at_s is None else at_s) * 1000)
         line = json.dumps({"step": step, "ms": at_ms, "metrics": metrics})
         with self._lock:
             self._lines.append(line + "\n")
-            self.points_written += len(metrics)
 
     def flush(self) -> None:
-        """Hand all points to the operating system: they survive the death of the process."""
+        """Write all points to the file: they survive the death of the process."""
         with self._lock:
             if self._lines:
                 self._out.write("".join(self._lines).encode())
                 self._lines.clear()
 
     def sync(self) -> None:
-        """Put all points on the disk: they survive the death of the host."""
+        """Force all points to the disk: they survive the death of the host."""
         self.flush()
         with self._lock:
             self._out.sync()
 
 
 class NoJournal:
-    """The record of workers other than rank 0."""
+    """The journal of workers other than rank 0: it writes nothing."""
 
     def log(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
         pass
@@ -76,21 +78,20 @@ class NoJournal:
 
 
 class JournalReader:
-    """Reads a run's points in order, each key's steps rising, from wherever it left off."""
+    """Reads a run's points in order, with rising steps for each metric, from where the last call stopped."""
 
-    def __init__(self, folder: RunFolder, position: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: RunFolder, position: JournalPosition | None = None) -> None:
         self._folder = folder
-        position = position or {"offsets": {}, "steps": {}}
-        self._offsets: dict[str, int] = dict(position["offsets"])
-        self._steps: dict[str, int] = dict(position["steps"])
+        position = position or JournalPosition()
+        self._offsets, self._steps = dict(position.offsets), dict(position.steps)
 
     @property
-    def position(self) -> dict[str, Any]:
-        """Where reading stands, as plain JSON."""
-        return {"offsets": dict(self._offsets), "steps": dict(self._steps)}
+    def position(self) -> JournalPosition:
+        """Where the next call continues."""
+        return JournalPosition(offsets=dict(self._offsets), steps=dict(self._steps))
 
     def read(self) -> list[MetricPoint]:
-        """Return the points that came since the last call."""
+        """Return the points written since the last call."""
         points: list[MetricPoint] = []
         for name in self._folder.names(JOURNAL):
             if ".jsonl" in name and not name.startswith("."):

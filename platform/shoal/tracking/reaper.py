@@ -1,25 +1,25 @@
-"""Closes runs that say RUNNING while the process that led them is gone."""
+"""Closes runs that MLflow shows as RUNNING while their driver is gone."""
 
-import json
 from typing import Any
 
 from shoal.storage.lease import is_alive
-from shoal.tracking.sync import LEASE_TAG, PARENT_TAG, REASON_TAG
+from shoal.tracking.sync import LEASE_TAG, PARENT_TAG, REASON_TAG, parse_lease
 
 
 def reap(client: Any) -> list[str]:
-    """Close runs that say RUNNING while the process that led them is gone; return their names.
+    """Close runs that MLflow shows as RUNNING while their driver is gone; return their names.
 
-    A run is judged by the lease in its tags: on this host by its process, elsewhere by its last beat.
+    The lease in a run's tags decides: on this host by its process, elsewhere by its last renewal. A run without one,
+    or with one that cannot be read, is left alone.
     """
     closed = []
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, f"attributes.status = 'RUNNING' and tags.`{LEASE_TAG}` != ''")
     for run in found:
-        lease = json.loads(run.data.tags[LEASE_TAG])
+        lease = parse_lease(run.data.tags[LEASE_TAG])
         if lease is None or is_alive(lease):
             continue
-        reason = f"the process that led this run (pid {lease['pid']} on {lease['host'].split()[0]}) is gone"
+        reason = f"the driver of this run ({lease.process}) is gone"
         children = client.search_runs(
             experiments, f"attributes.status = 'RUNNING' and tags.`{PARENT_TAG}` = '{run.info.run_id}'"
         )

@@ -1,15 +1,14 @@
-"""Brings MLflow level with the folder of a sweep: a parent run, and a child for each trial.
+"""Syncs the folder of a sweep to MLflow: a parent run, and a child for each trial.
 
-Parent and children are run folders, and each is mirrored as any run is (`shoal.tracking.reaper`); here it is told which
-run is whose child. A trial that was delivered whole is not looked at again.
+Parent and children are run folders, and each is synced as any run is (`shoal.tracking.sync`); here the children get
+their parent. A trial that was synced completely is skipped.
 """
 
 import hashlib
-import json
 import time
-from typing import Any
 
-from shoal.storage.run_folder import IDENTITY, METADATA, REPORTS, TRACKED, TRIALS, RunFolder
+from shoal.storage.records import Identity, Metadata, Status
+from shoal.storage.run_folder import REPORTS, TRIALS, RunFolder
 from shoal.tracking.sync import KEY_TAG, PARENT_TAG, RunSync
 
 
@@ -17,8 +16,8 @@ class SweepSync(RunSync):
     """The sweep's own run, with those of its trials below it.
 
     Attributes:
-        synced_at_s: when every trial that had ended was in MLflow for the first time, in Unix seconds.
-        is_thorough: whether trials that were delivered before are delivered again.
+        synced_at_s: when all trials were in MLflow, in Unix seconds; None while they are not.
+        is_thorough: whether trials that were synced before are synced again.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -42,7 +41,7 @@ class SweepSync(RunSync):
                 return
 
     def ship(self) -> int:
-        """Send what sweep and trials have noted since the last call; close the trials that have ended."""
+        """Send the new points of sweep and trials; close the trials that have ended."""
         sent = super().ship()
         left = [name for name in self._folder.names(TRIALS) if name not in self._delivered]
         for name in left:
@@ -52,18 +51,18 @@ class SweepSync(RunSync):
         return sent
 
     def close(self) -> None:
-        """Deliver every trial, the report, then the sweep itself."""
+        """Sync every trial, the report, then the sweep itself."""
         self._delivered.clear()
         self.ship()
         if self._folder.holder() is None:
             for trial in self._trials.values():
-                trial.close()  # nobody is at it any more
+                trial.close()  # no process works on it any more
         for name in self._folder.names(REPORTS):
             self._upload(f"{REPORTS}/{name}")
         super().close()
 
-    def close_run(self, status: str, reason: str | None = None, end_ms: int | None = None) -> None:
-        """Close the sweep's run, and with it those of trials that nobody is at any more."""
+    def close_run(self, status: Status, reason: str | None = None, end_ms: int | None = None) -> None:
+        """Close the sweep's run, and those of trials that are open."""
         for trial in self._trials.values():
             if trial.is_open:
                 trial.close_run(status, reason, end_ms)
@@ -71,13 +70,13 @@ class SweepSync(RunSync):
 
     def _ship_trial(self, name: str) -> int:
         folder = self._folder.inner(f"{TRIALS}/{name}")
-        said = folder.read(IDENTITY) if folder.exists(IDENTITY) else b"{}"
-        status = json.loads(said).get("status")
-        if status is None or (status == "RUNNING" and not folder.exists(METADATA)):
-            return 0  # it has not said yet what it is
-        # A trial that is run again, or whose model is handed over, says something else of itself.
-        delivered = f"{hashlib.sha256(said).hexdigest()} to {self.identity['tracking_uri']}"
-        if (folder.read_json(TRACKED) or {}).get("delivered") == delivered and not self.is_thorough:
+        identity = folder.load(Identity)
+        if identity is None or (identity.status == "RUNNING" and not folder.exists(folder.path_of(Metadata))):
+            return 0  # its params are not known yet
+        # The identity of a trial changes when it is run again, or when its model is registered.
+        digest = hashlib.sha256(identity.model_dump_json().encode()).hexdigest()
+        delivered = f"{digest} to {self.identity.tracking_uri}"
+        if folder.tracked().delivered == delivered and not self.is_thorough:
             self._delivered.add(name)
             return 0
         if name not in self._trials:
@@ -86,24 +85,25 @@ class SweepSync(RunSync):
         if not trial.is_open:
             trial.open()
         sent = trial.ship()
-        # As read before the points were: an end that comes in between is seen the next time.
-        if status != "RUNNING":
+        # The status was read before the points: a trial that ends in between is closed the next time.
+        if identity.status != "RUNNING":
             trial.close()
-            folder.update_json(TRACKED, delivered=delivered)
+            folder.update_tracked(delivered=delivered)
             self._delivered.add(name)
             del self._trials[name]
         return sent
 
 
 def make_sync(folder: RunFolder) -> RunSync:
-    """Return the mirror that fits a folder: of a sweep, or of a single run."""
-    return SweepSync(folder) if folder.identity().get("is_sweep") else RunSync(folder)
+    """Return the sync of a folder: of a sweep, or of a single run."""
+    return SweepSync(folder) if folder.identity().is_sweep else RunSync(folder)
 
 
 def sync(folder: RunFolder) -> str:
-    """Bring MLflow level with a run folder, once and completely; return the run's id."""
-    sync: Any = make_sync(folder)
-    sync.is_thorough = True
+    """Sync a run folder to MLflow, completely; return the run's id."""
+    sync = make_sync(folder)
+    if isinstance(sync, SweepSync):
+        sync.is_thorough = True
     sync.open()
     sync.close()
     return str(sync.run_id)

@@ -1,7 +1,10 @@
-"""None"""
+"""One run folder to MLflow: its points, params, tags, inputs and artifacts, as often as one likes.
+
+A second time changes nothing: the run is found by its key, a journal position says which points MLflow has, and MLflow
+keeps a point that it receives twice once. Independent of training and of sweeps (`shoal.tracking.sweep_sync`).
+"""
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -11,27 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from shoal.registry.client import connect
-from shoal.storage.run_folder import (
-    CONFIG,
-    IDENTITY,
-    JOURNAL,
-    METADATA,
-    MODEL,
-    PICTURES,
-    PROFILE,
-    RESULT,
-    SAMPLE,
-    SHIPPED,
-    TRACKED,
-    RunFolder,
+from shoal.storage.records import (
+    DatasetRecord,
+    Identity,
+    JournalPosition,
+    Lease,
+    Metadata,
+    Result,
+    Status,
 )
+from shoal.storage.run_folder import CONFIG, JOURNAL, MODEL, PICTURES, PROFILE, SAMPLE, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
 
 KEY_TAG, LEASE_TAG, REASON_TAG = "shoal.run", "shoal.lease", "shoal.reason"
 PARENT_TAG = "mlflow.parentRunId"
+NO_LEASE = "null"  # the lease tag of a run whose driver has ended
 BATCH = 1000  # MLflow's own limit for one log_batch
-LEASE_BEAT_S = 15.0
+LEASE_RENEWAL_S = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +43,18 @@ class RunSync:
 
     def __init__(self, folder: RunFolder, parent: "RunSync | None" = None) -> None:
         self._folder, self._parent = folder, parent
-        self._identity = folder.identity()
-        self._reader = JournalReader(folder, folder.read_json(f"{JOURNAL}/{SHIPPED}"))
+        self._identity, self._tracked = folder.identity(), folder.tracked()
+        self._reader = JournalReader(folder, folder.load_or_new(JournalPosition, inside=JOURNAL))
         self._unsent: list[MetricPoint] = []
         self._client: Any = None
-        self.run_id: str | None = self._identity.get("run_id")
+        self.run_id: str | None = self._tracked.run_id
         self.experiment_id: str | None = None
-        self._tags: dict[str, Any] = {}
+        self._tags: dict[str, JsonValue] = {}  # as MLflow has them
         self._renewed_s = 0.0
-        self._children: dict[
-            str, Any
-        ] = {}  # MLflow's runs below this one, by the key that their folders minted
+        self._children: dict[str, Any] = {}  # MLflow's runs below this one, by their key
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         return self._identity
 
     @property
@@ -62,7 +62,7 @@ class RunSync:
         if self._parent is not None:
             return self._parent.client
         if self._client is None:
-            self._client = connect(self._identity["tracking_uri"])
+            self._client = connect(str(self._identity.tracking_uri))
         return self._client
 
     @property
@@ -75,17 +75,17 @@ class RunSync:
         run = self._find_run() or self._create_run()
         self.run_id = run.info.run_id
         if self._parent is not None:
-            self._parent._children[self._identity["key"]] = run
-        if self._identity.get("run_id") != self.run_id:
-            self._folder.update_json(TRACKED, run_id=self.run_id)
+            self._parent._children[self._identity.key] = run
+        if self._tracked.run_id != self.run_id:
+            self._folder.update_tracked(run_id=self.run_id)
             self._forget_position()
-        # Before the run says RUNNING: whoever reaps must not find it with the lease of an earlier attempt.
+        # Before the run is RUNNING: another process must not reap it by the lease of an earlier attempt.
         if self._folder.holder():
             self.renew_lease()
         self._describe(run)
 
     def ship(self) -> int:
-        """Send the points noted since the last call; return how many there were."""
+        """Send the points written since the last call; return how many there were."""
         from mlflow.entities import Metric
 
         self._unsent += self._reader.read()
@@ -97,19 +97,14 @@ class RunSync:
             del self._unsent[: len(batch)]
             sent += len(batch)
         if sent:
-            self._folder.write_json(f"{JOURNAL}/{SHIPPED}", self._reader.position)
+            self._folder.save(self._reader.position, inside=JOURNAL)
         return sent
 
-    @property
-    def waiting(self) -> int:
-        """How many points were read and not yet taken by MLflow."""
-        self._unsent += self._reader.read()
-        return len(self._unsent)
-
     def renew_lease(self) -> None:
-        """Renew the lease that tells other processes that this run is alive."""
-        if time.monotonic() - self._renewed_s > LEASE_BEAT_S:
-            self.client.set_tag(self.run_id, LEASE_TAG, json.dumps(self._folder.holder()))
+        """Renew the lease in the run's tags, by which other processes see that its driver is alive."""
+        if time.monotonic() - self._renewed_s > LEASE_RENEWAL_S:
+            holder = self._folder.holder()
+            self.client.set_tag(self.run_id, LEASE_TAG, holder.model_dump_json() if holder else NO_LEASE)
             self._renewed_s = time.monotonic()
 
     def close(self) -> None:
@@ -119,32 +114,31 @@ class RunSync:
         self._upload_pictures()
         self._upload(SAMPLE)
         if self._parent is None:
-            self._upload(RESULT)
+            self._upload(Result.file)
         if self._folder.exists(f"{MODEL}/MLmodel"):
             from shoal.registry.publish import publish_model
 
             publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id))
         identity = self._folder.identity()
-        if identity["status"] == "RUNNING":
+        if identity.status == "RUNNING":
             if self._folder.holder():
                 return
             reason = "the driver died; the same command resumes the run"
-            self._folder.update_json(IDENTITY, status="FAILED", reason=reason)
-            identity = self._folder.identity()
-        self.close_run(identity["status"], identity.get("reason"), identity.get("end_ms"))
+            identity = self._folder.update(Identity, status="FAILED", reason=reason)
+        self.close_run(identity.status, identity.reason, identity.end_ms)
 
-    def close_run(self, status: str, reason: str | None = None, end_ms: int | None = None) -> None:
-        """Set the run's final status (FINISHED, FAILED or KILLED) and why."""
+    def close_run(self, status: Status, reason: str | None = None, end_ms: int | None = None) -> None:
+        """Set the run's final status and the reason for it."""
         if reason:
             self.client.set_tag(self.run_id, REASON_TAG, reason[:5000])
         self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
 
     def _find_experiment(self) -> str:
-        name = self._identity["experiment"]
+        name = self._identity.experiment
         found = self.client.get_experiment_by_name(name)
         if found is None:
             with contextlib.suppress(Exception):  # another process may make it first
-                self.client.create_experiment(name, artifact_location=self._identity.get("artifact_location"))
+                self.client.create_experiment(name, artifact_location=self._identity.artifact_location)
             found = self.client.get_experiment_by_name(name)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
@@ -152,60 +146,57 @@ class RunSync:
 
     def _find_run(self) -> Any:
         if self._parent is not None:
-            return self._parent._children.get(self._identity["key"])
+            return self._parent._children.get(self._identity.key)
         found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{KEY_TAG}` = '{self._identity['key']}'", max_results=1
+            [self.experiment_id], f"tags.`{KEY_TAG}` = '{self._identity.key}'", max_results=1
         )
         return found[0] if found else None
 
     def _create_run(self) -> Any:
-        tags = {KEY_TAG: self._identity["key"], "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
+        tags = {KEY_TAG: self._identity.key, "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
         tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
         if self._parent is not None:
             tags[PARENT_TAG] = str(self._parent.run_id)
-        self._tags = (self._folder.read_json(METADATA) or {"tags": {}})["tags"]
+        self._tags = self._metadata_tags()
         tags |= {key: str(value) for key, value in self._tags.items()}
-        return self.client.create_run(
-            self.experiment_id, self._identity["start_ms"], tags, self._identity["name"]
-        )
+        return self.client.create_run(self.experiment_id, self._identity.start_ms, tags, self._identity.name)
 
     def _forget_position(self) -> None:
-        """The run is new to this store: all points are still to be sent."""
+        """Start over: the run is new to this store, which has none of the points."""
         self._reader, self._unsent = JournalReader(self._folder), []
 
     def _describe(self, run: Any) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Param
 
         if run.info.status != "RUNNING":
             self.client.update_run(self.run_id, status="RUNNING")
-        metadata = self._folder.read_json(METADATA)
+        metadata = self._folder.load(Metadata)
         if metadata is None:
             return
         known = run.data.params
-        params = [Param(key, str(value)) for key, value in metadata["params"].items() if key not in known]
+        params = [Param(key, str(value)) for key, value in metadata.params.items() if key not in known]
         self.client.log_batch(self.run_id, params=params)
         self._tag()
-        datasets = [
-            DatasetInput(Dataset(**metadata["dataset"]), [InputTag("mlflow.data.context", context)])
-            for context in metadata["contexts"]
-        ]
-        for dataset in datasets:
-            self.client.log_inputs(self.run_id, [dataset])
+        if metadata.dataset:
+            for context in metadata.contexts:
+                self.client.log_inputs(self.run_id, [_dataset_input(metadata.dataset, context)])
         self._upload(CONFIG)
         if self._parent is None:
-            self._upload(METADATA)
+            self._upload(self._folder.path_of(Metadata))
 
     def _tag(self) -> None:
         """Send the tags that have changed since the run was opened."""
         from mlflow.entities import RunTag
 
-        metadata = self._folder.read_json(METADATA) or {"tags": {}}
-        changed = [
-            RunTag(key, str(value)) for key, value in metadata["tags"].items() if self._tags.get(key) != value
-        ]
+        tags = self._metadata_tags()
+        changed = [RunTag(key, str(value)) for key, value in tags.items() if self._tags.get(key) != value]
         if changed:
             self.client.log_batch(self.run_id, tags=changed)
-            self._tags = metadata["tags"]
+            self._tags = tags
+
+    def _metadata_tags(self) -> dict[str, JsonValue]:
+        metadata = self._folder.load(Metadata)
+        return metadata.tags if metadata else {}
 
     def _upload(self, name: str, where: str | None = None) -> None:
         if self._folder.exists(name):
@@ -227,3 +218,20 @@ class RunSync:
             path = Path(scratch) / Path(name).name
             path.write_bytes(self._folder.read(name))
             yield path
+
+
+def parse_lease(tag: str) -> Lease | None:
+    """Return the lease that a tag holds, or None where it holds none that this version can read."""
+    try:
+        return Lease.parse(tag.encode())
+    except ValueError:
+        return None
+
+
+def _dataset_input(dataset: DatasetRecord, context: str) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(
+        dataset.name, dataset.digest, dataset.source_type, dataset.source, dataset.columns, dataset.profile
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", context)])

@@ -1,4 +1,4 @@
-"""System metrics under MLflow's own names, sampled beside the training and noted in the journal."""
+"""System metrics under MLflow's own names, sampled while training and logged to the journal."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ FIRST_S = 2.0
 
 
 class SystemMonitor:
-    """A thread that notes this host's load; its step counts ten-second ticks since the run began."""
+    """A thread that logs this host's load; its step counts ten-second ticks since the run began."""
 
     def __init__(self, journal: Journal, run_start_ms: int) -> None:
         self._journal, self._start_s = journal, run_start_ms / 1000
@@ -26,10 +26,10 @@ class SystemMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after a last sample: the shortest run has one too."""
+        """Stop after a last sample, so that the shortest run has one too."""
         self._stopped.set()
         self._thread.join()
-        self._note()
+        self._log()
 
     def sample(self) -> dict[str, float]:
         memory, disk, net = psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
@@ -50,9 +50,9 @@ class SystemMonitor:
     def _work(self) -> None:
         pause = FIRST_S
         while not self._stopped.wait(pause):
-            self._note()
+            self._log()
             pause = EVERY_S
 
-    def _note(self) -> None:
+    def _log(self) -> None:
         tick = int((time.time() - self._start_s) // EVERY_S)
         self._journal.log(tick, self.sample())

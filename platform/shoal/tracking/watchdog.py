@@ -1,7 +1,7 @@
-"""A small process that outlives the driver: if the driver dies without a word, it closes the run in MLflow.
+"""A small process that outlives the driver: if the driver dies, it closes the run in MLflow.
 
-It holds the other end of a pipe. "done" means that the driver closed the run itself; the pipe's end without it
-means the driver is gone. Nothing heavy is imported before that.
+It reads from a pipe. "done" means that the driver closed the run itself; a pipe that closes without it means that
+the driver is gone. Nothing heavy is imported before that.
 """
 
 import subprocess
@@ -23,11 +23,10 @@ class Watchdog:
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            env=None,
         )
 
-    def tell(self, word: str) -> None:
-        """Say `done`, or `killed` when a signal asked the driver to end."""
+    def send(self, word: str) -> None:
+        """Send `done`, or `killed` when a signal asked the driver to end."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -48,18 +47,19 @@ def main(folder_uri: str) -> None:
         return
     package = Path(__file__).resolve().parents[2]
     sys.path[0] = str(package)
-    from shoal.storage.run_folder import IDENTITY, RunFolder
+    from shoal.storage.records import Identity, Status
+    from shoal.storage.run_folder import RunFolder
     from shoal.tracking.sweep_sync import make_sync
 
     folder = RunFolder(folder_uri)
-    if folder.holder() is not None or folder.identity()["status"] != "RUNNING":
+    if folder.holder() is not None or folder.identity().status != "RUNNING":
         return
-    status = "KILLED" if KILLED in words else "FAILED"
+    status: Status = "KILLED" if KILLED in words else "FAILED"
     reason = "interrupted" if KILLED in words else "the driver died; the same command resumes the run"
-    folder.update_json(IDENTITY, status=status, reason=reason)
+    folder.update(Identity, status=status, reason=reason)
     with folder.writing_to_mlflow(PATIENCE_S) as is_alone:
         if not is_alone or folder.holder() is not None:
-            return  # a later attempt is at it
+            return  # a later attempt has taken over
         sync = make_sync(folder)
         sync.open()
         sync.ship()

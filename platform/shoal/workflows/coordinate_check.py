@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -25,6 +25,7 @@ from shoal.runs.machine import local_gpus
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import RunPlan, validate
 from shoal.runs.worker import WorkerSpec, resident_shard
+from shoal.storage.records import CoordinateCheckResult, Metadata
 from shoal.storage.run_folder import RunFolder
 from shoal.training.assemble import assemble
 from shoal.training.loop import TrainConfig, TrainingLoop
@@ -150,8 +151,8 @@ def check_coordinates(
     return CoordinateCheck(config, plan, records, exponents, verdict(exponents, config.check.tolerance))
 
 
-def log_check(checked: CoordinateCheck, folder: RunFolder) -> dict[str, Any]:
-    """Draw the picture and keep all that was found, in the run folder and in MLflow."""
+def log_check(checked: CoordinateCheck, folder: RunFolder) -> CoordinateCheckResult:
+    """Draw the picture, and write all that was found to the run folder and to MLflow."""
     config, found = checked.config, checked.verdict
     model = config.model.name
     title = f"{model}, {config.model.parametrization}, {config.optim.name}: {found}"
@@ -169,30 +170,30 @@ def log_check(checked: CoordinateCheck, folder: RunFolder) -> dict[str, Any]:
     }
     metrics = {f"exponent/{name}": value for name, value in finite.items()}
     pictures = {"coordinate_check": coordinate_picture(checked.records, checked.exponents, title)}
-    kept = JobResult(config, _facts(checked), metrics, pictures, result)
+    kept = JobResult(config, _metadata(checked), metrics, pictures, CoordinateCheckResult, result)
     return log_job_result(folder, kept, config.experiment_name, resolve_tracking_uri(config.track))
 
 
-def _facts(checked: CoordinateCheck) -> dict[str, Any]:
-    """What MLflow is told of the check besides exponents."""
+def _metadata(checked: CoordinateCheck) -> Metadata:
+    """Return what MLflow receives of the check besides exponents."""
     config, plan = checked.config, checked.plan
     assert plan.dataset_info is not None
     assert plan.size is not None
     metadata = run_metadata(plan.config, plan.dataset_info, plan.size)
-    for of_one_width in ("model.width", "model.parameters"):
-        del metadata["params"][of_one_width]
-    metadata["params"] |= {
+    params = {
         "model.parametrization": config.model.parametrization,
         "model.base_width": config.model.base_width,
         "check.widths": ", ".join(map(str, config.widths)),
         "check.steps": config.check.steps,
     }
-    metadata["tags"] |= {
+    tags = {
         "shoal.job": "coordinate_check",
         "shoal.coordinate_check": "PASS" if checked.verdict.passes else "FAIL",
         "mlflow.note.content": f"{config.data.source}, {config.model.name}: {checked.verdict}",
     }
-    return metadata
+    of_one_width = ("model.width", "model.parameters")
+    common = {key: value for key, value in metadata.params.items() if key not in of_one_width}
+    return metadata.replace(params=common).extended(params, tags)
 
 
 def _stream(shard: Shard) -> Iterator[Batch]:

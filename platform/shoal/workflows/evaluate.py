@@ -15,7 +15,8 @@ from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import home
-from shoal.storage.run_folder import IDENTITY, RunFolder
+from shoal.storage.records import DatasetRecord, EvaluationResult, Identity, Metadata
+from shoal.storage.run_folder import RunFolder
 from shoal.tasks.classification import Classification, per_class
 from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
@@ -92,19 +93,19 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
 
 def log_evaluation(
     measured: Evaluation, model: str, name: str, config: EvaluateConfig, tracking_uri: str
-) -> dict[str, Any]:
-    """Write a run folder with the result and bring MLflow level with it."""
-    dataset = {
-        "name": Path(measured.source).name[-250:],
-        "digest": str(measured.rows),
-        "source_type": "shoal",
-    }
-    metadata = {
-        "params": {"model": model, "data.source": measured.source, "split": measured.split},
-        "tags": {"shoal.job": "evaluate"},
-        "contexts": ["evaluation"],
-        "dataset": {**dataset, "source": measured.source},
-    }
+) -> EvaluationResult:
+    """Write a run folder with the result and sync it to MLflow."""
+    metadata = Metadata(
+        params={"model": model, "data.source": measured.source, "split": measured.split},
+        tags={"shoal.job": "evaluate"},
+        contexts=["evaluation"],
+        dataset=DatasetRecord(
+            name=Path(measured.source).name[-250:],
+            digest=str(measured.rows),
+            source_type="shoal",
+            source=measured.source,
+        ),
+    )
     pictures = {}
     if measured.confusion is not None:
         title = f"{name}: {measured.split}"
@@ -118,14 +119,14 @@ def log_evaluation(
         "per_class": _by_class(measured),
     }
     metrics = {f"test/{key}": value for key, value in measured.metrics.items()}
-    found = JobResult(config, metadata, metrics, pictures, result)
+    found = JobResult(config, metadata, metrics, pictures, EvaluationResult, result)
     return log_job_result(_unused_folder(config, name), found, config.experiment_name, tracking_uri)
 
 
 def _unused_folder(config: EvaluateConfig, name: str) -> RunFolder:
     storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
     base, number = f"{storage}/{config.experiment_name}/{name}", 1
-    while (folder := RunFolder(f"{base}-{number}")).exists(IDENTITY):
+    while (folder := RunFolder(f"{base}-{number}")).exists(Identity.file):
         number += 1
     return folder
 

@@ -1,6 +1,6 @@
-"""From a checked plan to a finished run: claims the folder, trains, verifies the model, writes the result.
+"""From a checked plan to a finished run: trains, verifies the model, writes the result.
 
-`jobs/train.py` calls it; a trial of a sweep goes its own way (`shoal.workflows.tune.sweep`) to the same `run_worker`.
+`jobs/train.py` calls it. Trials of a sweep call the same `run_worker` (`shoal.cluster.trial_actor`).
 """
 
 import logging
@@ -22,10 +22,11 @@ from shoal.models.size import ModelSize
 from shoal.runs.finalize import package_and_verify
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.machine import local_gpus
-from shoal.runs.mlflow_metadata import run_metadata
+from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.validate import RunPlan, measure_model
-from shoal.runs.worker import OUTCOME, WorkerSpec, resident_shard, run_worker
-from shoal.storage.run_folder import ERROR, METADATA, RESULT, SAMPLE, STOP, RunFolder
+from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
+from shoal.storage.records import ErrorRecord, Metadata, Outcome, TrainResult
+from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, STOP, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
@@ -37,7 +38,7 @@ WATCH_S = 0.25
 
 @dataclass(frozen=True)
 class TrainStatus:
-    """The progress of a running training, for whoever shows it."""
+    """The progress of a running training, for a listener that shows it."""
 
     step: int
     steps: int
@@ -51,8 +52,8 @@ class TrainStatus:
 Listener = Callable[[TrainStatus], None]
 
 
-def train(plan: RunPlan, folder: RunFolder, listen: Listener = lambda status: None) -> dict[str, Any]:
-    """Train to the end, or from where an earlier attempt left off; returns what `result.json` holds.
+def train(plan: RunPlan, folder: RunFolder, listen: Listener = lambda status: None) -> TrainResult:
+    """Train to the end, from the last checkpoint of an earlier attempt where there is one.
 
     Raises:
         Interrupted: the folder's stop file appeared; there is a checkpoint and the run is KILLED.
@@ -86,47 +87,50 @@ class _TrainingRun(RunLifecycle):
 
     def train(self) -> None:
         """Run the workers until the work is done, restarting after what is not the user's fault."""
-        for leftover in (STOP, OUTCOME, ERROR):
+        for leftover in (STOP, Outcome.file, ErrorRecord.file):
             self.folder.delete(leftover)
         if self.config.scale.num_workers == 0:
             self._train_here()
         else:
             self._train_on_cluster()
-        self.outcome = self.folder.read_json(OUTCOME)
-        if self.outcome["ended"] == "interrupted":
+        outcome = self._outcome()
+        if outcome.ended == "interrupted":
             self.folder.delete(STOP)
-            step = self.outcome["progress"]["step"]
             raise Interrupted(
-                f"interrupted at step {step}, after a checkpoint; the same command resumes there"
+                f"interrupted at step {outcome.progress.step}, after a checkpoint; the same command resumes there"
             )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> TrainResult:
         """Draw, save and verify the model, and write the result."""
-        self.listen(
-            TrainStatus(
-                self.outcome["progress"]["step"], self.outcome["steps_planned"], {}, "verifying the model"
-            )
-        )
-        plan = self.plan
+        plan, outcome = self.plan, self._outcome()
+        self.listen(TrainStatus(outcome.progress.step, outcome.steps_planned, {}, "verifying the model"))
         self.is_verified = package_and_verify(
-            self.folder, plan.config, plan.source, plan.preprocessing, self.dataset_info, self.outcome
+            self.folder, plan.config, plan.source, plan.preprocessing, self.dataset_info, outcome
         )
         return self.write_result({"status": "FINISHED"})
 
+    def _outcome(self) -> Outcome:
+        outcome = self.folder.load(Outcome)
+        if outcome is None:
+            raise TrainingError(
+                f"worker 0 ended without '{self.folder.uri}/{Outcome.file}': run the same command"
+            )
+        return outcome
+
     def _write_metadata(self, dataset_info: DatasetInfo, size: ModelSize) -> None:
-        """Write down what MLflow is to know of the run, and let it be told."""
-        if not self.folder.exists(METADATA):
-            self.folder.write_json(METADATA, run_metadata(self.config, dataset_info, size))
+        """Write what MLflow receives besides metrics, and start the sync."""
+        if self.folder.load(Metadata) is None:
+            self.folder.save(run_metadata(self.config, dataset_info, size))
         self.dataset_info, self.size = dataset_info, size
         self.tracker.start()
 
     def _check_unchanged(self, dataset_info: DatasetInfo) -> None:
         """Refuse to go on with other data than the run began with."""
-        earlier = self.folder.read_json(METADATA)
-        if earlier and earlier["dataset"]["digest"] != dataset_info.fingerprint:
+        earlier = self.folder.load(Metadata)
+        if earlier and earlier.dataset and earlier.dataset.digest != dataset_info.fingerprint:
             raise DataError(
                 f"data.source='{self.config.data.source}' has changed since this run began (fingerprint "
-                f"{earlier['dataset']['digest']}, now {dataset_info.fingerprint}): set if_exists=new to train on it"
+                f"{earlier.dataset.digest}, now {dataset_info.fingerprint}): set if_exists=new to train on it"
             )
 
     def _train_here(self) -> None:
@@ -167,45 +171,49 @@ class _TrainingRun(RunLifecycle):
         steps = total_steps(self.config.train, per_epoch)
         return _Watcher(self.folder, steps, per_epoch, self.listen, self.mark_killed)
 
-    def write_result(self, ending: dict[str, Any]) -> dict[str, Any]:
-        """Write `result.json`, described in the README."""
-        outcome = self.folder.read_json(OUTCOME) or {}
-        progress = outcome.get("progress", {})
-        shares = outcome.get("shares", {})
-        rates = outcome.get("rates", {})
-        store = CheckpointStore(self.folder)
-        names = store.names()
-        result = {
+    def write_result(self, ending: dict[str, Any]) -> TrainResult:
+        """Write `result.json`, which the README describes."""
+        outcome = self.folder.load(Outcome)
+        names = CheckpointStore(self.folder).names()
+        result = TrainResult(
             **ending,
             **self.who(),
-            "checkpoint": f"{self.folder.uri}/checkpoints/{names[-1]}" if names else None,
-            "metrics": progress.get("metrics", {}) | outcome.get("test_metrics", {}),
-            "test_loss": outcome.get("test_metrics", {}).get("test/loss"),
-            "best": progress.get("best", {}),
-            "model": self.size.as_dict() if self.size else None,
-            "steps": progress.get("step"),
-            "samples_seen": progress.get("samples"),
-            "reached_target": progress.get("reached_target"),
-            "seconds": outcome.get("seconds"),
-            "total_seconds": time.time() - self.started,
-            "samples_per_second": rates.get("samples_per_second"),
-            "tokens_per_second": rates.get("tokens_per_second"),
-            "flops_per_second": rates.get("flops_per_second"),
-            "mfu": rates.get("mfu"),
-            "peak_memory_bytes": max(outcome["peak_memory_bytes"]) if outcome else None,
-            "micro_batch_size": outcome.get("micro_batch_size"),
-            "world_size": outcome.get("world_size"),
-            "device": outcome.get("device"),
-            "gradient_transport": outcome.get("transport"),
-            "shares": shares,
-            "bottleneck": max(shares, key=lambda name: shares[name]) if shares else None,
-            "checkpoint_blocked_s": outcome.get("checkpoint_blocked_s"),
-            "is_verified": self.is_verified,
-            "sample": self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
-            "attempt": self.attempt,
-        }
-        self.folder.write_json(RESULT, result)
+            **(_measured(outcome) if outcome else {}),
+            checkpoint=f"{self.folder.uri}/{CHECKPOINTS}/{names[-1]}" if names else None,
+            model=model_record(self.size) if self.size else None,
+            total_seconds=time.time() - self.started,
+            is_verified=self.is_verified,
+            sample=self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
+            attempt=self.attempt,
+        )
+        self.folder.save(result)
         return result
+
+
+def _measured(outcome: Outcome) -> dict[str, Any]:
+    """Return the fields of a result that rank 0 measured."""
+    progress, shares, rates = outcome.progress, outcome.shares, outcome.rates
+    return {
+        "metrics": progress.metrics | outcome.test_metrics,
+        "test_loss": outcome.test_metrics.get("test/loss"),
+        "best": progress.best,
+        "steps": progress.step,
+        "samples_seen": progress.samples,
+        "reached_target": progress.reached_target,
+        "seconds": outcome.seconds,
+        "samples_per_second": rates.get("samples_per_second"),
+        "tokens_per_second": rates.get("tokens_per_second"),
+        "flops_per_second": rates.get("flops_per_second"),
+        "mfu": rates.get("mfu"),
+        "peak_memory_bytes": max(outcome.peak_memory_bytes, default=None),
+        "micro_batch_size": outcome.micro_batch_size,
+        "world_size": outcome.world_size,
+        "device": outcome.device,
+        "gradient_transport": outcome.transport,
+        "shares": shares,
+        "bottleneck": max(shares, key=lambda name: shares[name]) if shares else None,
+        "checkpoint_blocked_s": outcome.checkpoint_blocked_s,
+    }
 
 
 class _Watcher:

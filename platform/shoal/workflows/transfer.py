@@ -22,8 +22,8 @@ from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import validate
-from shoal.storage.records import TrialRow
-from shoal.storage.run_folder import METADATA, RunFolder
+from shoal.storage.records import BestTrial, Metadata, ModelRecord, SweepResult, TrainResult, TransferResult
+from shoal.storage.run_folder import RunFolder
 from shoal.tune.analysis.mup_transfer import (
     Cost,
     Savings,
@@ -141,14 +141,14 @@ def validate_transfer(config: TransferConfig) -> TransferPlan:
     return TransferPlan(config, base, target)
 
 
-def finished_transfer(config: TransferConfig, folder: RunFolder) -> dict[str, Any] | None:
+def finished_transfer(config: TransferConfig, folder: RunFolder) -> TransferResult | None:
     """Return the result of a transfer that holds all that the config asks for, or None."""
-    result = finished_result(folder)
-    return result if result and (result["comparison"] or not config.compare) else None
+    result = finished_result(folder, TransferResult)
+    return result if result and (result.comparison or not config.compare) else None
 
 
-def run_transfer(plan: TransferPlan, folder: RunFolder, show: Show) -> dict[str, Any]:
-    """Sweep narrow, train wide, sweep wide too where it is asked for; returns what `result.json` holds.
+def run_transfer(plan: TransferPlan, folder: RunFolder, show: Show) -> TransferResult:
+    """Sweep narrow, train wide, sweep wide too with `compare`.
 
     Raises:
         Interrupted: the stage in progress was stopped; the same command goes on there.
@@ -156,12 +156,12 @@ def run_transfer(plan: TransferPlan, folder: RunFolder, show: Show) -> dict[str,
     """
     name = folder.uri.rpartition("/")[2]
     narrow = _sweep(plan.base, f"{name}-tune", show)
-    run = _train(plan, narrow["best"]["params"], f"{name}-train", show)
+    run = _train(plan, _best(narrow).params, f"{name}-train", show)
     wide = _sweep(plan.target, f"{name}-compare", show) if plan.config.compare else None
     found = _Found(plan, narrow, run, wide)
     return log_job_result(
         folder,
-        JobResult(plan.config, found.metadata, found.metrics, found.pictures, found.result),
+        JobResult(plan.config, found.metadata, found.metrics, found.pictures, TransferResult, found.result),
         plan.config.experiment_name,
         resolve_tracking_uri(plan.config.track),
     )
@@ -172,35 +172,38 @@ class _Found:
     """What the stages' results say together."""
 
     plan: TransferPlan
-    narrow: dict[str, Any]
-    run: dict[str, Any]
-    wide: dict[str, Any] | None
+    narrow: SweepResult
+    run: TrainResult
+    wide: SweepResult | None
 
     @property
     def value(self) -> float:
         """The metric of the run at the target width, of the weights it ends with."""
-        return float(self.run["metrics"][self.narrow["metric"]])
+        return self.run.metrics[self.narrow.metric]
 
     @property
     def savings(self) -> Savings:
-        model, of_best = self.run["model"], self.narrow["best"]["model"]
-        flops = training_flops(model["flops_per_sample"], self.run["samples_seen"])
-        search, training = cost_of(_rows(self.narrow)), Cost(flops, busy_seconds(self.run))
+        wide_flops, narrow_flops = _flops(self.run.model), _flops(_best(self.narrow).model)
+        training = Cost(
+            training_flops(wide_flops, self.run.samples_seen or 0),
+            busy_seconds(self.run.seconds or 0.0, self.run.shares),
+        )
+        search = cost_of(self.narrow.rows)
         if self.wide:
-            return Savings(search, training, cost_of(_rows(self.wide)), is_measured=True)
-        return predict_savings(search, model["flops_per_sample"] / of_best["flops_per_sample"], training)
+            return Savings(search, training, cost_of(self.wide.rows), is_measured=True)
+        return predict_savings(search, wide_flops / narrow_flops, training)
 
     @property
     def comparison(self) -> dict[str, Any] | None:
         """What a sweep at the target width found, beside what was transferred; of several seeds the mean counts."""
         if self.wide is None:
             return None
-        params, mode = self.narrow["best"]["params"], self.narrow["mode"]
-        transferred, best = compare_point(_rows(self.wide), params, self.value, mode)
+        params, mode = _best(self.narrow).params, self.narrow.mode
+        transferred, best = compare_point(self.wide.rows, params, self.value, mode)
         rows = [
             dataclasses.replace(row, params={**row.params, WIDTH: width})
             for width, found in zip(self.plan.widths, (self.narrow, self.wide), strict=True)
-            for row in _rows(found)
+            for row in found.rows
         ]
         report = width_report(rows, LR, WIDTH, mode)
         return {
@@ -209,29 +212,29 @@ class _Found:
             "transferred_value": transferred,
             "gap": gap(transferred, best.mean, mode),
             "width_report": report.text() if report else None,
-            "run_folder": self.wide["run_folder"],
+            "run_folder": self.wide.run_folder,
         }
 
     @property
     def result(self) -> dict[str, Any]:
-        savings, best = self.savings, self.narrow["best"]
+        savings, best = self.savings, _best(self.narrow)
         return {
-            "metric": self.narrow["metric"],
-            "mode": self.narrow["mode"],
+            "metric": self.narrow.metric,
+            "mode": self.narrow.mode,
             "base_width": self.plan.widths[0],
             "target_width": self.plan.widths[1],
-            "trials": len(self.narrow["rows"]),
-            "params": best["params"],
-            "base_value": best["value"],
+            "trials": len(self.narrow.rows),
+            "params": best.params,
+            "base_value": best.value,
             "target_value": self.value,
-            "metrics": self.run["metrics"],
+            "metrics": self.run.metrics,
             "comparison": self.comparison,
             "cost": {name: asdict(cost) for name, cost in savings.by_name().items()},
             "is_measured": savings.is_measured,
             "flops_factor": savings.flops_factor,
             "seconds_factor": savings.seconds_factor,
-            "sweep_folder": self.narrow["run_folder"],
-            "train_folder": self.run["run_folder"],
+            "sweep_folder": self.narrow.run_folder,
+            "train_folder": self.run.run_folder,
         }
 
     @property
@@ -245,37 +248,35 @@ class _Found:
         return metrics | ({"gap": compared["gap"], "best_value": compared["value"]} if compared else {})
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        """Those of the run at the target width, and where its hyperparameters come from."""
-        metadata = RunFolder(self.run["run_folder"]).read_json(METADATA)
+    def metadata(self) -> Metadata:
+        """That of the run at the target width, and where its hyperparameters come from."""
+        metadata, best = RunFolder(self.run.run_folder).load(Metadata) or Metadata(), _best(self.narrow)
         base, target = self.plan.widths
-        note = (
-            f"tuned at width {base}, trained at width {target}: {params_text(self.narrow['best']['params'])}"
-        )
-        spec = {f"swept.{key}": text for key, text in self.plan.config.space.items()}
-        metadata["params"] |= {"base_width": base, "target_width": target} | spec
-        metadata["tags"] |= {
+        params = {"base_width": base, "target_width": target}
+        tags = {
             "shoal.job": "transfer",
-            "shoal.transfer.sweep_run_id": self.narrow["mlflow_run_id"],
-            "shoal.transfer.train_run_id": self.run["mlflow_run_id"],
-            "mlflow.note.content": note,
+            "shoal.transfer.sweep_run_id": self.narrow.mlflow_run_id,
+            "shoal.transfer.train_run_id": self.run.mlflow_run_id,
+            "mlflow.note.content": f"tuned at width {base}, trained at width {target}: {params_text(best.params)}",
         }
-        metadata["tags"] |= {f"best.{key}": value for key, value in self.narrow["best"]["params"].items()}
-        return dict(metadata)
+        return metadata.extended(
+            params | {f"swept.{key}": text for key, text in self.plan.config.space.items()},
+            tags | {f"best.{key}": value for key, value in best.params.items()},
+        )
 
     @property
     def pictures(self) -> dict[str, bytes]:
-        best, metric, mode = self.narrow["best"]["params"], self.narrow["metric"], self.narrow["mode"]
+        best, metric, mode = _best(self.narrow).params, self.narrow.metric, self.narrow.mode
         key = next((key for key in (LR, *best) if is_number(best.get(key)) and best[key] > 0), None)
         if key is None:
             return {}
         base, target = self.plan.widths
-        trials = {float(base): _rows(self.narrow)} | ({float(target): _rows(self.wide)} if self.wide else {})
+        trials = {float(base): self.narrow.rows} | ({float(target): self.wide.rows} if self.wide else {})
         landed = float(target), float(best[key]), self.value
         return {"transfer": transfer_picture(trials, key, landed, self.savings, metric, mode)}
 
 
-def _sweep(plan: SweepPlan, name: str, show: Show) -> dict[str, Any]:
+def _sweep(plan: SweepPlan, name: str, show: Show) -> SweepResult:
     config = plan.config.replace({"run_name": name})
     folder = resolve_run_folder(config)
     done = finished_sweep(folder)
@@ -285,13 +286,13 @@ def _sweep(plan: SweepPlan, name: str, show: Show) -> dict[str, Any]:
         return run_sweep(dataclasses.replace(plan, config=config), folder, listen)
 
 
-def _train(plan: TransferPlan, params: Mapping[str, Any], name: str, show: Show) -> dict[str, Any]:
+def _train(plan: TransferPlan, params: Mapping[str, Any], name: str, show: Show) -> TrainResult:
     """Train at the target width as the trial of a sweep there would be, with its seed."""
     registered = plan.config.track.registered_model_name
     config: RunConfig = plan.target.config.trial(dict(params), name=name)
     config = config.replace({"track.registered_model_name": registered})
     folder = resolve_run_folder(config)
-    done = finished_result(folder)
+    done = finished_result(folder, TrainResult)
     if done:
         return done
     checked = validate(config, session.connect)
@@ -299,8 +300,15 @@ def _train(plan: TransferPlan, params: Mapping[str, Any], name: str, show: Show)
         return train(checked, folder, listen)
 
 
-def _rows(result: Mapping[str, Any]) -> list[TrialRow]:
-    return [TrialRow(**row) for row in result["rows"]]
+def _best(sweep: SweepResult) -> BestTrial:
+    assert sweep.best is not None, "a sweep without a best trial has failed"
+    return sweep.best
+
+
+def _flops(model: ModelRecord | None) -> int:
+    """Return the FLOPs of a forward pass of a sample."""
+    assert model is not None, "a training that finished has measured its model"
+    return model.flops_per_sample
 
 
 def _in_mup(model: Any) -> Any:

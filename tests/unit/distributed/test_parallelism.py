@@ -1,6 +1,5 @@
 """Two and four real processes share models in every way, through `pair` and `four`, and leave what they found."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -30,18 +29,17 @@ from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
 from shoal.runs.config import RunConfig, ScaleConfig
 from shoal.runs.validate import validate
-from shoal.runs.worker import OUTCOME, WorkerSpec, resident_shard
+from shoal.runs.worker import WorkerSpec, resident_shard
 from shoal.runs.worker import run_worker as train_a_run
+from shoal.storage.records import CheckpointState, Manifest, Outcome
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.tasks.classification import Classification
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint import store as store_module
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import (
-    MANIFEST,
+    DATASET_INFO,
     OPTIMIZER,
-    PREPARED,
-    STATE,
     WEIGHTS,
     TrainingProgress,
     checkpoint_name,
@@ -316,7 +314,7 @@ def a_run(folder, scale, epochs=2):
     shard = resident_shard(spec, part, group.data_rank, group.data_size, CPU)
     train_a_run(spec, shard, group, CPU, watches_system=False)
     group.gather(None)
-    return folder.read_json(OUTCOME)
+    return folder.load(Outcome).model_dump()
 
 
 def four(rank, folder, bucket):
@@ -526,15 +524,16 @@ def test_a_checkpoint_of_both_ways_resumes_in_one_process_and_the_other_way_roun
 def test_a_checkpoint_in_an_object_store_is_whole(two, bucket):
     store = CheckpointStore(RunFolder(bucket))
     assert store.latest() == ("step-000005", [])
-    assert store.state("step-000005")["attempt"] == 7
-    assert store.dataset_info("step-000005") == b"prepared"
+    assert store.state("step-000005").attempt == 7
+    assert RunFolder(bucket).read(f"{CHECKPOINTS}/step-000005/{DATASET_INFO}") == b"prepared"
 
 
 def test_every_worker_writes_its_own_file_and_the_manifest_lists_them_all(two, folder):
     run = RunFolder(f"{folder}/fsdp")
-    manifest = json.loads(run.read(f"{CHECKPOINTS}/step-000005/{MANIFEST}"))
-    assert set(manifest) == {dtensor_io.INDEX, OPTIMIZER, STATE, PREPARED, "__0_0.distcp", "__1_0.distcp"}
-    sizes = [manifest[f"__{rank}_0.distcp"]["bytes"] for rank in range(2)]
+    files = run.load(Manifest, inside=f"{CHECKPOINTS}/step-000005").files
+    common = {dtensor_io.INDEX, OPTIMIZER, CheckpointState.file, DATASET_INFO}
+    assert set(files) == common | {"__0_0.distcp", "__1_0.distcp"}
+    sizes = [files[f"__{rank}_0.distcp"].bytes for rank in range(2)]
     held = 2 * sum(tensor.nbytes for tensor in two[0]["fsdp"]["kept"].values() if tensor.ndim) // 3
     assert min(sizes) > 0.4 * held
     assert CheckpointStore(run).latest() == ("step-000005", [])
@@ -543,7 +542,7 @@ def test_every_worker_writes_its_own_file_and_the_manifest_lists_them_all(two, f
 def test_a_damaged_shard_is_found_and_its_checkpoint_passed_over(two, folder, tmp_path):
     run, copy = RunFolder(f"{folder}/best"), RunFolder(str(tmp_path))
     for name in CheckpointStore(run).names():
-        copy.copy_folder(run, f"{CHECKPOINTS}/{name}", last=MANIFEST)
+        copy.copy_folder(run, f"{CHECKPOINTS}/{name}", last=Manifest.file)
     shard = f"{CHECKPOINTS}/step-000004/__1_0.distcp"
     data = bytearray(copy.read(shard))
     data[len(data) // 2] ^= 1

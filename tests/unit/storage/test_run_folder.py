@@ -8,7 +8,8 @@ import pytest
 
 from shoal.errors import StorageError
 from shoal.storage.lease import LEASE_S, is_alive
-from shoal.storage.run_folder import LEASE, RunFolder
+from shoal.storage.records import Identity, Lease, Outcome, Tracked
+from shoal.storage.run_folder import RunFolder
 
 HOLDER = """
 import sys
@@ -37,31 +38,58 @@ def other(tmp_path):
     process.communicate()
 
 
-def test_json_files_are_read_written_and_updated(folder):
-    assert folder.read_json("a.json") is None
-    folder.update_json("a.json", x=1, y=[1, None])
-    folder.update_json("a.json", x=2)
-    assert folder.read_json("a.json") == {"x": 2, "y": [1, None]}
+def test_records_are_absent_made_and_updated(folder):
+    assert folder.load(Tracked) is None
+    folder.update(Tracked, run_id="a", model_version=1)
+    folder.update(Tracked, run_id="b")
+    assert folder.load(Tracked) == Tracked(run_id="b", model_version=1)
 
 
-def test_an_identity_is_minted_once(folder):
+def test_an_update_with_a_wrong_value_or_an_unknown_field_is_refused_and_writes_nothing(folder):
+    folder.create_identity(name="run", experiment="shoal")
+    before = folder.read(Identity.file)
+    with pytest.raises(ValueError, match="DONE"):
+        folder.update(Identity, status="DONE")
+    with pytest.raises(TypeError, match="staus"):
+        folder.update(Identity, staus="FINISHED")
+    assert folder.read(Identity.file) == before
+
+
+def test_what_tracking_knows_is_dropped_with_a_warning_when_it_is_damaged(folder, caplog):
+    folder.write(Tracked.file, b'{"run_id": "0')
+    assert folder.tracked() == Tracked()
+    assert "tracked.json' is damaged" in caplog.text
+    assert not folder.exists(Tracked.file)
+    folder.write(Tracked.file, b"")
+    folder.update_tracked(run_id="b")
+    assert folder.tracked().run_id == "b"
+
+
+def test_a_record_that_cannot_be_found_out_again_is_never_dropped(folder):
+    folder.write(Outcome.file, b"")
+    with pytest.raises(StorageError, match=r"outcome\.json' is damaged"):
+        folder.load(Outcome)
+    assert folder.exists(Outcome.file)
+
+
+def test_an_identity_is_created_once(folder):
     folder.create_identity(name="first", experiment="shoal")
     first = folder.identity()
     folder.create_identity(name="second", experiment="other")
     assert folder.identity() == first
-    assert first["name"] == "first"
-    assert first["status"] == "RUNNING"
-    assert abs(first["start_ms"] - time.time() * 1000) < 60_000
+    assert first.name == "first"
+    assert first.status == "RUNNING"
+    assert abs(first.start_ms - time.time() * 1000) < 60_000
 
 
 def test_two_runs_have_different_keys(tmp_path):
     folders = [RunFolder(str(tmp_path / name)) for name in "ab"]
     for each in folders:
-        each.create_identity(name="same")
-    assert folders[0].identity()["key"] != folders[1].identity()["key"]
+        each.create_identity(name="same", experiment="shoal")
+    assert folders[0].identity().key != folders[1].identity().key
 
 
-def test_a_folder_without_identity_is_told_with_the_host_that_looked(folder):
+def test_a_folder_without_identity_is_reported_with_the_host_that_looked(folder):
     with pytest.raises(StorageError, match="is not there, seen from host"):
         folder.identity()
 
@@ -71,27 +99,27 @@ def test_each_attempt_has_the_next_number(folder):
     assert [folder.acquire_lease() for _ in range(3)] == [1, 2, 3]
 
 
-def test_a_folder_is_held_until_its_lease_is_dropped(folder):
+def test_a_folder_is_held_until_its_lease_is_released(folder):
     folder.acquire_lease()
-    assert folder.holder()["pid"] == os.getpid()
+    assert folder.holder().pid == os.getpid()
     folder.release_lease()
     assert folder.holder() is None
     assert folder.acquire_lease() == 2
 
 
-def test_a_beat_renews_the_lease_and_changes_nothing_else(folder):
+def test_a_renewal_changes_the_time_of_the_lease_and_nothing_else(folder):
     folder.acquire_lease()
-    before = folder.read_json(LEASE)
-    folder.update_json(LEASE, beat_ms=0)
+    before = folder.load(Lease)
+    folder.update(Lease, beat_ms=0)
     folder.renew_lease()
-    after = folder.read_json(LEASE)
-    assert after["beat_ms"] >= before["beat_ms"]
-    assert {**after, "beat_ms": 0} == {**before, "beat_ms": 0}
+    after = folder.load(Lease)
+    assert after.beat_ms >= before.beat_ms
+    assert after.replace(beat_ms=0) == before.replace(beat_ms=0)
 
 
 def test_another_live_process_holds_its_folder_and_a_killed_one_no_more(other):
     folder, process = other
-    assert folder.holder()["pid"] == process.pid
+    assert folder.holder().pid == process.pid
     os.kill(process.pid, signal.SIGKILL)
     # Not waited for: a zombie is as dead as one that is gone.
     deadline = time.monotonic() + 10
@@ -103,15 +131,15 @@ def test_another_live_process_holds_its_folder_and_a_killed_one_no_more(other):
 
 def test_a_pid_that_was_given_to_another_process_does_not_hold_the_folder(other):
     folder, _ = other
-    folder.update_json(LEASE, started="1000000000.00")
+    folder.update(Lease, started="1000000000.00")
     assert folder.holder() is None
 
 
 @pytest.mark.parametrize(("age_s", "alive"), [(0, True), (LEASE_S - 5, True), (LEASE_S + 5, False)])
-def test_a_process_of_another_host_is_judged_by_its_last_beat(folder, age_s, alive):
+def test_a_process_of_another_host_is_judged_by_its_last_renewal(folder, age_s, alive):
     folder.acquire_lease()
-    folder.update_json(LEASE, host="elsewhere pid:[1]", pid=1, beat_ms=int((time.time() - age_s) * 1000))
-    assert is_alive(folder.read_json(LEASE)) is alive
+    folder.update(Lease, host="elsewhere pid:[1]", pid=1, beat_ms=int((time.time() - age_s) * 1000))
+    assert is_alive(folder.load(Lease)) is alive
     assert (folder.holder() is not None) is alive
 
 

@@ -1,10 +1,9 @@
-import json
 import socket
 import time
 
 import pytest
 
-from shoal.storage.run_folder import IDENTITY
+from shoal.storage.records import Identity, Lease
 from shoal.tracking import background as module
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
@@ -26,7 +25,7 @@ def wait_for(condition):
 
 
 def ended(folder, status="FINISHED", **more):
-    folder.update_json(IDENTITY, status=status, **more)
+    folder.update(Identity, status=status, **more)
 
 
 def test_points_arrive_while_the_run_lasts_and_the_rest_at_its_end(client, run):
@@ -52,11 +51,13 @@ def test_a_resumed_run_is_running_although_its_earlier_process_is_gone(client, r
     folder = run(status="RUNNING")
     earlier = RunSync(folder)
     earlier.open()
-    client.set_tag(earlier.run_id, LEASE_TAG, json.dumps({**gone_process, "beat_ms": 0}))
+    client.set_tag(earlier.run_id, LEASE_TAG, gone_process.model_dump_json())
     folder.acquire_lease()
     tracker = Tracker(folder)
     tracker.start()
-    wait_for(lambda: json.loads(client.get_run(earlier.run_id).data.tags[LEASE_TAG]) == folder.holder())
+    wait_for(
+        lambda: Lease.parse(client.get_run(earlier.run_id).data.tags[LEASE_TAG].encode()) == folder.holder()
+    )
     status = client.get_run(earlier.run_id).info.status
     ended(folder)
     tracker.close()
@@ -86,7 +87,7 @@ def impatient(monkeypatch):
 def test_a_store_that_never_answers_neither_stops_nor_fails_the_run(run, impatient, tmp_path):
     (tmp_path / "file").write_text("no folder for a database")
     folder = run(status="RUNNING")
-    folder.update_json(IDENTITY, tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    folder.update(Identity, tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
     note(folder, range(1, 4))
     tracker = Tracker(folder)
     tracker.mark("KILLED", "not even that")
@@ -98,7 +99,7 @@ def test_a_store_that_never_answers_neither_stops_nor_fails_the_run(run, impatie
 
 def test_what_is_wrong_is_said_in_a_few_words(run, impatient):
     folder = run(status="RUNNING")
-    folder.update_json(IDENTITY, tracking_uri="http://127.0.0.1:9")  # mlflow's own words are 300 characters
+    folder.update(Identity, tracking_uri="http://127.0.0.1:9")  # mlflow's own words are 300 characters
     tracker = Tracker(folder)
     tracker.start()
     wait_for(lambda: tracker.problem)
@@ -131,7 +132,7 @@ def test_a_server_that_dies_before_the_run_is_in_it_is_waited_for_as_one_that_wa
     monkeypatch.setattr(module, "RETRY_S", (0.05,))
     with socket.create_server(("127.0.0.1", 0)) as server:
         folder = run(status="RUNNING")
-        folder.update_json(IDENTITY, tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}")
+        folder.update(Identity, tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}")
         tracker = Tracker(folder)
         tracker.start()
         server.accept()[0].close()

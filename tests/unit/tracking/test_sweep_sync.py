@@ -1,12 +1,12 @@
-"""A sweep in MLflow: a parent with a child per trial, the same however often and from wherever it is delivered."""
+"""A sweep in MLflow: a parent with a child per trial, the same however often and from wherever it is synced."""
 
-import json
 import time
 
 import pytest
 
 from curves import history, log_curve
-from shoal.storage.run_folder import IDENTITY, LEASE, METADATA, REPORTS, RESULT, TRACKED, TRIALS
+from shoal.storage.records import Identity, Metadata
+from shoal.storage.run_folder import REPORTS, TRIALS
 from shoal.tracking.journal import Journal
 from shoal.tracking.reaper import reap
 from shoal.tracking.sweep_sync import SweepSync, make_sync, sync
@@ -22,11 +22,10 @@ def sweep(run):
         for number, one in enumerate(statuses):
             trial = folder.inner(f"{TRIALS}/t{number:04d}")
             trial.create_identity(
-                name=f"t{number:04d}", experiment=folder.identity()["experiment"], point={"optim.lr": number}
+                name=f"t{number:04d}", experiment=folder.identity().experiment, point={"optim.lr": number}
             )
-            trial.update_json(IDENTITY, status=one, end_ms=2_000_000_000_000)
-            trial.write_json(METADATA, folder.read_json(METADATA) | {"params": {"optim.lr": number}})
-            trial.write_json(RESULT, {"status": one})
+            trial.update(Identity, status=one, end_ms=2_000_000_000_000)
+            trial.save(folder.load(Metadata).replace(params={"optim.lr": number}))
             log_curve(trial, range(1, 4))
         folder.write(f"{REPORTS}/report.html", b"<html></html>")
         return folder
@@ -51,33 +50,33 @@ def test_each_trial_is_a_child_with_its_own_params_curve_and_status(client, swee
     assert "report.html" in {item.path for item in client.list_artifacts(parent)}
 
 
-def test_delivering_twice_changes_nothing_and_makes_no_child_twice(client, sweep):
+def test_syncing_twice_changes_nothing_and_makes_no_child_twice(client, sweep):
     folder = sweep()
     parent = sync(folder)
     first = {name: (run.info.run_id, run.info.status) for name, run in children(client, parent).items()}
     for name in folder.names(TRIALS):
-        folder.inner(f"{TRIALS}/{name}").update_json(TRACKED, run_id=None)
+        folder.inner(f"{TRIALS}/{name}").update_tracked(run_id=None)
     assert sync(folder) == parent
     assert {
         name: (run.info.run_id, run.info.status) for name, run in children(client, parent).items()
     } == first
 
 
-def test_a_trial_that_is_delivered_again_within_one_session_is_the_same_child(client, sweep):
+def test_a_trial_that_is_synced_again_within_one_session_is_the_same_child(client, sweep):
     folder = sweep()
     sync = make_sync(folder)
     sync.open()
     sync.ship()
     trial = folder.inner(f"{TRIALS}/t0000")
-    trial.update_json(IDENTITY, registered_model_name="new")
-    trial.update_json(METADATA, tags={"shoal.new": "yes"})
+    trial.update(Identity, registered_model_name="new")
+    trial.update(Metadata, tags={"shoal.new": "yes"})
     sync.close()
     found = children(client, sync.run_id)
     assert len(found) == 2
     assert found["t0000"].data.tags["shoal.new"] == "yes"
 
 
-def test_what_was_delivered_is_not_looked_at_again_and_it_is_known_when_all_was(client, sweep):
+def test_trials_that_were_synced_are_skipped_and_the_time_when_all_were_is_kept(client, sweep):
     folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
     folder.acquire_lease()
     sync = SweepSync(folder)
@@ -87,7 +86,7 @@ def test_what_was_delivered_is_not_looked_at_again_and_it_is_known_when_all_was(
     Journal(folder.inner(f"{TRIALS}/t0000"), attempt=2).sync()
     log_curve(folder.inner(f"{TRIALS}/t0000"), range(4, 6), attempt=2)
     assert sync.ship() == 0
-    folder.inner(f"{TRIALS}/t0001").update_json(IDENTITY, status="FINISHED")
+    folder.inner(f"{TRIALS}/t0001").update(Identity, status="FINISHED")
     sync.ship()
     assert sync.synced_at_s == pytest.approx(time.time(), abs=5)
     assert {run.info.status for run in children(client, sync.run_id).values()} == {"FINISHED"}
@@ -107,8 +106,7 @@ def test_whoever_reaps_a_sweep_on_a_lost_host_reaps_its_trials_too(client, sweep
     sync = SweepSync(folder)
     sync.open()
     sync.ship()
-    lease = folder.read_json(LEASE) | gone_process
-    client.set_tag(sync.run_id, LEASE_TAG, json.dumps(lease))
+    client.set_tag(sync.run_id, LEASE_TAG, gone_process.model_dump_json())
     assert set(reap(client)) >= {"sweep", "t0001"}
     found = children(client, sync.run_id)
     assert found["t0001"].info.status == "FAILED"
@@ -116,10 +114,10 @@ def test_whoever_reaps_a_sweep_on_a_lost_host_reaps_its_trials_too(client, sweep
     assert found["t0000"].info.status == "FINISHED"
 
 
-def test_a_trial_that_has_not_said_what_it_is_waits(client, sweep):
+def test_a_trial_whose_params_are_not_known_yet_waits(client, sweep):
     folder = sweep(("RUNNING",), status="RUNNING")
     folder.acquire_lease()
-    folder.inner(f"{TRIALS}/t0000").delete(METADATA)
+    folder.inner(f"{TRIALS}/t0000").delete(Metadata.file)
     sync = SweepSync(folder)
     sync.open()
     sync.ship()

@@ -1,24 +1,13 @@
-import json
 import time
 
 import pytest
 
 from curves import history, log_curve
-from shoal.storage.run_folder import (
-    CONFIG,
-    IDENTITY,
-    JOURNAL,
-    LEASE,
-    METADATA,
-    PICTURES,
-    PROFILE,
-    RESULT,
-    SHIPPED,
-    TRACKED,
-)
+from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Tracked
+from shoal.storage.run_folder import CONFIG, JOURNAL, PICTURES, PROFILE
 from shoal.tracking.reaper import reap
 from shoal.tracking.sweep_sync import sync
-from shoal.tracking.sync import KEY_TAG, LEASE_TAG, REASON_TAG, RunSync
+from shoal.tracking.sync import KEY_TAG, LEASE_TAG, REASON_TAG, RunSync, parse_lease
 
 
 def outcome(client, run_id):
@@ -41,13 +30,13 @@ def test_a_run_folder_becomes_a_run_with_all_it_holds(client, run):
     log_curve(folder, range(1, 6))
     found = outcome(client, sync(folder))
     identity = folder.identity()
-    assert found["info"] == ("run", "FINISHED", identity["start_ms"], 2_000_000_000_000)
+    assert found["info"] == ("run", "FINISHED", identity.start_ms, 2_000_000_000_000)
     assert found["params"] == {"optim.lr": "0.001", "model.name": "mlp"}
-    assert found["tags"][KEY_TAG] == identity["key"]
+    assert found["tags"][KEY_TAG] == identity.key
     assert found["tags"]["shoal.num_workers"] == "2"
     assert found["history"] == [(step, 1 / step, 1_000_000_000_000 + step * 1000) for step in range(1, 6)]
     assert found["inputs"] == [("sklearn:digits", "0123456789abcdef")]
-    assert found["artifacts"] == {CONFIG, METADATA, RESULT, PICTURES, f"{PICTURES}/loss_curve.png"}
+    assert found["artifacts"] == {CONFIG, Metadata.file, Result.file, PICTURES, f"{PICTURES}/loss_curve.png"}
 
 
 def test_a_profilers_trace_is_uploaded_as_it_is(client, run):
@@ -65,19 +54,19 @@ def test_synchronising_twice_has_the_same_outcome_whatever_was_forgotten_in_betw
     run_id = sync(folder)
     first = outcome(client, run_id)
     if forgets in ("position", "both"):
-        folder.delete(f"{JOURNAL}/{SHIPPED}")
+        folder.delete(f"{JOURNAL}/{JournalPosition.file}")
     if forgets in ("run id", "both"):
-        folder.update_json(TRACKED, run_id=None)
+        folder.update_tracked(run_id=None)
     assert sync(folder) == run_id
     assert outcome(client, run_id) == first
 
 
 def test_a_run_is_found_again_by_its_key_not_by_its_name(client, run):
     one, other = run("same"), run("other")
-    other.write_json(IDENTITY, {**other.identity(), "name": "same"})
+    other.update(Identity, name="same")
     first, second = sync(one), sync(other)
     assert first != second
-    one.update_json(TRACKED, run_id=None)
+    one.update_tracked(run_id=None)
     assert sync(one) == first
 
 
@@ -89,13 +78,13 @@ def test_a_run_that_was_deleted_in_mlflow_is_made_anew_with_all_points(client, r
     second = sync(folder)
     assert second != first
     assert [step for step, _, _ in history(client, second)] == [1, 2, 3, 4, 5]
-    assert folder.identity()["run_id"] == second
+    assert folder.tracked().run_id == second
 
 
 def test_an_experiment_that_was_deleted_comes_back(client, run):
     folder = run()
     sync(folder)
-    experiment = client.get_experiment_by_name(folder.identity()["experiment"])
+    experiment = client.get_experiment_by_name(folder.identity().experiment)
     client.delete_experiment(experiment.experiment_id)
     run_id = sync(folder)
     assert client.get_experiment(experiment.experiment_id).lifecycle_stage == "active"
@@ -119,16 +108,14 @@ def test_points_go_out_once_each_and_more_than_one_batch_of_them(client, run):
     log_curve(folder, range(1, 2502))
     sync = RunSync(folder)
     sync.open()
-    assert sync.waiting == 2501
     assert sync.ship() == 2501
-    assert (sync.ship(), sync.waiting) == (0, 0)
+    assert sync.ship() == 0
     log_curve(folder, range(2502, 2505), attempt=2)
-    assert RunSync(folder).waiting == 3
     assert sync.ship() == 3
     assert client.get_run(sync.run_id).data.metrics["train/loss"] == 1 / 2504
 
 
-def test_points_that_mlflow_did_not_take_are_sent_the_next_time(client, run, monkeypatch):
+def test_points_that_mlflow_did_not_accept_are_sent_the_next_time(client, run, monkeypatch):
     folder = run()
     log_curve(folder, range(1, 4))
     sync = RunSync(folder)
@@ -137,7 +124,7 @@ def test_points_that_mlflow_did_not_take_are_sent_the_next_time(client, run, mon
         broken.setattr(type(sync.client), "log_batch", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sync.ship()
-    assert not folder.exists(f"{JOURNAL}/{SHIPPED}")
+    assert not folder.exists(f"{JOURNAL}/{JournalPosition.file}")
     assert sync.ship() == 3
     assert len(history(client, sync.run_id)) == 3
 
@@ -162,8 +149,35 @@ def test_a_run_that_failed_or_was_killed_says_so_and_why(client, run):
 def test_a_folder_whose_driver_died_without_a_word_is_no_running_run(client, run, gone_process):
     folder = run(status="RUNNING")
     folder.acquire_lease()
-    folder.update_json(LEASE, **gone_process)
+    folder.save(gone_process)
     assert client.get_run(sync(folder)).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"run_id": "0', b"[]"])
+def test_a_damaged_record_of_tracking_is_dropped_with_a_warning_and_found_out_again(
+    client, run, caplog, damage
+):
+    folder = run(end_ms=2_000_000_000_000)
+    log_curve(folder, range(1, 6))
+    run_id = sync(folder)
+    first = outcome(client, run_id)
+    folder.write(Tracked.file, damage)
+    folder.write(f"{JOURNAL}/{JournalPosition.file}", damage)
+    assert sync(folder) == run_id
+    assert outcome(client, run_id) == first
+    assert folder.tracked().run_id == run_id
+    for name in (Tracked.file, JournalPosition.file):
+        assert any(f"{name}' is damaged" in message for message in caplog.messages)
+
+
+def test_metadata_of_an_earlier_version_is_uploaded_under_its_name(client, run):
+    folder = run()
+    folder.write("facts.json", folder.read(Metadata.file))
+    folder.delete(Metadata.file)
+    found = outcome(client, sync(folder))
+    assert "facts.json" in found["artifacts"]
+    assert Metadata.file not in found["artifacts"]
+    assert found["params"] == {"optim.lr": "0.001", "model.name": "mlp"}
 
 
 # Reaping.
@@ -174,7 +188,7 @@ def running(client, folder, lease):
     sync = RunSync(folder)
     sync.open()
     if lease is not None:
-        client.set_tag(sync.run_id, LEASE_TAG, json.dumps(lease))
+        client.set_tag(sync.run_id, LEASE_TAG, lease.model_dump_json())
     return sync.run_id
 
 
@@ -182,18 +196,20 @@ def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process):
     own = run("own", status="RUNNING")
     own.acquire_lease()
     mine, now = own.holder(), int(time.time() * 1000)
-    elsewhere = {"host": "elsewhere pid:[1]", "pid": 1, "started": "1.00"}
+    elsewhere = Lease(host="elsewhere pid:[1]", pid=1, started="1.00", beat_ms=now)
     runs = {
-        "dead here": running(client, run("a", status="RUNNING"), {**gone_process, "beat_ms": now}),
+        "dead here": running(client, run("a", status="RUNNING"), gone_process),
         "silent elsewhere": running(
-            client, run("b", status="RUNNING"), {**elsewhere, "beat_ms": now - 120_000}
+            client, run("b", status="RUNNING"), elsewhere.replace(beat_ms=now - 120_000)
         ),
         "alive here": running(client, own, mine),
-        "alive elsewhere": running(client, run("c", status="RUNNING"), {**elsewhere, "beat_ms": now}),
+        "alive elsewhere": running(client, run("c", status="RUNNING"), elsewhere),
         "without a lease": running(client, run("d", status="RUNNING"), None),
+        "with a lease of another format": running(client, run("e", status="RUNNING"), None),
     }
+    client.set_tag(runs["with a lease of another format"], LEASE_TAG, "[1")
     finished = sync(run("f"))
-    client.set_tag(finished, LEASE_TAG, json.dumps({**gone_process, "beat_ms": now}))
+    client.set_tag(finished, LEASE_TAG, gone_process.model_dump_json())
     assert sorted(reap(client)) == ["a", "b"]
     status = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
     assert status.pop("dead here") == status.pop("silent elsewhere") == "FAILED"
@@ -203,10 +219,10 @@ def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process):
     assert reap(client) == []
 
 
-def test_a_live_run_beats_its_lease_into_mlflow(client, run):
+def test_a_live_run_renews_its_lease_in_mlflow(client, run):
     folder = run(status="RUNNING")
     folder.acquire_lease()
     sync = RunSync(folder)
     sync.open()
     sync.renew_lease()
-    assert json.loads(client.get_run(sync.run_id).data.tags[LEASE_TAG]) == folder.holder()
+    assert parse_lease(client.get_run(sync.run_id).data.tags[LEASE_TAG]) == folder.holder()

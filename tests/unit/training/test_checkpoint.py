@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 from shoal.errors import CheckpointError
+from shoal.storage.records import CheckpointState, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import (
-    MANIFEST,
+    DATASET_INFO,
     OPTIMIZER,
-    PREPARED,
-    STATE,
     WEIGHTS,
     TrainingProgress,
     random_state,
@@ -23,7 +22,7 @@ from shoal.training.checkpoint.contents import (
 from shoal.training.checkpoint.restore import restore
 from shoal.training.checkpoint.store import CheckpointStore
 
-FILES = [WEIGHTS, OPTIMIZER, STATE, PREPARED]
+FILES = [WEIGHTS, OPTIMIZER, CheckpointState.file, DATASET_INFO]
 
 
 def trained(steps=3, seed=0):
@@ -89,8 +88,8 @@ def test_everything_comes_back_as_it_was(place):
     assert restore(store, "step-000007", fresh, fresh_optimizer) == progress
     assert equal(dict(fresh.state_dict()), dict(model.state_dict()))
     assert equal(fresh_optimizer.state_dict(), optimizer.state_dict())
-    assert store.dataset_info("step-000007") == b'{"rows": 1}'
-    assert store.state("step-000007")["attempt"] == 3
+    assert RunFolder(place).read(f"{CHECKPOINTS}/step-000007/{DATASET_INFO}") == b'{"rows": 1}'
+    assert store.state("step-000007").attempt == 3
     assert store.latest() == ("step-000007", [])
 
 
@@ -241,17 +240,40 @@ def test_checkpoints_are_ordered_by_step_beyond_the_digits_of_their_names(store)
     assert store.latest() == ("step-1000000", [])
 
 
-@pytest.mark.parametrize("file", [*FILES, MANIFEST])
+@pytest.mark.parametrize("damage", [b"", b'{"model.safet', b"[]", b'{"files": {"state.json": 3}}'])
+def test_a_checkpoint_with_a_damaged_manifest_is_passed_over_with_the_name_of_the_file(store, folder, damage):
+    save(store, 1, 2)
+    folder.write(f"{CHECKPOINTS}/step-000002/{Manifest.file}", damage)
+    name, (complaint,) = store.latest()
+    assert name == "step-000001"
+    assert "step-000002' is corrupt (manifest.json: " in complaint
+
+
+def test_a_checkpoint_of_an_earlier_version_is_sound_and_is_read(store, folder):
+    """Its manifest lists the files alone, and the file about the data has another name."""
+    model, optimizer = trained()
+    (name,) = save(store, 3)
+    inside = f"{CHECKPOINTS}/{name}"
+    folder.write(f"{inside}/prepared.json", folder.read(f"{inside}/{DATASET_INFO}"))
+    folder.delete(f"{inside}/{DATASET_INFO}")
+    files = {file: digest.model_dump() for file, digest in folder.load(Manifest, inside).files.items()}
+    files["prepared.json"] = files.pop(DATASET_INFO)
+    folder.write(f"{inside}/{Manifest.file}", json.dumps(files).encode())
+    assert store.latest() == (name, [])
+    assert restore(store, name, model, optimizer).step == 3
+
+
+@pytest.mark.parametrize("file", [*FILES, Manifest.file])
 def test_a_damaged_checkpoint_is_passed_over_with_a_complaint_that_names_it(store, folder, file):
     save(store, 1, 2)
-    if file == MANIFEST:
-        folder.write(f"{CHECKPOINTS}/step-000002/{MANIFEST}", b'{"model.safet')
+    if file == Manifest.file:
+        folder.write(f"{CHECKPOINTS}/step-000002/{Manifest.file}", b'{"model.safet')
     else:
         corrupt(folder, "step-000002", file)
     name, (complaint,) = store.latest()
     assert name == "step-000001"
     assert "step-000002' is corrupt" in complaint
-    assert file == MANIFEST or file in complaint
+    assert file == Manifest.file or file in complaint
 
 
 def test_a_checkpoint_with_a_file_cut_short_lost_or_never_listed_is_passed_over(store, folder):
@@ -259,14 +281,13 @@ def test_a_checkpoint_with_a_file_cut_short_lost_or_never_listed_is_passed_over(
     weights = folder.read(f"{CHECKPOINTS}/step-000002/{WEIGHTS}")
     folder.write(f"{CHECKPOINTS}/step-000002/{WEIGHTS}", weights[:-1])
     folder.delete(f"{CHECKPOINTS}/step-000003/{OPTIMIZER}")
-    manifest = json.loads(folder.read(f"{CHECKPOINTS}/step-000004/{MANIFEST}"))
-    manifest.pop(STATE)
-    folder.write(f"{CHECKPOINTS}/step-000004/{MANIFEST}", json.dumps(manifest).encode())
+    files = dict(folder.load(Manifest, inside=f"{CHECKPOINTS}/step-000004").files)
+    files.pop(CheckpointState.file)
+    folder.save(Manifest(files=files), inside=f"{CHECKPOINTS}/step-000004")
     name, complaints = store.latest()
     assert name == "step-000001"
-    assert [part in text for part, text in zip((STATE, OPTIMIZER, WEIGHTS), complaints, strict=True)] == [
-        True
-    ] * 3
+    for file, complaint in zip((CheckpointState.file, OPTIMIZER, WEIGHTS), complaints, strict=True):
+        assert file in complaint
 
 
 def test_when_every_checkpoint_is_corrupt_training_does_not_start_over_silently(store, folder):
@@ -330,7 +351,7 @@ def test_what_is_saved_in_the_background_is_there_after_waiting(store):
         saver.save(taken(step))
     saver.wait()
     assert store.names() == ["step-000001", "step-000002"]
-    assert store.state("step-000002")["attempt"] == 2
+    assert store.state("step-000002").attempt == 2
 
 
 def test_the_best_waits_for_the_next_checkpoint_and_is_written_before_it(store):

@@ -15,8 +15,8 @@ from shoal.config.schema import Section
 from shoal.distributed import dtensor_io
 from shoal.training.ema import EMA
 
-WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.pt", "state.json", "manifest.json"
-PREPARED = "prepared.json"
+WEIGHTS, OPTIMIZER, DATASET_INFO = "model.safetensors", "optimizer.pt", "dataset_info.json"
+FORMER_DATASET_INFO = "prepared.json"  # its name in checkpoints of earlier versions
 
 NAME_PREFIX = "step-"
 

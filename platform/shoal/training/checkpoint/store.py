@@ -2,11 +2,10 @@
 
 import hashlib
 import io
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from shoal.distributed import dtensor_io
 from shoal.errors import CheckpointError
+from shoal.storage.records import CheckpointState, FileDigest, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.training.checkpoint.contents import (
-    MANIFEST,
+    DATASET_INFO,
+    FORMER_DATASET_INFO,
     OPTIMIZER,
-    PREPARED,
-    STATE,
     WEIGHTS,
     Snapshot,
     TrainingProgress,
@@ -61,8 +60,8 @@ class CheckpointStore:
         """Add whole weights to a checkpoint of shards; the manifest that lists them follows them."""
         name, data = checkpoint_name(step), _weights_bytes(weights)
         self._folder.write(f"{CHECKPOINTS}/{name}/{WEIGHTS}", data)
-        manifest = json.loads(self._read(name, MANIFEST)) | {WEIGHTS: _described(data)}
-        self._folder.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", json.dumps(manifest).encode())
+        files = self._manifest(name).files | {WEIGHTS: _digest(data)}
+        self._folder.save(Manifest(files=files), inside=f"{CHECKPOINTS}/{name}")
 
     def names(self) -> list[str]:
         """Return the complete checkpoints, oldest first."""
@@ -70,7 +69,7 @@ class CheckpointStore:
         complete = {
             name: step
             for name, step in steps.items()
-            if step is not None and self._folder.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+            if step is not None and self._folder.exists(f"{CHECKPOINTS}/{name}/{Manifest.file}")
         }
         return sorted(complete, key=complete.__getitem__)
 
@@ -99,19 +98,18 @@ class CheckpointStore:
         return self._best(self.names())
 
     def _best(self, names: list[str]) -> str | None:
-        step = self.state(names[-1])["best"].get("best/step") if names else None
+        step = self.state(names[-1]).best.get("best/step") if names else None
         name = checkpoint_name(int(step)) if step is not None else None
         return name if name in names else None
 
-    def state(self, name: str) -> dict[str, Any]:
-        return dict(json.loads(self._read(name, STATE)))
+    def state(self, name: str) -> CheckpointState:
+        return CheckpointState.parse(self._read(name, CheckpointState.file))
 
     def progress(self, name: str) -> TrainingProgress:
         state = self.state(name)
-        return TrainingProgress(**{key: state[key] for key in TrainingProgress.__dataclass_fields__})
-
-    def dataset_info(self, name: str) -> bytes:
-        return self._read(name, PREPARED)
+        return TrainingProgress(
+            **{field.name: getattr(state, field.name) for field in fields(TrainingProgress)}
+        )
 
     def weights(self, name: str) -> dict[str, Tensor]:
         from safetensors.torch import load
@@ -123,7 +121,7 @@ class CheckpointStore:
         return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
 
     def has_shards(self, name: str) -> bool:
-        return dtensor_io.INDEX in json.loads(self._read(name, MANIFEST))
+        return dtensor_io.INDEX in self._manifest(name).files
 
     @contextmanager
     def on_disk(self, name: str) -> Iterator[Path]:
@@ -138,28 +136,41 @@ class CheckpointStore:
             local.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".part-", dir=local))
 
-    def _publish(self, part: Path, name: str, manifest: Mapping[str, Any]) -> None:
-        (part / MANIFEST).write_text(json.dumps(manifest))
-        self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=MANIFEST)
+    def _publish(self, part: Path, name: str, files: dict[str, FileDigest]) -> None:
+        (part / Manifest.file).write_bytes(Manifest(files=files).to_bytes())
+        self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=Manifest.file)
         self._retain(name)
+
+    def _manifest(self, name: str) -> Manifest:
+        return Manifest.parse(self._read(name, Manifest.file))
 
     def _read(self, name: str, file: str) -> bytes:
         return self._folder.read(f"{CHECKPOINTS}/{name}/{file}")
 
     def _problem(self, name: str) -> str | None:
+        """Return what is wrong with a checkpoint, or None."""
         try:
-            manifest = json.loads(self._read(name, MANIFEST))
-            for file, metadata in manifest.items():
-                data = self._read(name, file)
-                if len(data) != metadata["bytes"]:
-                    return f"{file} has {len(data)} bytes, not {metadata['bytes']}"
-                if _sha256(data) != metadata["sha256"]:
-                    return f"{file} does not match its SHA-256"
-            tensors = dtensor_io.INDEX if dtensor_io.INDEX in manifest else WEIGHTS
-            missing = {tensors, OPTIMIZER, STATE, PREPARED} - set(manifest)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
+            files = self._manifest(name).files
+        except (OSError, ValueError) as error:
+            return f"{Manifest.file}: {error}"
+        tensors = dtensor_io.INDEX if dtensor_io.INDEX in files else WEIGHTS
+        info = FORMER_DATASET_INFO if FORMER_DATASET_INFO in files else DATASET_INFO
+        for file, expected in files.items():
+            if problem := self._file_problem(name, file, expected):
+                return problem
+        missing = {tensors, OPTIMIZER, CheckpointState.file, info} - files.keys()
         return f"{missing.pop()} is missing" if missing else None
+
+    def _file_problem(self, name: str, file: str, expected: FileDigest) -> str | None:
+        try:
+            data = self._read(name, file)
+        except OSError as error:
+            return f"{file}: {type(error).__name__}: {error}"
+        if len(data) != expected.bytes:
+            return f"{file} has {len(data)} bytes, not {expected.bytes}"
+        if _sha256(data) != expected.sha256:
+            return f"{file} does not match its SHA-256"
+        return None
 
     def _retain(self, saved: str) -> None:
         """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after."""
@@ -172,7 +183,7 @@ class CheckpointStore:
         for name in names:
             if name not in keep:
                 # The manifest goes first: what remains of an interrupted deletion is no checkpoint.
-                self._folder.delete(f"{CHECKPOINTS}/{name}/{MANIFEST}")
+                self._folder.delete(f"{CHECKPOINTS}/{name}/{Manifest.file}")
                 self._folder.delete(f"{CHECKPOINTS}/{name}")
 
 
@@ -198,8 +209,8 @@ class ShardedStore(CheckpointStore):
         assert part is not None
         dtensor_io.write(keyed_tensors(snapshot.weights, snapshot.optimizer["state"]), part, self._group)
 
-        def hand_in() -> dict[str, Any]:
-            described = {path.name: _described_file(path) for path in dtensor_io.files_of(self._rank, part)}
+        def hand_in() -> dict[str, FileDigest]:
+            described = {path.name: _file_digest(path) for path in dtensor_io.files_of(self._rank, part)}
             if not (is_first or is_shared):
                 self._folder.put_folder(part, f"{CHECKPOINTS}/{name}")
             return described
@@ -209,7 +220,7 @@ class ShardedStore(CheckpointStore):
             random = _torch_bytes({"random": snapshot.random})
             rest = _write(part, {OPTIMIZER: random, **_about(snapshot, metadata, dataset_info)})
             self._publish(
-                part, name, {file: metadata for own in [*described, rest] for file, metadata in own.items()}
+                part, name, {file: digest for own in [*described, rest] for file, digest in own.items()}
             )
         return name
 
@@ -231,14 +242,15 @@ class ShardedStore(CheckpointStore):
 
 def _about(snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> dict[str, bytes]:
     """Return the files that are the same for whole tensors and shards."""
-    return {STATE: json.dumps({**asdict(snapshot.progress), **metadata}).encode(), PREPARED: dataset_info}
+    state = CheckpointState(**asdict(snapshot.progress), **metadata)
+    return {CheckpointState.file: state.to_bytes(), DATASET_INFO: dataset_info}
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Write files and return what a manifest says of them."""
+def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, FileDigest]:
+    """Write files and return their digests."""
     for file, data in files.items():
         (folder / file).write_bytes(data)
-    return {file: _described(data) for file, data in files.items()}
+    return {file: _digest(data) for file, data in files.items()}
 
 
 def _weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -260,16 +272,13 @@ def _torch_bytes(value: Any) -> bytes:
     return stream.getvalue()
 
 
-def _described(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": _sha256(data)}
+def _digest(data: bytes) -> FileDigest:
+    return FileDigest(bytes=len(data), sha256=_sha256(data))
 
 
-def _described_file(path: Path) -> dict[str, Any]:
+def _file_digest(path: Path) -> FileDigest:
     with path.open("rb") as stream:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-        }
+        return FileDigest(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def _sha256(data: bytes) -> str:

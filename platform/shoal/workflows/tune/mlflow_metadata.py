@@ -12,7 +12,7 @@ def sweep_metadata(plan: SweepPlan, dataset_info: DatasetInfo) -> Metadata:
     """Return what is known before the first trial."""
     base, tune = plan.base, plan.config.tune
     size = base.size or measure_model(base.config, dataset_info)
-    metadata = Metadata.model_validate(run_metadata(base.config, dataset_info, size))
+    metadata = run_metadata(base.config, dataset_info, size)
     params = metadata.params | plan.config.space
     params |= {f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")}
     del params["model.parameters"]  # differs between trials

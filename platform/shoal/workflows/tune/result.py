@@ -6,7 +6,7 @@ from typing import Any
 
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.runs.finalize import package_and_verify
-from shoal.storage.records import BestTrial, Identity, Outcome, SweepResult, Tracked, TrialResult, TrialRow
+from shoal.storage.records import BestTrial, Identity, Outcome, SweepResult, TrialResult, TrialRow
 from shoal.storage.run_folder import RunFolder
 from shoal.tasks.open_data import preprocessing_spec
 from shoal.tune.engine import Trial
@@ -27,7 +27,8 @@ def package_best(state: SweepState, dataset_cache: DatasetCache, trial: Trial) -
     config, folder = progress.config, progress.folder
     cached = dataset_cache.get(config)
     preprocessing = preprocessing_spec(config.data, config.task, config.seed, cached.plan.source)
-    outcome = folder.read_json(Outcome.file)
+    outcome = folder.load(Outcome)
+    assert outcome is not None, "a ranked trial has ended"
     is_verified = package_and_verify(folder, config, cached.plan.source, preprocessing, cached.info, outcome)
     folder.update(Identity, registered_model_name=state.config.track.registered_model_name)
     return is_verified
@@ -84,7 +85,7 @@ def covers(result: SweepResult | None, total: int) -> bool:
 
 def _best_trial(state: SweepState, won: TrialRow, is_verified: bool) -> BestTrial:
     folder = state.trial_folder(state.trials[won.number])
-    result, tracked = folder.load(TrialResult), folder.load(Tracked)
+    result = folder.load(TrialResult)
     return BestTrial(
         trial=won.name,
         params=won.params,
@@ -92,7 +93,7 @@ def _best_trial(state: SweepState, won: TrialRow, is_verified: bool) -> BestTria
         metrics=result.metrics if result else {},
         model=result.model if result else None,
         run_folder=folder.uri,
-        mlflow_run_id=tracked.run_id if tracked else None,
+        mlflow_run_id=folder.tracked().run_id,
         is_verified=is_verified,
     )
 

@@ -15,7 +15,7 @@ from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.data.dataset_info import DatasetInfo
 from shoal.errors import TrainingError
 from shoal.runs.lifecycle import RunLifecycle
-from shoal.storage.records import Identity, SweepResult, Tracked
+from shoal.storage.records import SweepResult
 from shoal.storage.run_folder import STOP, RunFolder
 from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
@@ -106,15 +106,14 @@ class _SweepRun(RunLifecycle):
         metric, mode = self.config.tune.metric, self.config.mode
         with ThreadPoolExecutor(1) as pool:
             packaged = pool.submit(package_best, state, self._dataset_cache, trial)
-            identity = self.folder.load(Identity)
-            assert identity is not None
-            self._findings = write_report(self.folder, rows, identity.name, metric, mode, state.elapsed_s())
+            name = self.folder.identity().name
+            self._findings = write_report(self.folder, rows, name, metric, mode, state.elapsed_s())
             self._is_verified = packaged.result()
-        tracked = state.progress[trial].folder.load(Tracked)
-        add_best(self.folder, metric, won, tracked.run_id if tracked else None, self._findings.note)
+        run_id = state.progress[trial].folder.tracked().run_id
+        add_best(self.folder, metric, won, run_id, self._findings.note)
         return self.write_result({"status": "FINISHED"})
 
-    def write_result(self, ending: dict[str, Any]) -> SweepResult:  # type: ignore[override]
+    def write_result(self, ending: dict[str, Any]) -> SweepResult:
         result = sweep_result(
             self._state,
             self._findings,

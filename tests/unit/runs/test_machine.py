@@ -1,0 +1,97 @@
+"""What a machine holds is checked before Ray starts, with the arithmetic in the message."""
+
+import os
+import socket
+
+import pytest
+
+from shoal.errors import ConfigError
+from shoal.runs import machine
+from shoal.runs.config import ScaleConfig
+from shoal.runs.machine import check_local, check_resources, cluster_address
+
+
+@pytest.mark.parametrize(
+    ("scale", "cpus", "gpus"),
+    [
+        ({"num_workers": 4}, 4, 0),
+        ({"num_workers": 4, "cpus_per_worker": 0.5}, 2, 0),
+        ({"num_workers": 3, "cpus_per_worker": 0.1}, 0.3, 0),  # 0.30000000000000004 needed
+        ({"num_workers": 2, "use_gpu": True}, 2, 2),
+        ({"num_workers": 2, "use_gpu": "auto"}, 2, 0),
+        ({"num_workers": 0}, 0, 0),
+    ],
+)
+def test_what_fits_is_accepted(scale, cpus, gpus):
+    check_resources(ScaleConfig(**scale), cpus, gpus, "this machine")
+
+
+@pytest.mark.parametrize(
+    ("scale", "cpus", "message"),
+    [
+        (
+            {"num_workers": 8},
+            4,
+            "scale.num_workers=8 x scale.cpus_per_worker=1 needs 8 CPUs and this machine has 4: "
+            "set scale.cpus_per_worker=0.5 or lower scale.num_workers",
+        ),
+        (
+            {"num_workers": 2, "use_gpu": True},
+            4,
+            "scale.num_workers=2 with scale.use_gpu=true needs 2 GPUs and this machine has 1: "
+            "lower scale.num_workers, or set scale.use_gpu=auto",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_arithmetic_and_a_remedy(scale, cpus, message):
+    with pytest.raises(ConfigError) as caught:
+        check_resources(ScaleConfig(**scale), cpus, 1, "this machine")
+    assert str(caught.value) == message
+
+
+def test_the_remedy_fits():
+    with pytest.raises(ConfigError, match=r"cpus_per_worker=0\.43 or") as caught:
+        check_resources(ScaleConfig(num_workers=7), 3, 0, "the cluster")
+    share = float(str(caught.value).partition("set scale.cpus_per_worker=")[2].partition(" ")[0])
+    check_resources(ScaleConfig(num_workers=7, cpus_per_worker=round(share - 0.005, 2)), 3, 0, "the cluster")
+
+
+def test_cpus_that_are_kept_for_reading_are_said():
+    with pytest.raises(ConfigError, match=r"the cluster has 3 \(1 are kept for Ray Data, which streams\)"):
+        check_resources(ScaleConfig(num_workers=4), 3, 0, "the cluster", spare=1)
+
+
+def test_this_machine_is_checked_only_where_it_is_the_cluster():
+    scale = ScaleConfig(num_workers=10 * (os.cpu_count() or 1))
+    check_local(scale, cluster_address="10.0.0.1:6379")
+    check_local(scale.model_copy(update={"num_workers": 0}), cluster_address=None)
+    with pytest.raises(ConfigError, match="this machine has"):
+        check_local(scale, cluster_address=None)
+
+
+@pytest.fixture
+def cluster_file(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(machine, "CLUSTER_FILE", tmp_path / "ray_current_cluster")
+    return tmp_path / "ray_current_cluster"
+
+
+def test_a_cluster_of_this_machine_counts_while_it_answers(cluster_file):
+    assert cluster_address() is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        cluster_file.write_text(f"{address}\n")
+        assert cluster_address() == address
+    assert cluster_address() is None
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "127.0.0.1:port"])
+def test_a_file_that_names_no_cluster_is_ignored(cluster_file, text):
+    cluster_file.write_text(text)
+    assert cluster_address() is None
+
+
+def test_a_named_cluster_comes_first(cluster_file, monkeypatch):
+    cluster_file.write_text("127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster_address() == "10.0.0.1:6379"
