@@ -20,7 +20,7 @@ def decide_retry(error: BaseException, lost: int, max_failures: int) -> bool:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether this is Ray's word for a process or node that died."""
+    """Whether an exception means that a process or a node died."""
     from ray.exceptions import (
         NodeDiedError,
         ObjectLostError,

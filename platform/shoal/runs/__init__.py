@@ -5,7 +5,7 @@
 - `validate`, `machine`: what is checked before anything is started
 - `lifecycle`: lease, watchdog and tracker of one attempt
 - `worker`: one worker's training, from its spec to the outcome; `callbacks`: what it attaches to the loop
-- `mlflow_metadata`: what MLflow is told besides metrics
+- `mlflow_metadata`: what MLflow receives besides metrics
 - `finalize`: the model packaged and verified, pictures
 - `job_result`: what other jobs keep as a run
 

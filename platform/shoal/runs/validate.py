@@ -1,4 +1,4 @@
-"""A run that was checked: config, data, model and machine fit together, and nothing is started yet."""
+"""Checks before anything starts: config, data, model and machine fit together."""
 
 import sys
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def validate(config: RunConfig, connect: Connect) -> RunPlan:
     """Check all that can be checked before anything is started.
 
     Args:
-        connect: called ahead of a user's function that uses Ray, which would start Ray in its own way.
+        connect: called before a user's function that uses Ray, which would start Ray with other settings.
 
     Raises:
         UserError: the first rule that is broken.
@@ -71,7 +71,7 @@ def measure_model(config: RunConfig, dataset_info: DatasetInfo) -> ModelSize:
     """Build the model once, here, and return its size.
 
     Raises:
-        ModelError: it cannot be built, does not take such rows, or cannot be shared as `scale.strategy` says.
+        ModelError: it cannot be built, does not take such rows, or cannot be divided as `scale.strategy` says.
     """
     transform = dataset_info.transform
     first = transform.columns[0]

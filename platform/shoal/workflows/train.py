@@ -86,7 +86,7 @@ class _TrainingRun(RunLifecycle):
         return self
 
     def train(self) -> None:
-        """Run the workers until the work is done, restarting after what is not the user's fault."""
+        """Run the workers until they finish; lost ones are restarted."""
         for leftover in (STOP, Outcome.file, ErrorRecord.file):
             self.folder.delete(leftover)
         if self.config.scale.num_workers == 0:
@@ -125,7 +125,7 @@ class _TrainingRun(RunLifecycle):
         self.tracker.start()
 
     def _check_unchanged(self, dataset_info: DatasetInfo) -> None:
-        """Refuse to go on with other data than the run began with."""
+        """Refuse to continue with other data than the run began with."""
         earlier = self.folder.load(Metadata)
         if earlier and earlier.dataset and earlier.dataset.digest != dataset_info.fingerprint:
             raise DataError(
