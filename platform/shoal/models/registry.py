@@ -90,27 +90,33 @@ def build_model(
     } | ({"init": config.init} if is_transformers else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            model = call_with(builder, offered, config.args)
-        except ModelError:
-            raise
-        except UserError as error:
-            raise ModelError(f"model.name='{config.name}', model.args={config.args}: {error}") from None
-        except Exception as error:
-            raise ModelError(
-                f"model.name='{config.name}' raised {type(error).__name__}: {error}: fix the builder or its "
-                f"arguments ({', '.join(f'{key}={value}' for key, value in (offered | config.args).items())})"
-            ) from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"model.name='{config.name}' returned a {type(model).__name__}: a builder returns a torch.nn.Module"
-        )
+        model = _call_builder(config, builder, offered)
     if config.parametrization == "mup":
         at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
         base = build_model(config.model_copy(update=at_base), input_shape, outputs, seed, vocabulary, task)
         _convert_to_mup(model, base, config)
     if config.init is not None:
         load_pretrained(model, config.init)
+    return model
+
+
+def _call_builder(config: ModelConfig, builder: Callable[..., Any], offered: dict[str, Any]) -> nn.Module:
+    """Call a builder with the arguments that it takes; its errors name the config's keys."""
+    try:
+        model = call_with(builder, offered, config.args)
+    except ModelError:
+        raise
+    except UserError as error:
+        raise ModelError(f"model.name='{config.name}', model.args={config.args}: {error}") from None
+    except Exception as error:
+        raise ModelError(
+            f"model.name='{config.name}' raised {type(error).__name__}: {error}: fix the builder or its "
+            f"arguments ({', '.join(f'{key}={value}' for key, value in (offered | config.args).items())})"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model.name='{config.name}' returned a {type(model).__name__}: a builder returns a torch.nn.Module"
+        )
     return model
 
 
