@@ -17,18 +17,17 @@ def sweep_metadata(plan: SweepPlan, dataset_info: DatasetInfo) -> Metadata:
     params |= {f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")}
     del params["model.parameters"]  # differs between trials
     tags = metadata.tags | {"shoal.trials": plan.total, "shoal.sweep": "true"}
-    return metadata.model_copy(update={"params": params, "tags": tags})
+    return metadata.replace(params=params, tags=tags)
 
 
 def add_best(folder: RunFolder, metric: str, won: TrialRow, run_id: str | None, note: str) -> None:
     """Add the best trial as tags: MLflow's params cannot change, and a later attempt may find a better one."""
     metadata = folder.load(Metadata)
     assert metadata is not None, "it is written before the first trial"
-    tags = metadata.tags | {f"best.{key}": value for key, value in won.params.items()}
-    tags |= {
+    tags = {f"best.{key}": value for key, value in won.params.items()} | {
         "best.trial": won.name,
         f"best.{metric.replace('/', '_')}": won.metric,
         "best.run_id": run_id,
         "mlflow.note.content": note,
     }
-    folder.save(metadata.model_copy(update={"tags": tags}))
+    folder.save(metadata.extended(tags=tags))

@@ -6,6 +6,7 @@ from typing import Any
 
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.runs.finalize import package_and_verify
+from shoal.runs.resolve import finished_result
 from shoal.storage.records import BestTrial, Identity, Outcome, SweepResult, TrialResult, TrialRow
 from shoal.storage.run_folder import RunFolder
 from shoal.tasks.open_data import preprocessing_spec
@@ -74,8 +75,7 @@ def why_no_trial_is_ranked(state: SweepState) -> str:
 
 def finished_sweep(folder: RunFolder) -> SweepResult | None:
     """Return the result of a sweep that has finished, or None."""
-    result = folder.load(SweepResult)
-    return result if result and result.status == "FINISHED" else None
+    return finished_result(folder, SweepResult)
 
 
 def covers(result: SweepResult | None, total: int) -> bool:

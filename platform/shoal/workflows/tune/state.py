@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shoal.storage.records import Identity, TrialRow
+from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import TRIALS, RunFolder
 from shoal.tune.config import SweepConfig
 from shoal.tune.engine import Engine, Trial
@@ -96,7 +96,5 @@ class SweepState:
     def elapsed_s(self) -> float:
         """Return the seconds since the sweep began, over all attempts."""
         if self._start_s is None:
-            identity = self.folder.load(Identity)
-            assert identity is not None, "the lifecycle creates it"
-            self._start_s = identity.start_ms / 1000
+            self._start_s = self.folder.identity().start_ms / 1000
         return time.time() - self._start_s

@@ -4,14 +4,13 @@ A trial is a run folder below the sweep's, with a journal and checkpoints of its
 is replayed through the engine before a process works on the trial, so nothing is trained twice.
 """
 
-import time
-
 from shoal.cluster.actor_pool import ActorPool
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.cluster.trial_actor import TrialSpec
 from shoal.config.loading import to_yaml
 from shoal.errors import ShoalError
 from shoal.runs.worker import WorkerSpec
+from shoal.storage.lease import now_ms
 from shoal.storage.records import ErrorRecord, Identity, TrialResult
 from shoal.storage.run_folder import CONFIG
 from shoal.tasks.open_data import preprocessing_spec
@@ -92,7 +91,7 @@ class TrialLifecycle:
             result = progress.result(trial, self._config.tune.metric, outcome)
             progress.set_cost(result)
             folder.save(result)
-            folder.update(Identity, status=result.status, reason=reason, end_ms=int(time.time() * 1000))
+            folder.update(Identity, status=result.status, reason=reason, end_ms=now_ms())
         self._log_best()
         free_checkpoints(self._state)
 
