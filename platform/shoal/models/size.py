@@ -1,7 +1,7 @@
 """The size of a model: parameters, bytes, and floating-point operations of a forward pass."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,9 +17,6 @@ class ModelSize:
     parameters: int
     bytes: int
     flops_per_sample: int
-
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
 
     def __str__(self) -> str:
         return (

@@ -54,15 +54,12 @@ class Folder:
             ) from None
         self.uri = uri.rstrip("/")
 
-    def child(self, name: str) -> "Folder":
-        return Folder(f"{self.uri}/{name}")
-
     def local(self, name: str = "") -> Path | None:
         """The path on this machine's disk, or None for an object store."""
         return Path(self._path(name)) if self.is_local else None
 
     def create(self) -> None:
-        """Make the folder and prove that it can be written.
+        """Make the folder and check that it can be written.
 
         Raises:
             StorageError: with the reason the system gave.
@@ -208,7 +205,7 @@ class _PartAppender:
         self._folder, self._stem = folder, name
         parent, _, stem = name.rpartition("/")
         earlier = [part for part in folder.names(parent) if part.startswith(f"{stem}.")]
-        # A worker that is restarted opens its journal again: its parts follow those that are there.
+        # A restarted worker opens its journal again: its parts follow the existing ones.
         self._number = max((int(part.rpartition(".")[2]) + 1 for part in earlier), default=0)
         self._gathered, self._since = b"", time.monotonic()
 

@@ -136,7 +136,7 @@ class Tracker:
         if is_last:
             self._sync.close()
             return
-        self._sync.ship()
+        self._sync.send_points()
         self._sync.renew_lease()
 
 

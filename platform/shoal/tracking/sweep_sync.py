@@ -25,7 +25,7 @@ class SweepSync(RunSync):
         self.synced_at_s: float | None = None
         self.is_thorough = False
         self._trials: dict[str, RunSync] = {}
-        self._delivered: set[str] = set()
+        self._synced: set[str] = set()
 
     def open(self) -> None:
         """Find or create the sweep's run, and find those of its trials."""
@@ -40,20 +40,20 @@ class SweepSync(RunSync):
             if not token:
                 return
 
-    def ship(self) -> int:
+    def send_points(self) -> int:
         """Send the new points of sweep and trials; close the trials that have ended."""
-        sent = super().ship()
-        left = [name for name in self._folder.names(TRIALS) if name not in self._delivered]
+        sent = super().send_points()
+        left = [name for name in self._folder.names(TRIALS) if name not in self._synced]
         for name in left:
-            sent += self._ship_trial(name)
+            sent += self._sync_trial(name)
         if left:
-            self.synced_at_s = time.time() if self._delivered.issuperset(left) else None
+            self.synced_at_s = time.time() if self._synced.issuperset(left) else None
         return sent
 
     def close(self) -> None:
         """Sync every trial, the report, then the sweep itself."""
-        self._delivered.clear()
-        self.ship()
+        self._synced.clear()
+        self.send_points()
         if self._folder.holder() is None:
             for trial in self._trials.values():
                 trial.close()  # no process works on it any more
@@ -68,7 +68,7 @@ class SweepSync(RunSync):
                 trial.close_run(status, reason, end_ms)
         super().close_run(status, reason, end_ms)
 
-    def _ship_trial(self, name: str) -> int:
+    def _sync_trial(self, name: str) -> int:
         folder = self._folder.inner(f"{TRIALS}/{name}")
         identity = folder.load(Identity)
         if identity is None or (identity.status == "RUNNING" and not folder.exists(folder.path_of(Metadata))):
@@ -77,19 +77,19 @@ class SweepSync(RunSync):
         digest = hashlib.sha256(identity.model_dump_json().encode()).hexdigest()
         delivered = f"{digest} to {self.identity.tracking_uri}"
         if folder.tracked().delivered == delivered and not self.is_thorough:
-            self._delivered.add(name)
+            self._synced.add(name)
             return 0
         if name not in self._trials:
             self._trials[name] = RunSync(folder, self)
         trial = self._trials[name]
         if not trial.is_open:
             trial.open()
-        sent = trial.ship()
+        sent = trial.send_points()
         # The status was read before the points: a trial that ends in between is closed the next time.
         if identity.status != "RUNNING":
             trial.close()
             folder.update_tracked(delivered=delivered)
-            self._delivered.add(name)
+            self._synced.add(name)
             del self._trials[name]
         return sent
 

@@ -84,7 +84,7 @@ class RunSync:
             self.renew_lease()
         self._describe(run)
 
-    def ship(self) -> int:
+    def send_points(self) -> int:
         """Send the points written since the last call; return how many there were."""
         from mlflow.entities import Metric
 
@@ -109,7 +109,7 @@ class RunSync:
 
     def close(self) -> None:
         """Send what is left: points, tags, pictures, result, model, registration; then the final status."""
-        self.ship()
+        self.send_points()
         self._tag()
         self._upload_pictures()
         self._upload(SAMPLE)

@@ -62,7 +62,7 @@ def main(folder_uri: str) -> None:
             return  # a later attempt has taken over
         sync = make_sync(folder)
         sync.open()
-        sync.ship()
+        sync.send_points()
         if folder.holder() is None:
             sync.close_run(status, reason)
 

@@ -73,10 +73,10 @@ def test_deleting_takes_files_folders_and_nothing_at_all(folder):
     assert folder.names() == []
 
 
-def test_a_child_is_a_folder_below(folder):
-    folder.child("run").write("a", b"x")
+def test_a_folder_below_has_the_same_files_under_its_own_uri(folder):
+    Folder(f"{folder.uri}/run").write("a", b"x")
     assert folder.read("run/a") == b"x"
-    assert folder.child("run").names() == ["a"]
+    assert Folder(f"{folder.uri}/run").names() == ["a"]
 
 
 def test_a_folder_is_moved_in_whole_and_comes_back(folder, tmp_path):

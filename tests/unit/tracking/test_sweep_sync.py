@@ -7,6 +7,7 @@ import pytest
 from curves import history, log_curve
 from shoal.storage.records import Identity, Metadata
 from shoal.storage.run_folder import REPORTS, TRIALS
+from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
 from shoal.tracking.reaper import reap
 from shoal.tracking.sweep_sync import SweepSync, make_sync, sync
@@ -66,7 +67,7 @@ def test_a_trial_that_is_synced_again_within_one_session_is_the_same_child(clien
     folder = sweep()
     sync = make_sync(folder)
     sync.open()
-    sync.ship()
+    sync.send_points()
     trial = folder.inner(f"{TRIALS}/t0000")
     trial.update(Identity, registered_model_name="new")
     trial.update(Metadata, tags={"shoal.new": "yes"})
@@ -81,15 +82,23 @@ def test_trials_that_were_synced_are_skipped_and_the_time_when_all_were_is_kept(
     folder.acquire_lease()
     sync = SweepSync(folder)
     sync.open()
-    assert sync.ship() == 6
+    assert sync.send_points() == 6
     assert sync.synced_at_s is None
     Journal(folder.inner(f"{TRIALS}/t0000"), attempt=2).sync()
     log_curve(folder.inner(f"{TRIALS}/t0000"), range(4, 6), attempt=2)
-    assert sync.ship() == 0
+    assert sync.send_points() == 0
     folder.inner(f"{TRIALS}/t0001").update(Identity, status="FINISHED")
-    sync.ship()
+    sync.send_points()
     assert sync.synced_at_s == pytest.approx(time.time(), abs=5)
     assert {run.info.status for run in children(client, sync.run_id).values()} == {"FINISHED"}
+
+
+def test_the_tracker_reports_when_all_trials_were_synced(sweep):
+    folder = sweep()
+    tracker = Tracker(folder)
+    tracker.start()
+    assert tracker.close()
+    assert tracker.synced_at_s == pytest.approx(time.time(), abs=60)
 
 
 def test_a_sweep_whose_driver_died_is_closed_with_its_trials(client, sweep):
@@ -105,7 +114,7 @@ def test_whoever_reaps_a_sweep_on_a_lost_host_reaps_its_trials_too(client, sweep
     folder.acquire_lease()
     sync = SweepSync(folder)
     sync.open()
-    sync.ship()
+    sync.send_points()
     client.set_tag(sync.run_id, LEASE_TAG, gone_process.model_dump_json())
     assert set(reap(client)) >= {"sweep", "t0001"}
     found = children(client, sync.run_id)
@@ -120,5 +129,5 @@ def test_a_trial_whose_params_are_not_known_yet_waits(client, sweep):
     folder.inner(f"{TRIALS}/t0000").delete(Metadata.file)
     sync = SweepSync(folder)
     sync.open()
-    sync.ship()
+    sync.send_points()
     assert children(client, sync.run_id) == {}

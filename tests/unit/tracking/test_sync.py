@@ -97,7 +97,7 @@ def test_a_crash_and_a_replay_end_with_the_curve_of_an_uninterrupted_run(client,
     log_curve(disturbed, range(1, 8))
     early = RunSync(disturbed)
     early.open()
-    early.ship()
+    early.send_points()
     log_curve(disturbed, range(6, 11), attempt=2)
     curves = [[point[:2] for point in history(client, sync(folder))] for folder in (disturbed, twin)]
     assert curves[0] == curves[1]
@@ -108,10 +108,10 @@ def test_points_go_out_once_each_and_more_than_one_batch_of_them(client, run):
     log_curve(folder, range(1, 2502))
     sync = RunSync(folder)
     sync.open()
-    assert sync.ship() == 2501
-    assert sync.ship() == 0
+    assert sync.send_points() == 2501
+    assert sync.send_points() == 0
     log_curve(folder, range(2502, 2505), attempt=2)
-    assert sync.ship() == 3
+    assert sync.send_points() == 3
     assert client.get_run(sync.run_id).data.metrics["train/loss"] == 1 / 2504
 
 
@@ -123,9 +123,9 @@ def test_points_that_mlflow_did_not_accept_are_sent_the_next_time(client, run, m
     with monkeypatch.context() as broken:
         broken.setattr(type(sync.client), "log_batch", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            sync.ship()
+            sync.send_points()
     assert not folder.exists(f"{JOURNAL}/{JournalPosition.file}")
-    assert sync.ship() == 3
+    assert sync.send_points() == 3
     assert len(history(client, sync.run_id)) == 3
 
 
