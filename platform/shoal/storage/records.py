@@ -2,7 +2,7 @@
 
 Writers and readers use these classes alone (`RunFolder.load`, `save` and `update`). Fields are added, never renamed;
 fields of a newer version that this one does not know are kept when a file is read and written again. It knows what
-the files hold; it does not know who writes them or why. Longer than other modules, since it is the one list of all
+the files hold; it does not know who writes them or why. Long because it is the one list of all
 formats.
 """
 

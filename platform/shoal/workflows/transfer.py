@@ -102,7 +102,7 @@ class TransferPlan:
 def load_transfer(
     path: str | None, settings: Sequence[str], to: str, compare: bool = False
 ) -> TransferConfig:
-    """Build the config of a transfer; where no range is given, rates about `optim.lr` are swept, a factor of 2 apart.
+    """Build the config of a transfer; without a range, rates about `optim.lr` are swept, a factor of 2 apart.
 
     Unless they say otherwise, the models are in muP, and the base width is that of the config.
 
@@ -320,6 +320,6 @@ def _in_mup(model: Any) -> Any:
 
 
 def _rates(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The ranges where none are given: rates a factor of 2 apart about the config's own."""
+    """The default ranges: rates a factor of 2 apart about the config's own."""
     optim = build_config(RunConfig, {"optim": tree.get("optim", {})}).optim
     return {LR: describe_domain(Grid(tuple(optim.lr * 2.0**octaves for octaves in OCTAVES)))}
