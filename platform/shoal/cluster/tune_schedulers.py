@@ -250,9 +250,8 @@ def make_scheduler(config: TuneConfig, space: Space, mode: Mode, iterations: int
         return Fifo()  # without the seconds that importing Ray Tune takes
     from ray.tune import schedulers as ray_schedulers
 
-    logging.getLogger("ray.tune").setLevel(
-        logging.ERROR
-    )  # HyperBand warns of each bracket that it does not fill
+    # HyperBand warns of each bracket that it does not fill.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     common: dict[str, Any] = {"time_attr": "training_iteration", "metric": "value", "mode": mode}
     match config.scheduler:
         case "asha":

@@ -116,9 +116,8 @@ def assemble_loop(
 
 def _prepare(model: nn.Module, train: TrainConfig, collective: Collective, device: torch.device) -> None:
     """Move the model to its device and set how its layers compute."""
-    if (
-        not collective.is_sharded
-    ):  # a sharded model need not fit the device as a whole: `wrap` moves its shards
+    # A sharded model need not fit the device as a whole: `wrap` moves its shards.
+    if not collective.is_sharded:
         model.to(device)
     if train.activation_checkpointing:
         checkpoint_blocks(model)

@@ -59,9 +59,8 @@ def _text_files(uri: str, paths: tuple[str, ...], skips: bool) -> tuple[str, ...
     kept = []
     for path in paths:
         try:
-            if sum(
-                map(len, read_chunks(uri, path))
-            ):  # read to the end: even its last byte may be invalid UTF-8
+            # Read to the end: even the last byte may be invalid UTF-8.
+            if sum(map(len, read_chunks(uri, path))):
                 kept.append(path)
         except DataError:
             if not skips:

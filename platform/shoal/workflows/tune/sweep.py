@@ -70,9 +70,8 @@ class _SweepRun(RunLifecycle):
         self.folder.delete(STOP)
         base = self._plan.base
         if base.dataset_info is not None:
-            self._start_tracking(
-                base.dataset_info
-            )  # MLflow is imported, and its tables made, while Ray starts
+            # MLflow is imported, and its tables made, while Ray starts.
+            self._start_tracking(base.dataset_info)
         self.closing.callback(session.disconnect)
         use_gpu = session.connect(self.config.scale, spare_cpus(base))
         slots = self._plan.slots(session.resources(), spare_cpus(base), use_gpu)
