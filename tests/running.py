@@ -193,7 +193,7 @@ def end(process: psutil.Process) -> None:
 
 
 def has_joined(folder: str) -> bool:
-    """Whether a cluster's node has told its address, which it does last."""
+    """Whether a cluster's node has published its address, which it does last."""
     return (Path(folder) / "ray_current_cluster").exists()
 
 

@@ -63,14 +63,14 @@ class RunLifecycle:
         self._stop_renewing.set()
         self.folder.update(Identity, status=status, reason=reason, end_ms=now_ms())
         if status != "FINISHED":
-            self.write_result({"status": status, "reason": reason})
+            self.write_result(status, reason)
         self._sync()
         self.closing.close()
         self.folder.release_lease()
         self.watchdog.send(DONE)
 
-    def write_result(self, ending: dict[str, Any]) -> Result:
-        """Write `result.json`; `ending` has the fields `status` and `reason`."""
+    def write_result(self, status: Status, reason: str | None = None) -> Result:
+        """Write `result.json` of an attempt that ended with a status."""
         raise NotImplementedError
 
     def who(self) -> dict[str, Any]:

@@ -561,6 +561,28 @@ class CoordinateCheckResult(Result):
     is_delivered: bool | None = None
 
 
+class Comparison(Part):
+    """The best point of a sweep at the target width, beside the transferred one; metrics of several seeds are means.
+
+    Attributes:
+        gap: how much worse the transferred value is, in the metric's unit.
+    """
+
+    params: dict[str, JsonValue]
+    value: float
+    transferred_value: float
+    gap: float
+    width_report: str | None = None
+    run_folder: str
+
+
+class CostRecord(Part):
+    """Floating-point operations, and seconds of training."""
+
+    flops: float
+    seconds: float
+
+
 class TransferResult(Result):
     """Of a transfer of hyperparameters to another width."""
 
@@ -573,8 +595,8 @@ class TransferResult(Result):
     base_value: float | None
     target_value: float | None
     metrics: dict[str, NullableFloat]
-    comparison: dict[str, JsonValue] | None = None
-    cost: dict[str, dict[str, float]]
+    comparison: Comparison | None = None
+    cost: dict[str, CostRecord]
     is_measured: bool
     flops_factor: float | None
     seconds_factor: float | None

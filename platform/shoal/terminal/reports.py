@@ -6,7 +6,7 @@ It returns text and prints nothing.
 import math
 import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shoal.runs.locations import home
 from shoal.storage.records import SweepResult, TrainResult, TransferResult
@@ -76,12 +76,12 @@ def sweep_report(result: SweepResult) -> str:
 def transfer_report(result: TransferResult) -> str:
     """Return what was tuned narrow and trained wide, the gap where it was measured, costs and places."""
     target = result.target_width
-    comparison: dict[str, Any] | None = result.comparison
+    comparison = result.comparison
     lines = [_transfer_table(result)]
     if comparison:
-        share = comparison["gap"] / abs(comparison["value"]) if comparison["value"] else 0.0
-        lines.append(f"gap     {comparison['gap']:.4g} ({share:.1%}) worse than the best at width {target}")
-        lines.append(comparison["width_report"] or "")
+        share = comparison.gap / abs(comparison.value) if comparison.value else 0.0
+        lines.append(f"gap     {comparison.gap:.4g} ({share:.1%}) worse than the best at width {target}")
+        lines.append(comparison.width_report or "")
     flops, seconds = _number(result.flops_factor), _number(result.seconds_factor)
     lines += [
         _cost_table(result),
@@ -147,15 +147,15 @@ def _test_line(result: TrainResult, test_loss: float) -> str:
 
 def _transfer_table(result: TransferResult) -> str:
     base, target = result.base_width, result.target_width
-    comparison: dict[str, Any] | None = result.comparison
+    comparison = result.comparison
     rows = [
         ("", result.metric, ""),
         (f"best at width {base}", f"{_number(result.base_value):.5g}", params_text(result.params)),
         (f"the same at width {target}", f"{_number(result.target_value):.5g}", ""),
     ]
     if comparison:
-        params = params_text(comparison["params"])
-        rows.append((f"best at width {target}", f"{comparison['value']:.5g}", params))
+        params = params_text(comparison.params)
+        rows.append((f"best at width {target}", f"{comparison.value:.5g}", params))
     return table(rows)
 
 
@@ -168,7 +168,7 @@ def _cost_table(result: TransferResult) -> str:
         "direct_search": f"the trials at width {target}, {'run' if result.is_measured else 'predicted'}",
     }
     costs = [(text, result.cost[name]) for name, text in names.items()]
-    cells = [(text, f"{cost['flops']:.3g}", f"{cost['seconds']:.1f}") for text, cost in costs]
+    cells = [(text, f"{cost.flops:.3g}", f"{cost.seconds:.1f}") for text, cost in costs]
     return table([("", "FLOPs", "seconds"), *cells])
 
 

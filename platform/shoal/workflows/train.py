@@ -25,7 +25,7 @@ from shoal.runs.machine import local_gpus
 from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.validate import RunPlan, measure_model
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
-from shoal.storage.records import ErrorRecord, Metadata, Outcome, TrainResult
+from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
 from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, STOP, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
 from shoal.training.checkpoint.store import CheckpointStore
@@ -107,7 +107,7 @@ class _TrainingRun(RunLifecycle):
         self.is_verified = package_and_verify(
             self.folder, plan.config, plan.source, plan.preprocessing, self.dataset_info, outcome
         )
-        return self.write_result({"status": "FINISHED"})
+        return self.write_result("FINISHED")
 
     def _outcome(self) -> Outcome:
         outcome = self.folder.load(Outcome)
@@ -171,12 +171,13 @@ class _TrainingRun(RunLifecycle):
         steps = total_steps(self.config.train, per_epoch)
         return _Watcher(self.folder, steps, per_epoch, self.listen, self.mark_killed)
 
-    def write_result(self, ending: dict[str, Any]) -> TrainResult:
+    def write_result(self, status: Status, reason: str | None = None) -> TrainResult:
         """Write `result.json`, which the README describes."""
         outcome = self.folder.load(Outcome)
         names = CheckpointStore(self.folder).names()
         result = TrainResult(
-            **ending,
+            status=status,
+            reason=reason,
             **self.who(),
             **(_measured(outcome) if outcome else {}),
             checkpoint=f"{self.folder.uri}/{CHECKPOINTS}/{names[-1]}" if names else None,

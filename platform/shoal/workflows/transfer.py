@@ -7,7 +7,7 @@ after the transfer; the same command goes on where the last one was interrupted.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -22,7 +22,16 @@ from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import validate
-from shoal.storage.records import BestTrial, Metadata, ModelRecord, SweepResult, TrainResult, TransferResult
+from shoal.storage.records import (
+    BestTrial,
+    Comparison,
+    CostRecord,
+    Metadata,
+    ModelRecord,
+    SweepResult,
+    TrainResult,
+    TransferResult,
+)
 from shoal.storage.run_folder import RunFolder
 from shoal.tune.analysis.mup_transfer import (
     Cost,
@@ -194,7 +203,7 @@ class _Found:
         return predict_savings(search, wide_flops / narrow_flops, training)
 
     @property
-    def comparison(self) -> dict[str, Any] | None:
+    def comparison(self) -> Comparison | None:
         """What a sweep at the target width found, beside what was transferred; of several seeds the mean counts."""
         if self.wide is None:
             return None
@@ -206,14 +215,14 @@ class _Found:
             for row in found.rows
         ]
         report = width_report(rows, LR, WIDTH, mode)
-        return {
-            "params": best.params,
-            "value": best.mean,
-            "transferred_value": transferred,
-            "gap": gap(transferred, best.mean, mode),
-            "width_report": report.text() if report else None,
-            "run_folder": self.wide.run_folder,
-        }
+        return Comparison(
+            params=best.params,
+            value=best.mean,
+            transferred_value=transferred,
+            gap=gap(transferred, best.mean, mode),
+            width_report=report.text() if report else None,
+            run_folder=self.wide.run_folder,
+        )
 
     @property
     def result(self) -> dict[str, Any]:
@@ -229,7 +238,10 @@ class _Found:
             "target_value": self.value,
             "metrics": self.run.metrics,
             "comparison": self.comparison,
-            "cost": {name: asdict(cost) for name, cost in savings.by_name().items()},
+            "cost": {
+                name: CostRecord(flops=cost.flops, seconds=cost.seconds)
+                for name, cost in savings.by_name().items()
+            },
             "is_measured": savings.is_measured,
             "flops_factor": savings.flops_factor,
             "seconds_factor": savings.seconds_factor,
@@ -240,12 +252,16 @@ class _Found:
     @property
     def metrics(self) -> dict[str, float]:
         """The numbers of the result that MLflow can draw."""
-        result, compared = self.result, self.comparison
-        metrics = {key: float(result[key]) for key in ("base_value", "target_value")}
-        metrics |= {key: float(result[key]) for key in ("flops_factor", "seconds_factor")}
-        for name, cost in result["cost"].items():
-            metrics |= {f"cost/{name}_{unit}": float(value) for unit, value in cost.items()}
-        return metrics | ({"gap": compared["gap"], "best_value": compared["value"]} if compared else {})
+        savings, compared = self.savings, self.comparison
+        metrics = {
+            "base_value": float(_best(self.narrow).value or 0.0),
+            "target_value": self.value,
+            "flops_factor": savings.flops_factor,
+            "seconds_factor": savings.seconds_factor,
+        }
+        for name, cost in savings.by_name().items():
+            metrics |= {f"cost/{name}_flops": cost.flops, f"cost/{name}_seconds": cost.seconds}
+        return metrics | ({"gap": compared.gap, "best_value": compared.value} if compared else {})
 
     @property
     def metadata(self) -> Metadata:

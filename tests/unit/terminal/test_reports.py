@@ -2,7 +2,7 @@
 
 import pytest
 
-from shoal.storage.records import BestTrial, SweepResult, TrainResult, TransferResult, TrialRow
+from shoal.storage.records import BestTrial, Comparison, SweepResult, TrainResult, TransferResult, TrialRow
 from shoal.terminal.reports import efficiency, sweep_report, train_report, transfer_report
 from shoal.terminal.tables import duration, table, trial_table
 
@@ -106,7 +106,14 @@ def test_the_trial_table_ranks_what_ended_and_gives_the_error_and_its_place_of_w
 
 @pytest.mark.parametrize("is_measured", [True, False])
 def test_a_transfers_report_sets_the_cost_beside_that_of_a_direct_search(is_measured):
-    comparison = {"params": {"optim.lr": 0.01}, "value": 0.2, "gap": 0.01, "width_report": "stable"}
+    comparison = Comparison(
+        params={"optim.lr": 0.01},
+        value=0.2,
+        transferred_value=0.21,
+        gap=0.01,
+        width_report="stable",
+        run_folder="runs/compare",
+    )
     cost = {"flops": 1.26e8, "seconds": 0.7}
     result = TransferResult(
         **WHERE,

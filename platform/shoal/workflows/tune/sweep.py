@@ -5,7 +5,6 @@ engine replays what they hold before it trains anything.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from shoal.cluster import session
 from shoal.cluster.actor_pool import ActorPool
@@ -15,7 +14,7 @@ from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.data.dataset_info import DatasetInfo
 from shoal.errors import TrainingError
 from shoal.runs.lifecycle import RunLifecycle
-from shoal.storage.records import SweepResult
+from shoal.storage.records import Status, SweepResult
 from shoal.storage.run_folder import STOP, RunFolder
 from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
@@ -110,14 +109,15 @@ class _SweepRun(RunLifecycle):
             self._is_verified = packaged.result()
         run_id = state.progress[trial].folder.tracked().run_id
         add_best(self.folder, metric, won, run_id, self._findings.note)
-        return self.write_result({"status": "FINISHED"})
+        return self.write_result("FINISHED")
 
-    def write_result(self, ending: dict[str, Any]) -> SweepResult:
+    def write_result(self, status: Status, reason: str | None = None) -> SweepResult:
         result = sweep_result(
             self._state,
             self._findings,
             self._is_verified,
-            **ending,
+            status=status,
+            reason=reason,
             **self.who(),
             records_complete=self.tracker.synced_at_s,
             attempt=self.attempt,
