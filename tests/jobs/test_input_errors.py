@@ -127,6 +127,17 @@ def test_damaged_files_of_a_run_folder_are_named_with_a_remedy(trained: Place, d
         assert "Traceback" not in done.err
 
 
+def test_damaged_files_of_a_sweep_are_named_with_a_remedy(trained: Place) -> None:
+    folder = trained.path / "runs" / "shoal" / "swept"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"key": "0')
+    command = ("tune", "run_name=swept", "optim.lr=0.1,0.2", "train.epochs=1")
+    done = trained.run(*command)
+    assert done.code == 2, done.out + done.err
+    assert "swept/run.json' is damaged" in done.errors[0]
+    assert "if_exists=new" in done.errors[0]
+
+
 def test_a_damaged_record_of_tracking_does_not_stop_training(trained: Place) -> None:
     folder = trained.path / "runs" / "shoal" / "run"
     known = json.loads((folder / "tracked.json").read_text())["run_id"]
