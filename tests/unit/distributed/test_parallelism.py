@@ -275,15 +275,15 @@ def pair(rank, folder, bucket):
     # One that cannot write, then one that dies.
     broken = ShardedStore(RunFolder(f"{folder}/broken"))
     broken.save(training.snapshot(1), {}, b"{}")
-    described = store_module._described_file
+    described = store_module._file_digest
     if rank == 1:
-        store_module._described_file = lambda _: (_ for _ in ()).throw(OSError("no space left on worker 1"))
+        store_module._file_digest = lambda _: (_ for _ in ()).throw(OSError("no space left on worker 1"))
     try:
         broken.save(training.snapshot(2), {}, b"{}")
     except OSError as error:
         found["broken"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
-    store_module._described_file = described if rank == 0 else lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    store_module._file_digest = described if rank == 0 else lambda _: os.kill(os.getpid(), signal.SIGKILL)
     try:
         broken.save(training.snapshot(3), {}, b"{}")
     except RuntimeError as error:
