@@ -5,6 +5,7 @@ A file above `MOST_LINES` or a function above `MOST_LINES_OF_A_FUNCTION` needs a
 """
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,15 @@ def test_the_check_of_lengths_finds_long_parts_without_a_reason_alone():
     file = '"""What it is for."""\n' + "x = 1\n" * MOST_LINES
     assert long_parts(file) == ["file: 401"]
     assert long_parts(file.replace("for.", "for. Long because it is a table.")) == []
+
+
+@pytest.mark.parametrize(
+    "package",
+    [path.parent for path in SHOAL.rglob("__init__.py") if path.parent != SHOAL],
+    ids=lambda path: path.name,
+)
+def test_a_package_names_each_of_its_modules(package):
+    text = (package / "__init__.py").read_text()
+    inner = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    inner |= {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {name for name in inner if not re.search(rf"`{name}(/|`)", text)} == set()

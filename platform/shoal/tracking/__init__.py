@@ -1,5 +1,6 @@
 """Metrics go to a journal in the run folder; MLflow is kept in sync with the folder, now or later.
 
+- `config`: the `track` section
 - `journal`: the metric log, written before MLflow receives anything
 - `sync`, `sweep_sync`: a run folder to MLflow; a second time changes nothing
 - `background`: syncing while a run lasts, in a thread or a process
