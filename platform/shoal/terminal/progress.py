@@ -81,24 +81,42 @@ def open_screen(out: TextIO) -> Screen:
     return LiveRegion(out)
 
 
-class ProgressLine:
-    """A training: on a terminal one live line below a line for each evaluation, elsewhere a plain line now and then.
+class _View:
+    """What a training and a sweep share on a screen: a context that leaves the last state behind, and notes."""
 
-    It listens to `shoal.workflows.train.train`, and keeps no more than the last seconds' steps.
-    """
-
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None) -> None:
         self._screen = open_screen(out or sys.stdout)
-        self._shown_s, self._shown_step = 0.0, -1
-        self._speed, self._history = Speed(), EvaluationHistory()
-        self._latest: TrainStatus | None = None
-        self._note = ""
+        self._shown_s, self._note = 0.0, ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._freeze()
+
+    def _announce(self, note: str) -> None:
+        """Print a note once, below what was shown before it."""
+        if note != self._note:
+            self._note = note
+            self._freeze()
+            self._screen.print(f"{note} ...")
+
+    def _freeze(self) -> None:
+        """Leave the latest state on the screen; what follows is printed below it."""
+        raise NotImplementedError
+
+
+class ProgressLine(_View):
+    """A training: on a terminal one live line below a line for each evaluation, elsewhere a plain line now and then.
+
+    It listens to `shoal.workflows.train.train`, and keeps no more than the last seconds' steps.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        super().__init__(out)
+        self._shown_step = -1
+        self._speed, self._history = Speed(), EvaluationHistory()
+        self._latest: TrainStatus | None = None
 
     def __call__(self, status: "TrainStatus") -> None:
         if status.note:
@@ -129,12 +147,6 @@ class ProgressLine:
         else:
             self._screen.print(text)
 
-    def _announce(self, note: str) -> None:
-        if note != self._note:
-            self._note = note
-            self._freeze()
-            self._screen.print(f"{note} ...")
-
     def _freeze(self) -> None:
         """Leave the live line showing the last step that was reported."""
         latest, self._latest = self._latest, None
@@ -143,24 +155,17 @@ class ProgressLine:
         self._screen.freeze()
 
 
-class SweepTable:
+class SweepTable(_View):
     """A sweep: on a terminal a live table of the best and the running trials, elsewhere a line for each that ends.
 
     It listens to `shoal.workflows.tune.sweep.run_sweep`.
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._screen = open_screen(out or sys.stdout)
-        self._shown_s, self._note = 0.0, ""
+        super().__init__(out)
         self._printed: set[str] = set()  # names of the trials that have their line
         self._ended_before: int | None = None  # trials that an earlier attempt brought to their end
         self._latest: SweepStatus | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._freeze()
 
     def __call__(self, status: "SweepStatus") -> None:
         if status.note:
@@ -187,12 +192,6 @@ class SweepTable:
                 self._screen.print(
                     f"{row.name} {row.status:<10} {value}  {params_text(row.params)}  ({summary})"
                 )
-
-    def _announce(self, note: str) -> None:
-        if note != self._note:
-            self._note = note
-            self._freeze()
-            self._screen.print(f"{note} ...")
 
     def _freeze(self) -> None:
         latest, self._latest = self._latest, None

@@ -30,19 +30,6 @@ def pieces(texts):
     return [piece for group in grouped([text] for text in texts) for piece, _ in group]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """The working directory, to write files into."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(name, content):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return write
-
-
 def opened(location, options=EVERYTHING, seed=0):
     return open_text(f"text:{location}", location, options, seed)
 
