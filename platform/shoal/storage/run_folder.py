@@ -76,7 +76,7 @@ class RunFolder(Folder):
 
     def save(self, record: Record, inside: str = "") -> None:
         """Write a record, whole or not at all."""
-        self.write(f"{inside}/{record.file}" if inside else record.file, record.to_bytes())
+        self.write(_join(inside, record.file), record.to_bytes())
 
     def update(self, kind: type[AnyRecord], **changes: Any) -> AnyRecord:
         """Change fields of a record, which is made where it is absent, and return it.
@@ -92,11 +92,11 @@ class RunFolder(Folder):
 
     def path_of(self, kind: type[Record], inside: str = "") -> str:
         """Return where a record is read: its file, or where there is none that of an earlier version."""
-        path, former = (
-            name and (f"{inside}/{name}" if inside else name) for name in (kind.file, kind.former_file)
-        )
-        assert path is not None
-        return former if former and not self.exists(path) and self.exists(former) else path
+        path = _join(inside, kind.file)
+        if kind.former_file is None or self.exists(path):
+            return path
+        former = _join(inside, kind.former_file)
+        return former if self.exists(former) else path
 
     def identity(self) -> Identity:
         """Return what the driver says of this run.
@@ -166,6 +166,10 @@ class RunFolder(Folder):
         """Return the lease of the live process that holds this folder, or None."""
         lease = self.load(Lease)
         return lease if lease and is_alive(lease) else None
+
+
+def _join(inside: str, name: str) -> str:
+    return f"{inside}/{name}" if inside else name
 
 
 def _try_lock(file: TextIO) -> bool:
