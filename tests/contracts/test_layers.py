@@ -147,11 +147,9 @@ def test_the_loop_and_the_models_need_torch_numpy_and_pydantic_alone():
 def test_what_starts_without_training_is_light():
     """The watchdog is one more process per run; errors and config decide how fast a typo is reported."""
     heavy = {"torch", "ray", "mlflow", "pandas", "matplotlib"}
-    assert (
-        loaded("import shoal.errors, shoal.config.schema, shoal.terminal.errors, shoal.storage.run_folder")
-        & heavy
-        == set()
-    )
+    terminal = ", ".join(f"shoal.terminal.{name}" for name in ("errors", "progress", "tables", "reports"))
+    found = loaded(f"import shoal.errors, shoal.config.schema, shoal.storage.run_folder, {terminal}")
+    assert found & heavy == set()
     assert loaded("import shoal.tracking.watchdog") & (heavy | {"pyarrow", "pydantic"}) == set()
 
 

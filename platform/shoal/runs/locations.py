@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shoal.runs.config import RunConfig
-from shoal.tracking.config import TrackConfig
+if TYPE_CHECKING:  # reports name the home folder, and need no torch, which a run's config imports
+    from shoal.runs.config import RunConfig
+    from shoal.tracking.config import TrackConfig
 
 
 def home() -> Path:
@@ -20,14 +22,14 @@ def home() -> Path:
     return Path.home() / "shoal" if is_upload else Path.cwd()
 
 
-def storage_uri(config: RunConfig) -> str:
+def storage_uri(config: "RunConfig") -> str:
     """The absolute storage_path."""
     if "://" in config.storage_path:
         return config.storage_path.rstrip("/")
     return str(home() / Path(config.storage_path).expanduser())
 
 
-def resolve_tracking_uri(track: TrackConfig) -> str:
+def resolve_tracking_uri(track: "TrackConfig") -> str:
     """The tracking URI in force, with the path of an SQLite file made absolute."""
     uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
