@@ -103,6 +103,7 @@ def assert_delivered(place: Place, tracking_uri: str) -> None:
 def test_killed_tracking_server_costs_nothing(place: Place, server: Server) -> None:
     process = place.start("train", *ALONE, "train.epochs=300", f"track.tracking_uri={server.uri}")
     place.wait_for_step(process, "run", 300)
+    eventually(lambda: place.folder("run").tracked().run_id is not None, 60, "a run in MLflow")
     server.kill()
     place.wait_for_step(process, "run", 2500)
     # A server may need longer to start than a run that is over waits for it.

@@ -110,8 +110,8 @@ def test_a_dry_run_predicts_the_cost_and_starts_nothing(twin: Place, tmp_path: P
     lines = dict(line.split(None, 1) for line in done.out.splitlines() if line[:1].isalpha())
     result = twin.first.result  # type: ignore[attr-defined]
     assert int(lines["trials"]) == 16
-    # Within 25% on a quiet machine; here other tests run beside both, so this only finds a wrong unit.
-    assert 1 / 6 < float(lines["worker-hours"].split()[0]) / result["worker_hours"] < 6
+    # Other tests run beside either of them and slow it by up to 12 times. A wrong unit is wrong by 60 or 3,600.
+    assert 1 / 30 < float(lines["worker-hours"].split()[0]) / result["worker_hours"] < 30
     assert "by chance: the scheduler leaves" in lines["worker-hours"]
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from shoal.errors import ShoalError
@@ -15,9 +15,9 @@ from shoal.errors import ShoalError
 
 def run(main: Callable[[list[str]], int]) -> int:
     """Call a job's main; a ShoalError becomes one line on stderr and its exit code."""
-    _warn_on_stderr()
     try:
-        return main(sys.argv[1:])
+        with _warnings_on_stderr():
+            return main(sys.argv[1:])
     except ShoalError as error:
         if os.environ.get("SHOAL_TRACEBACK") == "1":
             traceback.print_exc()
@@ -56,13 +56,21 @@ def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str
     return (files[0] if files else None), [text for text in texts if "=" in text]
 
 
-def _warn_on_stderr() -> None:
+@contextlib.contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Write what the library logs to stderr alone; afterwards its logger is as it was."""
     handler = _StderrHandler()
     handler.setFormatter(_Warning())
     log = logging.getLogger("shoal")
+    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.DEBUG if os.environ.get("SHOAL_TRACEBACK") == "1" else logging.INFO)
     log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
 
 
 class _StderrHandler(logging.Handler):

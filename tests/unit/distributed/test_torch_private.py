@@ -122,12 +122,12 @@ def test_averages_move_to_the_same_bits_with_torchs_one_call_and_without(monkeyp
     torch.testing.assert_close(targets[0][0], torch.ones(9) + 0.3 * (sources[0] - 1.0))
 
 
-def test_the_compiler_can_be_kept_from_splitting_graphs(monkeypatch):
-    import torch._dynamo
+def test_the_compiler_can_be_kept_from_splitting_graphs():
+    from torch._dynamo import config
 
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    torch_private.keep_graphs_whole()
-    assert torch._dynamo.config.optimize_ddp is False
+    with config.patch(optimize_ddp=True):
+        torch_private.keep_graphs_whole()
+        assert config.optimize_ddp is False
 
 
 def test_without_the_compilers_setting_a_warning_says_what_follows(monkeypatch, caplog):

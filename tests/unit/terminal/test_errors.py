@@ -60,7 +60,14 @@ def test_warnings_go_to_the_stderr_of_the_moment(monkeypatch, capsys):
     proxy = Proxy()
     assert run(main) == 0
     assert proxy.written == "warning: it is full\n"
-    assert capsys.readouterr().err == ("warning: the disk is full\n")
+    assert capsys.readouterr().err == "warning: the disk is full\n"
+
+
+def test_the_logger_is_afterwards_as_it_was():
+    log = logging.getLogger("shoal")
+    before = list(log.handlers), log.level, log.propagate
+    assert run(lambda _: len(log.handlers)) == len(before[0]) + 1
+    assert (log.handlers, log.level, log.propagate) == before
 
 
 def test_the_first_interrupt_stops_once_and_the_second_ends_the_process(capsys):
