@@ -7,11 +7,13 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
-PRINT_STORE := from shoal.runs.locations import resolve_tracking_uri; \
-	from shoal.tracking.config import TrackConfig; print(resolve_tracking_uri(TrackConfig()))
+PRINT_STORE := import sys; from shoal.runs.locations import resolve_tracking_uri; \
+	from shoal.tracking.config import TrackConfig; \
+	print(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None)))
 
 ARGS ?=
 PORT ?= 5000
+STORE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train tune test check ui bench
@@ -56,10 +58,10 @@ check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# Shoal resolves the store, so the UI opens the one that runs are in. One server process and no job runners take 0.5 GB
+# Shoal resolves the store, as jobs do that run here; a job prints the STORE that it used if it is another. One server process and no job runners take 0.5 GB
 # of memory; MLflow's defaults take over 2 GB.
-ui: setup ## open the MLflow UI on the store of the runs; PORT=5000
-	@store=$$($(PYTHON) -c '$(PRINT_STORE)') || exit; \
+ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH PORT=5000
+	@store=$$($(PYTHON) -c '$(PRINT_STORE)' '$(STORE)') || exit; \
 	case "$$store" in \
 		http://*|https://*) echo "MLflow runs already, at $$store" ;; \
 		*) echo "MLflow on $$store: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \

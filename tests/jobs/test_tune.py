@@ -103,6 +103,45 @@ def test_schedulers_and_searches_come_to_an_end(shared: Place, settings: tuple[s
         assert entry["from"] != lineages[0].parent.name
 
 
+def test_a_point_that_is_drawn_twice_is_trained_once_also_when_the_sweep_is_extended(shared: Place) -> None:
+    from mlflow import MlflowClient
+
+    settings = (*QUICK, "model.width=randint(16,18)", "optim.lr=0.01", "train.epochs=2", "run_name=twice")
+    first = sweep(shared, *settings, "tune.num_samples=5")
+    assert first["trials"] == {"planned": 5, "ended": 5, "finished": 2, "reused": 3}
+    extended = sweep(shared, *settings, "tune.num_samples=7")
+    assert extended["trials"] == {"planned": 7, "ended": 7, "finished": 2, "reused": 5}
+    rows = {row["name"]: row for row in extended["rows"]}
+    assert {name: row["metric"] for name, row in rows.items() if row["status"] == "finished"} == {
+        row["name"]: row["metric"] for row in first["rows"] if row["status"] == "finished"
+    }
+    reused = {name: row for name, row in rows.items() if row["status"] == "reused"}
+    for row in reused.values():
+        source = rows[row["same_as"]]
+        assert (row["params"], row["metric"], row["steps"]) == (
+            source["params"],
+            source["metric"],
+            source["steps"],
+        )
+    assert extended["findings"]["trials"] == "2 finished, 5 reused"
+    assert all(
+        f"{name} as {row['same_as']}" in extended["findings"]["reused"] for name, row in reused.items()
+    )
+    found = children(extended)
+    assert {status for status, _ in found.values()} == {"FINISHED"}
+    assert all(found[name][1] == {("val/loss", row["steps"]): row["metric"]} for name, row in reused.items())
+    client = MlflowClient(extended["tracking_uri"], extended["tracking_uri"])
+    parent = client.get_run(extended["mlflow_run_id"])
+    runs = client.search_runs([parent.info.experiment_id], "tags.`shoal.same_as` != ''")
+    assert {run.info.run_name: run.data.tags["shoal.same_as"] for run in runs} == {
+        name: row["same_as"] for name, row in reused.items()
+    }
+    table = pd.read_csv(Path(extended["run_folder"]) / "report" / "trials.csv")
+    assert dict(zip(table["name"], table["same_as"], strict=True)).items() >= {
+        (name, row["same_as"]) for name, row in reused.items()
+    }
+
+
 def test_a_dry_run_predicts_the_cost_and_starts_nothing(twin: Place, tmp_path: Path) -> None:
     place = Place(tmp_path, {})
     done = place.run("tune", CONFIG, "dry_run=true")
@@ -130,6 +169,8 @@ BAD = {
     "too many workers": (["scale.num_workers=64"], ["64", "scale.cpus_per_worker"]),
     "negative samples": (["tune.num_samples=-3"], ["tune.num_samples=-3"]),
     "value out of bounds": (["optim.lr=0.1,-0.1"], ["optim.lr=-0.1", "greater than 0"]),
+    "fractions of a width": (["model.width=uniform(32,256)"], ["model.width", "randint(32, 257)"]),
+    "several data sets": (["data.source=sklearn:digits,sklearn:wine"], ["data.source", "other rows"]),
 }
 
 

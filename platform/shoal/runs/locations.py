@@ -18,8 +18,12 @@ def home() -> Path:
     named = os.environ.get("SHOAL_HOME")
     if named:
         return Path(named).expanduser().resolve()
-    is_upload = "runtime_resources" in Path.cwd().parts
-    return Path.home() / "shoal" if is_upload else Path.cwd()
+    return Path.home() / "shoal" if is_upload(Path.cwd()) else Path.cwd()
+
+
+def is_upload(path: Path) -> bool:
+    """Whether a path is in the upload of a job, which Ray deletes when the job has ended."""
+    return "runtime_resources" in path.parts
 
 
 def storage_uri(config: "RunConfig") -> str:
@@ -30,12 +34,10 @@ def storage_uri(config: "RunConfig") -> str:
 
 
 def resolve_tracking_uri(track: "TrackConfig") -> str:
-    """The tracking URI in force, with the path of an SQLite file made absolute."""
+    """The tracking URI in force, with the path of an SQLite file made absolute; `~` is the home folder."""
     uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
-    if path != uri and not os.path.isabs(path):
-        return f"sqlite:///{home() / path}"
-    return uri
+    return uri if path == uri else f"sqlite:///{home() / Path(path).expanduser()}"
 
 
 def artifact_location(uri: str) -> str | None:

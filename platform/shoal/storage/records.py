@@ -438,12 +438,14 @@ class TrialResult(Result):
     """Of a trial that ended.
 
     Attributes:
-        outcome: finished, stopped, infeasible, failed or killed.
+        outcome: finished, stopped, infeasible, failed, killed or reused.
+        same_as: name of the trial at the same point whose result this is, where it was not trained itself.
         seconds, training_seconds: with set-up, and of training alone.
         began_s, ended_s: seconds since the sweep began.
     """
 
     outcome: str | None = None
+    same_as: str | None = None
     params: dict[str, JsonValue] = Field(default_factory=dict)
     repeat: int = 0
     metric: str | None = None
@@ -465,7 +467,7 @@ class TrialRow:
     """A trial as a row of its sweep's table.
 
     Attributes:
-        status: pending, running, paused, finished, stopped, infeasible, failed or killed.
+        status: pending, running, paused, finished, stopped, infeasible, failed, killed or reused.
         metric: the value of its last evaluation.
         started_s, ended_s: seconds since the sweep began.
         curve: (step, value) of each evaluation.
@@ -473,6 +475,7 @@ class TrialRow:
         repeat: number of the seed, from 0.
         point: number of the point, which seeds share.
         flops, training_s: of the training, as far as it went.
+        same_as: name of the trial at the same point whose result this is.
     """
 
     number: int
@@ -494,6 +497,7 @@ class TrialRow:
     parameters: int | None = None
     flops: int | None = None
     training_s: float | None = None
+    same_as: str | None = None
 
 
 class BestTrial(Part):

@@ -4,13 +4,18 @@ It returns text and prints nothing.
 """
 
 import math
+import shlex
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from shoal.runs.locations import home
+import shoal
+from shoal.runs.locations import is_upload, resolve_tracking_uri
 from shoal.storage.records import SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
+from shoal.tracking.config import TrackConfig
 from shoal.tune.report.text import params_text
 
 if TYPE_CHECKING:  # a job imports only its own workflow
@@ -21,6 +26,18 @@ if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.workflows.evaluate import Evaluation
 
 MOST_MODULES = 30
+
+
+def look_at_it(tracking_uri: str | None) -> str:
+    """Return the command that opens MLflow on a run's store, whatever the directory it is called from."""
+    root = Path(shoal.__file__).resolve().parents[2]
+    if tracking_uri is None or (Path.cwd() == root and tracking_uri == resolve_tracking_uri(TrackConfig())):
+        return "look at it: make ui"
+    if not tracking_uri.startswith("sqlite:"):
+        parts = urlsplit(tracking_uri)  # a user and a password before the @ are not shown
+        return f"look at it: MLflow at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    where = "" if is_upload(root) else f"-C {shlex.quote(str(root))} "
+    return f"look at it: make {where}ui STORE={shlex.quote(tracking_uri)}"
 
 
 def plan_report(config: "RunConfig", dataset_info: "DatasetInfo", size: "ModelSize") -> str:
@@ -42,7 +59,7 @@ def train_report(result: TrainResult) -> str:
         lines.append(_test_line(result, result.test_loss))
     if result.sample:
         lines.append("it writes:\n" + textwrap.indent(result.sample.strip("\n"), "  | "))
-    lines.append(f"look at it: make ui  (from {home()})")
+    lines.append(look_at_it(result.tracking_uri))
     return "\n".join([*lines, result_line(result.run_folder)])
 
 
@@ -69,7 +86,7 @@ def sweep_report(result: SweepResult) -> str:
         lines.append(result.width_report)
     metrics = result.best.metrics if result.best else {}
     lines += [f"  {name:<14}{_number(value):.6g}" for name, value in sorted(metrics.items())]
-    lines.append(f"look at it: make ui  (from {home()}); report: {result.run_folder}/report/report.html")
+    lines.append(f"{look_at_it(result.tracking_uri)}; report: {result.run_folder}/report/report.html")
     return "\n".join([*lines, result_line(result.run_folder)])
 
 
@@ -86,7 +103,7 @@ def transfer_report(result: TransferResult) -> str:
     lines += [
         _cost_table(result),
         f"cost    tuning at width {target} takes {flops:.2g} times the FLOPs, {seconds:.2g} times the seconds",
-        f"look at it: make ui  (from {home()}); the wide model: {result.train_folder}",
+        f"{look_at_it(result.tracking_uri)}; the wide model: {result.train_folder}",
     ]
     return "\n".join([*lines, result_line(result.run_folder)])
 

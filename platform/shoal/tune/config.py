@@ -11,6 +11,7 @@ from shoal.errors import ConfigError, nearest
 from shoal.runs.config import FREE_ON_RESUME, VALIDATION_METRICS, RunConfig, ScaleConfig
 from shoal.tasks.metrics import is_higher_better
 from shoal.tracking.config import TrackConfig
+from shoal.tune.keys import check_range, why_incomparable
 from shoal.tune.space.domains import Point, Space, describe_domain
 from shoal.tune.space.parsing import parse_block, parse_setting
 from shoal.tune.space.sampling import point_seed
@@ -94,7 +95,7 @@ class SweepConfig(RunConfig):
     def _is_a_space(cls, block: dict[str, Any]) -> dict[str, str]:
         space = parse_block(block)
         known = dict(fields(RunConfig))
-        for key in space:
+        for key, domain in space.items():
             if key not in known and not key.startswith("model.args."):
                 raise ConfigError(
                     f"space names an unknown key '{key}'{nearest(key, known)}: `--help` lists every key"
@@ -103,6 +104,7 @@ class SweepConfig(RunConfig):
                 raise ConfigError(
                     f"'{key}' cannot be swept: it says where a trial runs or is kept; set it to one value"
                 )
+            check_range(key, domain)
         if not space:
             raise ConfigError("nothing is swept: give a range, e.g. 'optim.lr=loguniform(1e-4,1e-1)'")
         return {key: describe_domain(domain) for key, domain in space.items()}
@@ -118,6 +120,25 @@ class SweepConfig(RunConfig):
         if not self.data.validation_fraction:
             raise ValueError(
                 f"tune.metric='{metric}' needs a validation split: set data.validation_fraction above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_best_trial(self) -> "SweepConfig":
+        tune = self.tune
+        reason = why_incomparable(self.space, self.task, tune.metric, tune.scheduler != "none")
+        if reason:
+            raise ValueError(reason)
+        better = "max" if is_higher_better(tune.metric) else "min"
+        if tune.mode not in (None, better):
+            raise ValueError(
+                f"tune.mode={tune.mode} with tune.metric={tune.metric}: it is better when it is "
+                f"{'higher' if better == 'max' else 'lower'}, so the worst trial would win: leave tune.mode out"
+            )
+        if "seed" in self.space and tune.repeat > 1:
+            raise ValueError(
+                f"seed is swept ({self.space['seed']}) and tune.repeat={tune.repeat} chooses seeds too: leave "
+                "tune.repeat out, or sweep no seed"
             )
         return self
 
@@ -190,24 +211,30 @@ def load_sweep(path: str | None, settings: Sequence[str]) -> SweepConfig:
 def read_sweep(path: str | None, settings: Sequence[str]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
     """Return what a file and settings say, before any schema checks it.
 
+    Of two settings of a key the last one counts, whether each is a value or a range, and a setting counts more than
+    the file. Within a file a range in `space:` counts more than a value.
+
     Returns:
         values, as a nested mapping; ranges by key; the keys to which settings gave a value, which are not swept.
 
     Raises:
         ConfigError: the file does not parse, or a range breaks a rule of ranges.
     """
-    values, ranges = [], {}
+    values: list[str] = []
+    ranges: dict[str, str] = {}
+    fixed: set[str] = set()
     for setting in settings:
         key, sign, text = (part.strip() for part in setting.partition("="))
         domain = parse_setting(key, text) if sign and key.partition(".")[0] not in SWEEP_KEYS else None
         if domain is None:
             values.append(setting)
+            fixed |= {key, *_leaves(read(None, [setting]))}  # `optim={lr: 0.1}` is a value of optim.lr
         else:
             ranges[key] = describe_domain(domain)
+            fixed.discard(key)
     tree = read(path, values)
     block = parse_block(tree.pop("space", {}))
     space = {key: describe_domain(domain) for key, domain in block.items()} | ranges
-    fixed = {setting.partition("=")[0].strip() for setting in values}
     return tree, space, fixed
 
 

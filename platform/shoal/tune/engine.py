@@ -6,6 +6,9 @@ which a sweep of one trial at a time would bring them: the report of trial n at 
 earlier trial has been decided on at t or has ended. A search that learns (Optuna) receives the results of points in
 their order, and is asked for point n when it knows exactly the points up to n - lag, whichever end first.
 
+A trial at the same point and with the same seed as an earlier one would bring the same result: it waits for that one,
+and takes its result.
+
 A resumed sweep goes through the same steps. The reports that an earlier attempt left in a trial's journal are replayed
 before the trial is run, so that nothing is trained twice.
 """
@@ -17,6 +20,7 @@ from typing import Literal, Protocol
 
 from shoal.training.loop import Decision
 from shoal.tune.space.domains import Point
+from shoal.tune.space.sampling import point_key
 
 # How many points a search that learns is behind the newest one: that many trials may run side by side and change no
 # point.
@@ -50,7 +54,9 @@ class Trial:
         reports: those that were decided on.
         recorded: reports of an earlier attempt that are not decided on yet.
         recorded_outcome: how it ended in an earlier attempt.
-        outcome: finished, stopped, infeasible, failed or killed, once it has ended.
+        was_begun: whether an earlier attempt trained it.
+        same_as: the earlier trial at the same point, whose result it takes instead of being trained.
+        outcome: finished, stopped, infeasible, failed, killed or reused, once it has ended.
     """
 
     number: int
@@ -62,6 +68,8 @@ class Trial:
     reports: list[Report] = field(default_factory=list)
     recorded: deque[Report] = field(default_factory=deque)
     recorded_outcome: str | None = None
+    was_begun: bool = False
+    same_as: "Trial | None" = None
     outcome: str | None = None
 
     @property
@@ -81,6 +89,12 @@ class Trial:
     def value(self) -> float | None:
         """The metric at that evaluation."""
         return self.reports[-1].value if self.reports else None
+
+    @property
+    def result(self) -> float | None:
+        """The metric that it ended with; None for one that failed."""
+        trial = self.same_as or self
+        return trial.value if trial.outcome in ("finished", "stopped") else None
 
 
 @dataclass(frozen=True)
@@ -181,13 +195,15 @@ class Engine:
         repeat: int = 1,
         lag: int = LAG,
         restore: Callable[[Trial], None] = lambda trial: None,
+        reuse: bool = True,
     ) -> None:
         """Set up a sweep.
 
         Args:
             repeat: trials per point, with different seeds.
             lag: how many points behind a search that learns is kept, at least the number of trials side by side.
-            restore: fills in a new trial's `recorded` and `recorded_outcome` from an earlier attempt.
+            restore: fills in what an earlier attempt left of a new trial: `recorded`, `recorded_outcome`, `was_begun`.
+            reuse: whether a trial at the point and seed of an earlier one takes its result instead of being trained.
         """
         self.trials: list[Trial] = []
         self.is_impatient = False
@@ -197,6 +213,10 @@ class Engine:
         self._undecided: list[tuple[Trial, Report, bool]] = []
         self._exploits: list[PendingExploit] = []
         self._is_closed = False
+        self._reuse = reuse
+        self._by_point: dict[tuple[str, int], Trial] = {}
+        self._followers: dict[Trial, list[Trial]] = {}  # trials that take another's result
+        self._reused: list[Trial] = []
 
     @property
     def total(self) -> int:
@@ -278,6 +298,11 @@ class Engine:
         taken, self._exploits = self._exploits, []
         return taken
 
+    def take_reused(self) -> list[Trial]:
+        """Return the trials that took another's result since the last call."""
+        taken, self._reused = self._reused, []
+        return taken
+
     def _finish(self, trial: Trial) -> None:
         self._scheduler.complete(trial, trial.reports[-1])
         self._end(trial, "finished")
@@ -285,6 +310,13 @@ class Engine:
     def _end(self, trial: Trial, outcome: str) -> None:
         trial.outcome, trial.is_busy = outcome, False
         trial.status = "TERMINATED" if trial.status != "ERROR" else "ERROR"
+        if outcome != "killed":  # one that was killed goes on in the next attempt
+            for follower in self._followers.pop(trial, ()):
+                self._take_result(follower, trial)
+
+    def _take_result(self, trial: Trial, source: Trial) -> None:
+        trial.reports, trial.outcome, trial.status = source.reports, "reused", "TERMINATED"
+        self._reused.append(trial)
 
     def _collect(self) -> None:
         """Take what the scheduler decided about other trials than the one it was asked about."""
@@ -298,6 +330,7 @@ class Engine:
             return True
         return all(
             other.has_ended
+            or other.same_as is not None
             or other.iteration >= report.iteration
             or (self.is_impatient and not other.is_busy)
             for other in self.trials[: trial.number]
@@ -314,7 +347,19 @@ class Engine:
                 trial = Trial(len(self.trials), dict(point), number, repeat)
                 self.trials.append(trial)
                 self._restore(trial)
-                self._scheduler.add(trial)
+                self._add(trial)
+
+    def _add(self, trial: Trial) -> None:
+        """Give a trial to the scheduler, unless an earlier one has the same point and seed."""
+        first = self._by_point.setdefault((point_key(trial.point), trial.repeat), trial)
+        if first is trial or trial.was_begun or not self._reuse:
+            self._scheduler.add(trial)
+            return
+        trial.same_as = first
+        if first.outcome in (None, "killed"):
+            self._followers.setdefault(first, []).append(trial)
+        else:
+            self._take_result(trial, first)
 
     def _tell_up_to(self, number: int) -> bool:
         """Tell a search that learns the results of the points up to one; False if they have not all ended."""
@@ -323,7 +368,6 @@ class Engine:
             trials = self.trials[first : first + self._repeat]
             if not all(trial.has_ended for trial in trials):
                 return False
-            values = [trial.value if trial.outcome in ("finished", "stopped") else None for trial in trials]
-            self._search.tell(self._points_reported, values)
+            self._search.tell(self._points_reported, [trial.result for trial in trials])
             self._points_reported += 1
         return True

@@ -9,6 +9,7 @@ import numpy as np
 from shoal.errors import ConfigError
 from shoal.tune.config import TuneConfig
 from shoal.tune.engine import PlannedSearch, Search
+from shoal.tune.keys import typed_point
 from shoal.tune.space.domains import (
     By,
     Choice,
@@ -23,7 +24,7 @@ from shoal.tune.space.domains import (
     is_domain,
     is_random,
 )
-from shoal.tune.space.sampling import grid_points, resolve, sample
+from shoal.tune.space.sampling import grid_points, point_key, resolve, sample
 from shoal.tune.trials import Mode
 
 ENOUGH_TRIALS = 16
@@ -37,7 +38,7 @@ def make_search(config: TuneConfig, space: Space, mode: Mode, seed: int) -> Sear
     """
     if config.search == "optuna":
         return OptunaSearch(config, space, mode, seed)
-    return PlannedSearch(planned_points(config, space, seed))
+    return PlannedSearch([typed_point(point) for point in planned_points(config, space, seed)])
 
 
 def planned_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
@@ -64,7 +65,8 @@ def planned_points(config: TuneConfig, space: Space, seed: int) -> list[Point]:
                 f"tune.num_samples={config.num_samples} of a grid alone would repeat the same points: set "
                 "tune.repeat for several seeds a point, or give a random range"
             )
-        return given + [point for point in grid if point not in given]
+        named = {point_key(typed_point(point)) for point in given}
+        return given + [point for point in grid if point_key(typed_point(point)) not in named]
     samples = config.num_samples or math.ceil(ENOUGH_TRIALS / len(grid))
     return given + [
         sample(space, _generator(seed, number), point) for number in range(samples) for point in grid
@@ -99,7 +101,7 @@ class OptunaSearch:
         for key, domain in sorted(self._space.items(), key=lambda item: isinstance(item[1], By)):
             found = resolve(domain, point, key)
             point[key] = _ask(asked, key, found) if is_domain(found) else found
-        return point | (self._given[number] if number < len(self._given) else {})
+        return typed_point(point | (self._given[number] if number < len(self._given) else {}))
 
     def tell(self, number: int, values: Sequence[float | None]) -> None:
         """Report the values of a point's repeats; a point without any counts as infinitely bad."""

@@ -1,7 +1,7 @@
 """The trials of a sweep as plain rows: ranking, mean over seeds, one table of all.
 
 It does not know how trials are run or drawn. A trial is ranked when it finished or was stopped early, with a finite
-metric.
+metric. One that took the result of another at the same point is in the table and not ranked: the other one is.
 """
 
 import math
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["min", "max"]
 RANKED = ("finished", "stopped")
-ENDED = (*RANKED, "infeasible", "failed")
+ENDED = (*RANKED, "infeasible", "failed", "reused")
 LOG_SPAN = 20.0
 
 
@@ -127,7 +127,7 @@ def to_table(rows: Sequence[TrialRow]) -> "pd.DataFrame":
     types = {"metric": "Float64", "steps": "Int64", "seconds": "Float64"}
     types |= {"parameters": "Int64", "flops": "Float64", "training_s": "Float64"}
     types |= {"started_s": "Float64", "ended_s": "Float64"}
-    types |= dict.fromkeys(("reason", "node", "error", "log"), "string")
+    types |= dict.fromkeys(("reason", "node", "error", "log", "same_as"), "string")
     for key, kind in types.items():
         columns[key] = pd.array([row[key] for row in fields], dtype=kind)
     return pd.DataFrame(columns)

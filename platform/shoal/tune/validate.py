@@ -1,6 +1,8 @@
 """Validates a sweep before anything starts: every corner of its space, and one trial's data, model and memory."""
 
+import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -8,7 +10,8 @@ import torch
 
 from shoal.data.dataset_info import check_batch
 from shoal.errors import ConfigError, UserError
-from shoal.models.registry import build_model_for
+from shoal.models.huggingface_config import SCHEME
+from shoal.models.registry import build_model_for, find_builder
 from shoal.models.size import readable
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import Connect
@@ -16,9 +19,10 @@ from shoal.runs.validate import RunPlan, validate
 from shoal.training.loop import total_steps
 from shoal.tune.config import SweepConfig
 from shoal.tune.engine import Search
+from shoal.tune.keys import check_range
 from shoal.tune.search import make_search
-from shoal.tune.space.domains import Point
-from shoal.tune.space.sampling import corners
+from shoal.tune.space.domains import Point, is_domain
+from shoal.tune.space.sampling import corners, resolve
 
 # Tensors of the model's size that training holds: weights, gradients and Adam's two moments.
 TRAINING_COPIES = 4
@@ -81,6 +85,7 @@ def validate_sweep(config: SweepConfig, connect: Connect) -> SweepPlan:
         UserError: the first broken rule.
     """
     points = corners(config.domains)
+    _check_ranges(config, points)
     configs = [config.trial(point) for point in points]
     for given in config.tune.points:
         _check_point(config, given)
@@ -103,6 +108,24 @@ def evaluations(config: RunConfig, steps_per_epoch: int) -> int:
 def iteration_at(config: RunConfig, step: int, steps_per_epoch: int) -> int:
     """Return the number of the evaluation at a step, from 1."""
     return math.ceil(step / (config.train.evaluate_every_steps or steps_per_epoch))
+
+
+def _check_ranges(config: SweepConfig, points: Sequence[Point]) -> None:
+    """Check what the config's schema cannot: ranges that functions return, and those of the builder's arguments."""
+    for key, domain in config.domains.items():
+        for point in points:
+            found = resolve(domain, {name: value for name, value in point.items() if name != key}, key)
+            if is_domain(found):
+                check_range(key, found, _parameter_type(config.trial(point).model.name, key))
+
+
+def _parameter_type(builder: str, key: str) -> type | None:
+    """Return int if a key is an argument that a model's builder declares as a whole number, else None."""
+    name = key.removeprefix("model.args.")
+    if name == key or builder.startswith(SCHEME):
+        return None
+    parameter = inspect.signature(find_builder(builder)).parameters.get(name)
+    return int if parameter and parameter.annotation in (int, "int") else None
 
 
 def _check_point(config: SweepConfig, point: Point) -> None:

@@ -1,9 +1,11 @@
 """What jobs print at their end: the figures of a result in words, and the same text wherever it goes."""
 
+from pathlib import Path
+
 import pytest
 
 from shoal.storage.records import BestTrial, Comparison, SweepResult, TrainResult, TransferResult, TrialRow
-from shoal.terminal.reports import efficiency, sweep_report, train_report, transfer_report
+from shoal.terminal.reports import efficiency, look_at_it, sweep_report, train_report, transfer_report
 from shoal.terminal.tables import duration, table, trial_table
 
 WHERE = {"status": "FINISHED", "run_name": "run-1", "run_folder": "/runs/e/run-1"}
@@ -31,6 +33,22 @@ def test_a_trainings_report_has_metrics_speed_test_loss_and_places():
     assert lines[5] == "test loss 0.0753, accuracy 0.9774"
     assert lines[6].startswith("look at it: make ui")
     assert lines[7:] == ["result: /runs/e/run-1/result.json"]
+
+
+def test_the_command_that_opens_mlflow_names_the_store_that_the_job_used(monkeypatch, tmp_path):
+    root = Path(__file__).resolve().parents[3]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("SHOAL_HOME", raising=False)
+    monkeypatch.chdir(root)
+    assert look_at_it(f"sqlite:///{root}/mlflow.db") == "look at it: make ui"
+    assert (
+        look_at_it("sqlite:////else where/x.db")
+        == f"look at it: make -C {root} ui STORE='sqlite:////else where/x.db'"
+    )
+    monkeypatch.chdir(tmp_path)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    assert look_at_it(store) == f"look at it: make -C {root} ui STORE={store}"
+    assert look_at_it("https://me:word@host:5000/mlflow") == "look at it: MLflow at https://host:5000/mlflow"
 
 
 def test_what_was_not_measured_is_left_out_and_a_sample_is_set_off():

@@ -31,6 +31,31 @@ def test_a_key_with_a_fixed_value_is_not_swept(tmp_path):
     assert set(load_sweep(str(file), ["model.width=64"]).space) == {"optim.lr"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "swept"),
+    [
+        (["optim.lr=0.1", "optim.lr=loguniform(0.001, 0.1)"], {"optim.lr": "loguniform(0.001, 0.1)"}),
+        (["optim.lr=0.1,0.2", "optim.lr=0.3,0.4"], {"optim.lr": "grid(0.3, 0.4)"}),
+        (["optim={lr: 0.1}", "optim.lr=0.3,0.4"], {"optim.lr": "grid(0.3, 0.4)"}),
+        (["optim.lr=0.1,0.2", "model.width=8,16", "optim.lr=0.3"], {"model.width": "grid(8, 16)"}),
+        (["optim.lr=0.1,0.2", "model.width=8,16", "optim={lr: 0.3}"], {"model.width": "grid(8, 16)"}),
+        (
+            ["model.args={x: 1}", "model.args.x=2,3", "model.width=8,16", "model.args={x: 4}"],
+            {"model.width": "grid(8, 16)"},
+        ),
+    ],
+    ids=str,
+)
+def test_of_two_settings_of_a_key_the_last_one_counts(tmp_path, settings, swept):
+    assert load_sweep(None, settings).space == swept
+    file = tmp_path / "sweep.yaml"
+    file.write_text("optim.lr: 0.5\nspace: {optim.lr: [0.6, 0.7]}\n")
+    swept = {"optim.lr": "grid(0.6, 0.7)"} | swept
+    if settings[-1] in ("optim.lr=0.3", "optim={lr: 0.3}"):
+        del swept["optim.lr"]
+    assert load_sweep(str(file), settings).space == swept
+
+
 def test_a_trial_has_its_point_and_its_own_seed_and_all_trials_hold_out_the_same_rows():
     config = load_sweep(None, ["seed=7"])
     one, other = config.trial({"optim.lr": 0.1}), config.trial({"optim.lr": 0.2})
@@ -58,6 +83,17 @@ def test_a_trial_has_its_point_and_its_own_seed_and_all_trials_hold_out_the_same
         (["tune.scheduler=pbt", "model.width=32,64"], ["optim"]),
         (["tune.scheduler=pbt", "tune.search=optuna"], ["tune.search=random"]),
         (["model.width=64", "optim.lr=0.1"], ["nothing is swept"]),
+        (["model.width=uniform(32, 256)"], ["model.width", "randint(32, 257)"]),
+        (["optim.lr=1,1.0"], ["the same value"]),
+        (["task=classification,regression"], ["'task' is swept"]),
+        (["data.source=sklearn:digits,sklearn:wine"], ["data.source", "other rows"]),
+        (["data.tokenizer=byte,bpe:300", "task=causal_lm"], ["tune.metric=val/bits_per_byte"]),
+        (
+            ["tune.metric=val/accuracy", "tune.mode=min"],
+            ["tune.mode=min", "val/accuracy", "leave tune.mode out"],
+        ),
+        (["tune.mode=max"], ["tune.mode=max", "val/loss", "leave tune.mode out"]),
+        (["seed=1,2", "tune.repeat=2"], ["seed is swept", "tune.repeat=2"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -67,7 +67,7 @@ class RecordingSearch:
         self.reported: list[tuple[int, tuple[float | None, ...]]] = []
 
     def suggest(self, number: int) -> dict[str, object]:
-        return {"reported": [number for number, _ in self.reported]}
+        return {"number": number, "reported": [number for number, _ in self.reported]}
 
     def tell(self, number: int, values: Sequence[float | None]) -> None:
         self.reported.append((number, tuple(values)))
@@ -83,12 +83,14 @@ class World:
     fails: frozenset[int] = frozenset()
     running: dict[Trial, int] = field(default_factory=dict)
     waiting: set[Trial] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     steps_run: int = 0
 
     def run(self, most: int = 100_000) -> None:
         while not self.engine.has_ended and self.steps_run < most:
             while len(self.running) < self.slots and (trial := self.engine.choose()):
                 self.running[trial] = trial.iteration
+                self.begun.add(trial.name)
             for trial, decision in self.engine.decisions():
                 self.waiting.discard(trial)
                 if decision == "stop":
@@ -155,7 +157,7 @@ def test_a_search_that_learns_knows_the_same_results_at_each_point_however_many_
         return [trial.point for trial in engine.trials]
 
     one_by_one = points(1, 0)
-    assert one_by_one[LAG + 3] == {"reported": [0, 1, 2, 3]}
+    assert one_by_one[LAG + 3] == {"number": LAG + 3, "reported": [0, 1, 2, 3]}
     assert all(points(slots, seed) == one_by_one for slots in (2, 4, LAG) for seed in range(5))
 
 
@@ -204,7 +206,7 @@ def test_reports_of_an_earlier_attempt_are_decided_on_again_but_not_trained_agai
 
 
 def test_a_trial_whose_process_was_lost_is_chosen_again_and_waited_for():
-    engine = Engine(PlannedSearch([{}, {}]), StopsWorse())
+    engine = Engine(PlannedSearch([{"x": 0}, {"x": 1}]), StopsWorse())
     first, second = engine.choose(), engine.choose()
     assert first
     assert second
@@ -217,7 +219,7 @@ def test_a_trial_whose_process_was_lost_is_chosen_again_and_waited_for():
 
 
 def test_an_impatient_engine_does_not_wait_for_a_trial_that_no_process_runs():
-    engine = Engine(PlannedSearch([{}, {}]), StopsWorse())
+    engine = Engine(PlannedSearch([{"x": 0}, {"x": 1}]), StopsWorse())
     first, second = engine.choose(), engine.choose()
     assert first
     assert second
@@ -228,7 +230,7 @@ def test_an_impatient_engine_does_not_wait_for_a_trial_that_no_process_runs():
 
 
 def test_closing_ends_the_trials_that_do_not_run_and_asks_for_no_more_points():
-    engine = Engine(PlannedSearch([{}, {}, {}]), RunsAll())
+    engine = Engine(PlannedSearch([{"x": 0}, {"x": 1}, {"x": 2}]), RunsAll())
     running = engine.choose()
     engine.close("killed")
     assert engine.choose() is None
@@ -251,7 +253,7 @@ class Exploits(RunsAll):
 
 
 def test_nothing_starts_while_an_exploit_waits_for_a_busy_trial():
-    engine = Engine(PlannedSearch([{}, {}, {}]), Exploits())
+    engine = Engine(PlannedSearch([{"x": 0}, {"x": 1}, {"x": 2}]), Exploits())
     first, second = engine.choose(), engine.choose()
     assert first
     assert second
@@ -263,3 +265,62 @@ def test_nothing_starts_while_an_exploit_waits_for_a_busy_trial():
     engine.release(second)
     assert len(engine.take_exploits()) == 1
     assert engine.choose() is first
+
+
+DRAWN_TWICE = [{"x": 0}, {"x": 1}, {"x": 0}, {"x": 2}, {"x": 1.0}, {"x": 3}]
+
+
+@pytest.mark.parametrize("scheduler", [RunsAll, StopsWorse])
+def test_a_point_that_is_drawn_twice_is_trained_once_and_its_result_is_taken_again(scheduler):
+    for slots, seed in ((1, 0), (3, 1), (3, 2)):
+        engine = Engine(PlannedSearch(DRAWN_TWICE), scheduler())
+        world = World(engine, slots, random.Random(seed))
+        world.run()
+        assert engine.has_ended
+        assert {trial.name for trial in engine.take_reused()} == {"t0002", "t0004"}
+        assert world.begun == {"t0000", "t0001", "t0003", "t0005"}
+        for number, source in ((2, 0), (4, 1)):
+            trial, other = engine.trials[number], engine.trials[source]
+            assert (trial.outcome, trial.same_as, trial.result) == ("reused", other, other.value)
+
+
+def test_different_seeds_of_a_point_are_different_trials_and_each_repeat_takes_the_result_of_its_own_seed():
+    engine = Engine(PlannedSearch([{"x": 0}, {"x": 0}]), RunsAll(), repeat=2)
+    World(engine, 2, random.Random(0)).run()
+    assert [trial.outcome for trial in engine.trials] == ["finished", "finished", "reused", "reused"]
+    assert [trial.same_as for trial in engine.trials[2:]] == engine.trials[:2]
+
+
+def test_a_search_that_learns_receives_the_result_of_a_point_that_it_repeats():
+    class Repeats(RecordingSearch):
+        def suggest(self, number: int) -> dict[str, object]:
+            return {"x": number % 2}
+
+    search = Repeats(5)
+    World(Engine(search, RunsAll(), lag=1), 1, random.Random(0)).run()
+    assert search.reported == [(number, (value(number % 2, ITERATIONS),)) for number in range(4)]
+
+
+def test_a_trial_that_was_begun_before_points_were_reused_goes_on_and_one_that_was_killed_is_waited_for():
+    def restore(trial: Trial) -> None:
+        trial.was_begun = trial.number == 2
+
+    engine = Engine(PlannedSearch(DRAWN_TWICE[:3]), RunsAll(), restore=restore)
+    World(engine, 1, random.Random(0)).run()
+    assert [trial.outcome for trial in engine.trials] == ["finished"] * 3
+    engine = Engine(PlannedSearch(DRAWN_TWICE[:3]), RunsAll())
+    first = engine.choose()
+    assert first
+    engine.fail(first, "killed")
+    assert engine.trials[2].outcome is None
+    engine = Engine(PlannedSearch(DRAWN_TWICE[:3]), RunsAll())
+    first = engine.choose()
+    assert first
+    engine.fail(first, "infeasible")
+    assert (engine.trials[2].outcome, engine.trials[2].result) == ("reused", None)
+
+
+def test_population_based_training_trains_two_trials_that_begin_at_one_point():
+    engine = Engine(PlannedSearch([{"x": 0}, {"x": 0}]), RunsAll(), reuse=False)
+    World(engine, 2, random.Random(0)).run()
+    assert [trial.outcome for trial in engine.trials] == ["finished", "finished"]

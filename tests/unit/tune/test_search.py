@@ -36,6 +36,17 @@ def test_given_points_come_first_and_their_missing_keys_are_drawn():
     assert points[0]["model.width"] in (32, 64)
 
 
+def test_the_values_of_points_are_those_of_the_config_and_a_given_point_of_the_grid_is_not_tried_twice():
+    space = parse_block({"model.width": "quniform(32, 96, 32)", "optim.weight_decay": [0, 1]})
+    search = make_search(TuneConfig(num_samples=2), space, "min", 0)
+    points = [search.suggest(number) for number in range(search.total)]
+    assert {type(point["model.width"]) for point in points} == {int}
+    assert {type(point["optim.weight_decay"]) for point in points} == {float}
+    grid = parse_block({"model.width": [32, 64], "optim.lr": [1, 2]})
+    config = TuneConfig(points=[{"model.width": 32.0, "optim.lr": 2.0}])
+    assert make_search(config, grid, "min", 0).total == 4
+
+
 def test_a_grid_search_refuses_random_ranges_and_repeated_grids():
     with pytest.raises(ConfigError, match=r"tune.search=random"):
         planned_points(TuneConfig(search="grid"), SPACE, seed=0)

@@ -15,6 +15,7 @@ from shoal.tune.report.html import html_report
 from shoal.tune.report.text import params_text
 from shoal.tune.trials import Mode, points, ranked, to_table
 
+MOST_NAMED = 8
 LR, WIDTH = "optim.lr", "model.width"
 
 
@@ -99,6 +100,10 @@ def _lines(
         "trials": ", ".join(f"{count} {status}" for status, count in counts.items()),
         "work": f"{sum(row.seconds for row in rows):.1f} s of training in {seconds:.1f} s",
     }
+    reused = [f"{row.name} as {row.same_as}" for row in rows if row.same_as]
+    if reused:
+        more = f" and {len(reused) - MOST_NAMED} more" if len(reused) > MOST_NAMED else ""
+        lines["reused"] = f"at a point that was drawn before: {', '.join(reused[:MOST_NAMED])}{more}"
     repeated = points(rows, mode)
     if repeated and repeated[0].count > 1:
         top = repeated[0]

@@ -109,10 +109,24 @@ def canonical(point: Point) -> str:
     return json.dumps(point, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def point_key(point: Point) -> str:
+    """Return a text that is the same for points that give the same trial: 1 and 1.0 are equal, true and 1 are not."""
+    return canonical(_with_whole_numbers(point))
+
+
 def point_seed(seed: int, point: Point, repeat: int) -> int:
     """Return the seed, in [0, 2**31), of one repeat of a point in the sweep with this seed."""
     digest = hashlib.sha256(f"{seed}/{repeat}/{canonical(point)}".encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """Return a value with every float that is a whole number as an integer."""
+    if isinstance(value, dict):
+        return {key: _with_whole_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _conditional_last(space: Space) -> list[str]:

@@ -41,6 +41,8 @@ class SweepLoop:
         moved_s = time.monotonic()
         while True:
             has_moved = self._exploit() | self._start_trials() | self._apply_decisions()
+            for trial in self._engine.take_reused():
+                self._lifecycle.reuse(trial)
             self._stopping.close_abandoned()
             self._listen(self._state.status())
             if self._engine.has_ended and self._pool.free == self._pool.size:

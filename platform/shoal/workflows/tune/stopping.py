@@ -105,7 +105,11 @@ class Stopping:
         if not isinstance(event, TrialEnded) or event.how not in ("failed", "infeasible"):
             return
         state = self._state
-        ended = [trial for trial in self._engine.trials if trial.has_ended and trial in state.progress]
+        ended = [
+            trial
+            for trial in self._engine.trials
+            if trial.has_ended and trial.same_as is None and trial in state.progress
+        ]
         errors = [state.progress[trial].error for trial in ended if trial.outcome == "failed"]
         if len(errors) < min(SAME_FAILURES, state.plan.total) or len(errors) < len(ended):
             return

@@ -138,6 +138,7 @@ class _SweepRun(RunLifecycle):
             config.tune.repeat,
             lag=max(LAG, slots),
             restore=lambda trial: history.restore(trial, state.trial_folder(trial)),
+            reuse=config.tune.scheduler != "pbt",  # which moves trials that begin at one point apart
         )
 
     def _make_loop(

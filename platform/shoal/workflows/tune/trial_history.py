@@ -23,12 +23,18 @@ class TrialHistory:
         self._config, self._dataset_cache = config, dataset_cache
 
     def restore(self, trial: Trial, folder: RunFolder) -> None:
-        """Fill in what an earlier attempt recorded of a trial: its point, its reports, and how it ended."""
+        """Fill in what an earlier attempt recorded of a trial: its point, its reports, and how it ended.
+
+        A trial that took another's result takes it again.
+        """
         identity = folder.load(Identity)
         if identity is None:
             return
         trial.point = dict(identity.point) if identity.point is not None else trial.point
         result = folder.load(TrialResult)
+        trial.was_begun = result is None or result.same_as is None
+        if not trial.was_begun:
+            return
         outcome = result.outcome if result else None
         if outcome in ("finished", "stopped", "infeasible"):
             trial.recorded_outcome = outcome

@@ -11,7 +11,7 @@ from shoal.config.loading import to_yaml
 from shoal.errors import ShoalError
 from shoal.runs.worker import WorkerSpec
 from shoal.storage.lease import now_ms
-from shoal.storage.records import ErrorRecord, Identity, TrialResult
+from shoal.storage.records import ErrorRecord, Identity, Metadata, TrialResult
 from shoal.storage.run_folder import CONFIG
 from shoal.tasks.open_data import preprocessing_spec
 from shoal.tracking.journal import Journal
@@ -23,6 +23,8 @@ from shoal.workflows.tune.state import SweepState
 from shoal.workflows.tune.stopping import stop_reason
 from shoal.workflows.tune.trial_history import TrialHistory
 from shoal.workflows.tune.trial_progress import TrialProgress
+
+SAME_AS_TAG = "shoal.same_as"
 
 
 class TrialLifecycle:
@@ -94,6 +96,39 @@ class TrialLifecycle:
             folder.update(Identity, status=result.status, reason=reason, end_ms=now_ms())
         self._log_best()
         free_checkpoints(self._state)
+
+    def reuse(self, trial: Trial) -> None:
+        """Record a trial that took the result of an earlier one at the same point; it was not trained."""
+        source = trial.same_as
+        assert source is not None, "the engine says whose result it is"
+        state, origin, now_s = self._state, self._state.progress[source], self._state.elapsed_s()
+        reason = f"the same point as {source.name}, whose result it takes"
+        folder = state.trial_folder(trial)
+        progress = TrialProgress(
+            origin.config, folder, curve=origin.curve[-1:], began_s=now_s, ended_s=now_s, outcome="reused",
+            reason=reason, is_freed=True,
+        )  # fmt: skip
+        state.progress[trial] = progress
+        self._log_best()
+        metadata = origin.folder.load(Metadata)
+        if metadata is None:  # it failed before anything of it was recorded
+            return
+        result = progress.result(trial, self._config.tune.metric, "reused")
+        folder.save(result)
+        if folder.exists(Identity.file):  # by an earlier attempt
+            return
+        folder.save(metadata.extended(tags={SAME_AS_TAG: source.name}))
+        folder.write(CONFIG, to_yaml(self._config.trial(trial.point, trial.repeat, trial.name)).encode())
+        if progress.curve:
+            step, value = progress.curve[-1]
+            journal = Journal(folder, self._attempt)
+            journal.log(step, {self._config.tune.metric: value})
+            journal.sync()
+        # Last: the trial's MLflow run is made when its identity is there.
+        folder.create_identity(
+            name=trial.name, experiment=self._config.experiment_name, point=trial.point, repeat=trial.repeat,
+            status=result.status, reason=reason, end_ms=now_ms(),
+        )  # fmt: skip
 
     def _open(self, trial: Trial) -> TrialProgress:
         """Make the progress of a trial from its config and what an earlier attempt left."""

@@ -23,7 +23,7 @@ class TrialProgress:
         began_s, ended_s: seconds since the sweep began.
         seconds: of work, over all attempts.
         times_lost: how often this attempt lost the trial's process.
-        outcome: finished, stopped, infeasible, failed or killed, once its records are closed.
+        outcome: finished, stopped, infeasible, failed, killed or reused, once its records are closed.
         is_replayed: whether its reports come from an earlier attempt's journal.
         is_freed: whether its checkpoints were deleted.
         parameters, flops, training_s: of the model and its training, once known.
@@ -85,15 +85,18 @@ class TrialProgress:
             parameters=self.parameters,
             flops=self.flops,
             training_s=self.training_s,
+            same_as=trial.same_as.name if trial.same_as else None,
         )
 
     def result(self, trial: Trial, metric: str, outcome: str) -> TrialResult:
         """Return what the `result.json` of an ended trial holds."""
         trained, metadata = self.folder.load(Outcome), self.folder.load(Metadata)
         at = trained.progress if trained else None
+        source = trial.same_as or trial
         return TrialResult(
-            status=MLFLOW_STATUS.get(outcome, "FAILED"),
+            status=MLFLOW_STATUS.get(source.outcome or outcome, "FAILED"),
             outcome=outcome,
+            same_as=trial.same_as.name if trial.same_as else None,
             reason=self.reason,
             run_name=trial.name,
             run_folder=self.folder.uri,
