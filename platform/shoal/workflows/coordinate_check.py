@@ -18,6 +18,7 @@ from shoal.config.schema import Section
 from shoal.data.loader import Batch, Shard
 from shoal.data.partition import partition_source
 from shoal.distributed.process_group import SingleProcess
+from shoal.plots.figure import to_png
 from shoal.runs.config import RunConfig
 from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
@@ -34,7 +35,7 @@ from shoal.tune.analysis.coordinate_check import (
     Coordinate,
     CoordinateVerdict,
     coordinate_check,
-    coordinate_picture,
+    coordinate_figure,
     growth,
     verdict,
 )
@@ -169,7 +170,7 @@ def log_check(checked: CoordinateCheck, folder: RunFolder) -> CoordinateCheckRes
         "exponents": {name: finite.get(name) for name in checked.exponents},
     }
     metrics = {f"exponent/{name}": value for name, value in finite.items()}
-    pictures = {"coordinate_check": coordinate_picture(checked.records, checked.exponents, title)}
+    pictures = {"coordinate_check": to_png(coordinate_figure(checked.records, checked.exponents, title))}
     kept = JobResult(config, _metadata(checked), metrics, pictures, CoordinateCheckResult, result)
     return log_job_result(folder, kept, config.experiment_name, resolve_tracking_uri(config.track))
 

@@ -17,6 +17,7 @@ from shoal.config.schema import build_config
 from shoal.errors import ConfigError
 from shoal.models.config import ModelConfig
 from shoal.models.flops import training_flops
+from shoal.plots.figure import to_png
 from shoal.runs.config import RunConfig
 from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
@@ -41,7 +42,7 @@ from shoal.tune.analysis.mup_transfer import (
     cost_of,
     gap,
     predict_savings,
-    transfer_picture,
+    transfer_figure,
 )
 from shoal.tune.analysis.width import width_report
 from shoal.tune.config import SweepConfig, read_sweep
@@ -289,7 +290,7 @@ class _Found:
         base, target = self.plan.widths
         trials = {float(base): self.narrow.rows} | ({float(target): self.wide.rows} if self.wide else {})
         landed = float(target), float(best[key]), self.value
-        return {"transfer": transfer_picture(trials, key, landed, self.savings, metric, mode)}
+        return {"transfer": to_png(transfer_figure(trials, key, landed, self.savings, metric, mode))}
 
 
 def _sweep(plan: SweepPlan, name: str, show: Show) -> SweepResult:

@@ -2,11 +2,9 @@ import io
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from shoal.config.schema import build_config
@@ -23,7 +21,7 @@ from shoal.training.optimizer import OptimConfig, build_optimizer
 from shoal.tune.analysis.coordinate_check import (
     Coordinate,
     coordinate_check,
-    coordinate_picture,
+    coordinate_figure,
     growth,
     verdict,
 )
@@ -586,7 +584,11 @@ def test_the_picture_has_a_panel_for_each_module_that_does_not_pass_on_anothers_
         for module, power in (("a", 0.5), ("b", 0.0), ("model", 0.5))
     ]
     exponents = growth(records)
-    image = Image.open(io.BytesIO(coordinate_picture(records, exponents, "title"))).convert("RGB")
-    less = Image.open(io.BytesIO(coordinate_picture(records, exponents | {"model": 0.51}, "title")))
-    assert (image.width, less.width) == (880, round(110 * 10.6))  # of two panels, and of three
-    assert np.asarray(image).std() > 5
+    axes = coordinate_figure(records, exponents, "title").axes
+    assert [panel.get_title() for panel in axes] == ["a: width^0.50", "b: width^0.00", "", ""]
+    assert [len(panel.lines) for panel in axes] == [3, 3, 2, 2]  # a line per step; step 0 has no change
+    last = axes[2].lines[-1]
+    assert last.get_xydata().tolist() == [[width, 2 * width**0.5] for width in (32, 64, 128)]
+    assert all((panel.get_xscale(), panel.get_yscale()) == ("log", "log") for panel in axes)
+    parted = coordinate_figure(records, exponents | {"model": 0.51}, "title").axes
+    assert [panel.get_title() for panel in parted[:3]][-1] == "model: width^0.51"

@@ -10,13 +10,17 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from shoal.data.loader import Batch
-from shoal.plots.figure import new_panels, to_png
+from shoal.plots.figure import new_panels
 from shoal.training.loop import Clock, TrainingLoop, update
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Largest |exponent| that passes. In the limit exponents are multiples of 1/2. Measured over an eightfold width or
 # more, on MLPs, a convolutional network and transformers, under Adam and SGD: muP 0.03 to 0.28 (below 0: an
@@ -107,7 +111,7 @@ def verdict(exponents: Mapping[str, float], tolerance: float = TOLERANCE) -> Coo
     return CoordinateVerdict(abs(exponents[worst]) <= tolerance, worst, exponents[worst])
 
 
-def coordinate_picture(records: Sequence[Coordinate], exponents: Mapping[str, float], title: str) -> bytes:
+def coordinate_figure(records: Sequence[Coordinate], exponents: Mapping[str, float], title: str) -> "Figure":
     """Draw mean |x_t| and mean |x_t - x_0| against the width, a line per step.
 
     A panel per module, of those with the exponents farthest from 0; one that passes on the output of another has
@@ -138,7 +142,7 @@ def coordinate_picture(records: Sequence[Coordinate], exponents: Mapping[str, fl
     panels[0, 0].set_ylabel("mean |x_t|")
     panels[1, 0].set_ylabel("mean |x_t - x_0|")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", title="steps")
-    return to_png(figure)
+    return figure
 
 
 def _by_width(

@@ -5,11 +5,14 @@ The method is muTransfer (Yang et al. 2022, "Tensor Programs V"). It knows trial
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shoal.plots.figure import new_panels, to_png
+from shoal.plots.figure import new_panels
 from shoal.storage.records import TrialRow
 from shoal.tune.trials import Mode, PointRow, cells, is_number, limits, points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,14 @@ def compare_point(
     return next((point.mean for point in ranked if point.params == params), value), ranked[0]
 
 
-def transfer_picture(
+def transfer_figure(
     trials: Mapping[float, Sequence[TrialRow]],
     key: str,
     transferred: tuple[float, float, float],
     savings: Savings,
     metric: str,
     mode: Mode,
-) -> bytes:
+) -> "Figure":
     """Draw the metric against a swept key at each width, the transferred run as a star, and FLOPs as bars.
 
     Args:
@@ -129,7 +132,7 @@ def transfer_picture(
     figure.set_size_inches(11, 4.8)
     _draw_curves(curves, trials, key, transferred, metric, mode)
     _draw_bars(bars, savings)
-    return to_png(figure)
+    return figure
 
 
 def _draw_curves(

@@ -10,13 +10,16 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shoal.plots.figure import new_panels, to_png
+from shoal.plots.figure import new_panels
 from shoal.storage.records import TrialRow
 from shoal.tune.trials import Mode, PointRow, is_number, points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MIN_WIDTHS = 4  # one is held out, and a law has three numbers
 CONFIDENCE = 0.9
@@ -197,7 +200,7 @@ def fit_power_law(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
     )
 
 
-def scaling_picture(report: ScalingReport, metric: str) -> bytes | None:
+def scaling_figure(report: ScalingReport, metric: str) -> "Figure | None":
     """Draw loss against size, each law with its interval, and the measured and predicted loss of the held-out width."""
     if not report.laws:
         return None
@@ -206,7 +209,7 @@ def scaling_picture(report: ScalingReport, metric: str) -> bytes | None:
     for scaling, axes in zip(report.laws, panels[0], strict=True):
         _draw(scaling, [_size_of(scaling.symbol, point) for point in report.points], report.points, axes)
         axes.set_ylabel(metric)
-    return to_png(figure)
+    return figure
 
 
 def _size_points(rows: Sequence[TrialRow], width_key: str, mode: Mode) -> tuple[SizePoint, ...]:

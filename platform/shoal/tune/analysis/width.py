@@ -8,11 +8,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.plots.figure import new_figure, to_png
+from shoal.plots.figure import new_figure
 from shoal.storage.records import TrialRow
 from shoal.tune.trials import Mode, cells, is_number, limits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Drift = Literal["stable", "drifts", "unclear"]
 Parabola = tuple[float, float, float]  # of log2(rate), highest power first
@@ -102,7 +105,7 @@ def width_report(rows: Sequence[TrialRow], lr_key: str, width_key: str, mode: Mo
     return WidthReport(lr_key, width_key, mode, optima, slope, _drift(optima, slope))
 
 
-def width_picture(report: WidthReport, rows: Sequence[TrialRow], metric: str) -> bytes:
+def width_figure(report: WidthReport, rows: Sequence[TrialRow], metric: str) -> "Figure":
     """Draw the metric against the learning rate: a curve per width, its parabola (dashed) and vertex (star)."""
     import matplotlib
     import numpy as np
@@ -128,7 +131,7 @@ def width_picture(report: WidthReport, rows: Sequence[TrialRow], metric: str) ->
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)
     axes.legend(title=report.width_key)
-    return to_png(figure)
+    return figure
 
 
 def _curves(rows: Sequence[TrialRow], lr_key: str, width_key: str, mode: Mode) -> dict[float, Curve]:

@@ -8,8 +8,8 @@ from shoal.plots.figure import to_png
 from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import PICTURES, REPORTS, RunFolder
 from shoal.tune.analysis.importance import importance
-from shoal.tune.analysis.scaling_law import ScalingReport, scaling_picture, scaling_report
-from shoal.tune.analysis.width import WidthReport, width_picture, width_report
+from shoal.tune.analysis.scaling_law import ScalingReport, scaling_figure, scaling_report
+from shoal.tune.analysis.width import WidthReport, width_figure, width_report
 from shoal.tune.report import plots
 from shoal.tune.report.html import html_report
 from shoal.tune.report.text import params_text
@@ -73,12 +73,11 @@ def _draw(
         "best over trials": plots.best_over_trials(rows, metric, mode),
         "best over time": plots.best_over_time(rows, metric, mode),
     }
-    pictures = {name: to_png(figure) for name, figure in figures.items() if figure is not None}
     if width:
-        pictures["best lr by width"] = width_picture(width, rows, metric)
-    if scaling and (png := scaling_picture(scaling, metric)):
-        pictures["loss by size"] = png
-    return pictures
+        figures["best lr by width"] = width_figure(width, rows, metric)
+    if scaling:
+        figures["loss by size"] = scaling_figure(scaling, metric)
+    return {name: to_png(figure) for name, figure in figures.items() if figure is not None}
 
 
 def _lines(

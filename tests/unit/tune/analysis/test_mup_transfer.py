@@ -1,10 +1,6 @@
 """What a transfer saves, by hand; and which configs of one are refused."""
 
-import io
-
-import numpy as np
 import pytest
-from PIL import Image
 
 from shoal.errors import ConfigError
 from shoal.models.flops import training_flops
@@ -17,7 +13,7 @@ from shoal.tune.analysis.mup_transfer import (
     cost_of,
     gap,
     predict_savings,
-    transfer_picture,
+    transfer_figure,
 )
 from shoal.workflows.transfer import load_transfer
 
@@ -73,13 +69,25 @@ def test_points_are_compared_by_the_mean_of_their_seeds_not_by_the_luckiest():
 
 
 @pytest.mark.parametrize("trials", [{64.0: ROWS}, {64.0: ROWS, 1024.0: ROWS}])
-def test_the_picture_has_both_panels(trials):
+def test_the_picture_has_a_curve_per_width_the_transferred_run_and_the_flops_of_both_ways(trials):
     savings = Savings(Cost(700, 3.5), Cost(4800, 12.0), Cost(11200, 28.0), is_measured=len(trials) > 1)
-    png = transfer_picture(trials, "optim.lr", (1024.0, 0.01, 0.4), savings, "val/loss", "min")
-    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-    left, right = np.array_split(pixels, 2, axis=1)
-    assert left.std() > 5
-    assert right.std() > 5
+    figure = transfer_figure(trials, "optim.lr", (1024.0, 0.01, 0.4), savings, "val/loss", "min")
+    curves, bars = figure.axes
+    *widths, transferred = curves.lines
+    best = {row.params["optim.lr"]: row.metric for row in ROWS}
+    assert len(widths) == len(trials)
+    for line in widths:
+        assert dict(zip(*line.get_data(), strict=True)) == best
+    assert transferred.get_xydata().tolist() == [[0.01, 0.4]]
+    assert (curves.get_xlabel(), curves.get_ylabel(), curves.get_xscale()) == ("optim.lr", "val/loss", "log")
+    heights = {
+        text.get_text(): bar[0].get_height()
+        for text, bar in zip(bars.get_legend().get_texts(), bars.containers, strict=True)
+    }
+    assert heights == {"search": 700, "training": 4800, "search at the target width": 11200}
+    assert bars.containers[1][0].get_y() == 700
+    how = "measured" if savings.is_measured else "predicted"
+    assert how in bars.get_xticklabels()[-1].get_text()
 
 
 def test_rates_about_the_configs_own_are_swept_at_its_width_in_mup():

@@ -1,16 +1,14 @@
 """The scaling law on losses of a known law."""
 
-import io
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from shoal.storage.records import TrialRow
 from shoal.storage.run_folder import RunFolder
-from shoal.tune.analysis.scaling_law import fit_power_law, scaling_picture, scaling_report
+from shoal.tune.analysis.scaling_law import fit_power_law, scaling_figure, scaling_report
 from shoal.tune.report.write import write_report
 
 WIDTHS = [32, 64, 128, 256, 512, 1024]
@@ -133,7 +131,7 @@ def test_fewer_than_four_widths_give_no_law_but_the_reason():
     assert found.text() == (
         "a power law needs at least 4 widths of different size, and 3 came to a loss: sweep more widths"
     )
-    assert scaling_picture(found, "val/loss") is None
+    assert scaling_figure(found, "val/loss") is None
 
 
 def test_widths_that_change_no_size_count_once():
@@ -155,6 +153,21 @@ def test_the_band_is_narrow_among_the_widths_and_wider_beyond_them():
     assert 0 < 2 * inside < beyond
 
 
+def test_the_picture_has_each_laws_fit_and_the_held_out_width_measured_and_predicted():
+    found = report(trials(lambda size: 2.0 * size**-0.25 + 0.05))
+    panels = scaling_figure(found, "val/loss").axes
+    assert [axes.get_xlabel() for axes in panels] == ["parameters", "training FLOPs"]
+    for axes, scaling in zip(panels, found.laws, strict=True):
+        lines = {line.get_label(): line for line in axes.lines}
+        fit = lines["fit to all"]
+        assert fit.get_ydata() == pytest.approx([scaling.law.at(size) for size in fit.get_xdata()])
+        ((_, measured),) = lines["held out, measured"].get_xydata()
+        ((_, predicted),) = lines["predicted"].get_xydata()
+        assert (measured, predicted) == (scaling.measured, scaling.predicted)
+        assert [text.get_text() for text in axes.texts] == [f"{point.width:g}" for point in found.points]
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
 def test_the_picture_and_the_numbers_are_in_the_sweeps_report(tmp_path):
     rows, folder = trials(lambda size: 2.0 * size**-0.25 + 0.05), RunFolder(str(tmp_path))
     found = write_report(folder, rows, "sweep", "val/loss", "min", 1.0)
@@ -162,9 +175,7 @@ def test_the_picture_and_the_numbers_are_in_the_sweeps_report(tmp_path):
     assert found.lines["scaling C"] == found.scaling.laws[1].text()
     assert "scaling N" in folder.read("report/report.html").decode()
     assert "scaling C" in found.note
-    image = Image.open(io.BytesIO(folder.read("pictures/loss_by_size.png"))).convert("RGB")
-    assert image.width > 900
-    assert np.asarray(image).std() > 5
+    assert folder.exists("pictures/loss_by_size.png")
     (first, second) = found.scaling.as_dict()["laws"]
     assert (first["size"], second["size"]) == ("parameters", "training FLOPs")
     assert first["held_out_width"] == 1024

@@ -1,14 +1,12 @@
 """The width report on synthetic losses: parabolas in log2 of the rate, with a known optimum."""
 
-import io
 import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from shoal.storage.records import TrialRow
-from shoal.tune.analysis.width import width_picture, width_report
+from shoal.tune.analysis.width import width_figure, width_report
 
 RATES = [2.0**power for power in range(-12, -2)]
 WIDTHS = [64, 128, 256, 512]
@@ -117,16 +115,29 @@ def test_there_is_no_report_without_two_widths():
     assert report(text) is None
 
 
-def test_the_picture_is_a_png_with_the_vertices_drawn():
+def test_the_picture_has_a_curve_per_width_with_its_parabola_and_vertex():
     rows = trials(lambda width: 0.0113)
-    image = Image.open(io.BytesIO(width_picture(report(rows), rows, "val/loss"))).convert("RGB")
-    assert image.width > 600
-    assert np.asarray(image).std() > 5
+    found = report(rows)
+    (axes,) = width_figure(found, rows, "val/loss").axes
+    curves = [line for line in axes.lines if line.get_marker() == "o"]
+    parabolas = [line for line in axes.lines if line.get_linestyle() == "--"]
+    vertices = [line for line in axes.lines if line.get_marker() == "*"]
+    assert [line.get_label() for line in curves] == [f"{optimum.width:g}" for optimum in found.optima]
+    assert [line.get_xdata()[0] for line in vertices] == pytest.approx(
+        [optimum.lr for optimum in found.optima]
+    )
+    for parabola, vertex in zip(parabolas, vertices, strict=True):
+        assert vertex.get_ydata()[0] <= min(parabola.get_ydata()) + 1e-9
+    assert axes.get_title() == found.summary
+    assert axes.get_xscale() == "log"
 
 
-def test_edges_and_equal_metrics_can_be_drawn_too():
+def test_optima_at_the_edge_and_equal_metrics_are_drawn_without_a_vertex():
     for rows in (
         trials(lambda width: 10.0),
         [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(float)],
     ):
-        assert width_picture(report(rows), rows, "val/loss").startswith(b"\x89PNG")
+        found = report(rows)
+        (axes,) = width_figure(found, rows, "val/loss").axes
+        assert {line.get_marker() for line in axes.lines} == {"o"}
+        assert len(axes.lines) == len(found.optima)
