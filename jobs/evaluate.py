@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
     config = load(EvaluateConfig, None, options.settings)
     tracking_uri = resolve_tracking_uri(config.track)
     with tempfile.TemporaryDirectory() as scratch:
-        predictor = Predictor.load(resolve_model(options.model, tracking_uri, scratch))
+        found = resolve_model(options.model, tracking_uri, scratch)
+        predictor = Predictor.load(found, trust_code=config.trust_code)
         evaluation = evaluate(predictor, config)
     print(f"{options.model} on {evaluation.source}, {evaluation.split} rows: {evaluation.rows}")
     print(evaluation_report(evaluation))

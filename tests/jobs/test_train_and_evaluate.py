@@ -154,6 +154,13 @@ def test_own_model_and_own_data_by_import_path(shared: Place, settings: tuple[st
     result = shared.train(*settings, "model.name=mine:Net", "train.epochs=4")
     assert result["is_verified"]
     assert result["world_size"] == (1 if "scale.num_workers=0" in settings else 2)
+    refused = shared.run("evaluate", result["run_folder"])
+    assert refused.code == 2
+    assert "description.json' names the model's own code, 'mine:Net'" in refused.errors[0]
+    assert "trust_code=true" in refused.errors[0]
+    done = shared.run("evaluate", result["run_folder"], "trust_code=true")
+    assert done.code == 0, done.err
+    assert done.result["metrics"]["loss"] == pytest.approx(result["metrics"]["test/loss"], rel=1e-6)
 
 
 def test_a_csv_with_categories_and_missing_values(place: Place) -> None:

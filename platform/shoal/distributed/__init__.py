@@ -4,6 +4,7 @@
 - `shm_allreduce`: the sum through shared memory, for CPU workers of one host
 - `parallelism`: FSDP2 and tensor parallelism, by the units that `blocks` finds in a model
 - `dtensor_io`: tensors of which each worker holds a part, to files and back
+- `shard_index`: the index of such files, read without running what it names
 - `torch_private`: the private interfaces of torch that Shoal uses, listed with their fallbacks
 
 Depends on torch; independent of Ray and of what is trained.

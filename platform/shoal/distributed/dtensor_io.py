@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-INDEX = ".metadata"  # the file that says which file holds which part of which tensor
+from shoal.distributed.shard_index import INDEX, read_index, reader
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -86,10 +86,9 @@ def files_of(rank: int, folder: Path) -> list[Path]:
 
 def contents(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return the full size and the type of each tensor that was written to a folder."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    entries = read_index(folder).state_dict_metadata
     return {
         key: (entry.size, entry.properties.dtype)
         for key, entry in entries.items()
@@ -99,9 +98,8 @@ def contents(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 def read(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Fill tensors, full or distributed in any way, from a folder; each worker reads what it needs, by itself."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: each reads by itself
-        load(dict(tensors), storage_reader=FileSystemReader(folder), no_dist=True)
+        load(dict(tensors), storage_reader=reader(folder), no_dist=True)

@@ -5,13 +5,14 @@ training.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,10 +26,11 @@ from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.errors import ModelError
+from shoal.inference.artifact_code import builder_of_artifact, is_trusted_by_environment
 from shoal.inference.generation import continue_text, fill_in
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
-from shoal.models.registry import build_model_for
+from shoal.models.registry import build_model_for, find_builder
 from shoal.tasks.base import Task
 from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.registry import TaskName, make_task
@@ -37,13 +39,37 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
 TEXT = "text"  # the column that a model of text takes
 
 
-def _description(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ModelError(
-            f"'{path}' is damaged ({error}): restore the file from a copy, or train the model again with if_exists=new"
-        ) from None
+class Description(BaseModel):
+    """What a saved model's `description.json` holds: all that loading needs besides the weights.
+
+    Attributes:
+        data: what the model was trained on.
+        seed: of the splits.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: ModelConfig
+    transform: Transform
+    task: TaskName
+    data: DataConfig
+    seed: int
+
+    @classmethod
+    def load(cls, path: Path) -> "Description":
+        """Read it.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"'{path}' is damaged ({reason}): restore the file from a copy, or train the model again with "
+                "if_exists=new"
+            ) from None
 
 
 class Predictor:
@@ -64,31 +90,42 @@ class Predictor:
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Predictor":
-        """Load from the folder that `describe_model` and the weights were written to.
+    def load(cls, folder: str | Path, *, trust_code: bool = False) -> "Predictor":
+        """Load a saved model: data, of which nothing is executed.
+
+        Args:
+            folder: where the weights and their description lie, inside a saved MLflow model.
+            trust_code: build the model by its own code, which lies in the MLflow model, if its description names some.
 
         Raises:
-            ModelError: the folder does not exist, or is incomplete.
+            ModelError: the folder does not exist or is incomplete, or the description names code that may not be run.
         """
-        folder = Path(folder)
-        try:
-            metadata = _description(folder / DESCRIPTION)
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
-            ) from None
-        transform = Transform.model_validate(metadata["transform"])
-        model = build_model_for(ModelConfig(**metadata["model"]), transform, metadata["task"], seed=0)
+        description, weights = _read(Path(folder))
+        path = Path(folder).resolve() / DESCRIPTION
+        builder = builder_of_artifact(path, description.model.name, trust_code)
+        return cls._build(description, weights, builder)
+
+    @classmethod
+    def load_own(cls, folder: str | Path) -> "Predictor":
+        """Load what this run itself has written: its builder is found where training found it.
+
+        Raises:
+            ModelError: as `load`.
+        """
+        description, weights = _read(Path(folder))
+        return cls._build(description, weights, find_builder(description.model.name))
+
+    @classmethod
+    def _build(
+        cls, description: Description, weights: dict[str, Tensor], builder: Callable[..., Any]
+    ) -> "Predictor":
+        transform, data, task = description.transform, description.data, description.task
+        model = build_model_for(description.model, transform, task, seed=0, builder=builder)
         model.load_state_dict(weights)
         use_onednn(model)
-        data = DataConfig(**metadata["data"])
         is_ready = transform.columns[0].kind == "ready"
-        preprocessing = make_preprocessing_spec(
-            data, metadata["task"], metadata["seed"], is_ready, transform.tokenizer
-        )
-        task = make_task(metadata["task"], transform, data, metadata["seed"])
-        return cls(model, transform, task, preprocessing)
+        preprocessing = make_preprocessing_spec(data, task, description.seed, is_ready, transform.tokenizer)
+        return cls(model, transform, make_task(task, transform, data, description.seed), preprocessing)
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64."""
@@ -167,16 +204,18 @@ def describe_model(
     model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int
 ) -> str:
     """Return as JSON what `Predictor.load` needs besides the weights, and the data that the model was trained on."""
-    metadata = {
-        "model": model.model_copy(
-            update={"init": None}
-        ).model_dump(),  # trained weights replace the initial ones
-        "transform": transform.model_dump(),
-        "task": task,
-        "data": data.model_dump(),
-        "seed": seed,
-    }
-    return json.dumps(metadata)
+    trained = model.model_copy(update={"init": None})  # trained weights replace the initial ones
+    described = Description(model=trained, transform=transform, task=task, data=data, seed=seed)
+    return json.dumps(described.model_dump())
+
+
+def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
+    try:
+        return Description.load(folder / DESCRIPTION), load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
+        ) from None
 
 
 def weights_folder(model: str | Path) -> Path:
@@ -211,4 +250,4 @@ def as_rows(block: Block, transform: Transform) -> Any:
 
 def _load_pyfunc(path: str) -> Predictor:
     """Load a model; MLflow's entry point (`loader_module`)."""
-    return Predictor.load(path)
+    return Predictor.load(path, trust_code=is_trusted_by_environment())

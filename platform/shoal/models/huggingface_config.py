@@ -40,7 +40,7 @@ class ArchitectureConfig:
         self.kind, self.folder = kind, folder
         self.is_saved = folder is not None and (Path(folder) / "config.json").is_file()
         if self.is_saved:
-            self.values = AutoConfig.from_pretrained(folder, local_files_only=True)
+            self.values = _saved_config(str(folder))
             self._check_kind()
         else:
             self.values = AutoConfig.for_model(kind)
@@ -156,6 +156,18 @@ class ArchitectureConfig:
                 size for size in fits if size == 1 or size * PATCHES <= min(height, width)
             )
         return fields
+
+
+def _saved_config(folder: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.init='{folder}': its config.json does not load ({' '.join(str(error).split())[:200]}): name a "
+            "folder of an architecture that transformers has; code that lies in the folder is not run"
+        ) from None
 
 
 def _head_count(width: int, head_dim: int) -> int:

@@ -56,6 +56,7 @@ def build_model(
     seed: int,
     vocabulary: int = 0,
     task: str = "",
+    builder: Callable[..., Any] | None = None,
 ) -> nn.Module:
     """Build a model with weights that are a pure function of the seed.
 
@@ -73,11 +74,12 @@ def build_model(
         seed: of the weights.
         vocabulary: number of token ids; 0 if the inputs are not tokens.
         task: its name.
+        builder: None: the one that `model.name` names.
 
     Raises:
         UserError: the builder refuses, raises, or returns something other than a module; `model.init` does not fit.
     """
-    builder = find_builder(config.name)
+    builder = builder or find_builder(config.name)
     is_transformers = config.name.startswith(huggingface_config.SCHEME)
     takes_shape = is_transformers or builder in REGISTRY.values() or len(input_shape) != 1
     offered = {
@@ -93,7 +95,8 @@ def build_model(
         model = _call_builder(config, builder, offered)
     if config.parametrization == "mup":
         at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
-        base = build_model(config.model_copy(update=at_base), input_shape, outputs, seed, vocabulary, task)
+        at_base_width = config.model_copy(update=at_base)
+        base = build_model(at_base_width, input_shape, outputs, seed, vocabulary, task, builder)
         _convert_to_mup(model, base, config)
     if config.init is not None:
         load_pretrained(model, config.init)
@@ -126,8 +129,17 @@ def _default_depth(builder: Callable[..., Any]) -> int:
     return named.default if named and isinstance(named.default, int) else 2
 
 
-def build_model_for(config: ModelConfig, transform: Transform, task: str, seed: int) -> nn.Module:
+def build_model_for(
+    config: ModelConfig,
+    transform: Transform,
+    task: str,
+    seed: int,
+    builder: Callable[..., Any] | None = None,
+) -> nn.Module:
     """Build a model for the rows that a transform makes.
+
+    Args:
+        builder: None: the one that `model.name` names.
 
     Raises:
         UserError: it cannot be built, or takes tokens and the data has none.
@@ -137,7 +149,8 @@ def build_model_for(config: ModelConfig, transform: Transform, task: str, seed: 
             f"model.name='{config.name}' takes tokens, and the data has none: set task=causal_lm, masked_lm or "
             "sequence_classification, with text as data.source or data.text"
         )
-    return build_model(config, transform.input_shape, transform.outputs, seed, transform.vocabulary, task)
+    shape, outputs, vocabulary = transform.input_shape, transform.outputs, transform.vocabulary
+    return build_model(config, shape, outputs, seed, vocabulary, task, builder)
 
 
 def _convert_to_mup(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:

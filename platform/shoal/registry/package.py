@@ -31,7 +31,7 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
     from mlflow.models import infer_signature
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import resets
-    predictor = Predictor.load(data)
+    predictor = Predictor.load_own(data)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet():
         signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)

@@ -60,7 +60,7 @@ def package_and_verify(
 
 def sample(weights: Path) -> str:
     """Return a text that a language model generates without a prompt."""
-    written = Predictor.load(weights).predict({TEXT: ["\n"]}, SAMPLED)["prediction"]
+    written = Predictor.load_own(weights).predict({TEXT: ["\n"]}, SAMPLED)["prediction"]
     return str(written[0])
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from shoal.config.schema import Section
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
+from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.evaluation import split_blocks, sum_over_blocks
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
@@ -32,6 +33,11 @@ class EvaluateData(Section):
 class EvaluateConfig(Section):
     experiment_name: str = Field("evaluations", description="of MLflow, and the folder above the run's")
     storage_path: str = Field("runs", description="where the result goes")
+    trust_code: bool = Field(
+        False,
+        description="run the code that the model's description names: its builder, which lies in the model, and the "
+        "function of the working directory that returned its data",
+    )
     data: EvaluateData = Field(default_factory=EvaluateData)
     track: TrackConfig = Field(default_factory=TrackConfig)
 
@@ -60,6 +66,7 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
 
     Raises:
         DataError: no rows, a missing column, or a label the model does not know.
+        ModelError: the model was trained on what a function returned, and `trust_code` is not set.
     """
     preprocessing, other = predictor.preprocessing, config.data.source
     label = predictor.transform.label
@@ -70,6 +77,8 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
             preprocessing, data=preprocessing.data.model_copy(update={"label": config.data.label})
         )
         predictor = Predictor(predictor.model, transform, predictor.task, preprocessing)
+    if other is None:
+        check_source_of_artifact(preprocessing.data.source, config.trust_code)
     source = reopen_source(preprocessing, predictor.task.name, other)
     found = sums = None
     for split in (None,) if other else (TEST, VALIDATION):

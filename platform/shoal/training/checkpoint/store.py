@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoal.distributed import dtensor_io
+from shoal.distributed.shard_index import INDEX
 from shoal.errors import CheckpointError
 from shoal.storage.records import CheckpointState, FileDigest, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
@@ -121,7 +122,7 @@ class CheckpointStore:
         return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
 
     def has_shards(self, name: str) -> bool:
-        return dtensor_io.INDEX in self._manifest(name).files
+        return INDEX in self._manifest(name).files
 
     @contextmanager
     def on_disk(self, name: str) -> Iterator[Path]:
@@ -153,7 +154,7 @@ class CheckpointStore:
             files = self._manifest(name).files
         except (OSError, ValueError) as error:
             return f"{Manifest.file}: {error}"
-        tensors = dtensor_io.INDEX if dtensor_io.INDEX in files else WEIGHTS
+        tensors = INDEX if INDEX in files else WEIGHTS
         info = FORMER_DATASET_INFO if FORMER_DATASET_INFO in files else DATASET_INFO
         for file, expected in files.items():
             if problem := self._file_problem(name, file, expected):

@@ -1,0 +1,117 @@
+"""The code that a saved model's description names: run only where its user says so, and only the model's own.
+
+A description is data that may come from anywhere: a name in it, such as `os:system`, must not choose what is called.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shoal.config.import_path import is_path
+from shoal.data.sources.open import is_function
+from shoal.errors import ModelError
+from shoal.models.huggingface_config import SCHEME
+from shoal.models.registry import REGISTRY, find_builder
+
+CODE = "code"  # the folder of a saved MLflow model with the code that was packaged with it
+TRUST_VARIABLE = "SHOAL_TRUST_CODE"  # for `mlflow.pyfunc.load_model`, which passes no arguments on
+
+
+def builder_of_artifact(description: Path, name: str, trust_code: bool) -> Callable[..., Any]:
+    """Return the builder that a description names: one of Shoal's, or with `trust_code` one of the model's own code.
+
+    Args:
+        description: the file, `MODEL/data/FOLDER/description.json`, that holds the name.
+        name: `model.name`.
+
+    Raises:
+        ModelError: the builder is code and `trust_code` is not set, or it is no code of this model.
+    """
+    if name in REGISTRY or name.startswith(SCHEME):
+        return find_builder(name)
+    if not is_path(name):
+        raise ModelError(
+            f"'{description}' names the model '{name}', which Shoal does not know: train it again"
+        )
+    if not trust_code:
+        raise ModelError(
+            f"'{description}' names the model's own code, '{name}', which is not run unasked: look at it, then set "
+            f"trust_code=true ({TRUST_VARIABLE}=1 for mlflow.pyfunc.load_model)"
+        )
+    return _import_from(description.parents[2] / CODE, name, description)
+
+
+def check_source_of_artifact(source: str, trust_code: bool) -> None:
+    """Refuse to call the function that a description names as the model's data.
+
+    Raises:
+        ModelError: `trust_code` is not set, or the function lies outside the working directory.
+    """
+    if not is_function(source):
+        return
+    if not trust_code:
+        raise ModelError(
+            f"the model was trained on data.source='{source}', a function that its description.json names, which is "
+            "not called unasked: name other data with data.source=..., or set trust_code=true"
+        )
+    if not _lies_in(Path.cwd(), source.partition(":")[0]):
+        raise ModelError(
+            f"the model's description.json names data.source='{source}', whose module is not in the working directory "
+            f"'{Path.cwd()}': run where it is, or name the data with data.source=..."
+        )
+
+
+def _lies_in(folder: Path, module: str) -> bool:
+    """Whether the top of a dotted module is a file or package of a folder; nothing is imported."""
+    top = folder / module.partition(".")[0]
+    return (top.is_dir() or top.with_suffix(".py").is_file()) and not _is_imported_from_elsewhere(top)
+
+
+def _is_imported_from_elsewhere(top: Path) -> bool:
+    loaded = sys.modules.get(top.name)
+    return loaded is not None and not _is_below(getattr(loaded, "__file__", None), top.parent)
+
+
+def _is_below(file: str | None, folder: Path) -> bool:
+    return file is not None and Path(file).resolve().is_relative_to(folder.resolve())
+
+
+def _import_from(code: Path, path: str, description: Path) -> Callable[..., Any]:
+    """Import `package.module:name` from a model's own code."""
+    module_name, _, name = path.partition(":")
+    refusal = (
+        f"'{description}' names the model '{path}', which is no class or function of the model's own code in '{code}': "
+        "train it again"
+    )
+    if not _lies_in(code, module_name):
+        raise ModelError(refusal)
+    if str(code) not in sys.path:
+        sys.path.insert(0, str(code))
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"the model's own code '{module_name}' in '{code}' does not import ({type(error).__name__}: {error}): "
+            "install what it needs"
+        ) from error
+    found = getattr(module, name, None)
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _is_below(_file_of(found), code):
+        raise ModelError(refusal)
+    return found
+
+
+def _file_of(found: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(found)
+    except TypeError:  # built in
+        return None
+
+
+def is_trusted_by_environment() -> bool:
+    """Whether the user of `mlflow.pyfunc.load_model` lets a model's own code run."""
+    return os.environ.get(TRUST_VARIABLE) == "1"
