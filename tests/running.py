@@ -25,6 +25,8 @@ from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
 
 ROOT = Path(__file__).resolve().parents[1]
+# Ray gives its workers niceness 15 by default, so that beside tests of other processes they hardly run.
+RAY_ENV = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 # After so long a job hangs; a quiet machine needs a tenth. What is checked by `eventually` has limits of its own.
 JOB_TIMEOUT_S, STEP_TIMEOUT_S = 900.0, 600.0
 
@@ -56,7 +58,7 @@ class Place:
 
     def __init__(self, path: Path, env: dict[str, str]) -> None:
         self.path = path
-        self.env = {**os.environ, "RAY_AUTH_MODE": "disabled", **env}
+        self.env = {**os.environ, **RAY_ENV, **env}
         self.env.pop("MLFLOW_TRACKING_URI", None)
 
     def start(self, job: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
@@ -169,7 +171,7 @@ def ray_cluster(has_dashboard: bool = False) -> Iterator[dict[str, str]]:
     options += [f"--include-dashboard={str(has_dashboard).lower()}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**os.environ, **RAY_ENV, "RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

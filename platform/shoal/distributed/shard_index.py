@@ -64,13 +64,18 @@ def read_index(folder: Path) -> "Metadata":
 
 
 def reader(folder: Path) -> "FileSystemReader":
-    """Return DCP's reader of a folder, with the index read as `read_index` does."""
+    """Return DCP's reader of a folder, with the index that `read_index` returns.
+
+    Raises:
+        CheckpointError: as `read_index`.
+    """
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta
 
+    index = read_index(folder)
+
     class Reader(FileSystemReader):
         def read_metadata(self, *_: Any, **__: Any) -> "Metadata":
-            index = read_index(folder)
             index.storage_meta = index.storage_meta or StorageMeta()
             index.storage_meta.load_id = self.load_id
             return index

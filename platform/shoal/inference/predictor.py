@@ -211,7 +211,8 @@ def describe_model(
 
 def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
     try:
-        return Description.load(folder / DESCRIPTION), load_file(folder / WEIGHTS)
+        weights = load_file(folder / WEIGHTS)
+        return Description.load(folder / DESCRIPTION), weights
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
