@@ -27,7 +27,7 @@ from shoal.data.sampler import SPLITS, VALIDATION
 from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, Source
 from shoal.data.sources.files import file_schema, read_npz
-from shoal.data.sources.function import items_to_block
+from shoal.data.sources.function import Items
 from shoal.data.sources.image_column import ImageDecoder
 from shoal.data.sources.synthetic import synthetic_block, synthetic_options
 
@@ -138,7 +138,7 @@ def _datasets(source: Source) -> list[tuple[str | None, ray.data.Dataset]]:
             return [(None, ray.data.range(rows).map_batches(_synthetic_rows, fn_kwargs=options))]
         case "indexed":
             rows = ray.data.range(len(source.value))
-            return [(None, rows.map_batches(_item_rows, fn_kwargs={"dataset": source.value}))]
+            return [(None, rows.map_batches(_item_rows, fn_kwargs={"items": source.value}))]
         case "huggingface":
             named = [
                 (part.split, rows) for part, rows in zip(source.parts, source.value.values(), strict=True)
@@ -166,8 +166,8 @@ def _synthetic_rows(batch: dict[str, np.ndarray], **options: Any) -> Block:
     return synthetic_block(first=int(rows[0]), rows=len(rows), **options)
 
 
-def _item_rows(batch: dict[str, np.ndarray], dataset: Any) -> Block:
-    return items_to_block([dataset[int(row)] for row in batch["id"]])
+def _item_rows(batch: dict[str, np.ndarray], items: Items) -> Block:
+    return items.read(batch["id"].tolist())
 
 
 def decode_batch(batch: pa.Table, decoder: ImageDecoder) -> pa.Table:

@@ -7,6 +7,7 @@
 - `preprocessing`: raw columns to tensors, and back from outputs to labels
 - `partition`: rows divided among workers
 - `loader`: a worker's rows, batch by batch
+- `random_state`: what a user's own code draws from, seeded for a while
 - `text`, `tokenizer`, `images`, `augment`: for rows of text and images
 
 Depends on `config` and `errors`; independent of models, of torch.distributed and of Ray.

@@ -120,7 +120,8 @@ class Predictor:
         cls, description: Description, weights: dict[str, Tensor], builder: Callable[..., Any]
     ) -> "Predictor":
         transform, data, task = description.transform, description.data, description.task
-        model = build_model_for(description.model, transform, task, seed=0, builder=builder)
+        # From its own seed: a builder may draw more than weights.
+        model = build_model_for(description.model, transform, task, description.seed, builder=builder)
         model.load_state_dict(weights)
         use_onednn(model)
         is_ready = transform.columns[0].kind == "ready"

@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from shoal.config.import_path import call_with, find, is_path
 from shoal.data.preprocessing import Transform
+from shoal.data.random_state import seeded
 from shoal.errors import ModelError, UserError, nearest
 from shoal.models import huggingface, huggingface_config
 from shoal.models.bert import BERT
@@ -58,7 +58,7 @@ def build_model(
     task: str = "",
     builder: Callable[..., Any] | None = None,
 ) -> nn.Module:
-    """Build a model with weights that are a pure function of the seed.
+    """Build a model with weights that are a pure function of the seed: torch, NumPy and `random` are seeded with it.
 
     A builder receives those of `inputs`, `outputs`, `vocabulary`, `task`, `width`, `depth` that its signature names,
     and all of `model.args`. `inputs` is the shape of a sample for Shoal's own models; a user's builder receives the
@@ -90,8 +90,7 @@ def build_model(
         "width": config.width,
         "depth": _default_depth(builder) if config.depth is None else config.depth,
     } | ({"init": config.init} if is_transformers else {})
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = _call_builder(config, builder, offered)
     if config.parametrization == "mup":
         at_base = {"width": config.base_width, "parametrization": "standard", "init": None}

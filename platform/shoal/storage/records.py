@@ -26,12 +26,12 @@ from pydantic import (
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
 
-# A number that JSON has as null because it is not finite.
+# A number that a file has as null where it is not finite; it is read again as not a number.
 NullableFloat = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class Record(BaseModel):
-    """A JSON file.
+    """A JSON file. Numbers that are not finite are null in it: JSON has none of them.
 
     Attributes:
         file: its name in the folder that it belongs to.
@@ -39,7 +39,7 @@ class Record(BaseModel):
         remedy: what a person does about a file that is damaged.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="null")
     file: ClassVar[str]
     former_file: ClassVar[str | None] = None
     remedy: ClassVar[str]
@@ -93,7 +93,7 @@ class Verified(Part):
     """What a clean process measured with the saved model."""
 
     metric: str
-    value: float
+    value: NullableFloat
     data: str  # fingerprint of the rows
 
 
@@ -242,8 +242,8 @@ class Progress(Part):
 
     step: int = 0
     samples: int = 0
-    best: dict[str, float] = Field(default_factory=dict)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    best: dict[str, NullableFloat] = Field(default_factory=dict)
+    metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     reached_target: bool = False
     seconds: float = 0.0
 
@@ -256,8 +256,8 @@ class CheckpointState(Record):
 
     step: int
     samples: int
-    best: dict[str, float] = Field(default_factory=dict)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    best: dict[str, NullableFloat] = Field(default_factory=dict)
+    metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     reached_target: bool = False
     seconds: float = 0.0
     attempt: int | None = None
@@ -336,8 +336,8 @@ class Outcome(Record):
     seconds: float
     attempt_seconds: float
     samples_before: int = 0
-    shares: dict[str, float] = Field(default_factory=dict)
-    rates: dict[str, float] = Field(default_factory=dict)
+    shares: dict[str, NullableFloat] = Field(default_factory=dict)
+    rates: dict[str, NullableFloat] = Field(default_factory=dict)
     peak_memory_bytes: list[int] = Field(default_factory=list)
     micro_batch_size: int | None = None
     world_size: int = 1
@@ -346,8 +346,8 @@ class Outcome(Record):
     checkpoint_blocked_s: float = 0.0
     host: str | None = None
     split: str | None = None
-    test_metrics: dict[str, float] = Field(default_factory=dict)
-    val_metrics: dict[str, float] = Field(default_factory=dict)
+    test_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
+    val_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     confusion: list[list[int]] | None = None
 
 
@@ -389,9 +389,8 @@ class ErrorRecord(Record):
 
 
 class Result(Record):
-    """What every `result.json` says; the README describes all of them. Not-a-numbers are null, as JSON wants it."""
+    """What every `result.json` says; the README describes all of them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="null")
     file: ClassVar[str] = "result.json"
     remedy: ClassVar[str] = "delete the file: the same command writes it again"
 
@@ -426,7 +425,7 @@ class TrainResult(Result):
     world_size: int | None = None
     device: str | None = None
     gradient_transport: str | None = None
-    shares: dict[str, float] = Field(default_factory=dict)
+    shares: dict[str, NullableFloat] = Field(default_factory=dict)
     bottleneck: str | None = None
     checkpoint_blocked_s: float | None = None
     is_verified: bool = False
@@ -546,7 +545,7 @@ class EvaluationResult(Result):
     split: str
     rows: int
     metrics: dict[str, NullableFloat]
-    per_class: dict[str, dict[str, float]] | None = None
+    per_class: dict[str, dict[str, NullableFloat]] | None = None
     is_delivered: bool | None = None
 
 
@@ -573,9 +572,9 @@ class Comparison(Part):
     """
 
     params: dict[str, JsonValue]
-    value: float
-    transferred_value: float
-    gap: float
+    value: NullableFloat
+    transferred_value: NullableFloat
+    gap: NullableFloat
     width_report: str | None = None
     run_folder: str
 

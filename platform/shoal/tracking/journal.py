@@ -6,6 +6,7 @@ time stay.
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -13,6 +14,15 @@ from dataclasses import dataclass
 
 from shoal.storage.records import JournalPosition
 from shoal.storage.run_folder import JOURNAL, RunFolder
+
+
+def _line(step: int, at_ms: int, metrics: Mapping[str, float]) -> str:
+    """Return a line of JSON, in which numbers that are not finite are null."""
+    try:
+        return json.dumps({"step": step, "ms": at_ms, "metrics": metrics}, allow_nan=False)
+    except ValueError:
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        return json.dumps({"step": step, "ms": at_ms, "metrics": finite})
 
 
 def journal_name(attempt: int) -> str:
@@ -46,7 +56,7 @@ class Journal:
             at_s: Unix seconds; now by default.
         """
         at_ms = int((time.time() if at_s is None else at_s) * 1000)
-        line = json.dumps({"step": step, "ms": at_ms, "metrics": metrics})
+        line = _line(step, at_ms, metrics)
         with self._lock:
             self._lines.append(line + "\n")
 
@@ -114,5 +124,6 @@ class JournalReader:
             for key, value in entry["metrics"].items():
                 if entry["step"] > self._steps.get(key, -1):
                     self._steps[key] = entry["step"]
-                    points.append(MetricPoint(key, value, entry["step"], entry["ms"]))
+                    number = math.nan if value is None else value
+                    points.append(MetricPoint(key, number, entry["step"], entry["ms"]))
         return points

@@ -7,12 +7,14 @@ are `Callbacks` of `shoal.training.loop.train`.
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from shoal.config.import_path import is_path
 from shoal.data.config import DataConfig
 from shoal.data.loader import Shard, ViewedShard
 from shoal.data.preprocessing import Transform
 from shoal.distributed.process_group import Collective, preserve_state
+from shoal.errors import ModelError
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.registry import build_model_for
@@ -67,13 +69,39 @@ def assemble(
         has_validation: whether there is a validation split to evaluate on.
 
     Raises:
-        UserError: the model cannot be built, compiled or divided among the workers as the config says.
+        UserError: the model cannot be built, compiled or divided among the workers as the config says, or differs
+            from worker to worker.
     """
     task = make_task(config.task, transform, config.data, config.seed)
     model = build_model_for(config.model, transform, config.task, config.seed)
+    if is_path(config.model.name) and collective.size > 1:
+        _check_same_weights(model, config.model.name, collective)
     return assemble_loop(
         model, task, shard, config.optim, config.train, collective, device, has_validation=has_validation
     )
+
+
+def _check_same_weights(model: nn.Module, name: str, collective: Collective) -> None:
+    """Refuse a user's builder that built other weights on another worker: nothing else makes them equal.
+
+    Raises:
+        ModelError: it did.
+    """
+    sums = {key: _sum(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
+    first, *others = collective.gather(sums)
+    for rank, its in enumerate(others, 1):
+        differing = [key for key in first.keys() | its.keys() if first.get(key) != its.get(key)]
+        if differing:
+            raise ModelError(
+                f"model.name='{name}' built another '{min(differing)}' on worker {rank} than on worker 0: draw random "
+                "numbers from torch, numpy.random or random, which are seeded, or give your own generator a seed"
+            )
+
+
+def _sum(tensor: Tensor) -> str:
+    """Return a sum to the bit, as text, so that one that is not a number equals itself."""
+    whole = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return str(whole.detach().sum(dtype=torch.float64).item())
 
 
 def assemble_loop(

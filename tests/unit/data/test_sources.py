@@ -1,14 +1,19 @@
 import datetime
 import decimal
 import json
+import random
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from shoal.data.preprocessing import ColumnStats, as_numbers
+from shoal.data.random_state import seed_random_states
 from shoal.data.sources.function import source_from_value
 from shoal.data.sources.open import open_source
 from shoal.data.sources.synthetic import synthetic_block, synthetic_options
@@ -229,6 +234,7 @@ def test_a_hugging_face_folder_keeps_the_splits_it_has(tmp_path):
 # A user's function.
 
 FUNCTIONS = """
+import random
 import numpy as np, pandas as pd, torch
 from torch.utils.data import Dataset, TensorDataset
 
@@ -268,6 +274,17 @@ def ragged():
 def scalar():
     return {"x": 1.0, "target": [0, 1]}
 
+def drawn():
+    return {"x": np.random.rand(3), "y": [random.random() for _ in range(3)], "z": torch.rand(3).numpy()}
+
+class DrawnItems(Items):
+    def __init__(self, rows=40):
+        self.rows = rows
+    def __len__(self):
+        return self.rows
+    def __getitem__(self, row):
+        return {"x": np.array([np.random.rand(), random.random(), torch.rand(1).item()]), "target": row}
+
 def fails():
     raise KeyError("where")
 """
@@ -294,6 +311,36 @@ def test_a_function_may_return_a_torch_dataset_whose_features_are_left_as_they_a
     np.testing.assert_array_equal(block["features"], np.arange(6.0).reshape(3, 2))
     assert block["target"].tolist() == [0, 1, 0]
     assert read(f"{mine}:Items")["image"].shape == (2, 2, 2)
+
+
+def test_a_function_that_draws_random_numbers_returns_the_same_rows_again(mine):
+    found = []
+    for seed in (1, 2):
+        seed_random_states(seed)
+        found.append({name: column.tolist() for name, column in read(f"{mine}:drawn").items()})
+    assert found[0] == found[1]
+    seed_random_states(1)
+    expected = random.random()
+    seed_random_states(1)
+    read(f"{mine}:drawn")
+    assert random.random() == expected
+
+
+def test_torch_draws_in_a_function_what_it_draws_in_a_new_process(mine):
+    code = "import torch; print(torch.rand(3).tolist())"
+    new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    torch.manual_seed(5)
+    assert read(f"{mine}:drawn")["z"].tolist() == json.loads(new)
+
+
+def test_what_an_item_draws_depends_on_its_row_alone(mine, monkeypatch):
+    whole = read(f"{mine}:DrawnItems")["x"]
+    assert len({value for row in whole.tolist() for value in row}) == 120
+    monkeypatch.setattr("shoal.data.sources.function.BLOCK_BYTES", 160)
+    seed_random_states(9)
+    blocks = list(open_source(f"{mine}:DrawnItems").blocks())
+    assert len(blocks) > 2
+    np.testing.assert_array_equal(np.concatenate([block["x"] for _, block in blocks]), whole)
 
 
 def test_a_function_may_return_a_dict_of_splits(mine):

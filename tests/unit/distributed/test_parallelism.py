@@ -9,6 +9,7 @@ import uuid
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ from shoal.runs.worker import run_worker as train_a_run
 from shoal.storage.records import CheckpointState, Manifest, Outcome
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.tasks.classification import Classification
-from shoal.training.assemble import assemble_loop
+from shoal.training.assemble import assemble, assemble_loop
 from shoal.training.checkpoint import store as store_module
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import (
@@ -270,6 +271,7 @@ def pair(rank, folder, bucket):
     if rank == 0:
         store.add_weights(4, weights)
 
+    found["drawn"] = {builder: built(ddp, builder) for builder in ("from_numpy", "from_own_generator")}
     found["run"] = a_run(RunFolder(f"{folder}/run"), ScaleConfig(strategy="fsdp", num_workers=2))
 
     # One that cannot write, then one that dies.
@@ -289,6 +291,30 @@ def pair(rank, folder, bucket):
     except RuntimeError as error:
         found["bereft"] = str(error)
     return found
+
+
+def from_numpy(inputs, outputs, random=np.random):
+    layer = nn.Linear(inputs, outputs)
+    layer.weight.data = torch.from_numpy(random.normal(size=(outputs, inputs)).astype("float32"))
+    return layer
+
+
+def from_own_generator(inputs, outputs):
+    return from_numpy(inputs, outputs, np.random.default_rng())
+
+
+def built(group, builder):
+    """Return the weights of a run whose builder draws random numbers, or why they are refused."""
+    np.random.seed(group.rank)
+    config = load_config(RunConfig, None, [f"model.name={__name__}:{builder}", "scale.num_workers=0"])
+    plan = validate(config, session.connect)
+    parts = partition_source(plan.source, plan.preprocessing, plan.dataset_info, group.data_size)
+    spec = WorkerSpec(config, "", 1, plan.dataset_info, plan.preprocessing)
+    shard = resident_shard(spec, parts[group.data_rank], group.data_rank, group.data_size, CPU)
+    try:
+        return assemble(config, plan.dataset_info.transform, shard, group, CPU).model.state_dict()
+    except ModelError as error:
+        return str(error)
 
 
 def a_run(folder, scale, epochs=2):
@@ -427,6 +453,20 @@ def test_losses_with_clipped_gradients_are_those_of_one_worker(two, kind, strate
     assert min(expected) < expected[0]
     for result in two:
         close(result["losses"][kind, strategy], expected)
+
+
+def test_a_builder_that_draws_from_numpy_builds_the_same_weights_on_every_worker(two):
+    first, second = (result["drawn"]["from_numpy"] for result in two)
+    same(first, second)
+
+
+def test_a_builder_that_builds_other_weights_on_each_worker_is_refused_on_all(two):
+    for result in two:
+        message = result["drawn"]["from_own_generator"]
+        assert (
+            "test_parallelism:from_own_generator' built another 'weight' on worker 1 than on worker 0"
+            in message
+        )
 
 
 def test_tied_frozen_unused_parameters_and_statistics_are_under_fsdp_what_they_are_under_ddp(two):

@@ -16,6 +16,17 @@ from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
 from shoal.tasks.base import MAX_ROWS
 
+PROJECTED = """
+import numpy as np
+from torch import nn
+
+class Projected(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.projection = np.random.normal(size=(inputs, 8))
+        self.out = nn.Linear(8, outputs)
+"""
+
 
 @pytest.fixture
 def saved(preprocessing, tmp_path):
@@ -46,6 +57,18 @@ def test_a_loaded_model_predicts_what_the_model_in_memory_did(saved, rows):
     is_test = [row for row in range(120) if (features[row] == torch.from_numpy(inputs)).all(dim=1).any()]
     found = predictor.outputs({name: column[is_test] for name, column in rows.items()})
     torch.testing.assert_close(found, expected)
+
+
+def test_a_loaded_model_has_what_its_builder_drew_besides_weights(user_module, rows, preprocessing, tmp_path):
+    name = user_module(PROJECTED)
+    made = preprocessing(seed=3)
+    transform = inspect_source(source_from_value("mine:rows", rows), made).transform
+    config = ModelConfig(name=f"{name}:Projected")
+    model = build_model(config, transform.input_shape, transform.outputs, made.seed)
+    save_file(model.state_dict(), tmp_path / WEIGHTS)
+    described = describe_model(config, transform, "classification", made.data, made.seed)
+    (tmp_path / DESCRIPTION).write_text(described)
+    assert np.array_equal(Predictor.load(tmp_path).model.projection, model.projection)
 
 
 @pytest.mark.parametrize("label", ["target", "color"])

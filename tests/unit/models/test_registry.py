@@ -1,10 +1,13 @@
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from shoal.data.random_state import seed_random_states
 from shoal.errors import ModelError, UserError
 from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
@@ -15,6 +18,8 @@ from shoal.models.registry import build_model, find_builder
 from shoal.models.size import measure_size, readable
 
 USER = """
+import random
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,6 +49,16 @@ def raises():
 
 def random_weights():
     return nn.Linear(4, 3)
+
+def numpy_weights():
+    model = nn.Linear(4, 3)
+    model.weight.data = torch.from_numpy(np.random.normal(size=(3, 4)).astype("float32"))
+    return model
+
+def python_weights():
+    model = nn.Linear(4, 3)
+    model.weight.data.fill_(random.random())
+    return model
 
 not_callable = 3
 """
@@ -104,20 +119,21 @@ def test_dropout_acts_in_training_only():
 
 
 def test_weights_are_a_function_of_the_seed_alone(mine):
-    for name in ("mlp", f"{mine}:random_weights"):
-        torch.manual_seed(1)
+    builders = ("random_weights", "numpy_weights", "python_weights")
+    for name in ("mlp", *(f"{mine}:{builder}" for builder in builders)):
+        seed_random_states(1)
         first = make(name, seed=7)
-        torch.manual_seed(2)
+        seed_random_states(2)
         assert same(first, make(name, seed=7))
         assert not same(first, make(name, seed=8))
 
 
 def test_building_leaves_the_callers_random_numbers_alone():
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
+    seed_random_states(1)
+    expected = [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
+    seed_random_states(1)
     make(seed=7)
-    assert torch.equal(torch.rand(3), expected)
+    assert [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()] == expected
 
 
 def test_a_users_builder_is_given_only_what_its_signature_names(mine):

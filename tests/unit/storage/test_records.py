@@ -1,6 +1,7 @@
 """Records: what is written is read again, newer fields are kept, damage is reported by file name."""
 
 import json
+import math
 
 import pytest
 
@@ -9,6 +10,7 @@ from shoal.storage import records
 from shoal.storage.records import (
     CheckpointState,
     ErrorRecord,
+    EvaluationResult,
     Identity,
     JournalPosition,
     Lease,
@@ -16,6 +18,7 @@ from shoal.storage.records import (
     Manifest,
     Metadata,
     Outcome,
+    Progress,
     Record,
     Result,
     TrainResult,
@@ -85,11 +88,60 @@ def test_floats_come_back_to_the_bit(folder):
     }
 
 
-def test_not_a_number_comes_back_from_a_checkpoint_and_is_null_in_a_result(folder):
-    folder.save(CheckpointState(step=1, samples=1, metrics={"val/r2": float("nan")}))
-    found = folder.load(CheckpointState)
-    assert found is not None
-    assert found.metrics["val/r2"] != found.metrics["val/r2"]
+NOT_FINITE = {"val/r2": math.nan, "val/perplexity": math.inf, "val/loss": 1.0}
+MEASURED = {"ended": "finished", "steps_planned": 1, "seconds": 1.0, "attempt_seconds": 1.0}
+RESULT = {"status": "FINISHED", "run_name": "r", "run_folder": "f"}
+DATA = {"model": "m", "data_source": "d", "split": "test", "rows": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "inner"),
+    [
+        (CheckpointState(step=1, samples=1, best=NOT_FINITE), "best"),
+        (CheckpointState(step=1, samples=1, metrics=NOT_FINITE), "metrics"),
+        (Outcome(**MEASURED, progress=Progress(metrics=NOT_FINITE)), "progress.metrics"),
+        (Outcome(**MEASURED, progress=Progress(best=NOT_FINITE)), "progress.best"),
+        (Outcome(**MEASURED, progress=Progress(), test_metrics=NOT_FINITE), "test_metrics"),
+        (Outcome(**MEASURED, progress=Progress(), rates=NOT_FINITE), "rates"),
+        (TrainResult(**RESULT, shares=NOT_FINITE), "shares"),
+        (EvaluationResult(**RESULT, **DATA, metrics={}, per_class={"a": NOT_FINITE}), "per_class.a"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_number_that_is_not_finite_is_null_in_every_file_and_read_as_not_a_number(folder, record, inner):
+    folder.save(record)
+    written = json.loads(folder.read(record.file), parse_constant=pytest.fail)
+    read = folder.load(type(record)).model_dump()
+    for key in inner.split("."):
+        written, read = written[key], read[key]
+    assert written == {"val/r2": None, "val/perplexity": None, "val/loss": 1.0}
+    assert read == pytest.approx(
+        {"val/r2": math.nan, "val/perplexity": math.nan, "val/loss": 1.0}, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Metadata(params={"a": math.nan}, tags={"b": [math.inf]}),
+        Lineage(entries=[{"iteration": 1, "step": 2, "from": "t0001", "point": {"a": math.nan}}]),
+        Identity(**IDENTITY, verified={"metric": "val/loss", "value": math.nan, "data": "d"}),
+        Identity(**IDENTITY, unknown={"a": math.nan}),
+    ],
+    ids=lambda record: type(record).__name__,
+)
+def test_no_file_holds_what_is_no_json(folder, record):
+    folder.save(record)
+    json.loads(folder.read(record.file), parse_constant=pytest.fail)
+    assert folder.load(type(record)) is not None
+
+
+def test_a_file_of_an_earlier_version_that_names_what_is_not_finite_is_read(folder):
+    folder.write("state.json", b'{"step": 1, "samples": 1, "metrics": {"a": NaN, "b": Infinity}}')
+    assert folder.load(CheckpointState).metrics == pytest.approx({"a": math.nan, "b": math.inf}, nan_ok=True)
+
+
+def test_not_a_number_is_null_in_a_result(folder):
     result = TrainResult(
         status="FINISHED", run_name="r", run_folder="f", metrics={"val/r2": float("nan"), "val/loss": 1.0}
     )

@@ -1,3 +1,4 @@
+import json
 import math
 import threading
 
@@ -129,12 +130,19 @@ def test_a_writer_that_opens_the_journal_of_its_attempt_again_loses_nothing(fold
     assert steps(JournalReader(folder).read()) == [1, 2, 3, 4, 5]
 
 
-def test_numbers_that_are_not_finite_survive(local):
-    note(local, 1, [1], value=lambda step: math.inf)
-    note(local, 2, [2], value=lambda step: math.nan)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_null_in_a_line_of_json_and_read_as_not_a_number(local, value):
+    note(local, 1, [1], value=lambda step: value)
+    (line,) = local.read(journal_name(1)).splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {"train/loss": None}
+    (point,) = JournalReader(local).read()
+    assert math.isnan(point.value)
+
+
+def test_a_line_of_an_earlier_version_that_names_what_is_not_finite_is_read(local):
+    local.write(journal_name(1), b'{"step": 1, "ms": 5, "metrics": {"val/loss": Infinity, "val/r2": NaN}}\n')
     first, second = JournalReader(local).read()
-    assert first.value == math.inf
-    assert math.isnan(second.value)
+    assert (first.value, math.isnan(second.value)) == (math.inf, True)
 
 
 def test_several_threads_may_write(local):

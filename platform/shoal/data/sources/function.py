@@ -1,20 +1,44 @@
 """Reads `package.module:function`: whatever data a user's own function returns."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from shoal.config.import_path import find
-from shoal.data.sampler import SPLIT_NAMES, TRAIN
+from shoal.data.random_state import seed_random_states, seeded
+from shoal.data.sampler import SPLIT_NAMES, TRAIN, mix
 from shoal.data.sources.arrow import table_to_block, to_array
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source, in_memory_source
 from shoal.errors import DataError, UserError
 
 BLOCK_BYTES = 32 << 20  # of a map-style dataset read at a time
 BATCH_ROWS = 1 << 16  # of a Ray Dataset read at a time
+DATA_SEED = (
+    67280421310721  # torch's own in a new process: what a function drew from torch before, it draws again
+)
+
+
+@dataclass(frozen=True)
+class Items:
+    """A map-style torch Dataset; what an item draws from random generators depends on its row alone."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: Iterable[int]) -> Block:
+        """Return some rows as a block."""
+        with seeded(DATA_SEED):
+            return items_to_block([self._item(row) for row in rows])
+
+    def _item(self, row: int) -> Any:
+        seed_random_states(int(mix(np.uint64(DATA_SEED + row))) >> 1)
+        return self.dataset[row]
 
 
 def source_from_value(uri: str, value: Any) -> Source:
@@ -55,7 +79,7 @@ def source_from_value(uri: str, value: Any) -> Source:
     if hasattr(value, "iloc"):
         return in_memory_source(uri, {str(name): to_array(value[name]) for name in value.columns})
     if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes):
-        return _indexed(uri, value)
+        return _indexed(uri, Items(value))
     raise DataError(
         f"data.source='{uri}' returned a {type(value).__name__}: return a pandas frame, a Ray Dataset, a "
         "map-style torch Dataset (with __len__ and __getitem__), or a dict of these by split"
@@ -83,6 +107,8 @@ def items_to_block(items: list[Any], label: str = "target") -> Block:
 def open_function(uri: str) -> Source:
     """Call a user's function `package.module:function?name=value&...` and wrap what it returns.
 
+    torch, NumPy and `random` are seeded meanwhile, with the same seed in every run: it returns the same rows again.
+
     Raises:
         UserError: it cannot be imported, or raises.
         DataError: it returns something that is not data.
@@ -90,7 +116,8 @@ def open_function(uri: str) -> Source:
     path, _, query = uri.partition("?")
     function = find(path, "data.source")
     try:
-        value = function(**{name: _literal(text) for name, text in parse_qsl(query)})
+        with seeded(DATA_SEED):
+            value = function(**{name: _literal(text) for name, text in parse_qsl(query)})
     except Exception as error:
         raise UserError(
             f"data.source='{uri}' raised {type(error).__name__}: {error}: fix the function "
@@ -106,18 +133,18 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _indexed(uri: str, dataset: Any) -> Source:
+def _indexed(uri: str, items: Items) -> Source:
     """Wrap a map-style torch Dataset: its items are what the model takes."""
-    if len(dataset) == 0:
+    if len(items) == 0:
         raise DataError(f"data.source='{uri}' is empty: it has 0 rows; name one that has some")
-    size = sum(column.nbytes for column in items_to_block([dataset[0]]).values())
+    size = sum(column.nbytes for column in items.read([0]).values())
     step = max(1, BLOCK_BYTES // max(size, 1))
 
     def read() -> Iterator[Block]:
-        for first in range(0, len(dataset), step):
-            yield items_to_block([dataset[row] for row in range(first, min(first + step, len(dataset)))])
+        for first in range(0, len(items), step):
+            yield items.read(range(first, min(first + step, len(items))))
 
-    return Source(uri, "indexed", (Part(read),), nbytes=size * len(dataset), is_ready=True, value=dataset)
+    return Source(uri, "indexed", (Part(read),), nbytes=size * len(items), is_ready=True, value=items)
 
 
 def _ray_blocks(dataset: Any) -> Iterator[Block]:

@@ -1,0 +1,37 @@
+"""The random states that a user's own code draws from: torch's, NumPy's and Python's `random`.
+
+It knows the generators; it does not know who draws from them. `numpy.random.default_rng()` without a seed is none of
+them: it draws from the operating system.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_random_states(seed: int) -> None:
+    """Seed torch, NumPy and Python's `random`.
+
+    Args:
+        seed: from 0 to below 2**63.
+    """
+    torch.manual_seed(seed)
+    np.random.seed([seed & 0xFFFF_FFFF, seed >> 32])
+    random.seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Have code inside draw from generators that begin at the seed; the states before are restored on exit."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        seed_random_states(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
