@@ -23,7 +23,8 @@ def trained(
     def train(name: str) -> dict[str, Any]:
         write_corpus(places[name] / "corpus")
         place = Place(places[name], {"RAY_ADDRESS": cluster["address"]})
-        return place.train(*recorded()["runs"][name]["arguments"])
+        # Its weight decay was of all parameters.
+        return place.train(*recorded()["runs"][name]["arguments"], "optim.decay=all")
 
     with side_by_side(train, NAMES) as futures:
         yield futures

@@ -19,6 +19,7 @@ from shoal.errors import ModelError
 from shoal.models.activation_memory import estimate_activations, fake_like
 from shoal.models.flops import training_flops
 from shoal.models.size import measure_size
+from shoal.models.weight_decay import without_decay
 
 GIB = 1 << 30
 DEVICES = (16, 24, 40, 80, 141)  # GiB of memory
@@ -47,6 +48,8 @@ class ParameterCount:
         units: of each block; of each child module in a model without blocks.
         embedding: in embeddings.
         element_size: bytes of a parameter.
+        matrices: of those that are trained, which weight decay is for: tensors and their parameters.
+        others: which it spares.
     """
 
     total: int
@@ -54,6 +57,8 @@ class ParameterCount:
     units: tuple[int, ...]
     embedding: int
     element_size: int = 4
+    matrices: tuple[int, int] = (0, 0)
+    others: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -238,12 +243,19 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     parameters = list(model.parameters())
     units = blocks_of(model) or list(model.children())
     embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    spared = without_decay(model)
+    trained = {name: tensor.numel() for name, tensor in model.named_parameters() if tensor.requires_grad}
+    matrices, others = (
+        [trained[name] for name in trained if (name in spared) is are] for are in (False, True)
+    )
     return ParameterCount(
         total=sum(parameter.numel() for parameter in parameters),
         tensors=len(parameters),
         units=tuple(sum(parameter.numel() for parameter in unit.parameters()) for unit in units),
         embedding=sum(weight.numel() for weight in {id(weight): weight for weight in embeddings}.values()),
         element_size=max((parameter.element_size() for parameter in parameters), default=4),
+        matrices=(len(matrices), sum(matrices)),
+        others=(len(others), sum(others)),
     )
 
 

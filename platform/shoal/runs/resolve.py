@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from shoal.config.schema import build_config, flatten
+from shoal.config.schema import assign, build_config, fields, flatten
 from shoal.errors import ConfigError, StorageError
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import storage_uri
@@ -19,6 +20,12 @@ from shoal.storage.records import Identity, Result
 from shoal.storage.run_folder import CONFIG, RunFolder
 
 AnyResult = TypeVar("AnyResult", bound=Result)
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+# Keys whose default is not what earlier versions did, with what they did.
+BEFORE = {"optim.decay": "all"}
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_run_folder(
@@ -59,6 +66,30 @@ def resolve_run_folder(
     return folder
 
 
+def as_begun(config: AnyConfig, folder: RunFolder) -> AnyConfig:
+    """Return a config as a run goes on with it: keys that are newer than the run have the value they stood for then."""
+    if not folder.exists(CONFIG):
+        return config
+    missing = _missing_keys(_stored_config(folder))
+    now = flatten(config)
+    changed = {key: value for key, value in missing.items() if now[key] != value}
+    for key, value in changed.items():
+        logger.warning(
+            "'%s' was begun before there was %s: it goes on with %s=%s", folder.uri, key, key, value
+        )
+    return config.replace(changed) if changed else config
+
+
+def _missing_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the former values of keys that a stored config is too old to have."""
+    missing = {}
+    for key, value in BEFORE.items():
+        section, _, leaf = key.rpartition(".")
+        if leaf not in (tree.get(section) or {}):
+            missing[key] = value
+    return missing
+
+
 def finished_result(folder: RunFolder, kind: type[AnyResult]) -> AnyResult | None:
     """Return the result of a run that has finished, or None."""
     result = folder.load(kind)
@@ -72,8 +103,11 @@ def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
         raise ConfigError(
             f"run_name='{config.run_name}' is of another kind of job (a run, or a sweep): choose another run_name"
         )
+    known = _known_keys(kind, tree)
+    for key in _missing_keys(tree):
+        assign(known, key, flatten(config)[key])
     try:
-        earlier = flatten(build_config(kind, _known_keys(kind, tree)))
+        earlier = flatten(build_config(kind, known))
     except ConfigError as error:
         raise ConfigError(
             f"run_name='{config.run_name}' was begun with a config that this version refuses ({error}): choose "
@@ -124,8 +158,9 @@ def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFo
     """Continue an unfinished run of the same config that no process works on, else begin a new one."""
     free = type(config).free_on_resume
     # A key that is added or removed changes the hash, and no unfinished run of an earlier version is found any more,
-    # unless the key is among those that may differ on resume.
+    # unless the key is among those that may differ on resume, or is in `BEFORE` and has its default.
     flat = {key: value for key, value in flatten(config).items() if not key.startswith(free)}
+    flat = {key: value for key, value in flat.items() if key not in BEFORE or value != _default(config, key)}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
     source = config.data.source.partition("?")[0].rpartition("/")[2]
     words = f"{config.model.name}-{source}".replace(":", "-").replace("*", "").replace(".", "-")
@@ -139,6 +174,10 @@ def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFo
             folder.identity()  # damage is reported before anything starts
             return folder
     raise StorageError(f"'{storage.uri}' holds 10000 runs named {stem}: set run_name, or clear it up")
+
+
+def _default(config: RunConfig, key: str) -> Any:
+    return dict(fields(type(config)))[key].get_default(call_default_factory=True)
 
 
 def _numbered_folder(storage: Folder, name: str) -> RunFolder:

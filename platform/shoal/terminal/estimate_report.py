@@ -1,10 +1,19 @@
 """The estimate of a run as text: `python jobs/train.py --plan`."""
 
 from shoal.errors import ConfigError
-from shoal.models.memory_estimate import GIB, MFU, SINGLE_WORKER, TIMED_ON, RunEstimate, WorkerMemory
+from shoal.models.memory_estimate import (
+    GIB,
+    MFU,
+    SINGLE_WORKER,
+    TIMED_ON,
+    ParameterCount,
+    RunEstimate,
+    WorkerMemory,
+)
 from shoal.models.size import readable
 from shoal.runs.config import RunConfig
 from shoal.terminal.tables import duration, table
+from shoal.training.optimizer import OptimConfig
 from shoal.training.throughput import peak_flops
 from shoal.workflows.estimate import DataShape, data_shape, estimate_for
 
@@ -62,7 +71,21 @@ def _about(config: RunConfig, estimate: RunEstimate, data: DataShape) -> str:
     return (
         f"model    {config.model.name}: {count.total:,} parameters{': ' if parts else ''}{', '.join(parts)}\n"
         f"work     {readable(estimate.flops_per_sample)}FLOPs forward per sample{tokens}; "
-        f"{readable(estimate.flops_per_step)}FLOPs per step of {estimate.batch_size:,} samples"
+        f"{readable(estimate.flops_per_step)}FLOPs per step of {estimate.batch_size:,} samples\n"
+        f"decay    {_decay(config.optim, count)}"
+    )
+
+
+def _decay(optim: OptimConfig, count: ParameterCount) -> str:
+    """Say which parameter groups decay."""
+    if not optim.weight_decay:
+        return "none (optim.weight_decay=0)"
+    tensors, parameters = map(sum, zip(count.matrices, count.others, strict=True))
+    if optim.decay == "all":
+        return f"{optim.weight_decay:g} of all {tensors:,} tensors, {parameters:,} parameters"
+    return (
+        f"{optim.weight_decay:g} of {count.matrices[0]:,} matrices, {count.matrices[1]:,} parameters; none of "
+        f"{count.others[0]:,} biases, norms and embeddings, {count.others[1]:,} parameters"
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -23,6 +23,7 @@ from shoal.runs.finalize import package_and_verify
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.machine import local_gpus
 from shoal.runs.mlflow_metadata import model_record, run_metadata
+from shoal.runs.resolve import as_begun
 from shoal.runs.validate import RunPlan, measure_model
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
@@ -59,6 +60,7 @@ def train(plan: RunPlan, folder: RunFolder, listen: Listener = lambda status: No
         Interrupted: the folder's stop file appeared; there is a checkpoint and the run is KILLED.
         ShoalError: the run failed; it is recorded as FAILED with the reason.
     """
+    plan = replace(plan, config=as_begun(plan.config, folder))
     with _TrainingRun(plan, folder, listen) as run:
         run.train()
         return run.finish()

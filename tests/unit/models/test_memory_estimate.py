@@ -325,6 +325,21 @@ def test_data_of_other_kinds_are_read_for_their_shape_and_the_steps():
     assert "all 46 steps" in text  # 1,797 rows of which 80% are learnt from, 64 at a time
 
 
+@pytest.mark.parametrize(
+    ("optim", "said"),
+    [
+        (
+            {"weight_decay": 0.1},
+            "0.1 of 3 matrices, 17,024 parameters; none of 3 biases, norms and embeddings, 202 parameters",
+        ),
+        ({"weight_decay": 0.1, "decay": "all"}, "0.1 of all 6 tensors, 17,226 parameters"),
+        ({}, "none (optim.weight_decay=0)"),
+    ],
+)
+def test_the_groups_that_decay_and_do_not_are_shown(optim, said):
+    assert f"\ndecay    {said}\n" in estimate_report(RunConfig.model_validate({"optim": optim}))
+
+
 def test_the_job_prints_the_budget_and_starts_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = ["task=causal_lm", "model.name=gpt", "data.context=32", "data.source=text:nowhere"]

@@ -93,7 +93,7 @@ def by_name(model, optimizer, key):
 
 
 def optimized(model, **config):
-    return build_optimizer(model, OptimConfig(**({"lr": 0.1, "weight_decay": 0.01} | config)))
+    return build_optimizer(model, OptimConfig(**({"lr": 0.1, "weight_decay": 0.01, "decay": "all"} | config)))
 
 
 def test_the_shapes_at_two_widths_tell_the_roles_of_an_mlp():
@@ -233,6 +233,18 @@ def test_learning_rates_are_those_of_table_8_and_weight_decay_keeps_its_product_
         expected = {"0.weight": vector, "0.bias": vector, "2.weight": hidden, "2.bias": vector}
         expected |= {"4.weight": output, "4.bias": fixed}
         assert by_name(model, optimizer, key) == pytest.approx(expected), key
+
+
+@pytest.mark.parametrize(("name", "table"), [("adam", (1, 1)), ("adamw", (4, 1)), ("sgd", (1, 0.25))])
+def test_where_vectors_do_not_decay_matrices_do_as_before_and_all_learn_at_the_same_rates(name, table):
+    model = in_mup(mlp, 4 * BASE)
+    every, matrices = optimized(model, name=name), optimized(model, name=name, decay="matrices")
+    for key in ("lr", "lr_scale"):
+        assert by_name(model, matrices, key) == by_name(model, every, key)
+    found = by_name(model, matrices, "weight_decay")
+    before = by_name(model, every, "weight_decay")
+    assert (found["2.weight"], found["4.weight"]) == pytest.approx([0.01 * factor for factor in table])
+    assert found == {name: 0.0 if "bias" in name else decay for name, decay in before.items()}
 
 
 @pytest.mark.parametrize(("name", "expected"), [("adamw", (0.25, 1.0, 1.0)), ("sgd", (1.0, 4.0, 4.0))])

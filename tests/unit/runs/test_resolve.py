@@ -6,7 +6,7 @@ import yaml
 from shoal.config.loading import load, to_yaml
 from shoal.errors import ConfigError, StorageError, UserError
 from shoal.runs.config import RunConfig
-from shoal.runs.resolve import finished_result, resolve_run_folder
+from shoal.runs.resolve import as_begun, finished_result, resolve_run_folder
 from shoal.storage.records import Identity, Lease, Result, SweepResult, TrainResult
 from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.tune.config import SweepConfig, load_sweep
@@ -61,6 +61,41 @@ def test_another_config_is_refused_with_what_differs(config, setting, difference
     begin(config("run_name=mine"))
     with pytest.raises(ConfigError, match=difference):
         resolve_run_folder(config("run_name=mine", setting))
+
+
+def forget(folder, key):
+    """Leave a key out of a folder's stored config, as versions that did not know it did."""
+    tree = yaml.safe_load(folder.read(CONFIG))
+    section, _, leaf = key.rpartition(".")
+    del tree[section][leaf]
+    folder.write(CONFIG, yaml.safe_dump(tree).encode())
+
+
+@pytest.mark.parametrize("name", ["run_name=mine", "run_name=null"])
+def test_a_run_that_was_begun_before_weight_decay_spared_anything_goes_on_as_it_was(config, caplog, name):
+    again = config(name, "optim.weight_decay=0.1")
+    folder = begin(again)
+    assert as_begun(again, folder).optim.decay == "matrices"
+    forget(folder, "optim.decay")
+    assert resolve_run_folder(again).uri == folder.uri
+    assert not caplog.records
+    assert as_begun(again, folder) == again.replace({"optim.decay": "all"})
+    assert "optim.decay=all" in caplog.text
+
+
+def test_a_new_run_is_as_its_config_says(config):
+    new = config("run_name=mine")
+    assert as_begun(new, resolve_run_folder(new)) == new
+
+
+def test_another_choice_of_what_decays_is_another_config(config):
+    begin(config("run_name=mine"))
+    with pytest.raises(ConfigError, match=r"optim\.decay: matrices then, all now"):
+        resolve_run_folder(config("run_name=mine", "optim.decay=all"))
+    first = begin(config())
+    assert (
+        resolve_run_folder(config("optim.decay=all")).uri.rpartition("-")[0] != first.uri.rpartition("-")[0]
+    )
 
 
 def test_if_exists_fail_refuses_and_new_numbers_the_folder(config):

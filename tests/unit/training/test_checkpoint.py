@@ -21,6 +21,7 @@ from shoal.training.checkpoint.contents import (
 )
 from shoal.training.checkpoint.restore import restore
 from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.optimizer import OptimConfig, build_optimizer
 
 FILES = [WEIGHTS, OPTIMIZER, CheckpointState.file, DATASET_INFO]
 
@@ -100,6 +101,27 @@ def test_hyperparameters_are_those_of_the_config_that_resumes(store):
     restore(store, name, model, changed)
     assert (changed.param_groups[0]["lr"], changed.param_groups[0]["weight_decay"]) == (0.5, 0.25)
     assert equal(changed.state_dict()["state"], optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    ("then", "now"), [("all", "matrices"), ("matrices", "all"), ("matrices", "matrices")]
+)
+def test_a_parameters_state_is_its_own_whether_all_parameters_decay_or_matrices_alone(store, then, now):
+    def made(decay):
+        model, _ = trained(steps=0)
+        return model, build_optimizer(model, OptimConfig(name="adamw", weight_decay=0.1, decay=decay))
+
+    model, optimizer = made(then)
+    model(torch.randn(8, 3)).square().sum().backward()
+    optimizer.step()
+    store.save(snapshot(model, optimizer, TrainingProgress(1, 8), [random_state()]), {"attempt": 1}, b"{}")
+    fresh, fresh_optimizer = made(now)
+    restore(store, "step-000001", fresh, fresh_optimizer)
+    for mine, its in zip(fresh.parameters(), model.parameters(), strict=True):
+        assert equal(fresh_optimizer.state[mine], optimizer.state[its])
+    assert [group["weight_decay"] for group in fresh_optimizer.param_groups] == (
+        [0.1] if now == "all" else [0.1, 0.0]
+    )
 
 
 def test_random_states_come_back_for_torch_numpy_and_python(store):

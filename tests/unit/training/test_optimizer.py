@@ -70,7 +70,7 @@ def test_past_the_end_and_with_nothing_but_warmup_the_rate_stays_within_bounds()
 def test_the_named_optimiser_trains_what_is_not_frozen(name, kind):
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
     model[0].requires_grad_(False)
-    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.05, weight_decay=0.01))
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.05, weight_decay=0.01, decay="all"))
     assert isinstance(optimizer, kind)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.05, 0.01)
@@ -80,6 +80,32 @@ def test_the_named_optimiser_trains_what_is_not_frozen(name, kind):
     optimizer.step()
     moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
     assert moved == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_matrices_alone_decay_unless_all_are_to(name):
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 8), nn.LayerNorm(8))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def decays(**config):
+        groups = build_optimizer(model, OptimConfig(name=name, **config)).param_groups
+        return [{names[id(p)]: group["weight_decay"] for p in group["params"]} for group in groups]
+
+    every = dict.fromkeys(names.values(), 0.1)
+    spared = {name: 0.0 for name in every if name != "1.weight"}
+    assert sorted(decays(weight_decay=0.1), key=len) == [{"1.weight": 0.1}, spared]
+    assert decays(weight_decay=0.1, decay="all") == [every]
+    assert decays(weight_decay=0.0) == [dict.fromkeys(every, 0.0)]
+
+
+def test_what_does_not_decay_stays_where_it_is_without_a_gradient():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 8), nn.LayerNorm(8))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(model, OptimConfig(name="adamw", lr=0.1, weight_decay=0.5)).step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"1.weight"}
 
 
 def test_adam_makes_the_same_step_as_torchs_plain_one():
@@ -119,7 +145,7 @@ assert "torch._dynamo" not in sys.modules
 def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
     layers = [nn.Linear(8, 8) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
-    ours = build_optimizer(layers[0], OptimConfig(name=name, weight_decay=0.1))
+    ours = build_optimizer(layers[0], OptimConfig(name=name, weight_decay=0.1, decay="all"))
     more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     own_class = type(ours).__mro__[1]
     theirs = own_class(layers[1].parameters(), lr=0.001, weight_decay=0.1, fused=True, **more)

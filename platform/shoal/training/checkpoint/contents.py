@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from shoal.config.schema import Section
 from shoal.distributed import dtensor_io
 from shoal.training.ema import EMA
+from shoal.training.optimizer import state_by_number
 
 WEIGHTS, OPTIMIZER, DATASET_INFO = "model.safetensors", "optimizer.pt", "dataset_info.json"
 FORMER_DATASET_INFO = "prepared.json"  # its name in checkpoints of earlier versions
@@ -111,7 +112,7 @@ def snapshot(
         more["scaler"] = scaler.state_dict()
     # A copy, since the caller's goes on counting while this one is being written.
     frozen = TrainingProgress(**{**asdict(progress)})
-    return Snapshot(weights, _to_host(optimizer.state_dict(), old.optimizer), frozen, random, more)
+    return Snapshot(weights, _to_host(state_by_number(optimizer), old.optimizer), frozen, random, more)
 
 
 def keyed_tensors(weights: Mapping[str, Tensor], state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:

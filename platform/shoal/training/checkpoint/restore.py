@@ -13,6 +13,7 @@ from shoal.errors import CheckpointError
 from shoal.training.checkpoint.contents import MODEL_KEY, OPTIMIZER_KEY, TrainingProgress, keyed_tensors
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.ema import EMA
+from shoal.training.optimizer import load_state_by_number, parameters_by_number
 
 
 def restore(
@@ -36,8 +37,7 @@ def restore(
     load = _load_shards if store.has_shards(name) else _load_whole
     state = load(store, name, model, optimizer)
     if optimizer is not None:
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_state_by_number(optimizer, state)
         _restore_more({} if store.has_shards(name) else store.optimizer(name), model, scaler, ema)
     return store.progress(name)
 
@@ -68,7 +68,7 @@ def _load_whole(
         raise _other_model(name, str(error).splitlines()[-1].strip()) from None
     if optimizer is None:
         return {}
-    state, parameters = store.optimizer(name)["optimizer"]["state"], _parameters(optimizer)
+    state, parameters = store.optimizer(name)["optimizer"]["state"], parameters_by_number(optimizer)
     return {
         number: {
             key: dtensor_io.distribute_like(value, parameters[number]) if isinstance(value, Tensor) else value
@@ -90,7 +90,7 @@ def _load_shards(
         for key in sorted(own.keys() | its.keys()):
             if own.get(key) != its.get(key):
                 raise _other_model(name, f"{key} has shape {its.get(key)} there, {own.get(key)} here")
-        state = _empty_state(saved, [] if optimizer is None else _parameters(optimizer))
+        state = _empty_state(saved, [] if optimizer is None else parameters_by_number(optimizer))
         dtensor_io.read(wanted | keyed_tensors({}, state), folder)
     return state
 
@@ -110,11 +110,6 @@ def _empty_state(
                 torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(size, dtype=dtype)
             )
     return state
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Return the parameters in the order of their numbers in a state dict, the same for every division."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _other_model(name: str, reason: str) -> CheckpointError:

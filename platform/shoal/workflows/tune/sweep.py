@@ -5,6 +5,7 @@ engine replays what they hold before it trains anything.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from shoal.cluster import session
 from shoal.cluster.actor_pool import ActorPool
@@ -14,6 +15,7 @@ from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.data.dataset_info import DatasetInfo
 from shoal.errors import TrainingError
 from shoal.runs.lifecycle import RunLifecycle
+from shoal.runs.resolve import as_begun
 from shoal.storage.records import Status, SweepResult
 from shoal.storage.run_folder import STOP, RunFolder
 from shoal.tracking.background import TrackerProcess
@@ -41,6 +43,7 @@ def run_sweep(plan: SweepPlan, folder: RunFolder, listen: Listener = lambda stat
         Interrupted: the folder's stop file appeared; trials have checkpoints and the runs are KILLED.
         ShoalError: the sweep failed; it is recorded as FAILED with the reason.
     """
+    plan = replace(plan, config=as_begun(plan.config, folder))
     with _SweepRun(plan, folder, listen) as sweep:
         sweep.train_all()
         return sweep.finish()
