@@ -68,7 +68,7 @@ def test_a_loaded_model_has_what_its_builder_drew_besides_weights(user_module, r
     save_file(model.state_dict(), tmp_path / WEIGHTS)
     described = describe_model(config, transform, "classification", made.data, made.seed)
     (tmp_path / DESCRIPTION).write_text(described)
-    assert np.array_equal(Predictor.load(tmp_path).model.projection, model.projection)
+    assert np.array_equal(Predictor.load_own(tmp_path).model.projection, model.projection)
 
 
 @pytest.mark.parametrize("label", ["target", "color"])
