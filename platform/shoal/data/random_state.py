@@ -19,7 +19,8 @@ def seed_random_states(seed: int) -> None:
         seed: from 0 to below 2**63.
     """
     torch.manual_seed(seed)
-    np.random.seed([seed & 0xFFFF_FFFF, seed >> 32])
+    # Both are the same generator, which would draw the same numbers from the same words.
+    np.random.seed([seed & 0xFFFF_FFFF, seed >> 32, 1])
     random.seed(seed)
 
 
