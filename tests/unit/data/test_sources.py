@@ -2,15 +2,12 @@ import datetime
 import decimal
 import json
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from shoal.data.preprocessing import ColumnStats, as_numbers
 from shoal.data.random_state import seed_random_states
@@ -324,13 +321,6 @@ def test_a_function_that_draws_random_numbers_returns_the_same_rows_again(mine):
     seed_random_states(1)
     read(f"{mine}:drawn")
     assert random.random() == expected
-
-
-def test_torch_draws_in_a_function_what_it_draws_in_a_new_process(mine):
-    code = "import torch; print(torch.rand(3).tolist())"
-    new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    torch.manual_seed(5)
-    assert read(f"{mine}:drawn")["z"].tolist() == json.loads(new)
 
 
 def test_what_an_item_draws_depends_on_its_row_alone(mine, monkeypatch):
