@@ -1,6 +1,8 @@
 """What tests share: jobs run as their users run them, a small Ray cluster, a real MLflow server, what is compared."""
 
 import contextlib
+import importlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -22,6 +25,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from shoal.storage.run_folder import RunFolder
+from shoal.terminal import errors
 from shoal.tracking.journal import JournalReader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +79,29 @@ class Place:
         since = time.monotonic()
         process = self.start(job, *arguments, **env)
         return self.wait(process, since)
+
+    def run_in_process(self, job: str, *arguments: str) -> Finished:
+        """Run a job that starts nothing, e.g. one that is refused, without the seconds that imports take."""
+        since, out, err = time.monotonic(), io.StringIO(), io.StringIO()
+        main = importlib.import_module(job).main
+        modules, handlers = (
+            set(sys.modules),
+            {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)},
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ, self.env, clear=True))
+            stack.enter_context(mock.patch.object(sys, "argv", [job, *arguments]))
+            stack.enter_context(mock.patch.object(sys, "path", list(sys.path)))
+            stack.enter_context(contextlib.chdir(self.path))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            code = errors.run(main)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name in set(sys.modules) - modules:  # the user's own; another test's have the same names
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(self.path):
+                del sys.modules[name]
+        return Finished(code, out.getvalue(), err.getvalue(), time.monotonic() - since)
 
     def wait(self, process: subprocess.Popen[str], since: float | None = None) -> Finished:
         since = time.monotonic() if since is None else since

@@ -51,7 +51,7 @@ def test_the_standard_parametrization_fails_with_the_module_the_exponent_and_the
 
 
 def test_what_cannot_be_checked_is_refused_before_anything_is_written(place: Place) -> None:
-    done = place.run("coordinate_check", "check.widths=[64]")
+    done = place.run_in_process("coordinate_check", "check.widths=[64]")
     assert done.code == 2
     assert "check.widths" in done.errors[0]
     assert "two different widths" in done.errors[0]

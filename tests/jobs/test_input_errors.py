@@ -42,7 +42,7 @@ def test_training_refuses(place: Place, case: str) -> None:
     for name, text in FILES.items():
         (place.path / name).write_text(text)
     arguments, words = CASES[case]
-    done = place.run("train", *arguments)
+    done = place.run_in_process("train", *arguments)
     assert done.code == 2, done.out + done.err
     assert len(done.err.splitlines()) == len(done.errors) == 1, done.err
     for word in words:
@@ -53,7 +53,7 @@ def test_training_refuses(place: Place, case: str) -> None:
 
 @pytest.mark.parametrize("model", ["runs/nothing", "runs:/0123", "models:/nobody@champion"])
 def test_evaluation_refuses_an_unknown_model(place: Place, model: str) -> None:
-    done = place.run("evaluate", model)
+    done = place.run_in_process("evaluate", model)
     assert done.code == 2, done.out + done.err
     assert len(done.errors) == 1
     assert "not known" in done.errors[0]
@@ -84,13 +84,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def test_a_name_that_exists_with_if_exists_fail(trained: Place) -> None:
-    done = trained.run("train", "run_name=run", "if_exists=fail")
+    done = trained.run_in_process("train", "run_name=run", "if_exists=fail")
     assert done.code == 2
     assert "if_exists=fail" in done.errors[0]
 
 
 def test_another_config_under_the_same_name(trained: Place) -> None:
-    done = trained.run("train", "run_name=run", "optim.lr=0.5", "train.epochs=8")
+    done = trained.run_in_process("train", "run_name=run", "optim.lr=0.5", "train.epochs=8")
     assert done.code == 2
     assert "optim.lr: 0.001 then, 0.5 now" in done.errors[0]
 
@@ -119,7 +119,7 @@ def test_damaged_files_of_a_run_folder_are_named_with_a_remedy(trained: Place, d
     for name, command in cases:
         sound = (folder / name).read_bytes()
         (folder / name).write_text(damage)
-        done = trained.run(*command)
+        done = trained.run_in_process(*command)
         (folder / name).write_bytes(sound)
         assert done.code == 2, (name, command, done.out, done.err)
         assert len(done.errors) == 1
@@ -132,7 +132,7 @@ def test_damaged_files_of_a_sweep_are_named_with_a_remedy(trained: Place) -> Non
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"key": "0')
     command = ("tune", "run_name=swept", "optim.lr=0.1,0.2", "train.epochs=1")
-    done = trained.run(*command)
+    done = trained.run_in_process(*command)
     assert done.code == 2, done.out + done.err
     assert "swept/run.json' is damaged" in done.errors[0]
     assert "if_exists=new" in done.errors[0]

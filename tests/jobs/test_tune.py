@@ -177,7 +177,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_tuning_refuses(place: Place, case: str) -> None:
     arguments, words = BAD[case]
-    done = place.run("tune", *arguments)
+    done = place.run_in_process("tune", *arguments)
     assert done.code == 2, done.out + done.err
     assert len(done.err.splitlines()) == len(done.errors) == 1, done.err
     for word in words:
