@@ -8,7 +8,6 @@ from shoal.cluster import session
 from shoal.config.loading import describe, load
 from shoal.models.memory_estimate import MFU
 from shoal.runs.config import RunConfig
-from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import validate
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
     print(f"run     {folder.uri}")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
-    on_interrupt(lambda name: request_stop(folder, name))
+    on_interrupt(folder.request_stop)
     with ProgressLine() as progress:
         result = train(plan, folder, progress)
     print(train_report(result))

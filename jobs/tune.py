@@ -6,7 +6,6 @@ import sys
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.cluster import session
 from shoal.config.loading import describe
-from shoal.runs.lifecycle import request_stop
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 
-    on_interrupt(lambda name: request_stop(folder, name))
+    on_interrupt(folder.request_stop)
     with SweepTable() as progress:
         result = run_sweep(plan, folder, progress)
     print(sweep_report(result))

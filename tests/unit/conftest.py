@@ -1,7 +1,6 @@
 """Shared by the unit tests: a preprocessing spec, an in-memory source, one torch thread."""
 
 import json
-import logging
 import subprocess
 import sys
 import uuid
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from object_store import ObjectStore
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import PreprocessingSpec
 from shoal.storage.records import Identity, Lease, Metadata, Result
@@ -59,23 +59,20 @@ def user_module(tmp_path, monkeypatch, request):
 
 
 @pytest.fixture(scope="session")
-def s3():
+def s3(object_store):
     """A bucket of a real S3 server in this process; returns `s3://bucket`."""
-    from urllib.request import Request, urlopen
+    return object_store.uri
 
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
+
+@pytest.fixture(scope="session")
+def object_store():
+    """The server, whose requests are counted and which can be away for a while."""
+    store = ObjectStore()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        urlopen(Request(f"http://{host}:{port}/bucket", method="PUT"))
-        yield "s3://bucket"
-    server.stop()
+        for name, value in store.env.items():
+            patch.setenv(name, value)
+        yield store
+    store.close()
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -25,7 +25,7 @@ from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.records import Ending, ErrorRecord, Metadata, Outcome
-from shoal.storage.run_folder import STOP, RunFolder
+from shoal.storage.run_folder import RunFolder
 from shoal.training.device_memory import OUT_OF_MEMORY
 from shoal.training.loop import Decision
 
@@ -126,7 +126,8 @@ class TrialActor:
         self._events.put(ended)
 
     def _train(self, spec: TrialSpec, folder: RunFolder) -> Outcome:
-        for leftover in (STOP, Outcome.file, ErrorRecord.file):
+        folder.forget_stop()
+        for leftover in (Outcome.file, ErrorRecord.file):
             folder.delete(leftover)
         worker = replace(spec.worker, flops_per_sample=write_metadata(spec.worker, folder))
         if spec.is_distributed:

@@ -21,8 +21,8 @@ from shoal.errors import Interrupted
 from shoal.runs.config import ScaleConfig
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.records import ErrorRecord
-from shoal.storage.run_folder import STOP, RunFolder
-from shoal.tracking.journal import journal_name
+from shoal.storage.run_folder import SAVING, RunFolder
+from shoal.tracking.journal import has_journal
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class WorkerGroup:
             error = self._attempt(spec, folder, lost, decide)
             if error is None:
                 return
-            if folder.exists(STOP):
+            if folder.is_stop_requested():
                 raise Interrupted("interrupted; the same command resumes from the last checkpoint")
             if not decide_retry(error, lost, self._scale.max_failures):
                 raise as_training_error(error, folder, lost, self._scale) from error
@@ -96,18 +96,43 @@ class WorkerGroup:
 
         thread = threading.Thread(target=run, name="shoal-trainer", daemon=True)
         thread.start()
-        stop_seen: float | None = None
+        patience = StopPatience(folder, spec.attempt)
         while thread.is_alive():
             thread.join(timeout=0.1)
-            if stop_seen is None and folder.is_local and folder.exists(STOP):
-                stop_seen = time.monotonic()
-            if stop_seen and not folder.exists(journal_name(spec.attempt)):
-                raise Interrupted("interrupted before the first step; the same command resumes")
-            if stop_seen and time.monotonic() - stop_seen > STOP_PATIENCE_S:
-                raise Interrupted(f"interrupted; the workers did not stop within {STOP_PATIENCE_S:.0f} s")
+            patience.check()
         with contextlib.suppress(OSError):
             folder.delete(RAY_STATE)
         return outcome[0]
+
+
+class StopPatience:
+    """How long workers are waited for once a stop was requested.
+
+    They have `STOP_PATIENCE_S` to see the request; the checkpoint that follows may take as long as it takes.
+    """
+
+    def __init__(self, folder: RunFolder, attempt: int) -> None:
+        self._folder, self._attempt = folder, attempt
+        self._since_s: float | None = None
+        self._have_seen_it = False
+
+    def check(self) -> None:
+        """Look whether it is over.
+
+        Raises:
+            Interrupted: the workers had made no step, or do not react.
+        """
+        if self._have_seen_it:
+            return
+        if self._since_s is None:
+            if self._folder.is_stop_requested():
+                self._since_s = time.monotonic()
+                if not has_journal(self._folder, self._attempt):
+                    raise Interrupted("interrupted before the first step; the same command resumes")
+        elif time.monotonic() - self._since_s > STOP_PATIENCE_S:
+            self._have_seen_it = self._folder.exists(SAVING)
+            if not self._have_seen_it:
+                raise Interrupted(f"interrupted; the workers did not stop within {STOP_PATIENCE_S:.0f} s")
 
 
 def _ray_worker(config: dict[str, Any]) -> None:

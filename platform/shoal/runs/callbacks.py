@@ -3,6 +3,8 @@
 It knows the run folder and the journal; it does not know how the loop came about or who compares trials.
 """
 
+import contextlib
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +13,7 @@ import torch
 
 from shoal.data.dataset_info import DatasetInfo
 from shoal.distributed.dtensor_io import gather_full_tensors
-from shoal.storage.run_folder import STOP, RunFolder
+from shoal.storage.run_folder import SAVING, STOP_POLL_S, RunFolder
 from shoal.tracking.journal import Journal, NoJournal
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
@@ -20,7 +22,7 @@ from shoal.training.device_memory import peak_bytes
 from shoal.training.loop import Clock, TrainingLoop
 from shoal.training.throughput import Workload
 
-STOP_POLL_S = {True: 0.2, False: 5.0}  # by whether the run folder is on a disk
+LOCAL_STOP_POLL_S = 0.2
 
 
 class Attempt:
@@ -66,7 +68,7 @@ class CheckpointWriter:
         """
         self._loop, self._store, self._folder, self._journal = loop, store, folder, journal
         self._attempt, self._metadata = attempt, metadata
-        self._saver = BackgroundSaver(store, metadata, dataset_info.model_dump_json().encode())
+        self._saver = BackgroundSaver(store, metadata, dataset_info.model_dump_json().encode(), self._prepare)
 
     @property
     def blocked_s(self) -> float:
@@ -89,9 +91,13 @@ class CheckpointWriter:
         if not is_due:
             self._saver.hold(taken)
             return
-        self._journal.sync()  # what a checkpoint counts as trained must be in the journal
-        self._metadata["mlflow_run_id"] = self._folder.tracked().run_id
         self._saver.save(taken)
+
+    def _prepare(self) -> None:
+        """Bring the journal to the disk, in the saver's thread: what a checkpoint counts as trained must be in it."""
+        self._journal.sync()
+        if self._metadata.get("mlflow_run_id") is None:
+            self._metadata["mlflow_run_id"] = self._folder.tracked().run_id
 
     def add_full_weights(self, progress: TrainingProgress) -> None:
         """Add the full weights to the last checkpoint of a sharded model: they are what is packaged."""
@@ -134,13 +140,30 @@ class ThroughputLog:
 
 
 class StopFile:
-    """Whether the driver has requested a stop; looks for the file a few times a second at most."""
+    """Whether the driver has requested a stop; looks for the file a few times a second at most.
+
+    An object store is asked in a thread: its answer may take a while, or not come.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._next_s, self._found = folder, 0.0, False
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> bool:
-        if not self._found and time.monotonic() >= self._next_s:
-            self._found = self._folder.exists(STOP)
-            self._next_s = time.monotonic() + STOP_POLL_S[self._folder.is_local]
+        if self._found or time.monotonic() < self._next_s:
+            return self._found
+        if self._folder.is_local:
+            self._next_s = time.monotonic() + LOCAL_STOP_POLL_S
+            self._look()
+        elif self._thread is None or not self._thread.is_alive():
+            self._next_s = time.monotonic() + STOP_POLL_S
+            self._thread = threading.Thread(target=self._look, name="shoal-stop", daemon=True)
+            self._thread.start()
         return self._found
+
+    def _look(self) -> None:
+        """Look for the file; where it is, say that a checkpoint follows."""
+        with contextlib.suppress(OSError):
+            self._found = self._folder.is_stop_requested()
+            if self._found:
+                self._folder.write(SAVING, b"")

@@ -16,18 +16,13 @@ from shoal.runs.config import RunConfig
 from shoal.runs.locations import artifact_location, resolve_tracking_uri
 from shoal.storage.lease import now_ms
 from shoal.storage.records import Identity, Result, Status
-from shoal.storage.run_folder import CONFIG, STOP, RunFolder
+from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.tracking.background import Tracker, TrackerProcess
 from shoal.tracking.watchdog import DONE, KILLED, Watchdog
 
 logger = logging.getLogger(__name__)
 
 LEASE_RENEWAL_S = 5.0
-
-
-def request_stop(folder: RunFolder, why: str) -> None:
-    """Ask a running attempt to write a checkpoint and end; `why` is the signal's name, which becomes the reason."""
-    folder.write(STOP, why.encode())
 
 
 def _ending(error: BaseException | None) -> tuple[Status, str | None]:
@@ -90,7 +85,7 @@ class RunLifecycle:
     def mark_killed(self) -> None:
         """Record the interrupt before the workers have stopped: this process may be killed within seconds."""
         self.watchdog.send(KILLED)
-        self.tracker.mark("KILLED", f"interrupted by {self.folder.read(STOP).decode()}")
+        self.tracker.mark("KILLED", f"interrupted by {self.folder.stop_reason()}")
 
     def _sync(self) -> None:
         if not self.tracker.is_started:

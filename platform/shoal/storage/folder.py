@@ -6,15 +6,19 @@ It knows bytes and names. It does not know what a run keeps in them (`shoal.stor
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from shoal.errors import StorageError
+from shoal.storage.failures import QUICK_TRIES, Outage, explained
+from shoal.storage.parts import PartAppender, PartReader
 
-RETRIES = 4
+# By the beginning of their URIs (`s3://bucket`): the object stores that this process uses.
+_OUTAGES: dict[str, Outage] = {}
+
+Result = TypeVar("Result")
 
 
 def _arrow_fs() -> Any:
@@ -37,6 +41,7 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         self.is_local = "://" not in uri or uri.startswith("file://")
+        self.parts = PartReader(self)  # of an object store: the files that were made by `appender`
         if self.is_local:
             root = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
             self._fs, self._root, self.uri = _arrow_fs().LocalFileSystem(), root, root
@@ -47,12 +52,20 @@ class Folder:
                 "and AWS_DEFAULT_REGION for a server of your own"
             )
         try:
-            self._fs, self._root = _arrow_fs().FileSystem.from_uri(uri)
+            # With a delayed open a small file is one request, instead of the three of a multipart upload.
+            options = "?allow_delayed_open=true" if uri.startswith("s3://") else ""
+            self._fs, self._root = _arrow_fs().FileSystem.from_uri(uri.rstrip("/") + options)
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"storage '{uri}' cannot be opened ({error}): give a local path or s3://bucket/prefix"
             ) from None
         self.uri = uri.rstrip("/")
+        self._outage = _OUTAGES.setdefault("/".join(self.uri.split("/")[:3]), Outage())
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the object store does not answer at present."""
+        return not self.is_local and self._outage.is_on
 
     def local(self, name: str = "") -> Path | None:
         """The path on this machine's disk, or None for an object store."""
@@ -67,8 +80,10 @@ class Folder:
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self._fs.create_dir(self._root, recursive=True)
-            self.write(probe, b"")
+            self._write(probe, b"", QUICK_TRIES)
             self.delete(probe)
+        except StorageError:
+            raise  # an object store's
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise StorageError(
@@ -77,22 +92,36 @@ class Folder:
             ) from None
 
     def exists(self, name: str) -> bool:
-        kind = self._fs.get_file_info(self._path(name)).type
+        kind = self._retry(lambda: self._fs.get_file_info(self._path(name))).type
         return bool(kind != _arrow_fs().FileType.NotFound)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes, or raise FileNotFoundError."""
-        with self._fs.open_input_stream(self._path(name), compression=None) as stream:
-            return bytes(stream.read())
+        return self._retry(lambda: self._read(name))
 
-    def read_from(self, name: str, offset: int) -> bytes:
-        """Return a file's bytes from an offset on."""
+    def poll(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None where it is not there; tried once, since whoever polls comes again."""
+        try:
+            return self._retry(lambda: self._read(name), 1)
+        except FileNotFoundError:
+            return None
+
+    def read_from(self, name: str, offset: int, most: int | None = None) -> bytes:
+        """Return a file's bytes from an offset on, `most` of them at most."""
         with self._fs.open_input_file(self._path(name)) as stream:
             stream.seek(offset)
-            return bytes(stream.read())
+            return bytes(stream.read(most))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file so that a reader sees the old bytes or the new, never a part."""
+        """Write a file so that a reader sees the old bytes or the new, never a part.
+
+        Raises:
+            StorageError: the disk is full or fails, or the object store was away for too long.
+        """
+        with explained(self._shown(name)):
+            self._write(name, data)
+
+    def _write(self, name: str, data: bytes, most_tries: int | None = None) -> None:
         if self.is_local:
             path = Path(self._path(name))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,18 +132,29 @@ class Folder:
             finally:
                 part.unlink(missing_ok=True)
         else:
-            self._retry(lambda: self._put(name, data))
+            self._retry(lambda: self._put(name, data), most_tries)
 
-    def names(self, name: str = "") -> list[str]:
+    def names(self, name: str = "", most_tries: int | None = None) -> list[str]:
         """Return the sorted names inside a sub-folder; empty when it does not exist."""
         selector = _arrow_fs().FileSelector(self._path(name), allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+        found = self._retry(lambda: self._fs.get_file_info(selector), most_tries)
+        return sorted(info.base_name for info in found)
+
+    def files(self, name: str) -> list[str]:
+        """Return the sorted names of all files inside a sub-folder and those below it: `step-1/state.json`."""
+        selector = _arrow_fs().FileSelector(self._path(name), allow_not_found=True, recursive=True)
+        found = self._retry(lambda: self._fs.get_file_info(selector))
+        return sorted(info.path[len(self._path(name)) + 1 :] for info in found if info.is_file)
 
     def size(self, name: str) -> int:
         return int(self._fs.get_file_info(self._path(name)).size)
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing when it is not there."""
+        with explained(self._shown(name)):
+            self._retry(lambda: self._delete(name))
+
+    def _delete(self, name: str) -> None:
         kind = self._fs.get_file_info(self._path(name)).type
         if kind == _arrow_fs().FileType.Directory:
             self._fs.delete_dir(self._path(name))
@@ -126,7 +166,14 @@ class Folder:
 
         On a disk that is one rename. In an object store, where there is none, the file called `last` is
         written after all others, so that its presence says the rest is there.
+
+        Raises:
+            StorageError: the disk is full or fails, or the object store was away for too long.
         """
+        with explained(self._shown(name)):
+            self._put_folder(source, name, last)
+
+    def _put_folder(self, source: Path, name: str, last: str | None) -> None:
         if self.is_local:
             target = Path(self._path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,14 +200,13 @@ class Folder:
         """Return a local folder with the sub-folder's files, copied to `target` from an object store."""
         if self.is_local:
             return Path(self._path(name))
-        _arrow_fs().copy_files(
-            self._path(name), str(target), source_filesystem=self._fs, destination_filesystem=None
-        )
+        copy, source = _arrow_fs().copy_files, self._path(name)
+        self._retry(lambda: copy(source, str(target), source_filesystem=self._fs))
         return target
 
     def appender(self, name: str) -> Appender:
         """Open something to append to: one file on a disk, numbered parts in an object store."""
-        return _FileAppender(Path(self._path(name))) if self.is_local else _PartAppender(self, name)
+        return _FileAppender(Path(self._path(name))) if self.is_local else PartAppender(self, name)
 
     def _local_scratch(self) -> str | None:
         """A place from which a folder can be moved in with one rename."""
@@ -173,50 +219,29 @@ class Folder:
         with self._fs.open_output_stream(self._path(name), compression=None) as stream:
             stream.write(data)
 
-    def _retry(self, work: Callable[[], None]) -> None:
-        for attempt in range(RETRIES):
-            try:
-                return work()
-            except OSError:
-                if attempt == RETRIES - 1:
-                    raise
-                time.sleep(0.5 * 2**attempt)
+    def _read(self, name: str) -> bytes:
+        with self._fs.open_input_stream(self._path(name), compression=None) as stream:
+            return bytes(stream.read())
+
+    def _retry(self, work: Callable[[], Result], most_tries: int | None = None) -> Result:
+        return work() if self.is_local else self._outage.retry(work, self.uri, most_tries)
+
+    def _shown(self, name: str) -> str:
+        return f"{self.uri}/{name}" if name else self.uri
 
 
 class _FileAppender:
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("ab", buffering=0)
+        self._path = str(path)
+        with explained(self._path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        while data:  # a raw write may take less than all
-            data = data[self._file.write(data) :]
+        with explained(self._path):
+            while data:  # a raw write may take less than all
+                data = data[self._file.write(data) :]
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-
-class _PartAppender:
-    """An object store cannot append: bytes gather for a while, then become the next part."""
-
-    PART_S = 5.0
-
-    def __init__(self, folder: Folder, name: str) -> None:
-        self._folder, self._stem = folder, name
-        parent, _, stem = name.rpartition("/")
-        earlier = [part for part in folder.names(parent) if part.startswith(f"{stem}.")]
-        # A restarted worker opens its journal again: its parts follow the existing ones.
-        self._number = max((int(part.rpartition(".")[2]) + 1 for part in earlier), default=0)
-        self._gathered, self._since = b"", time.monotonic()
-
-    def write(self, data: bytes) -> None:
-        self._gathered += data
-        if time.monotonic() - self._since > self.PART_S:
-            self.sync()
-
-    def sync(self) -> None:
-        if self._gathered:
-            self._folder.write(f"{self._stem}.{self._number:06d}", self._gathered)
-            self._number += 1
-            self._gathered = b""
-        self._since = time.monotonic()
+        with explained(self._path):
+            os.fsync(self._file.fileno())

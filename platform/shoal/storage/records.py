@@ -225,12 +225,19 @@ class Metadata(Record):
 
 
 class JournalPosition(Record):
-    """How far the journal is synced to MLflow: bytes read of each file, and the last step of each metric."""
+    """How far the journal is synced to MLflow.
+
+    Attributes:
+        offsets: bytes read of each file on a disk; earlier versions list an object store's parts here as well.
+        parts: of an object store: how many parts of each file were read.
+        steps: the last step of each metric.
+    """
 
     file: ClassVar[str] = "shipped.json"
     remedy: ClassVar[str] = "delete the file: all points are sent again, and MLflow keeps each once"
 
     offsets: dict[str, int] = Field(default_factory=dict)
+    parts: dict[str, int] = Field(default_factory=dict)
     steps: dict[str, int] = Field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 CONFIG = "config.yaml"
 STOP = "stop"
+SAVING = "saving"  # rank 0 has seen the stop, and a checkpoint is written
 JOURNAL = "journal"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -31,12 +33,18 @@ TRIALS = "trials"
 REPORTS = "report"
 MLFLOW_LOCK = ".mlflow.lock"
 LOCK_POLL_S = 0.05
+STOP_POLL_S = 10.0  # in an object store
+
+# By the URI of a run folder: what this process itself was asked to stop.
+_STOPS: dict[str, str] = {}
 
 logger = logging.getLogger(__name__)
 
 
 class RunFolder(Folder):
     """A run's folder, with its identity, its lease and its records."""
+
+    _asked_s: float | None = None  # when the object store was asked for the stop file
 
     def inner(self, name: str) -> "RunFolder":
         """Return the run folder of a trial inside this one of a sweep."""
@@ -125,6 +133,47 @@ class RunFolder(Folder):
     def update_tracked(self, **changes: Any) -> None:
         """Change what tracking knows of this run."""
         self.save(self.tracked().replace(**changes))
+
+    def request_stop(self, why: str) -> None:
+        """Ask the attempt that works here to write a checkpoint and end; `why` becomes the reason.
+
+        A signal handler calls it, so it waits for no object store, and a disk that is full fails nothing.
+        """
+        _STOPS[self.uri] = why
+        if self.is_local:
+            self._write_stop(why)
+        else:
+            threading.Thread(target=self._write_stop, args=(why,), name="shoal-stop", daemon=True).start()
+
+    def is_stop_requested(self) -> bool:
+        """Whether a stop was requested; in an object store the file is looked for every `STOP_POLL_S` at most.
+
+        A request of this process itself is known at once, so a driver asks the object store nothing.
+        """
+        if self.uri in _STOPS:
+            return True
+        if not self.is_local:
+            if self._asked_s is not None and time.monotonic() - self._asked_s < STOP_POLL_S:
+                return False
+            self._asked_s = time.monotonic()
+        why = self.poll(STOP)
+        if why is not None:
+            _STOPS[self.uri] = why.decode()
+        return why is not None
+
+    def stop_reason(self) -> str:
+        """Return the signal of the stop that was requested."""
+        return _STOPS.get(self.uri, "a signal")
+
+    def forget_stop(self) -> None:
+        """Drop a request: an earlier attempt's, or one that was carried out."""
+        _STOPS.pop(self.uri, None)
+        for name in (STOP, SAVING):
+            self.delete(name)
+
+    def _write_stop(self, why: str) -> None:
+        with contextlib.suppress(OSError):
+            self.write(STOP, why.encode())
 
     def acquire_lease(self) -> int:
         """Make this process the folder's holder and return the number of this attempt, from 1."""

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 
 from shoal.errors import Interrupted
-from shoal.runs.lifecycle import request_stop
 from shoal.storage.run_folder import RunFolder
 from shoal.terminal.errors import on_interrupt
 from shoal.terminal.progress import ProgressLine, SweepTable
@@ -38,4 +37,4 @@ class Stages:
     def _stop(self, name: str) -> None:
         self._signal = name
         if self._folder:
-            request_stop(self._folder, name)
+            self._folder.request_stop(name)

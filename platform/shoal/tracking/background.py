@@ -17,6 +17,7 @@ from shoal.tracking.sweep_sync import SweepSync, make_sync
 from shoal.tracking.sync import LEASE_RENEWAL_S
 
 SYNC_EVERY_S = 1.0
+SYNC_STORE_EVERY_S = 15.0  # a folder in an object store, where each look is a request for each running trial
 SYNC_SWEEP_EVERY_S = 0.3  # a sweep's trials may last less than a second each, and pile up
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 CLOSE_NEVER_SEEN_S = 3.0
@@ -53,7 +54,8 @@ class Tracker:
                 of low priority that holds the interpreter's lock would hold up training.
             sync_every_s: pause between two syncs.
         """
-        self._folder, self._gives_way, self._sync_every_s = folder, gives_way, sync_every_s
+        self._folder, self._gives_way = folder, gives_way
+        self._sync_every_s = sync_every_s if folder.is_local else SYNC_STORE_EVERY_S
         self._sync = make_sync(folder)
         self._wake = threading.Event()
         self._is_closing = False

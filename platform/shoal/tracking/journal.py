@@ -9,11 +9,15 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from shoal.storage.parts import count_parts
 from shoal.storage.records import JournalPosition
 from shoal.storage.run_folder import JOURNAL, RunFolder
+
+SUFFIX = ".jsonl"
+MOST_BYTES = 2**20  # read at a time
 
 
 def _line(step: int, at_ms: int, metrics: Mapping[str, float]) -> str:
@@ -27,7 +31,12 @@ def _line(step: int, at_ms: int, metrics: Mapping[str, float]) -> str:
 
 def journal_name(attempt: int) -> str:
     """Return the name of an attempt's journal inside the run folder."""
-    return f"{JOURNAL}/{attempt:04d}.jsonl"
+    return f"{JOURNAL}/{attempt:04d}{SUFFIX}"
+
+
+def has_journal(folder: RunFolder, attempt: int) -> bool:
+    """Whether an attempt has begun to write its journal."""
+    return any(name.startswith(f"{attempt:04d}{SUFFIX}") for name in folder.names(JOURNAL))
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,7 @@ class Journal:
     def sync(self) -> None:
         """Force all points to the disk: they survive the death of the host."""
         self.flush()
-        with self._lock:
-            self._out.sync()
+        self._out.sync()  # outside the lock: while it waits for a slow disk or store, points still come in
 
 
 class NoJournal:
@@ -88,35 +96,91 @@ class NoJournal:
 
 
 class JournalReader:
-    """Reads a run's points in order, with rising steps for each metric, from where the last call stopped."""
+    """Reads a run's points in order, with rising steps for each metric, from where the last call stopped.
+
+    In an object store a reader lists the parts until it sees a file grow, and then asks for that file's next part
+    alone; `look_again` has it list them once more.
+    """
 
     def __init__(self, folder: RunFolder, position: JournalPosition | None = None) -> None:
         self._folder = folder
         position = position or JournalPosition()
-        self._offsets, self._steps = dict(position.offsets), dict(position.steps)
+        self._steps, self._offsets, self._parts = dict(position.steps), dict(position.offsets), {}
+        if not folder.is_local:
+            self._offsets, self._parts = {}, count_parts(list(position.offsets)) | position.parts
+        self._listed: dict[str, int] | None = None  # what there was at first
+        self._growing: str | None = None
+        self._looks_again = True
 
     @property
     def position(self) -> JournalPosition:
         """Where the next call continues."""
-        return JournalPosition(offsets=dict(self._offsets), steps=dict(self._steps))
+        return JournalPosition(offsets=dict(self._offsets), parts=dict(self._parts), steps=dict(self._steps))
 
     def read(self) -> list[MetricPoint]:
         """Return the points written since the last call."""
         points: list[MetricPoint] = []
-        for name in self._folder.names(JOURNAL):
-            if ".jsonl" in name and not name.startswith("."):
-                points += self._read_file(name)
+        while found := self.read_some():
+            points += found
         return points
 
-    def _read_file(self, name: str) -> list[MetricPoint]:
-        offset = self._offsets.get(name, 0)
-        if self._folder.size(f"{JOURNAL}/{name}") <= offset:
-            return []
-        data = self._folder.read_from(f"{JOURNAL}/{name}", offset)
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offsets[name] = offset + len(whole)
+    def read_some(self) -> list[MetricPoint]:
+        """Return the next of them: not many more than `MOST_BYTES` hold, and none only if there are none left."""
         points: list[MetricPoint] = []
-        for line in whole.splitlines():
+        nbytes = 0
+        for data in self._files() if self._folder.is_local else self._new_parts():
+            points += self._parse(data)
+            nbytes += len(data)
+            if points and nbytes >= MOST_BYTES:
+                break
+        return points
+
+    def look_again(self) -> None:
+        """Have the next call list all parts there are."""
+        self._growing, self._looks_again = None, True
+
+    def _files(self) -> Iterator[bytes]:
+        """Yield the new whole lines of the files on a disk."""
+        for name in self._folder.names(JOURNAL):
+            if SUFFIX not in name or name.startswith("."):
+                continue
+            while data := self._whole_lines(name):
+                self._offsets[name] = self._offsets.get(name, 0) + len(data)
+                yield data
+
+    def _whole_lines(self, name: str) -> bytes:
+        path, offset = f"{JOURNAL}/{name}", self._offsets.get(name, 0)
+        most = MOST_BYTES
+        while (left := self._folder.size(path) - offset) > 0:
+            data = self._folder.read_from(path, offset, most)
+            if (end := data.rfind(b"\n") + 1) or most >= left:
+                return data[:end]
+            most *= 2  # a line longer than that
+        return b""
+
+    def _new_parts(self) -> Iterator[bytes]:
+        """Yield the new parts of the files in an object store."""
+        reader = self._folder.parts
+        if self._growing is None:
+            counts, self._looks_again = reader.counts(JOURNAL, self._looks_again), False
+            self._listed = counts if self._listed is None else self._listed
+            for file, count in sorted(counts.items()):
+                while (number := self._parts.get(file, 0)) < count:
+                    yield self._take(file, reader.read(f"{JOURNAL}/{file}", number) or b"")
+                if count > self._listed.get(file, 0):
+                    self._growing = file
+        while self._growing and (
+            data := reader.read(f"{JOURNAL}/{self._growing}", self._parts.get(self._growing, 0))
+        ):
+            yield self._take(self._growing, data)
+
+    def _take(self, file: str, data: bytes) -> bytes:
+        self._parts[file] = self._parts.get(file, 0) + 1
+        return data
+
+    def _parse(self, lines: bytes) -> list[MetricPoint]:
+        points: list[MetricPoint] = []
+        for line in lines.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:

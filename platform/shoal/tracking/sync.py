@@ -34,6 +34,7 @@ PARENT_TAG = "mlflow.parentRunId"
 NO_LEASE = "null"  # the lease tag of a run whose driver has ended
 BATCH = 1000  # MLflow's own limit for one log_batch
 LEASE_RENEWAL_S = 15.0
+SAVE_EVERY_S = {True: 0.0, False: 60.0}  # the journal's position, by whether the run folder is on a disk
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class RunSync:
         self._identity, self._tracked = folder.identity(), folder.tracked()
         self._reader = JournalReader(folder, folder.load_or_new(JournalPosition, inside=JOURNAL))
         self._unsent: list[MetricPoint] = []
+        self._is_position_saved, self._saved_s = True, 0.0
         self._client: Any = None
         self.run_id: str | None = self._tracked.run_id
         self.experiment_id: str | None = None
@@ -88,17 +90,27 @@ class RunSync:
         """Send the points written since the last call; return how many there were."""
         from mlflow.entities import Metric
 
-        self._unsent += self._reader.read()
         sent = 0
-        while self._unsent:
+        # The next ones are read once these have arrived: an outage of MLflow leaves them in the journal.
+        while self._unsent or (unsent := self._reader.read_some()):
+            self._unsent = self._unsent or unsent
             batch = self._unsent[:BATCH]
             metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
             self.client.log_batch(self.run_id, metrics=metrics)
             del self._unsent[: len(batch)]
             sent += len(batch)
-        if sent:
-            self._folder.save(self._reader.position, inside=JOURNAL)
+        self._is_position_saved &= not sent
+        if (
+            not self._is_position_saved
+            and time.monotonic() - self._saved_s > SAVE_EVERY_S[self._folder.is_local]
+        ):
+            self._save_position()
         return sent
+
+    def _save_position(self) -> None:
+        """Record which points MLflow has; after a crash those since then are sent again, and kept once."""
+        self._folder.save(self._reader.position, inside=JOURNAL)
+        self._is_position_saved, self._saved_s = True, time.monotonic()
 
     def renew_lease(self) -> None:
         """Renew the lease in the run's tags, by which other processes see that its driver is alive."""
@@ -109,7 +121,10 @@ class RunSync:
 
     def close(self) -> None:
         """Send what is left: points, tags, pictures, result, model, registration; then the final status."""
+        self._reader.look_again()
         self.send_points()
+        if not self._is_position_saved:
+            self._save_position()
         self._tag()
         self._upload_pictures()
         self._upload(SAMPLE)

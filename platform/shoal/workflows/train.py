@@ -27,7 +27,7 @@ from shoal.runs.resolve import as_begun
 from shoal.runs.validate import RunPlan, measure_model
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
-from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, STOP, RunFolder
+from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, SAVING, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
@@ -35,6 +35,7 @@ from shoal.training.loop import total_steps
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.25
+SAY_AFTER_S, SAY_EVERY_S = 5.0, 30.0  # that a stop is waited for
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class _TrainingRun(RunLifecycle):
 
     def train(self) -> None:
         """Run the workers until they finish; lost ones are restarted."""
-        for leftover in (STOP, Outcome.file, ErrorRecord.file):
+        self.folder.forget_stop()
+        for leftover in (Outcome.file, ErrorRecord.file):
             self.folder.delete(leftover)
         if self.config.scale.num_workers == 0:
             self._train_here()
@@ -97,7 +99,7 @@ class _TrainingRun(RunLifecycle):
             self._train_on_cluster()
         outcome = self._outcome()
         if outcome.ended == "interrupted":
-            self.folder.delete(STOP)
+            self.folder.forget_stop()
             raise Interrupted(
                 f"interrupted at step {outcome.progress.step}, after a checkpoint; the same command resumes there"
             )
@@ -228,7 +230,8 @@ class _Watcher:
         self._reader, self._steps, self._listen = JournalReader(folder), steps, listen
         self._steps_per_epoch = per_epoch
         self._folder, self._on_stop = folder, on_stop
-        self._is_stopping = False
+        self._stopping_since_s: float | None = None
+        self._said = 0  # how often it was said that the stop is waited for
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shoal-watcher", daemon=True)
         self._metrics: dict[str, float] = {}
@@ -243,6 +246,7 @@ class _Watcher:
     def __exit__(self, *_: Any) -> None:
         self._quit.set()
         self._thread.join()
+        self._reader.look_again()
         self._tell()
 
     def _work(self) -> None:
@@ -250,10 +254,15 @@ class _Watcher:
             self._tell()
 
     def _tell(self) -> None:
-        if not self._is_stopping and self._folder.exists(STOP):
-            self._is_stopping = True
-            self._on_stop()
-        points = self._reader.read()
+        try:
+            if self._stopping_since_s is None and self._folder.is_stop_requested():
+                self._stopping_since_s = time.monotonic()
+                self._on_stop()
+            self._say_what_is_waited_for()
+            points = self._reader.read()
+        except OSError:  # storage that is away for a moment; what fails for good fails the training itself
+            logger.debug("the run folder cannot be read", exc_info=True)
+            return
         for point in points:
             self._metrics[point.key] = point.value
             if not point.key.startswith("system/"):
@@ -269,3 +278,16 @@ class _Watcher:
                 new_points=points,
             )
         )
+
+    def _say_what_is_waited_for(self) -> None:
+        if self._stopping_since_s is None:
+            return
+        waited_s = time.monotonic() - self._stopping_since_s
+        if waited_s < SAY_AFTER_S + self._said * SAY_EVERY_S:
+            return
+        self._said += 1
+        what = (
+            "the checkpoint is being written" if self._folder.exists(SAVING) else "the workers end their step"
+        )
+        note = f"stopping: {what}, {waited_s:.0f} s so far; a second Ctrl-C ends the job without it"
+        self._listen(TrainStatus(self._step, self._steps, {}, note))

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from shoal.errors import StorageError
-from shoal.storage import folder as folder_module
+from shoal.storage import failures
 from shoal.storage.folder import Folder
 
 
@@ -15,7 +15,8 @@ def folder(place):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(folder_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(failures, "OUTAGE_S", 0.5)
 
 
 def tree(root, **files):

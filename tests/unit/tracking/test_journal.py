@@ -1,11 +1,15 @@
 import json
 import math
 import threading
+import time
 
 import pytest
 
+from shoal.storage import parts
+from shoal.storage.parts import part_name
 from shoal.storage.records import JournalPosition
 from shoal.storage.run_folder import RunFolder
+from shoal.tracking import journal as journal_module
 from shoal.tracking.journal import Journal, JournalReader, MetricPoint, NoJournal, journal_name
 
 
@@ -69,6 +73,7 @@ def test_every_reading_in_between_gives_the_same_points(folder):
     reader, seen = JournalReader(folder), []
     for attempt, part in [(1, range(1, 4)), (2, range(2, 7)), (3, range(5, 9))]:
         note(folder, attempt, part)
+        reader.look_again()
         seen += reader.read()
     assert seen == JournalReader(folder).read()
     assert steps(seen) == list(range(1, 9))
@@ -94,6 +99,7 @@ def test_reading_resumes_from_a_position_that_was_saved(folder):
     position = JournalPosition.parse(reader.position.to_bytes())
     note(folder, 2, range(3, 7))
     assert steps(JournalReader(folder, position).read()) == [4, 5, 6]
+    reader.look_again()
     assert steps(reader.read()) == [4, 5, 6]
 
 
@@ -126,6 +132,7 @@ def test_a_writer_that_opens_the_journal_of_its_attempt_again_loses_nothing(fold
     assert steps(reader.read()) == [1, 2, 3]
     note(folder, 1, [3, 4])
     note(folder, 1, [5])
+    reader.look_again()
     assert steps(reader.read()) == [4, 5]
     assert steps(JournalReader(folder).read()) == [1, 2, 3, 4, 5]
 
@@ -170,3 +177,97 @@ def test_other_workers_record_nothing(local):
     record.flush()
     record.sync()
     assert JournalReader(local).read() == []
+
+
+# Requests to an object store.
+
+
+def make_parts(folder, count, attempt=1):
+    """Write the parts of a long run, one step in each."""
+    for number in range(count):
+        line = json.dumps({"step": number, "ms": 1000 + number, "metrics": {"train/loss": 1.0}})
+        folder.write(part_name(journal_name(attempt), number), line.encode() + b"\n")
+
+
+@pytest.fixture
+def stored(s3, request):
+    return RunFolder(f"{s3}/journal/{request.node.name}")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [time.monotonic()]
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("before", [10, 720, 2000])
+def test_requests_a_minute_do_not_grow_with_the_journal(stored, object_store, clock, before):
+    """Ten minutes of writing and polling, by the progress display and the tracker of one process."""
+    make_parts(stored, before)
+    journal, readers = Journal(stored, 1), [JournalReader(stored) for _ in range(2)]
+    assert [steps(reader.read()) for reader in readers] == [list(range(before))] * 2
+    read_by = {reader: [] for reader in readers}
+    began = len(object_store.requests)
+    for second in range(600):
+        clock[0] += 1.0
+        journal.log(before + second, {"train/loss": 0.5})
+        journal.flush()
+        for reader in readers:
+            read_by[reader] += steps(reader.read())
+    a_minute = (len(object_store.requests) - began) / 10
+    journal.sync()
+    for reader in readers:
+        reader.look_again()
+        assert read_by[reader] + steps(reader.read()) == list(range(before, before + 600))
+    assert a_minute < 20
+
+
+def test_a_poll_without_news_is_one_request_whatever_the_journal_holds(stored, object_store, clock):
+    make_parts(stored, 30)
+    reader = JournalReader(stored)
+    reader.read()
+    make_parts(stored, 31)
+    clock[0] += 100
+    assert steps(reader.read()) == [30]
+    clock[0] += 100
+    since = len(object_store.requests)
+    assert reader.read() == []
+    assert len(object_store.requests) - since == 1
+
+
+def test_a_position_stays_small_and_goes_on_behind_the_parts_that_were_read(stored):
+    make_parts(stored, 200)
+    reader = JournalReader(stored)
+    assert len(reader.read()) == 200
+    data = reader.position.to_bytes()
+    assert len(data) < 200
+    make_parts(stored, 203)
+    assert steps(JournalReader(stored, JournalPosition.parse(data)).read()) == [200, 201, 202]
+
+
+def test_a_position_of_an_earlier_version_lists_its_parts_and_goes_on(stored):
+    make_parts(stored, 5)
+    offsets = {f"0001.jsonl.{number:06d}": 60 for number in range(3)}
+    position = JournalPosition(offsets=offsets, steps={"train/loss": 2})
+    assert steps(JournalReader(stored, position).read()) == [3, 4]
+
+
+def test_a_later_attempt_is_found_and_followed(stored, clock):
+    make_parts(stored, 3)
+    reader = JournalReader(stored)
+    assert len(reader.read()) == 3
+    note(stored, 2, [3, 4])
+    clock[0] += parts.POLL_S + 1
+    assert steps(reader.read()) == [3, 4]
+
+
+def test_a_long_journal_is_read_in_pieces_without_losing_a_point(place, monkeypatch):
+    folder = RunFolder(place)
+    note(folder, 1, range(1, 500))
+    monkeypatch.setattr(journal_module, "MOST_BYTES", 1000)
+    reader, pieces = JournalReader(folder), []
+    while points := reader.read_some():
+        pieces.append(steps(points))
+    assert [step for piece in pieces for step in piece] == list(range(1, 500))
+    assert len(pieces) > 10 or not folder.is_local

@@ -5,6 +5,7 @@ import pytest
 from curves import history, log_curve
 from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Tracked
 from shoal.storage.run_folder import CONFIG, JOURNAL, PICTURES, PROFILE
+from shoal.tracking.journal import Journal
 from shoal.tracking.reaper import reap
 from shoal.tracking.sweep_sync import sync
 from shoal.tracking.sync import KEY_TAG, LEASE_TAG, REASON_TAG, RunSync, parse_lease
@@ -226,3 +227,30 @@ def test_a_live_run_renews_its_lease_in_mlflow(client, run):
     sync.open()
     sync.renew_lease()
     assert parse_lease(client.get_run(sync.run_id).data.tags[LEASE_TAG]) == folder.holder()
+
+
+@pytest.mark.parametrize("pieces", [1, 20])
+def test_an_outage_of_mlflow_keeps_no_more_in_memory_than_one_piece_of_the_journal(
+    client, run, monkeypatch, pieces
+):
+    """However long it lasts: the points stay in the journal, and all arrive afterwards."""
+    monkeypatch.setattr("shoal.tracking.journal.MOST_BYTES", 10_000)
+    folder = run(status="RUNNING")
+    journal, sync = Journal(folder, 1), RunSync(folder)
+    sync.open()
+    kept = []
+    with monkeypatch.context() as away:
+        away.setattr(
+            type(client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("away"))
+        )
+        for piece in range(pieces):
+            for step in range(500):
+                journal.log(500 * piece + step, {"train/loss": 1.0})
+            journal.flush()
+            with pytest.raises(ConnectionError):
+                sync.send_points()
+            kept.append(len(sync._unsent))
+    assert max(kept) < 300
+    assert sync.send_points() == 500 * pieces
+    history = client.get_metric_history(sync.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(500 * pieces))

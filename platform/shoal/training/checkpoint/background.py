@@ -2,14 +2,15 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shoal.training.checkpoint.contents import Snapshot
 from shoal.training.checkpoint.store import CheckpointStore
 
-# By default a checkpoint follows another after a second, and after this many times the seconds that it took.
-SAVE_EVERY_S, SAVE_EVERY_TIMES = 1.0, 20.0
+# By default a checkpoint follows another after these seconds, by whether the run folder is on a disk, and after this
+# many times the seconds that it took. In an object store it is a dozen requests.
+SAVE_EVERY_S, SAVE_EVERY_TIMES = {True: 1.0, False: 120.0}, 20.0
 
 
 class BackgroundSaver:
@@ -17,13 +18,29 @@ class BackgroundSaver:
 
     The best so far may wait, copied, for the next checkpoint. That one refers to it and is written after it; a run
     that resumes from an earlier one reaches the best again.
+
+    While an object store is away, the checkpoint in flight is tried again in its thread, training goes on, and of the
+    later ones the newest waits. Workers that save together wait together.
     """
 
-    def __init__(self, store: CheckpointStore, metadata: Mapping[str, Any], dataset_info: bytes) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        metadata: Mapping[str, Any],
+        dataset_info: bytes,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            prepare: called in the thread before each checkpoint.
+        """
         self._store, self._metadata, self._dataset_info = store, metadata, dataset_info
+        self._prepare = prepare
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: Snapshot | None = None
+        self._waiting: Snapshot | None = None
         self._spare: Snapshot | None = None
         self._due_s = time.monotonic()  # the first at once: there is something to fall back on
         self.blocked_s = 0.0
@@ -44,7 +61,11 @@ class BackgroundSaver:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a snapshot, and before it the best one that still waits."""
+        if self._store.is_away and self._thread and self._thread.is_alive():
+            self._waiting = snapshot
+            return
         self.wait()
+        self._waiting = None
         is_best = snapshot.progress.best.get("best/step") == snapshot.progress.step
         held, self._best = self._best, None
         snapshots = [snapshot] if held is None or is_best else [held, snapshot]
@@ -53,13 +74,14 @@ class BackgroundSaver:
         self._thread.start()
 
     def drop(self) -> None:
-        """Forget the snapshot that waits."""
-        self._best = None
+        """Forget the snapshots that wait."""
+        self._best = self._waiting = None
 
     def close(self) -> None:
         """Write what still waits, and wait for it."""
-        if self._best is not None:
-            self.save(self._best)
+        self.wait()
+        if (last := self._waiting or self._best) is not None:
+            self.save(last)
         self.wait()
 
     def wait(self) -> None:
@@ -76,10 +98,11 @@ class BackgroundSaver:
     def _work(self, snapshots: Sequence[Snapshot]) -> None:
         since = time.monotonic()
         try:
+            self._prepare()
             for snapshot in snapshots:
                 self._store.save(snapshot, self._metadata, self._dataset_info)
             self._spare = snapshots[-1]
         except BaseException as error:
             self._error = error
         ended = time.monotonic()
-        self._due_s = ended + max(SAVE_EVERY_S, SAVE_EVERY_TIMES * (ended - since))
+        self._due_s = ended + max(SAVE_EVERY_S[self._store.is_local], SAVE_EVERY_TIMES * (ended - since))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 from shoal.distributed import dtensor_io
 from shoal.distributed.shard_index import INDEX
 from shoal.errors import CheckpointError
+from shoal.storage.failures import explained
 from shoal.storage.records import CheckpointState, FileDigest, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.training.checkpoint.contents import (
@@ -40,6 +42,15 @@ class CheckpointStore:
         self._folder = folder
         self._keep = keep
 
+    @property
+    def is_local(self) -> bool:
+        return self._folder.is_local
+
+    @property
+    def is_away(self) -> bool:
+        """Whether an object store does not answer, and a checkpoint may wait for it."""
+        return self._folder.is_away
+
     def save(self, snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> str:
         """Write a checkpoint complete or not at all, then drop what retention no longer holds.
 
@@ -53,8 +64,10 @@ class CheckpointStore:
             ),
             **_about(snapshot, metadata, dataset_info),
         }
-        part, name = self._make_part(), checkpoint_name(snapshot.progress.step)
-        self._publish(part, name, _write(part, files))
+        name = checkpoint_name(snapshot.progress.step)
+        with self._writing() as parts:
+            parts.append(self._make_part())
+            self._publish(parts[0], name, _write(parts[0], files))
         return name
 
     def add_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
@@ -66,12 +79,9 @@ class CheckpointStore:
 
     def names(self) -> list[str]:
         """Return the complete checkpoints, oldest first."""
-        steps = {name: checkpoint_step(name) for name in self._folder.names(CHECKPOINTS)}
-        complete = {
-            name: step
-            for name, step in steps.items()
-            if step is not None and self._folder.exists(f"{CHECKPOINTS}/{name}/{Manifest.file}")
-        }
+        found = [file.split("/") for file in self._folder.files(CHECKPOINTS)]
+        names = [file[0] for file in found if file[1:] == [Manifest.file]]
+        complete = {name: step for name in names if (step := checkpoint_step(name)) is not None}
         return sorted(complete, key=complete.__getitem__)
 
     def latest(self) -> tuple[str | None, list[str]]:
@@ -137,6 +147,17 @@ class CheckpointStore:
             local.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".part-", dir=local))
 
+    @contextmanager
+    def _writing(self) -> Iterator[list[Path]]:
+        """Explain a failure, and remove the parts that did not become a checkpoint: half of one keeps a disk full."""
+        parts: list[Path] = []
+        with explained(f"{self._folder.uri}/{CHECKPOINTS}"):
+            try:
+                yield parts
+            finally:
+                for part in parts:
+                    shutil.rmtree(part, ignore_errors=True)
+
     def _publish(self, part: Path, name: str, files: dict[str, FileDigest]) -> None:
         (part / Manifest.file).write_bytes(Manifest(files=files).to_bytes())
         self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=Manifest.file)
@@ -194,20 +215,32 @@ class ShardedStore(CheckpointStore):
     They talk over a process group of their own, since the default one is the training's.
     """
 
+    is_away = False  # all save together, so none skips a checkpoint
+
     def __init__(self, folder: RunFolder, keep: int = 2) -> None:
         super().__init__(folder, keep)
         self._rank, self._group = dist.get_rank(), dist.new_group(backend="gloo")
 
     def save(self, snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> str:
         """Write a checkpoint complete or not at all; what fails on one worker is raised on all."""
-        name, is_first, is_shared = (
-            checkpoint_name(snapshot.progress.step),
-            self._rank == 0,
-            self._folder.is_local,
-        )
+        name = checkpoint_name(snapshot.progress.step)
+        with self._writing() as own:
+            self._save(name, snapshot, metadata, dataset_info, own)
+        return name
+
+    def _save(
+        self,
+        name: str,
+        snapshot: Snapshot,
+        metadata: Mapping[str, Any],
+        dataset_info: bytes,
+        own: list[Path],
+    ) -> None:
+        is_first, is_shared = self._rank == 0, self._folder.is_local
         parts = self._together(lambda: self._make_part() if is_first or not is_shared else None)
         part = parts[self._rank] or parts[0]
         assert part is not None
+        own += [mine] if (mine := parts[self._rank]) else []
         dtensor_io.write(keyed_tensors(snapshot.weights, snapshot.optimizer["state"]), part, self._group)
 
         def hand_in() -> dict[str, FileDigest]:
@@ -221,9 +254,8 @@ class ShardedStore(CheckpointStore):
             random = _torch_bytes({"random": snapshot.random})
             rest = _write(part, {OPTIMIZER: random, **_about(snapshot, metadata, dataset_info)})
             self._publish(
-                part, name, {file: digest for own in [*described, rest] for file, digest in own.items()}
+                part, name, {file: digest for files in [*described, rest] for file, digest in files.items()}
             )
-        return name
 
     def _together(self, work: Callable[[], Found]) -> list[Found]:
         """Do something on every worker; return what each found, or raise on all what one of them raised."""

@@ -11,15 +11,14 @@ The last three interrupt every running trial, which writes a checkpoint and ends
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
 from shoal.cluster.trial_actor import TrialEnded
 from shoal.errors import Interrupted, TrainingError
-from shoal.runs.lifecycle import request_stop
 from shoal.storage.records import ErrorRecord
-from shoal.storage.run_folder import STOP
+from shoal.storage.run_folder import SAVING
 from shoal.tune.config import TuneConfig
 from shoal.tune.engine import Engine, Trial
 from shoal.workflows.tune.state import SweepState
@@ -27,7 +26,10 @@ from shoal.workflows.tune.state import SweepState
 logger = logging.getLogger(__name__)
 
 EVENT_WAIT_S = 0.25
-STOP_PATIENCE_S = 30.0
+STOP_PATIENCE_S = (
+    30.0  # for a trial to see that it is to stop; its checkpoint is waited for as long as it takes
+)
+SAY_EVERY_S = 30.0
 # If this many trials fail with the same error and none has ended otherwise, the error is the user's, not the point's.
 SAME_FAILURES = 3
 
@@ -61,6 +63,7 @@ class Stopping:
         """
         self._state, self._engine, self._pool = state, engine, pool
         self._handle, self._close, self._on_interrupt = handle, close, on_interrupt
+        self._look_again_s = 0.0
 
     def close_abandoned(self) -> None:
         """Close the paused trials that the scheduler stopped, once no process writes their checkpoints any more."""
@@ -74,7 +77,7 @@ class Stopping:
         Raises:
             Interrupted: after all trials have ended.
         """
-        if self._state.folder.exists(STOP):
+        if self._state.folder.is_stop_requested():
             self._on_interrupt()
             self._interrupt_trials()
             ended, total = self._state.ended, self._state.plan.total
@@ -131,10 +134,10 @@ class Stopping:
         progress = self._state.progress
         running = {trial for trial in progress if trial.is_busy and not progress[trial].is_replayed}
         for trial in running:
-            request_stop(progress[trial].folder, "SIGTERM")
+            progress[trial].folder.request_stop("SIGTERM")
             self._pool.answer(trial, "pause")  # for one that waits at a report and does not look for the file
         until = time.monotonic() + STOP_PATIENCE_S
-        while running and time.monotonic() < until:
+        while running and (time.monotonic() < until or self._are_saving(running)):
             for trial, event in self._pool.wait(EVENT_WAIT_S):
                 if isinstance(event, TrialEnded) and event.how == "pause":
                     event = replace(event, how="interrupted")
@@ -143,3 +146,16 @@ class Stopping:
                 if not isinstance(event, ActorLost):
                     self._handle(trial, event)
                     self.check_failures(event)
+
+    def _are_saving(self, running: Collection[Trial]) -> bool:
+        """Whether trials that have not ended write a checkpoint, which may take minutes; says so."""
+        if time.monotonic() < self._look_again_s:
+            return True
+        self._look_again_s = time.monotonic() + SAY_EVERY_S
+        names = [trial.name for trial in running if self._state.progress[trial].folder.exists(SAVING)]
+        if names:
+            logger.info(
+                "stopping: %s: the checkpoint is being written; a second Ctrl-C ends the job without it",
+                ", ".join(names),
+            )
+        return bool(names)

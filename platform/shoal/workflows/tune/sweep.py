@@ -17,7 +17,7 @@ from shoal.errors import TrainingError
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.resolve import as_begun
 from shoal.storage.records import Status, SweepResult
-from shoal.storage.run_folder import STOP, RunFolder
+from shoal.storage.run_folder import RunFolder
 from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
 from shoal.tune.config import SweepConfig
@@ -69,7 +69,7 @@ class _SweepRun(RunLifecycle):
 
     def train_all(self) -> None:
         """Train all trials; those that the time budget leaves out are trained by the same command later."""
-        self.folder.delete(STOP)
+        self.folder.forget_stop()
         base = self._plan.base
         if base.dataset_info is not None:
             # MLflow is imported, and its tables made, while Ray starts.

@@ -1,0 +1,144 @@
+"""What a failing disk or object store leads to: another try while an outage may end, else one error.
+
+The error has the path, the reason that the system gave, and the remedy. An outage of an object store is one for the
+whole process: the first call that waited too long ends the patience of all.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from shoal.errors import StorageError
+
+OUTAGE_S = 600.0  # how long an object store may be away
+QUICK_TRIES = 4  # where nobody waits for an outage to end, or the store refuses
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+QUIET_S = 60.0  # failures farther apart are two outages
+
+AGAIN = "then run the same command: it goes on from the last checkpoint"
+FREE_SPACE = f"free some space there, {AGAIN}"
+ALLOW = "give a folder that this user may write, shared by all nodes"
+# What the system says of storage that fails; other errors are the caller's.
+REMEDIES = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), {AGAIN}",
+    errno.EACCES: ALLOW,
+    errno.EPERM: ALLOW,
+    errno.EROFS: ALLOW,
+    errno.EIO: f"look into the disk, {AGAIN}",
+    errno.ESTALE: f"mount it again, {AGAIN}",
+    errno.ENODEV: f"mount it again, {AGAIN}",
+    errno.ENOTCONN: f"mount it again, {AGAIN}",
+    errno.ETIMEDOUT: f"look into the file server, {AGAIN}",
+}
+# What an object store says of a request that no later try would change.
+REFUSED = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "status 403",
+)
+
+Result = TypeVar("Result")
+
+
+def storage_error(error: BaseException | None, where: str = "") -> StorageError | None:
+    """Return the error for an operating system's failure that storage is to blame for, or None for any other.
+
+    The failure may be the cause of `error`, as where a library has wrapped it.
+
+    Args:
+        where: the path that could not be written; by default the one that the system named.
+    """
+    while error is not None:
+        if isinstance(error, StorageError):
+            return error
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            path, reason = where or error.filename or "a file", os.strerror(error.errno)
+            return StorageError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno]}")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turn the failure of a disk into a StorageError that names `where`."""
+    try:
+        yield
+    except Exception as error:  # torch wraps the system's error
+        found = storage_error(error, where)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
+class Outage:
+    """Whether an object store is away, and since when."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since_s = self._last_s = float("-inf")
+
+    def retry(self, work: Callable[[], Result], where: str, most_tries: int | None = None) -> Result:
+        """Do something, again and again while the store is away.
+
+        Args:
+            most_tries: None: until it answers, or an outage has lasted for `OUTAGE_S`.
+
+        Raises:
+            FileNotFoundError: the store answers that there is no such file.
+            StorageError: it was away for too long, or refused.
+        """
+        pause_s = FIRST_PAUSE_S
+        for tries in itertools.count(1):
+            try:
+                found = work()
+            except OSError as error:
+                if isinstance(error, FileNotFoundError | StorageError):
+                    self._end()
+                    raise
+                away_s = self._begin()
+                most = QUICK_TRIES if any(word in str(error) for word in REFUSED) else most_tries
+                if away_s > OUTAGE_S or (most is not None and tries >= most):
+                    raise _away(error, where, away_s) from error
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                self._end()
+                return found
+        raise AssertionError("it counts for ever")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the last call failed, not long ago."""
+        return time.monotonic() - self._last_s < QUIET_S
+
+    def _begin(self) -> float:
+        """Note a failure; return how many seconds the outage has lasted."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last_s > QUIET_S:
+                self._since_s = now
+            self._last_s = now
+            return now - self._since_s
+
+    def _end(self) -> None:
+        with self._lock:
+            self._since_s = self._last_s = float("-inf")
+
+
+def _away(error: OSError, where: str, away_s: float) -> StorageError:
+    reason = str(error)
+    reason = reason[reason.find("AWS Error") :] if "AWS Error" in reason else reason
+    lasted = f" for {away_s:.0f} s" if away_s >= 10 else ""
+    return StorageError(
+        f"storage '{where}' does not answer{lasted} ({' '.join(reason.split())[:300]}): "
+        f"see that it can be reached and written, {AGAIN}"
+    )
