@@ -26,7 +26,7 @@ class ObjectStore:
         app_module = pytest.importorskip("moto.moto_server.werkzeug_app")
         from werkzeug.serving import make_server
 
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
         self.requests: list[tuple[float, str]] = []
         self.is_away = False
         self._app = app_module.DomainDispatcherApplication(app_module.create_backend_app)
@@ -51,7 +51,7 @@ class ObjectStore:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if self.is_away:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            return []
+            raise ConnectionAbortedError  # which the server takes for a client that is gone
         method, path, query = (environ[key] for key in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
         self.requests.append((time.monotonic(), f"{method} {path}?{query}"))
         answer: Iterable[bytes] = self._app(environ, start_response)

@@ -24,6 +24,7 @@ from shoal.errors import DivergedError, Interrupted
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
+from shoal.storage.failures import storage_error
 from shoal.storage.records import Ending, ErrorRecord, Metadata, Outcome
 from shoal.storage.run_folder import RunFolder
 from shoal.training.device_memory import OUT_OF_MEMORY
@@ -173,8 +174,9 @@ def write_metadata(worker: WorkerSpec, folder: RunFolder) -> int:
 
 
 def _failed(error: BaseException, folder: RunFolder, seconds: float) -> TrialEnded:
-    record = load_error(folder) or ErrorRecord.from_exception(error)
-    folder.save(record)
+    record = load_error(folder) or ErrorRecord.from_exception(storage_error(error) or error)
+    with contextlib.suppress(OSError):  # the driver has it anyway
+        folder.save(record)
     return TrialEnded(_how(error, record), seconds, error=record)
 
 

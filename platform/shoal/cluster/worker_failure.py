@@ -1,15 +1,19 @@
 """What follows when a worker dies: whether the run is tried again, and which error its user gets."""
 
+import errno
 import logging
+import os
 
 from shoal.cluster.ray_private import is_health_check_error
 from shoal.errors import StorageError, TrainingError
 from shoal.runs.config import ScaleConfig
+from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord
 from shoal.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+FULL = os.strerror(errno.ENOSPC)
 # What a surviving worker sees when another dies; the death itself is the cause.
 PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
 
@@ -45,6 +49,22 @@ def is_loss(error: BaseException) -> bool:
     )
 
 
+def storage_failure(error: BaseException, folder: RunFolder) -> StorageError | None:
+    """Return the error of a failed attempt that storage is to blame for, or None.
+
+    The worker's own record says so, unless it could not be written; then what Ray carried.
+    """
+    record = load_error(folder)
+    if record and record.type == StorageError.__name__:
+        return StorageError(f"{record.message} (worker {record.rank} on {record.host})")
+    for cause in _causes(error):
+        if found := storage_error(getattr(cause, "cause", None) or cause, folder.uri):
+            return found
+        if FULL in str(cause):  # Ray writes its own state there, and passes on the words alone
+            return storage_error(OSError(errno.ENOSPC, FULL), folder.uri)
+    return None
+
+
 def is_peer_error(record: ErrorRecord) -> bool:
     """Whether a worker reports no more than that another one is gone."""
     return any(word in record.message for word in PEER_ERRORS)
@@ -54,7 +74,7 @@ def load_error(folder: RunFolder) -> ErrorRecord | None:
     """Return what a worker left; a damaged file must not hide the failure that is being reported."""
     try:
         return folder.load(ErrorRecord)
-    except StorageError as damage:
+    except OSError as damage:
         logger.warning("%s", damage)
         return None
 

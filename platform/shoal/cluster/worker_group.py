@@ -15,6 +15,7 @@ from shoal.cluster.worker_failure import (
     failure_name,
     is_peer_error,
     load_error,
+    storage_failure,
 )
 from shoal.distributed.parallelism import make_group
 from shoal.errors import Interrupted
@@ -44,6 +45,7 @@ class WorkerGroup:
 
         Raises:
             TrainingError: user code raised, or more workers were lost than `scale.max_failures`.
+            StorageError: the run folder cannot be written; another attempt would end alike.
             Interrupted: the stop file is there and the workers did not end.
         """
         lost = 0
@@ -51,8 +53,10 @@ class WorkerGroup:
             error = self._attempt(spec, folder, lost, decide)
             if error is None:
                 return
-            if folder.is_stop_requested():
+            if folder.is_stop_requested(by_others=False):
                 raise Interrupted("interrupted; the same command resumes from the last checkpoint")
+            if failure := storage_failure(error, folder):
+                raise failure from error
             if not decide_retry(error, lost, self._scale.max_failures):
                 raise as_training_error(error, folder, lost, self._scale) from error
             lost += 1
@@ -125,7 +129,7 @@ class StopPatience:
         if self._have_seen_it:
             return
         if self._since_s is None:
-            if self._folder.is_stop_requested():
+            if self._folder.is_stop_requested(by_others=False):
                 self._since_s = time.monotonic()
                 if not has_journal(self._folder, self._attempt):
                     raise Interrupted("interrupted before the first step; the same command resumes")

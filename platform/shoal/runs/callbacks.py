@@ -115,8 +115,9 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._loop.collective.is_sharded:
-            self._saver.drop()  # other workers may not come to write their shards of it
+        # Other workers may not come to write their shards of it; storage that failed would fail again.
+        if error is not None and (self._loop.collective.is_sharded or isinstance(error, OSError)):
+            self._saver.drop()
         self._saver.close()
 
 

@@ -8,16 +8,19 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
 from shoal.config.loading import to_yaml
 from shoal.errors import Interrupted
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import artifact_location, resolve_tracking_uri
+from shoal.storage.failures import storage_error
 from shoal.storage.lease import now_ms
 from shoal.storage.records import Identity, Result, Status
 from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.tracking.background import Tracker, TrackerProcess
+from shoal.tracking.sync import Ending
 from shoal.tracking.watchdog import DONE, KILLED, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ def _ending(error: BaseException | None) -> tuple[Status, str | None]:
         return "FINISHED", None
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "KILLED", str(error) or "interrupted"
+    error = storage_error(error) or error
     return "FAILED", f"{type(error).__name__}: {error}"
 
 
@@ -44,6 +48,7 @@ class RunLifecycle:
         self._identity = identity
         self.started = time.time()
         self.closing = contextlib.ExitStack()  # opened in between, closed after the last sync
+        self._failure: OSError | None = None  # of storage, at the end
 
     def __enter__(self) -> Self:
         self._create()
@@ -55,14 +60,31 @@ class RunLifecycle:
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, *__: Any) -> None:
         status, reason = _ending(error)
+        with self._going_on():
+            self.folder.update(Identity, status=status, reason=reason, end_ms=now_ms())
+            if status != "FINISHED":
+                self.write_result(status, reason)
+        if self._failure and status == "FINISHED":
+            status, reason = _ending(self._failure)
+        self._sync(Ending(status, reason, now_ms()))
+        with self._going_on():
+            self.closing.close()
         self._stop_renewing.set()
-        self.folder.update(Identity, status=status, reason=reason, end_ms=now_ms())
-        if status != "FINISHED":
-            self.write_result(status, reason)
-        self._sync()
-        self.closing.close()
-        self.folder.release_lease()
+        with self._going_on():
+            self.folder.release_lease()
         self.watchdog.send(DONE)
+        failure = storage_error(error or self._failure, self.folder.uri)
+        if failure and failure is not error and isinstance(error, OSError | None):
+            raise failure from error
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Let the steps of the end follow each other: a disk that is full must not keep MLflow from learning of it."""
+        try:
+            yield
+        except OSError as error:
+            logger.debug("at the end of the attempt", exc_info=True)
+            self._failure = self._failure or error
 
     def write_result(self, status: Status, reason: str | None = None) -> Result:
         """Write `result.json` of an attempt that ended with a status."""
@@ -87,10 +109,10 @@ class RunLifecycle:
         self.watchdog.send(KILLED)
         self.tracker.mark("KILLED", f"interrupted by {self.folder.stop_reason()}")
 
-    def _sync(self) -> None:
+    def _sync(self, ending: Ending) -> None:
         if not self.tracker.is_started:
             self.tracker.start()
-        if not self.tracker.close():
+        if not self.tracker.close(ending):
             logger.warning(
                 "MLflow at %s does not answer (%s): everything is kept in the run folder; sync it later with: "
                 "python jobs/sync.py %s",

@@ -1,6 +1,8 @@
 """Folders on a disk or in an object store, and the files of a run in one.
 
 - `folder`: whole files, written complete or not at all
+- `parts`: a file that grows, in an object store: numbered parts, each asked for once
+- `failures`: another try while an object store is away, else one error with path, reason and remedy
 - `records`: every JSON file of a run folder, typed
 - `run_folder`: the names of a run's files, its records, its lease
 - `lease`: who is at a run folder, and whether that process lives

@@ -7,6 +7,7 @@ whole process: the first call that waited too long ends the patience of all.
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import threading
 import time
@@ -18,11 +19,13 @@ from shoal.errors import StorageError
 OUTAGE_S = 600.0  # how long an object store may be away
 QUICK_TRIES = 4  # where nobody waits for an outage to end, or the store refuses
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+SAY_AFTER_S = 10.0  # that the store is away
 QUIET_S = 60.0  # failures farther apart are two outages
 
 AGAIN = "then run the same command: it goes on from the last checkpoint"
 FREE_SPACE = f"free some space there, {AGAIN}"
 ALLOW = "give a folder that this user may write, shared by all nodes"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the system says of storage that fails; other errors are the caller's.
 REMEDIES = {
     errno.ENOSPC: FREE_SPACE,
@@ -46,23 +49,26 @@ REFUSED = (
     "status 403",
 )
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 
 def storage_error(error: BaseException | None, where: str = "") -> StorageError | None:
-    """Return the error for an operating system's failure that storage is to blame for, or None for any other.
+    """Return the error of storage that is full or was given up, or None for any other.
 
-    The failure may be the cause of `error`, as where a library has wrapped it.
+    It may be the cause of `error`, as where a library has wrapped it.
 
     Args:
         where: the path that could not be written; by default the one that the system named.
     """
+    if isinstance(error, StorageError):
+        return error
     while error is not None:
         if isinstance(error, StorageError):
-            return error
-        if isinstance(error, OSError) and error.errno in REMEDIES:
-            path, reason = where or error.filename or "a file", os.strerror(error.errno)
-            return StorageError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno]}")
+            return StorageError(str(error))  # a new one, whose cause may be the error around it
+        if isinstance(error, OSError) and error.errno in FULL:
+            return _explain(error, where)
         error = error.__cause__ or error.__context__
     return None
 
@@ -73,17 +79,23 @@ def explained(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch wraps the system's error
-        found = storage_error(error, where)
+        is_own = isinstance(error, OSError) and error.errno in REMEDIES
+        found = _explain(error, where) if is_own else storage_error(error, where)  # type: ignore[arg-type]
         if found is None or found is error:
             raise
         raise found from error
+
+
+def _explain(error: OSError, where: str) -> StorageError:
+    path, reason = where or error.filename or "a file", os.strerror(error.errno or 0)
+    return StorageError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno or 0]}")
 
 
 class Outage:
     """Whether an object store is away, and since when."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._is_said = threading.Lock(), False
         self._since_s = self._last_s = float("-inf")
 
     def retry(self, work: Callable[[], Result], where: str, most_tries: int | None = None) -> Result:
@@ -104,7 +116,7 @@ class Outage:
                 if isinstance(error, FileNotFoundError | StorageError):
                     self._end()
                     raise
-                away_s = self._begin()
+                away_s = self._begin(where, error)
                 most = QUICK_TRIES if any(word in str(error) for word in REFUSED) else most_tries
                 if away_s > OUTAGE_S or (most is not None and tries >= most):
                     raise _away(error, where, away_s) from error
@@ -120,25 +132,41 @@ class Outage:
         """Whether the last call failed, not long ago."""
         return time.monotonic() - self._last_s < QUIET_S
 
-    def _begin(self) -> float:
+    def _begin(self, where: str, error: OSError) -> float:
         """Note a failure; return how many seconds the outage has lasted."""
         with self._lock:
             now = time.monotonic()
             if now - self._last_s > QUIET_S:
-                self._since_s = now
-            self._last_s = now
-            return now - self._since_s
+                self._since_s, self._is_said = now, False
+            self._last_s, away_s = now, now - self._since_s
+            says, self._is_said = (
+                away_s > SAY_AFTER_S and not self._is_said,
+                self._is_said or away_s > SAY_AFTER_S,
+            )
+        if says:
+            logger.warning(
+                "storage '%s' does not answer (%s): it is asked again for up to %.0f min, and training goes on",
+                where, _reason(error), OUTAGE_S / 60,
+            )  # fmt: skip
+        return away_s
 
     def _end(self) -> None:
         with self._lock:
-            self._since_s = self._last_s = float("-inf")
+            away_s, was_said = time.monotonic() - self._since_s, self._is_said
+            self._since_s, self._last_s, self._is_said = float("-inf"), float("-inf"), False
+        if was_said:
+            logger.warning("the object store answers again, after %.0f s", away_s)
+
+
+def _reason(error: OSError) -> str:
+    """Return in a line what an object store's client says, without what it was about to do."""
+    text = " ".join(str(error).split())
+    return text[max(0, text.find("AWS Error")) :][:300]
 
 
 def _away(error: OSError, where: str, away_s: float) -> StorageError:
-    reason = str(error)
-    reason = reason[reason.find("AWS Error") :] if "AWS Error" in reason else reason
     lasted = f" for {away_s:.0f} s" if away_s >= 10 else ""
     return StorageError(
-        f"storage '{where}' does not answer{lasted} ({' '.join(reason.split())[:300]}): "
+        f"storage '{where}' does not answer{lasted} ({_reason(error)}): "
         f"see that it can be reached and written, {AGAIN}"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from shoal.errors import StorageError
-from shoal.storage.failures import QUICK_TRIES, Outage, explained
+from shoal.storage.failures import ALLOW, QUICK_TRIES, REMEDIES, Outage, explained
 from shoal.storage.parts import PartAppender, PartReader
 
 # By the beginning of their URIs (`s3://bucket`): the object stores that this process uses.
@@ -86,10 +86,8 @@ class Folder:
             raise  # an object store's
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise StorageError(
-                f"storage_path '{self.uri}' cannot be written ({reason}): "
-                "give a folder that this user may write, shared by all nodes"
-            ) from None
+            remedy = REMEDIES.get(error.errno or 0, ALLOW)
+            raise StorageError(f"storage_path '{self.uri}' cannot be written ({reason}): {remedy}") from None
 
     def exists(self, name: str) -> bool:
         kind = self._retry(lambda: self._fs.get_file_info(self._path(name))).type

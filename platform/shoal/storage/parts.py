@@ -6,13 +6,15 @@ the readers of a process look. So the requests per minute do not depend on how l
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-PART_S = 15.0  # how long bytes gather before they become a part
-POLL_S = 15.0  # between two requests for a part that is not there yet
+PART_S = 20.0  # how long bytes gather before they become a part
+POLL_S = 20.0  # between two requests for a part that is not there yet
 MOST_BYTES = 64 * 2**20  # that wait while the store is away; beyond it the writer waits
 MOST_RECENT = 16  # parts that are kept for other readers in this process
+AT_ONCE, CHUNK = 8, 32  # requests, and parts in memory, where a long journal is read
 
 
 class WholeFiles(Protocol):
@@ -103,7 +105,8 @@ class PartReader:
     def __init__(self, folder: WholeFiles) -> None:
         self._folder, self._lock = folder, threading.Lock()
         self._recent: dict[str, bytes] = {}
-        self._absent_s: dict[str, float] = {}  # when each was not there; of the names asked for last
+        # The part that was not there, when, and whether it was asked for or taken to be absent.
+        self._absent: tuple[str, float, bool] | None = None
         self._listed: dict[str, tuple[float, dict[str, int]]] = {}
 
     def counts(self, folder: str, is_fresh: bool = False) -> dict[str, int]:
@@ -113,8 +116,18 @@ class PartReader:
             if is_fresh or time.monotonic() - listed_s > POLL_S:
                 counts = count_parts(self._folder.names(folder, 1))
                 self._listed[folder] = time.monotonic(), counts
-                self._absent_s.clear()
+                self._absent = None
             return counts
+
+    def read_listed(self, file: str, first: int, end: int) -> Iterator[bytes]:
+        """Yield parts that were listed, several requests at a time where they are many; a lost one is empty."""
+        if end - first <= MOST_RECENT:
+            yield from ((self.read(file, number) or b"") for number in range(first, end))
+            return
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for start in range(first, end, CHUNK):
+                names = [part_name(file, number) for number in range(start, min(start + CHUNK, end))]
+                yield from (data or b"" for data in pool.map(self._folder.poll, names))
 
     def read(self, file: str, number: int) -> bytes | None:
         """Return a part, or None where it was not there `POLL_S` ago at most."""
@@ -122,12 +135,15 @@ class PartReader:
         with self._lock:
             if name in self._recent:
                 return self._recent[name]
-            if time.monotonic() - self._absent_s.get(name, float("-inf")) < POLL_S:
+            absent, absent_s, was_asked = self._absent or ("", 0.0, False)
+            if name == absent and time.monotonic() - absent_s < POLL_S:
                 return None
             data = self._folder.poll(name)
             if data is None:
-                self._absent_s = {name: time.monotonic()}
+                self._absent = name, time.monotonic(), True
                 return None
+            if name == absent and was_asked:  # it has just come, so the next one will be a while
+                self._absent = part_name(file, number + 1), time.monotonic(), False
             self._recent[name] = data
             while len(self._recent) > MOST_RECENT:
                 del self._recent[next(iter(self._recent))]

@@ -33,7 +33,7 @@ TRIALS = "trials"
 REPORTS = "report"
 MLFLOW_LOCK = ".mlflow.lock"
 LOCK_POLL_S = 0.05
-STOP_POLL_S = 10.0  # in an object store
+STOP_POLL_S = 15.0  # in an object store
 
 # By the URI of a run folder: what this process itself was asked to stop.
 _STOPS: dict[str, str] = {}
@@ -145,14 +145,17 @@ class RunFolder(Folder):
         else:
             threading.Thread(target=self._write_stop, args=(why,), name="shoal-stop", daemon=True).start()
 
-    def is_stop_requested(self) -> bool:
+    def is_stop_requested(self, by_others: bool = True) -> bool:
         """Whether a stop was requested; in an object store the file is looked for every `STOP_POLL_S` at most.
 
-        A request of this process itself is known at once, so a driver asks the object store nothing.
+        Args:
+            by_others: whether another process may request it. The driver requests it itself, and asks no store.
         """
         if self.uri in _STOPS:
             return True
         if not self.is_local:
+            if not by_others:
+                return False
             if self._asked_s is not None and time.monotonic() - self._asked_s < STOP_POLL_S:
                 return False
             self._asked_s = time.monotonic()
@@ -206,7 +209,12 @@ class RunFolder(Folder):
             yield True
             return
         until = None if patience_s is None else time.monotonic() + patience_s
-        with path.open("w") as lock:
+        try:
+            lock = path.open("w")
+        except OSError:  # a full disk, or one that is gone: MLflow must learn of that
+            yield True
+            return
+        with lock:
             while not (has_it := _try_lock(lock)) and (until is None or time.monotonic() < until):
                 time.sleep(LOCK_POLL_S)
             yield has_it

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from shoal.errors import ShoalError
+from shoal.storage.failures import storage_error
 
 
 def run(main: Callable[[list[str]], int]) -> int:
@@ -23,6 +24,12 @@ def run(main: Callable[[list[str]], int]) -> int:
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        failed = storage_error(error)
+        if failed is None:
+            raise
+        print(f"error: {failed}", file=sys.stderr)
+        return failed.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -14,7 +14,7 @@ from shoal.storage.records import Status
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.reaper import reap
 from shoal.tracking.sweep_sync import SweepSync, make_sync
-from shoal.tracking.sync import LEASE_RENEWAL_S
+from shoal.tracking.sync import LEASE_RENEWAL_S, Ending
 
 SYNC_EVERY_S = 1.0
 SYNC_STORE_EVERY_S = 15.0  # a folder in an object store, where each look is a request for each running trial
@@ -84,8 +84,13 @@ class Tracker:
         """Sync now."""
         self._wake.set()
 
-    def close(self) -> bool:
-        """Sync everything, for as long as it takes while MLflow answers; return whether all arrived."""
+    def close(self, ending: Ending | None = None) -> bool:
+        """Sync everything, for as long as it takes while MLflow answers; return whether all arrived.
+
+        Args:
+            ending: how the attempt ended; by default what the folder says.
+        """
+        self._sync.ending = ending
         self._is_closing = True
         self._wake.set()
         self._thread.join()
@@ -101,7 +106,7 @@ class Tracker:
 
     def _work(self) -> None:
         # Before the import of mlflow, which takes seconds: a server that dies meanwhile is worth waiting for.
-        self._was_seen = listens(str(self._folder.identity().tracking_uri))
+        self._was_seen = listens(str(self._sync.identity.tracking_uri))
         if self._gives_way:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         # An earlier attempt's watchdog may still be syncing.
@@ -195,14 +200,18 @@ class TrackerProcess:
         """Set the run's status now, ahead of `close`: the process may have seconds to live."""
         self._ask("mark", status, reason)
 
-    def close(self) -> bool:
-        """Sync everything, for as long as it takes while MLflow answers; return whether all arrived."""
-        _, self.problem = self._ask("close")
+    def close(self, ending: Ending | None = None) -> bool:
+        """Sync everything, for as long as it takes while MLflow answers; return whether all arrived.
+
+        Args:
+            ending: how the attempt ended; by default what the folder says.
+        """
+        _, self.problem = self._ask("close", *(ending or ()))
         if self._process is not None:
             self._process.communicate()
         return self.problem is None
 
-    def _ask(self, *words: str) -> tuple[float | None, str | None]:
+    def _ask(self, *words: str | int | None) -> tuple[float | None, str | None]:
         """Send a command and return (synced_at_s, problem)."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
@@ -229,7 +238,7 @@ def main(folder_uri: str) -> None:
             case "mark":
                 tracker.mark(*rest)
             case "close":
-                tracker.close()
+                tracker.close(Ending(*rest) if rest else None)
         print(json.dumps([tracker.synced_at_s, tracker.problem]), flush=True)
         if word == "close":
             return

@@ -135,6 +135,11 @@ class JournalReader:
                 break
         return points
 
+    def skip(self) -> None:
+        """Pass over what is there, in an object store, where reading hours of it takes minutes."""
+        if not self._folder.is_local:
+            self._parts |= self._folder.parts.counts(JOURNAL, is_fresh=True)
+
     def look_again(self) -> None:
         """Have the next call list all parts there are."""
         self._growing, self._looks_again = None, True
@@ -165,14 +170,15 @@ class JournalReader:
             counts, self._looks_again = reader.counts(JOURNAL, self._looks_again), False
             self._listed = counts if self._listed is None else self._listed
             for file, count in sorted(counts.items()):
-                while (number := self._parts.get(file, 0)) < count:
-                    yield self._take(file, reader.read(f"{JOURNAL}/{file}", number) or b"")
+                for data in reader.read_listed(f"{JOURNAL}/{file}", self._parts.get(file, 0), count):
+                    yield self._take(file, data)
                 if count > self._listed.get(file, 0):
                     self._growing = file
-        while self._growing and (
-            data := reader.read(f"{JOURNAL}/{self._growing}", self._parts.get(self._growing, 0))
-        ):
-            yield self._take(self._growing, data)
+        while self._growing:
+            part = reader.read(f"{JOURNAL}/{self._growing}", self._parts.get(self._growing, 0))
+            if part is None:
+                return
+            yield self._take(self._growing, part)
 
     def _take(self, file: str, data: bytes) -> bytes:
         self._parts[file] = self._parts.get(file, 0) + 1

@@ -88,7 +88,7 @@ class SweepSync(RunSync):
         # The status was read before the points: a trial that ends in between is closed the next time.
         if identity.status != "RUNNING":
             trial.close()
-            folder.update_tracked(delivered=delivered)
+            trial.remember(delivered=delivered)
             self._synced.add(name)
             del self._trials[name]
         return sent

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
@@ -39,6 +39,14 @@ SAVE_EVERY_S = {True: 0.0, False: 60.0}  # the journal's position, by whether th
 logger = logging.getLogger(__name__)
 
 
+class Ending(NamedTuple):
+    """How an attempt ended, from its driver: the folder does not say so where it cannot be written."""
+
+    status: Status
+    reason: str | None
+    end_ms: int
+
+
 class RunSync:
     """One run folder's projection into MLflow. Every method may raise whatever MLflow raises."""
 
@@ -48,6 +56,7 @@ class RunSync:
         self._reader = JournalReader(folder, folder.load_or_new(JournalPosition, inside=JOURNAL))
         self._unsent: list[MetricPoint] = []
         self._is_position_saved, self._saved_s = True, 0.0
+        self.ending: Ending | None = None
         self._client: Any = None
         self.run_id: str | None = self._tracked.run_id
         self.experiment_id: str | None = None
@@ -79,7 +88,7 @@ class RunSync:
         if self._parent is not None:
             self._parent._children[self._identity.key] = run
         if self._tracked.run_id != self.run_id:
-            self._folder.update_tracked(run_id=self.run_id)
+            self.remember(run_id=self.run_id)
             self._forget_position()
         # Before the run is RUNNING: another process must not reap it by the lease of an earlier attempt.
         if self._folder.holder():
@@ -109,8 +118,15 @@ class RunSync:
 
     def _save_position(self) -> None:
         """Record which points MLflow has; after a crash those since then are sent again, and kept once."""
-        self._folder.save(self._reader.position, inside=JOURNAL)
         self._is_position_saved, self._saved_s = True, time.monotonic()
+        with _never_failing():
+            self._folder.save(self._reader.position, inside=JOURNAL)
+
+    def remember(self, **changes: Any) -> None:
+        """Record what MLflow has; a full disk must not keep MLflow from learning of it."""
+        self._tracked = self._tracked.replace(**changes)
+        with _never_failing():
+            self._folder.update_tracked(**changes)
 
     def renew_lease(self) -> None:
         """Renew the lease in the run's tags, by which other processes see that its driver is alive."""
@@ -134,6 +150,9 @@ class RunSync:
             from shoal.registry.publish import publish_model
 
             publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id))
+        if self.ending:
+            self.close_run(*self.ending)
+            return
         identity = self._folder.identity()
         if identity.status == "RUNNING":
             if self._folder.holder():
@@ -233,6 +252,15 @@ class RunSync:
             path = Path(scratch) / Path(name).name
             path.write_bytes(self._folder.read(name))
             yield path
+
+
+@contextlib.contextmanager
+def _never_failing() -> Iterator[None]:
+    """Let a folder that cannot be written keep what it has: what is lost is found out again."""
+    try:
+        yield
+    except OSError as error:
+        logger.debug("not recorded: %s", error)
 
 
 def parse_lease(tag: str) -> Lease | None:

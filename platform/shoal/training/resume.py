@@ -23,6 +23,7 @@ def resume_or_start(loop: TrainingLoop, store: CheckpointStore, seed: int) -> Tr
     collective = loop.collective
     name: str | None = None
     if collective.rank == 0:
+        store.remove_parts()  # of a process that was killed; they may fill the disk
         name, _ = store.latest()  # the driver has reported corrupt ones
     name = collective.broadcast(name)
     states = store.optimizer(name)["random"] if name else []

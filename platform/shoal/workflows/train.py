@@ -26,9 +26,11 @@ from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.resolve import as_begun
 from shoal.runs.validate import RunPlan, measure_model
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
+from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
 from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, SAVING, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
+from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
 
@@ -84,12 +86,12 @@ class _TrainingRun(RunLifecycle):
         super().__enter__()
         for complaint in complaints:
             logger.warning("%s; an earlier one is used", complaint)
-        if self.plan.dataset_info and self.plan.size:
-            self._write_metadata(self.plan.dataset_info, self.plan.size)
         return self
 
     def train(self) -> None:
         """Run the workers until they finish; lost ones are restarted."""
+        if self.plan.dataset_info and self.plan.size:
+            self._write_metadata(self.plan.dataset_info, self.plan.size)
         self.folder.forget_stop()
         for leftover in (Outcome.file, ErrorRecord.file):
             self.folder.delete(leftover)
@@ -149,7 +151,9 @@ class _TrainingRun(RunLifecycle):
             except (ShoalError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                raise TrainingError(f"{type(error).__name__}: {error}") from error
+                raise (
+                    storage_error(error, self.folder.uri) or TrainingError(f"{type(error).__name__}: {error}")
+                ) from error
 
     def _train_on_cluster(self) -> None:
         from shoal.cluster.worker_group import WorkerGroup
@@ -239,6 +243,8 @@ class _Watcher:
         self._began_at: int | None = None
 
     def __enter__(self) -> None:
+        self._step = self._resumed_step()
+        self._reader.skip()
         self._tell()
         self._began_at = self._step
         self._thread.start()
@@ -249,13 +255,18 @@ class _Watcher:
         self._reader.look_again()
         self._tell()
 
+    def _resumed_step(self) -> int:
+        """Return the step of the last checkpoint, where the journal does not say it: in an object store."""
+        names = [] if self._folder.is_local else CheckpointStore(self._folder).names()
+        return (checkpoint_step(names[-1]) if names else None) or 0
+
     def _work(self) -> None:
         while not self._quit.wait(WATCH_S):
             self._tell()
 
     def _tell(self) -> None:
         try:
-            if self._stopping_since_s is None and self._folder.is_stop_requested():
+            if self._stopping_since_s is None and self._folder.is_stop_requested(by_others=False):
                 self._stopping_since_s = time.monotonic()
                 self._on_stop()
             self._say_what_is_waited_for()

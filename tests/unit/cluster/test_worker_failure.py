@@ -1,5 +1,7 @@
 """Which failures of workers are tried again, and which error the user gets; with Ray's own exceptions, no cluster."""
 
+import errno
+
 import pytest
 from ray.exceptions import (
     NodeDiedError,
@@ -19,7 +21,9 @@ from shoal.cluster.worker_failure import (
     failure_name,
     is_loss,
     load_error,
+    storage_failure,
 )
+from shoal.errors import StorageError
 from shoal.runs.config import ScaleConfig
 from shoal.storage.records import ErrorRecord
 from shoal.storage.run_folder import RunFolder
@@ -115,3 +119,40 @@ def test_a_damaged_record_is_reported_and_hides_no_failure(folder, caplog, damag
     error = as_training_error(group_error(ValueError("a bug")), folder, 0, ScaleConfig())
     assert "rank 0: ValueError" in str(error)
     assert "error.json' is damaged" in caplog.text
+
+
+FULL_DISK = "'/runs/a/journal/0001.jsonl' cannot be written (No space left on device): free some space there"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        group_error(StorageError(FULL_DISK)),
+        group_error(StorageError(FULL_DISK), RuntimeError("Connection closed by peer")),
+        group_error(
+            RuntimeError("Connection closed by peer"), OSError(errno.ENOSPC, "No space left on device")
+        ),
+        group_error(RayTaskError("train", "Traceback", OSError(errno.ENOSPC, "No space left on device"))),
+        ControllerError(OSError("[Errno 28] No space left on device: '/runs/a/.ray'")),
+    ],
+    ids=["alone", "beside its peer", "plain", "wrapped", "of Ray itself"],
+)
+def test_storage_that_failed_is_told_apart_even_where_the_worker_could_leave_no_record(folder, error):
+    """Its peers only see it go, which alone would be worth another attempt."""
+    failure = storage_failure(error, folder)
+    assert isinstance(failure, StorageError)
+    assert failure.exit_code == 2
+    assert "No space left on device" in str(failure)
+    assert "free some space there" in str(failure)
+
+
+def test_the_workers_own_record_of_storage_that_failed_names_worker_and_host(folder):
+    folder.save(ErrorRecord.from_exception(StorageError(FULL_DISK), rank=1))
+    failure = storage_failure(group_error(RuntimeError("buried")), folder)
+    assert str(failure).startswith(FULL_DISK)
+    assert "(worker 1 on " in str(failure)
+
+
+@pytest.mark.parametrize("error", [*LOSSES, *MISTAKES], ids=name)
+def test_storage_is_blamed_for_nothing_else(folder, error):
+    assert storage_failure(group_error(error), folder) is None

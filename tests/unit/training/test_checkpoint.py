@@ -1,12 +1,14 @@
+import errno
 import json
 import random
+import time
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from shoal.errors import CheckpointError
+from shoal.errors import CheckpointError, StorageError
 from shoal.storage.records import CheckpointState, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.training.checkpoint.background import BackgroundSaver
@@ -407,3 +409,50 @@ def test_a_save_that_failed_in_the_background_is_raised_once_at_the_next_call(st
     with pytest.raises(OSError, match="checkpoints"):
         saver.save(taken(2))
     saver.wait()
+
+
+def test_while_an_object_store_is_away_training_goes_on_and_the_newest_checkpoint_waits(
+    s3, object_store, monkeypatch
+):
+    monkeypatch.setattr("shoal.storage.failures.FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("shoal.storage.failures.LONGEST_PAUSE_S", 0.05)
+    store = CheckpointStore(RunFolder(f"{s3}/away"))
+    saver = BackgroundSaver(store, {}, b"{}")
+    object_store.is_away = True
+    try:
+        saver.save(taken(1))
+        while not store.is_away:
+            time.sleep(0.01)
+        began = time.monotonic()
+        for step in (2, 3, 4):
+            saver.save(taken(step))
+        assert time.monotonic() - began < 1.0
+        assert saver.blocked_s < 1.0
+    finally:
+        object_store.is_away = False
+    saver.close()
+    assert store.names() == ["step-000001", "step-000004"]
+
+
+def test_a_store_that_stays_away_fails_the_checkpoint_with_one_error(s3, object_store, monkeypatch):
+    monkeypatch.setattr("shoal.storage.failures.FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("shoal.storage.failures.OUTAGE_S", 0.2)
+    saver = BackgroundSaver(CheckpointStore(RunFolder(f"{s3}/gone")), {}, b"{}")
+    object_store.is_away = True
+    try:
+        saver.save(taken(1))
+        with pytest.raises(StorageError, match=r"does not answer.*the same command"):
+            saver.close()
+    finally:
+        object_store.is_away = False
+
+
+def test_a_checkpoint_that_fails_leaves_no_part_behind(store, folder, monkeypatch):
+    monkeypatch.setattr(
+        Manifest, "to_bytes", lambda self: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+    )
+    with pytest.raises(
+        StorageError, match=rf"{folder.uri}/checkpoints.*No space left on device.*free some space"
+    ):
+        save(store, 1)
+    assert folder.names(CHECKPOINTS) == []

@@ -10,7 +10,7 @@ from shoal.training.checkpoint.store import CheckpointStore
 
 # By default a checkpoint follows another after these seconds, by whether the run folder is on a disk, and after this
 # many times the seconds that it took. In an object store it is a dozen requests.
-SAVE_EVERY_S, SAVE_EVERY_TIMES = {True: 1.0, False: 120.0}, 20.0
+SAVE_EVERY_S, SAVE_EVERY_TIMES = {True: 1.0, False: 300.0}, 20.0
 
 
 class BackgroundSaver:

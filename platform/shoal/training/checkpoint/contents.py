@@ -29,7 +29,8 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(
         None,
         ge=1,
-        description="steps between checkpoints; null: the first at once, then every second or so",
+        description="steps between checkpoints; null: the first at once, then every second or so, in an object "
+        "store every 5 minutes",
     )
     keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
 

@@ -77,6 +77,12 @@ class CheckpointStore:
         files = self._manifest(name).files | {WEIGHTS: _digest(data)}
         self._folder.save(Manifest(files=files), inside=f"{CHECKPOINTS}/{name}")
 
+    def remove_parts(self) -> None:
+        """Remove what processes that were killed had written of a checkpoint."""
+        for name in self._folder.names(CHECKPOINTS):
+            if name.startswith(".part-"):
+                self._folder.delete(f"{CHECKPOINTS}/{name}")
+
     def names(self) -> list[str]:
         """Return the complete checkpoints, oldest first."""
         found = [file.split("/") for file in self._folder.files(CHECKPOINTS)]
@@ -196,9 +202,7 @@ class CheckpointStore:
 
     def _retain(self, saved: str) -> None:
         """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after."""
-        for leftover in self._folder.names(CHECKPOINTS):
-            if leftover.startswith(".part-"):
-                self._folder.delete(f"{CHECKPOINTS}/{leftover}")
+        self.remove_parts()
         names = self.names()
         sound = names[: names.index(saved) + 1]
         keep = set(sound[-self._keep :]) | {self._best(sound)}

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
 from shoal.cluster.trial_actor import TrialEnded
-from shoal.errors import Interrupted, TrainingError
+from shoal.errors import Interrupted, StorageError, TrainingError
 from shoal.storage.records import ErrorRecord
 from shoal.storage.run_folder import SAVING
 from shoal.tune.config import TuneConfig
@@ -77,7 +77,7 @@ class Stopping:
         Raises:
             Interrupted: after all trials have ended.
         """
-        if self._state.folder.is_stop_requested():
+        if self._state.folder.is_stop_requested(by_others=False):
             self._on_interrupt()
             self._interrupt_trials()
             ended, total = self._state.ended, self._state.plan.total
@@ -104,9 +104,12 @@ class Stopping:
 
         Raises:
             TrainingError: with that error, after all trials have ended.
+            StorageError: a trial could not write its folder, which no other trial can either.
         """
         if not isinstance(event, TrialEnded) or event.how not in ("failed", "infeasible"):
             return
+        if event.error and event.error.type == StorageError.__name__:
+            raise StorageError(event.error.message)
         state = self._state
         ended = [
             trial

@@ -4,6 +4,7 @@ A trial calls the same `run_worker` as `jobs/train.py`. All that a later attempt
 engine replays what they hold before it trains anything.
 """
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from shoal.storage.records import Status, SweepResult
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
+from shoal.training.checkpoint.store import CheckpointStore
 from shoal.tune.config import SweepConfig
 from shoal.tune.engine import LAG, Engine, Trial
 from shoal.tune.report.write import Findings, write_report
@@ -88,9 +90,21 @@ class _SweepRun(RunLifecycle):
         loop = self._make_loop(self._state.engine, pool, history, journal, use_gpu)
         try:
             loop.run()
-        finally:
+        except BaseException:
             pool.close()
-            journal.sync()
+            self._remove_parts()
+            with contextlib.suppress(OSError):  # it may be what failed
+                journal.sync()
+            raise
+        pool.close()
+        journal.sync()
+
+    def _remove_parts(self) -> None:
+        """Remove what the trials whose processes were ended had written of a checkpoint: it may fill the disk."""
+        for progress in self._state.progress.values():
+            if progress.outcome is None:
+                with contextlib.suppress(OSError):
+                    CheckpointStore(progress.folder).remove_parts()
 
     def finish(self) -> SweepResult:
         """Rank the trials; package the best one's model, and draw the report meanwhile.
