@@ -70,16 +70,18 @@ class SweepSync(RunSync):
 
     def _sync_trial(self, name: str) -> int:
         folder = self._folder.inner(f"{TRIALS}/{name}")
-        identity = folder.load(Identity)
-        if identity is None or (identity.status == "RUNNING" and not folder.exists(folder.path_of(Metadata))):
+        identity, is_known = folder.load(Identity), name in self._trials
+        if identity is None:
+            return 0
+        if not is_known and identity.status == "RUNNING" and not folder.exists(folder.path_of(Metadata)):
             return 0  # its params are not known yet
         # The identity of a trial changes when it is run again, or when its model is registered.
         digest = hashlib.sha256(identity.model_dump_json().encode()).hexdigest()
         delivered = f"{digest} to {self.identity.tracking_uri}"
-        if folder.tracked().delivered == delivered and not self.is_thorough:
+        if not is_known and folder.tracked().delivered == delivered and not self.is_thorough:
             self._synced.add(name)
             return 0
-        if name not in self._trials:
+        if not is_known:
             self._trials[name] = RunSync(folder, self)
         trial = self._trials[name]
         if not trial.is_open:
