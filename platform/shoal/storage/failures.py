@@ -67,8 +67,8 @@ def storage_error(error: BaseException | None, where: str = "") -> StorageError 
     while error is not None:
         if isinstance(error, StorageError):
             return StorageError(str(error))  # a new one, whose cause may be the error around it
-        if isinstance(error, OSError) and error.errno in FULL:
-            return _explain(error, where)
+        if isinstance(error, OSError) and (number := _full(error)):
+            return _explain(error, number, where)
         error = error.__cause__ or error.__context__
     return None
 
@@ -79,16 +79,24 @@ def explained(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch wraps the system's error
-        is_own = isinstance(error, OSError) and error.errno in REMEDIES
-        found = _explain(error, where) if is_own else storage_error(error, where)  # type: ignore[arg-type]
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            raise _explain(error, error.errno, where) from error
+        found = storage_error(error, where)
         if found is None or found is error:
             raise
         raise found from error
 
 
-def _explain(error: OSError, where: str) -> StorageError:
-    path, reason = where or error.filename or "a file", os.strerror(error.errno or 0)
-    return StorageError(f"'{path}' cannot be written ({reason}): {REMEDIES[error.errno or 0]}")
+def _full(error: OSError) -> int | None:
+    """Return the number of an error that says a disk is full; where many files were copied the words alone say it."""
+    if error.errno is not None:
+        return error.errno if error.errno in FULL else None
+    return next((number for number in FULL if os.strerror(number) in str(error)), None)
+
+
+def _explain(error: OSError, number: int, where: str) -> StorageError:
+    path = where or error.filename or "a file"
+    return StorageError(f"'{path}' cannot be written ({os.strerror(number)}): {REMEDIES[number]}")
 
 
 class Outage:

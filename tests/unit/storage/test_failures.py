@@ -1,6 +1,7 @@
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -44,6 +45,8 @@ def test_a_full_disk_is_found_behind_what_a_library_made_of_it_and_a_refusal_is_
     found = storage_error(full)
     assert "'/runs/a/file' cannot be written (No space left on device)" in str(found)
     assert storage_error(refused) is None
+    copied = shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
+    assert "'/runs/a' cannot be written (No space left on device)" in str(storage_error(copied, "/runs/a"))
     assert storage_error(None) is None
 
 
