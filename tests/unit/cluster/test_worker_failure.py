@@ -137,7 +137,7 @@ FULL_DISK = "'/runs/a/journal/0001.jsonl' cannot be written (No space left on de
     ],
     ids=["alone", "beside its peer", "plain", "wrapped", "of Ray itself"],
 )
-def test_storage_that_failed_is_told_apart_even_where_the_worker_could_leave_nothing(folder, error):
+def test_storage_that_failed_is_recognised_even_where_the_worker_could_leave_nothing(folder, error):
     """Its peers only see it go, which alone would be worth another attempt."""
     failure = storage_failure(error, folder)
     assert isinstance(failure, StorageError)

@@ -92,7 +92,7 @@ def test_what_comes_while_the_store_is_away_waits_and_arrives_in_order(
     assert [json.loads(line) for line in data.splitlines()] == list(range(100))
 
 
-def test_a_store_that_is_away_for_good_is_told_to_the_next_writer_and_nothing_is_lost(
+def test_a_store_that_is_away_for_good_is_an_error_of_the_next_write_and_nothing_is_lost(
     folder, object_store, monkeypatch
 ):
     out = folder.appender("log/a.jsonl")
