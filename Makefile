@@ -7,9 +7,10 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
-PRINT_STORE := import sys; from shoal.runs.locations import resolve_tracking_uri; \
+PRINT_STORE := import sys; from shoal.config.secrets import reveal; \
+	from shoal.runs.locations import resolve_tracking_uri; \
 	from shoal.tracking.config import TrackConfig; \
-	print(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None)))
+	print(reveal(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None))))
 
 ARGS ?=
 PORT ?= 5000
@@ -64,9 +65,9 @@ ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH P
 	@store=$$($(PYTHON) -c '$(PRINT_STORE)' '$(STORE)') || exit; \
 	case "$$store" in \
 		http://*|https://*) echo "MLflow runs already, at $$store" ;; \
-		*) echo "MLflow on $$store: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
-			MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-				exec $(VENV)/bin/mlflow ui --backend-store-uri "$$store" --port $(PORT) --workers 1 ;; \
+		*) echo "MLflow on $$(echo "$$store" | sed 's|://[^/]*@|://***@|'): http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
+			MLFLOW_BACKEND_STORE_URI="$$store" MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+				exec $(VENV)/bin/mlflow ui --port $(PORT) --workers 1 ;; \
 	esac
 
 bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of the README

@@ -10,6 +10,7 @@ import tempfile
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.config.loading import describe, load
+from shoal.config.secrets import hide
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.locations import resolve_tracking_uri
@@ -30,15 +31,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
     config = load(EvaluateConfig, None, options.settings)
+    model = hide(options.model)
     tracking_uri = resolve_tracking_uri(config.track)
     with tempfile.TemporaryDirectory() as scratch:
-        found = resolve_model(options.model, tracking_uri, scratch)
+        found = resolve_model(model, tracking_uri, scratch)
         predictor = Predictor.load(found, trust_code=config.trust_code)
         evaluation = evaluate(predictor, config)
-    print(f"{options.model} on {evaluation.source}, {evaluation.split} rows: {evaluation.rows}")
+    print(f"{model} on {evaluation.source}, {evaluation.split} rows: {evaluation.rows}")
     print(evaluation_report(evaluation))
-    name = "evaluate-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", options.model.rstrip("/").rpartition("/")[2])
-    result = log_evaluation(evaluation, options.model, name, config, tracking_uri)
+    name = "evaluate-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", model.rstrip("/").rpartition("/")[2])
+    result = log_evaluation(evaluation, model, name, config, tracking_uri)
     if not result.is_delivered:
         print(unsynced_warning(tracking_uri, result.run_folder))
     print(result_line(result.run_folder))

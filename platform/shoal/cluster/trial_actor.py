@@ -19,6 +19,7 @@ import torch
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.worker_failure import load_error
 from shoal.cluster.worker_group import WorkerGroup
+from shoal.config import secrets
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, Interrupted
 from shoal.runs.mlflow_metadata import run_metadata
@@ -118,6 +119,7 @@ class TrialActor:
     def _work(self, spec: TrialSpec) -> None:
         since, self._waited_s = time.perf_counter(), 0.0
         self._events.put(TrialStarted(socket.gethostname()))
+        secrets.register(spec.worker.secrets)
         folder = RunFolder(spec.worker.folder)
         try:
             outcome = self._train(spec, folder)

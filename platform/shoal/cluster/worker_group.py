@@ -17,6 +17,7 @@ from shoal.cluster.worker_failure import (
     load_error,
     storage_failure,
 )
+from shoal.config import secrets
 from shoal.distributed.parallelism import make_group
 from shoal.errors import Interrupted
 from shoal.runs.config import ScaleConfig
@@ -75,6 +76,7 @@ class WorkerGroup:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         folder.delete(ErrorRecord.file)
+        filesystem, path = folder.in_arrow(RAY_STATE)
         resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
         trainer = TorchTrainer(
             _ray_worker,
@@ -85,7 +87,8 @@ class WorkerGroup:
             ),
             run_config=RunConfig(
                 name=f"attempt-{spec.attempt}-{lost}",
-                storage_path=f"{folder.uri}/{RAY_STATE}",
+                storage_path=path,
+                storage_filesystem=None if folder.is_local else filesystem,
                 failure_config=FailureConfig(max_failures=0),
             ),
         )
@@ -147,6 +150,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
     spec, shard_refs, decide = config["spec"], config["shard_refs"], config["decide"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
+    secrets.register(spec.secrets)
     try:
         device = ray.train.torch.get_device()
         torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))

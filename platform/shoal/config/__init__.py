@@ -2,6 +2,7 @@
 
 - `schema`: sections, frozen, unknown keys refused
 - `loading`: defaults <- YAML file <- `key=value`, and the table of `--help`
+- `secrets`: passwords and keys in addresses are used, and never shown or stored
 - `import_path`: a user's own function or class, `package.module:name`
 
 Depends on pydantic and YAML; independent of the sections: each is beside the code that it configures.

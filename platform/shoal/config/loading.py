@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from shoal.config.schema import Tree, assign, build_config, fields, type_name
+from shoal.config.secrets import hide, mask
 from shoal.errors import ConfigError
 
 
@@ -22,7 +23,7 @@ def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] =
 
 
 def read(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the keys of a file and of settings as a nested mapping, not checked against a schema.
+    """Return the keys of a file and of settings as a nested mapping, not checked against a schema, secrets hidden.
 
     Raises:
         ConfigError: the file does not parse, or a setting is not `key=value`.
@@ -37,12 +38,12 @@ def read(path: str | None, overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             value = text
         assign(tree, key.strip(), value)
-    return tree
+    return hide(tree)
 
 
 def to_yaml(section: BaseModel) -> str:
     """Return the resolved config as YAML, in the order of the schema."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+    return mask(yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False))
 
 
 def describe(schema: type[BaseModel]) -> str:

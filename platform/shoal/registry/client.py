@@ -3,6 +3,25 @@
 import logging
 import os
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from shoal.config.secrets import hide, reveal
+
+
+def without_secrets(tracking_uri: str) -> str:
+    """Return a tracking URI as it is shown and stored.
+
+    The user and password of a server move to the environment, from which MLflow takes them; secrets of another address
+    are masked.
+    """
+    hide(os.environ.get("MLFLOW_TRACKING_URI", ""))  # it may be this one in full
+    given = reveal(tracking_uri)
+    parts = urlsplit(given)
+    if parts.scheme not in ("http", "https") or not (parts.username and parts.password):
+        return hide(given)
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return hide(given.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1))
 
 
 def connect(tracking_uri: str) -> Any:
@@ -14,6 +33,7 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
 
+    tracking_uri = reveal(without_secrets(tracking_uri))
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # MLflow looks models up at its global address, whatever the address of the client.

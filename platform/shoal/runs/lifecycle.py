@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from shoal.config.loading import to_yaml
+from shoal.config.secrets import mask
 from shoal.errors import Interrupted
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import artifact_location, resolve_tracking_uri
@@ -35,7 +36,7 @@ def _ending(error: BaseException | None) -> tuple[Status, str | None]:
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "KILLED", str(error) or "interrupted"
     error = storage_error(error) or error
-    return "FAILED", f"{type(error).__name__}: {error}"
+    return "FAILED", mask(f"{type(error).__name__}: {error}")
 
 
 class RunLifecycle:

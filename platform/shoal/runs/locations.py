@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.registry.client import without_secrets
+
 if TYPE_CHECKING:  # reports name the home folder, and need no torch, which a run's config imports
     from shoal.runs.config import RunConfig
     from shoal.tracking.config import TrackConfig
@@ -34,10 +36,10 @@ def storage_uri(config: "RunConfig") -> str:
 
 
 def resolve_tracking_uri(track: "TrackConfig") -> str:
-    """The tracking URI in force, with the path of an SQLite file made absolute; `~` is the home folder."""
+    """The tracking URI in force, without secrets; the path of an SQLite file is absolute, `~` is the home folder."""
     uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{home() / Path(path).expanduser()}"
+    return without_secrets(uri) if path == uri else f"sqlite:///{home() / Path(path).expanduser()}"
 
 
 def artifact_location(uri: str) -> str | None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from shoal.config.schema import assign, build_config, fields, flatten
+from shoal.config.secrets import hide
 from shoal.errors import ConfigError, StorageError
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import storage_uri
@@ -107,7 +108,7 @@ def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
     for key in _missing_keys(tree):
         assign(known, key, flatten(config)[key])
     try:
-        earlier = flatten(build_config(kind, known))
+        earlier = flatten(build_config(kind, hide(known)))
     except ConfigError as error:
         raise ConfigError(
             f"run_name='{config.run_name}' was begun with a config that this version refuses ({error}): choose "

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from shoal.config import secrets
 from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec
 from shoal.data.loader import ResidentShard, Rows, Shard
 from shoal.data.partition import WorkerRows
@@ -50,6 +51,7 @@ class WorkerSpec:
     dataset_info: DatasetInfo
     preprocessing: PreprocessingSpec
     flops_per_sample: int | None = None  # of a forward pass, where it was measured
+    secrets: dict[str, str] = field(default_factory=secrets.hidden, repr=False)  # of addresses
 
 
 @dataclass(frozen=True)

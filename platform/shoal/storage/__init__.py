@@ -7,5 +7,5 @@
 - `run_folder`: the names of a run's files, its records, its lease
 - `lease`: who is at a run folder, and whether that process lives
 
-Depends on `errors` and pydantic; independent of what a run is.
+Depends on `config.secrets`, `errors` and pydantic; independent of what a run is.
 """

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
+from shoal.config.secrets import hide, reveal
 from shoal.errors import StorageError
 from shoal.storage.failures import ALLOW, QUICK_TRIES, REMEDIES, Outage, explained
 from shoal.storage.parts import PartAppender, PartReader
@@ -40,6 +41,7 @@ class Folder:
     """A folder named by a path or a URI (`s3://bucket/prefix`)."""
 
     def __init__(self, uri: str) -> None:
+        uri = hide(uri)
         self.is_local = "://" not in uri or uri.startswith("file://")
         self.parts = PartReader(self)  # of an object store: the files that were made by `appender`
         if self.is_local:
@@ -51,10 +53,11 @@ class Folder:
                 f"storage '{uri}' has options after '?': give s3://bucket/prefix alone, and set AWS_ENDPOINT_URL "
                 "and AWS_DEFAULT_REGION for a server of your own"
             )
+        address = reveal(uri).rstrip("/")
         try:
             # With a delayed open a small file is one request, instead of the three of a multipart upload.
             options = "?allow_delayed_open=true" if uri.startswith("s3://") else ""
-            self._fs, self._root = _arrow_fs().FileSystem.from_uri(uri.rstrip("/") + options)
+            self._fs, self._root = _arrow_fs().FileSystem.from_uri(address + options)
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"storage '{uri}' cannot be opened ({error}): give a local path or s3://bucket/prefix"
@@ -70,6 +73,10 @@ class Folder:
     def local(self, name: str = "") -> Path | None:
         """The path on this machine's disk, or None for an object store."""
         return Path(self._path(name)) if self.is_local else None
+
+    def in_arrow(self, name: str) -> tuple[Any, str]:
+        """Return the file system of pyarrow that this folder is in, and a name's path inside it."""
+        return self._fs, self._path(name)
 
     def create(self) -> None:
         """Make the folder and check that it can be written.

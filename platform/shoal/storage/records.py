@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from shoal.config.secrets import mask
+
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
 
@@ -65,7 +67,7 @@ class Record(BaseModel):
             raise ValueError(f"{place}: {first['msg']}") from None
 
     def to_bytes(self) -> bytes:
-        return self.model_dump_json(indent=2).encode()
+        return mask(self.model_dump_json(indent=2)).encode()
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values of some fields, checked as when it is read.

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from shoal.config.secrets import reveal
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import PreprocessingSpec, blocks_with_splits
 from shoal.data.sources.base import Source
@@ -27,7 +28,7 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
         DataError: the source does not exist, or the task cannot use it.
     """
     kind = TASKS[task]
-    scheme, _, location = data.source.partition(":")
+    scheme, _, location = reveal(data.source).partition(":")
     if scheme == IMAGES and not kind.takes_text:
         return open_source(data.source, shape=data.shape)
     if scheme != TEXT and not kind.takes_text:

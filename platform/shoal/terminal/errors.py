@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from shoal.config.secrets import mask
 from shoal.errors import ShoalError
 from shoal.storage.failures import storage_error
 
@@ -21,8 +22,8 @@ def run(main: Callable[[list[str]], int]) -> int:
             return main(sys.argv[1:])
     except ShoalError as error:
         if os.environ.get("SHOAL_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(mask(traceback.format_exc()), file=sys.stderr)
+        print(f"error: {mask(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         failed = storage_error(error)
@@ -33,6 +34,9 @@ def run(main: Callable[[list[str]], int]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        print(mask(traceback.format_exc()), file=sys.stderr)
+        return 1
 
 
 def on_interrupt(stop: Callable[[str], None]) -> None:
@@ -93,4 +97,4 @@ class _StderrHandler(logging.Handler):
 class _Warning(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         word = {"WARNING": "warning: ", "ERROR": "error: "}.get(record.levelname, "")
-        return f"{word}{record.getMessage()}"
+        return f"{word}{mask(record.getMessage())}"

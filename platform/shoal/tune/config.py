@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.config.loading import read
 from shoal.config.schema import Section, build_config, fields
+from shoal.config.secrets import hide
 from shoal.errors import ConfigError, nearest
 from shoal.runs.config import FREE_ON_RESUME, VALIDATION_METRICS, RunConfig, ScaleConfig
 from shoal.tasks.metrics import is_higher_better
@@ -225,7 +226,7 @@ def read_sweep(path: str | None, settings: Sequence[str]) -> tuple[dict[str, Any
     fixed: set[str] = set()
     for setting in settings:
         key, sign, text = (part.strip() for part in setting.partition("="))
-        domain = parse_setting(key, text) if sign and key.partition(".")[0] not in SWEEP_KEYS else None
+        domain = parse_setting(key, hide(text)) if sign and key.partition(".")[0] not in SWEEP_KEYS else None
         if domain is None:
             values.append(setting)
             fixed |= {key, *_leaves(read(None, [setting]))}  # `optim={lr: 0.1}` is a value of optim.lr

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from shoal.config.import_path import find
+from shoal.config.secrets import reveal
 from shoal.data.random_state import seed_random_states, seeded
 from shoal.data.sampler import SPLIT_NAMES, TRAIN, mix
 from shoal.data.sources.arrow import table_to_block, to_array
@@ -111,7 +112,7 @@ def open_function(uri: str) -> Source:
         UserError: it cannot be imported, or raises.
         DataError: it returns something that is not data.
     """
-    path, _, query = uri.partition("?")
+    path, _, query = reveal(uri).partition("?")
     function = find(path, "data.source")
     try:
         with seeded(DATA_SEED):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from shoal.config.import_path import is_path
+from shoal.config.secrets import reveal
 from shoal.data.sources.base import Source
 from shoal.data.sources.files import open_files
 from shoal.data.sources.function import open_function
@@ -44,7 +45,7 @@ def open_source(uri: str, *, shape: tuple[int, ...] | None = None) -> Source:
         DataError: unknown scheme, nothing there, or an empty result.
         UserError: a user's function that cannot be imported or called.
     """
-    scheme, colon, location = uri.partition(":")
+    scheme, colon, location = reveal(uri).partition(":")
     if colon and scheme == IMAGES:
         return open_image_source(uri, location, shape)
     if colon and scheme in READERS:
