@@ -107,18 +107,3 @@ def test_images_of_a_large_hub_data_set_are_decoded_by_ray_data_as_by_the_driver
     shared.train(*settings, "scale.num_workers=0")
     train_with_ray_datas_readers(shared, monkeypatch, *settings)
     assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "large")))
-
-
-def test_large_images_pass_through_arrow_as_they_are() -> None:
-    """What `images:` yields where the folder is too large for the driver; no cluster takes part."""
-    from shoal.cluster.ingest import block_to_table
-    from shoal.data.sources.arrow import table_to_block
-
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
-    block = {"image": images, "target": np.array(["cat", "dog", "cat", "cat", "dog"], dtype=object)}
-    found = table_to_block(block_to_table(block))
-    assert list(found) == ["image", "target"]
-    assert found["image"].dtype == np.uint8
-    np.testing.assert_array_equal(found["image"], images)
-    assert found["target"].tolist() == block["target"].tolist()

@@ -2,7 +2,7 @@
 
 - `session`: join or start a cluster; `ray_private`: the private interfaces of Ray that Shoal uses
 - `shard_store`: workers' rows in the object store; `streaming`: a shard read from there
-- `ingest`: rows read by Ray Data
+- `ingest`: a source read by tasks, where it is too large for the driver
 - `worker_group`: Ray Train workers around `runs.worker`; `worker_failure`: what a dead worker triggers
 - `actor_pool`, `trial_actor`: processes that run trials, reused
 - `dataset_cache`: the data of a sweep, read once

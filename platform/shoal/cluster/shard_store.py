@@ -29,13 +29,13 @@ class ShardRefs:
 
 
 def spare_cpus(plan: RunPlan) -> int:
-    """Return the CPUs that Ray Data needs beside the workers: none if the driver reads the rows itself."""
+    """Return the CPUs that reading needs beside the workers: none if the driver reads the rows itself."""
     is_surely_resident = plan.config.data.resident == "auto" and plan.source.is_small
     return 0 if plan.config.data.resident is True or is_surely_resident else 1
 
 
 def put_shards(plan: RunPlan, num_workers: int) -> tuple[DatasetInfo, ShardRefs]:
-    """Partition the rows; Ray Data first reads, checks and fits a source that is too large for the driver.
+    """Partition the rows; tasks first read, check and fit a source that is too large for the driver.
 
     Raises:
         DataError: a problem that is found by reading all rows.

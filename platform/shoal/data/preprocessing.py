@@ -6,7 +6,7 @@ one. Depends on columns; independent of files, splits and models.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -251,8 +251,9 @@ class ColumnStats:
         return stats
 
     def merge(self, other: "ColumnStats", name: str) -> "ColumnStats":
+        dtype = _common_dtype(self.dtype, other.dtype)
         if self.rows == 0 or other.rows == 0:
-            return other if self.rows == 0 else self
+            return replace(other if self.rows == 0 else self, dtype=dtype)
         if self.kind != other.kind or self.shape != other.shape:
             raise DataError(
                 f"column '{name}' is {self.kind} {self.shape} in one part of the data and {other.kind} "
@@ -262,7 +263,7 @@ class ColumnStats:
         return ColumnStats(
             self.kind,
             self.shape,
-            self.dtype,
+            dtype,
             self.rows + other.rows,
             self.missing + other.missing,
             moments,
@@ -325,6 +326,11 @@ def _as_class(value: Any) -> bool | int | str:
     if isinstance(value, float | np.number) and float(value).is_integer():
         return int(value)
     return str(value)
+
+
+def _common_dtype(one: str, other: str) -> str:
+    """Return the type that holds the values of two blocks: with missing numbers in one of them it is a float."""
+    return one if one == other else str(np.result_type(np.dtype(one), np.dtype(other)))
 
 
 def _kind(values: np.ndarray) -> Kind:

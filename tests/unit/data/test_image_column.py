@@ -262,17 +262,13 @@ def test_the_size_is_exact_for_a_small_source_and_estimated_for_a_large_one(monk
     assert large.nbytes > 0
 
 
-def test_ray_data_decodes_a_batch_as_this_process_does(hub):
-    """The function that is mapped over batches where the data set is too large for the driver, without a cluster."""
-    from shoal.cluster.ingest import decode_batch
-    from shoal.data.sources.arrow import table_to_block
-
+def test_a_part_can_be_decoded_by_another_process_as_by_this_one(hub):
+    """What the tasks of a cluster do where the data set is too large for the driver."""
     source = open_data(config(hub()), "image_classification", seed=0)
-    inner, decoder = source.value.inner, pickle.loads(pickle.dumps(source.value.decoder))
-    batch = inner.value["train"].with_format("arrow")[:]
-    found = table_to_block(decode_batch(batch, decoder))
+    encoded, decode = source.parts[0].encoded
+    found = list(pickle.loads(pickle.dumps(decode))(next(encoded.read())))
     [(_, expected)] = source.blocks()
-    assert list(found) == list(expected)
+    assert [list(block) for block in found] == [list(expected)]
     for name, values in expected.items():
-        assert found[name].dtype == values.dtype
-        np.testing.assert_array_equal(found[name], values)
+        assert found[0][name].dtype == values.dtype
+        np.testing.assert_array_equal(found[0][name], values)

@@ -2,6 +2,7 @@ import datetime
 import decimal
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -144,6 +145,70 @@ def test_several_npz_files_follow_each_other(here):
     for number in range(2):
         np.savez(f"{number}.npz", x=np.full(2, number), target=np.zeros(2))
     assert read("npz:*.npz")["x"].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train.csv", "test.csv"), {"train": ["train.csv"], "test": ["test.csv"]}),
+        (
+            ("val/a.csv", "train/b.csv", "train/a.csv"),
+            {"train": ["train/a.csv", "train/b.csv"], "validation": ["val/a.csv"]},
+        ),
+        (
+            ("x.train.csv", "x.valid.csv", "x_test-00000-of-00001.csv"),
+            {"train": ["x.train.csv"], "validation": ["x.valid.csv"], "test": ["x_test-00000-of-00001.csv"]},
+        ),
+        (("train-0.csv", "train-1.csv"), {None: ["train-0.csv", "train-1.csv"]}),
+        (("test.csv", "val.csv"), {None: ["test.csv", "val.csv"]}),
+        (("contest.csv", "trains.csv", "values.csv"), {None: ["contest.csv", "trains.csv", "values.csv"]}),
+        (("train-test.csv", "other.csv"), {None: ["other.csv", "train-test.csv"]}),
+        (("a/train.csv", "a/test.csv"), {None: ["a/test.csv", "a/train.csv"]}),
+    ],
+)
+def test_the_names_at_the_top_of_a_folder_state_its_splits(here, names, expected):
+    for name in names:
+        here(f"d/{name}", "x,target\n1,0\n")
+    source = open_source("csv:d")
+    assert {
+        part.split: [path.partition("/d/")[2] for path in part.paths] for part in source.parts
+    } == expected
+    assert list(dict.fromkeys(split for split, _ in source.blocks())) == list(expected)
+
+
+def test_splits_of_files_have_the_columns_and_types_of_all_of_them(here):
+    here("d/train.csv", "x,y,target\n1,a,0\n")
+    here("d/test.csv", "x,target\n1.5,0\n")
+    train, test = blocks("csv:d")
+    assert train["x"].dtype == test["x"].dtype == np.float64
+    assert test["y"].tolist() == [None]
+
+
+def test_a_file_beside_the_splits_of_a_folder_is_refused_and_a_glob_reads_all_as_one(here):
+    for name in ("train", "test", "more"):
+        here(f"d/{name}.csv", "x,target\n1,0\n")
+    message = problem("csv:d")
+    assert all(piece in message for piece in ("'more.csv'", "splits train, test", "csv:d/*"))
+    assert [part.split for part in open_source("csv:d/*").parts] == [None]
+
+
+def test_a_file_that_is_moved_to_another_split_changes_the_fingerprint(here):
+    for name in ("test/a", "train/b", "train/c"):
+        here(f"d/{name}.csv", f"x,target\n{ord(name[-1])},0\n")
+    first = open_source("csv:d").fingerprint
+    Path("d/train/b.csv").rename("d/test/b.csv")
+    assert open_source("csv:d").fingerprint != first
+
+
+def test_a_folder_in_an_object_store_states_splits(s3):
+    from shoal.storage.folder import Folder
+
+    folder = Folder(f"{s3}/given")
+    for name in ("train/a.csv", "train/b.csv", "test/a.csv"):
+        folder.write(name, b"x,target\n1,0\n")
+    source = open_source(f"csv:{s3}/given")
+    assert [(part.split, len(part.paths)) for part in source.parts] == [("train", 2), ("test", 1)]
+    assert [split for split, _ in source.blocks()] == ["train", "test"]
 
 
 @pytest.mark.parametrize(

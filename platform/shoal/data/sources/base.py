@@ -26,11 +26,40 @@ READ_BYTES = 1 << 20  # of a file hashed at a time
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """Rows in chunks that any process can read by itself; `read` takes a chunk's number, and can be pickled."""
+
+    count: int
+    read: Callable[[int], Iterator[Block]]
+
+    def blocks(self) -> Iterator[Block]:
+        """Read all chunks, in order."""
+        for number in range(self.count):
+            yield from self.read(number)
+
+
+@dataclass(frozen=True)
 class Part:
-    """Rows that are read in one order; `split` is set where the source itself states it."""
+    """Rows that are read in one order.
+
+    `chunks`, `dataset` and `encoded` say how a cluster reads the same rows in the same order; without them, this
+    process reads them for it.
+
+    Attributes:
+        read: all rows, in this process.
+        split: that the source itself states for these rows; None: it states none.
+        paths: the files, for the file schemes.
+        chunks: made when the cluster reads them.
+        dataset: a Ray Dataset.
+        encoded: another part, whose blocks the function decodes.
+    """
 
     read: Callable[[], Iterator[Block]]
     split: str | None = None
+    paths: tuple[str, ...] = ()
+    chunks: Callable[[], Chunks] | None = None
+    dataset: Any = None
+    encoded: "tuple[Part, Callable[[Block], Iterator[Block]]] | None" = None
 
 
 @dataclass(frozen=True)
@@ -39,12 +68,10 @@ class Source:
 
     Attributes:
         uri: as the user wrote it.
-        scheme: the kind of reader, by which `shoal.cluster.ingest` chooses its own.
+        scheme: the kind of reader.
         parts: rows in order, one part for each split that the source states.
         nbytes: estimated size, before reading.
-        paths: the files, for the file schemes.
         is_ready: the features are what the model takes; nothing is standardised.
-        value: the object behind the parts, for a reader of Ray Data.
         digest: the fingerprint, where the reader has its own; None: it is computed.
         tokenizer: the tokenizer of rows of tokens, as JSON.
     """
@@ -53,9 +80,7 @@ class Source:
     scheme: str
     parts: tuple[Part, ...]
     nbytes: int
-    paths: tuple[str, ...] = ()
     is_ready: bool = False
-    value: Any = None
     digest: str | None = None
     tokenizer: str | None = None
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
@@ -86,8 +111,8 @@ class Source:
         if self.digest:
             return self.digest
         hasher = hashlib.sha256(self.scheme.encode())
-        if self.paths:
-            _hash_files(hasher, self.paths)
+        if any(part.paths for part in self.parts):
+            _hash_files(hasher, self.parts)
         elif self.is_small:
             for split, block in self.blocks():
                 _hash_block(hasher, split, block)
@@ -126,8 +151,10 @@ def in_memory_source(uri: str, block: Block) -> Source:
     return Source(uri, "memory", (Part(lambda: iter([block])),), nbytes=min(nbytes, IN_DRIVER_BYTES))
 
 
-def _hash_files(hasher: Any, paths: tuple[str, ...]) -> None:
+def _hash_files(hasher: Any, parts: tuple[Part, ...]) -> None:
+    paths = [path for part in parts for path in part.paths]
     is_small = sum(file_size(path) for path in paths) <= HASHED_BYTES
+    hasher.update("".join(f"{part.split} {len(part.paths)} " for part in parts if part.split).encode())
     for path in paths:
         filesystem, inner = filesystem_of(path)
         info = filesystem.get_file_info(inner)

@@ -70,7 +70,7 @@ class Corpus:
     seed: int
     source_has_validation: bool = False
 
-    def source(self, paths: tuple[str, ...]) -> Source:
+    def source(self) -> Source:
         """Return a source with one part per split, blocks {"tokens": [rows, context + 1]}, and its tokenizer.
 
         Raises:
@@ -86,7 +86,6 @@ class Corpus:
             "text",
             tuple(self._part(tokenizer, split) for split, size in sizes.items() if size),
             nbytes=self._estimate(tokenizer, sum(sizes.values())),
-            paths=paths,
             is_ready=True,
             digest=hasher.hexdigest()[:16],
             tokenizer=saved,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -13,7 +13,7 @@ from shoal.config.secrets import reveal
 from shoal.data.random_state import seed_random_states, seeded
 from shoal.data.sampler import SPLIT_NAMES, TRAIN, mix
 from shoal.data.sources.arrow import table_to_block, to_array
-from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source, in_memory_source
+from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, Part, Source, in_memory_source
 from shoal.errors import DataError, UserError
 
 BLOCK_BYTES = 32 << 20  # of a map-style dataset read at a time
@@ -51,15 +51,13 @@ def source_from_value(uri: str, value: Any) -> Source:
         return Source(
             uri,
             "splits",
-            tuple(Part(part.read, split) for split, source in inner.items() for part in source.parts),
+            tuple(replace(part, split=split) for split, source in inner.items() for part in source.parts),
             nbytes=sum(source.nbytes for source in inner.values()),
             is_ready=inner[TRAIN].is_ready,
-            value=inner,
         )
     if is_ray_dataset(value):
-        return Source(
-            uri, "ray", (Part(lambda: _ray_blocks(value)),), nbytes=IN_DRIVER_BYTES + 1, value=value
-        )
+        part = Part(lambda: _ray_blocks(value), dataset=value)
+        return Source(uri, "ray", (part,), nbytes=IN_DRIVER_BYTES + 1)
     if isinstance(value, Mapping):
         block = {str(name): np.asarray(column) for name, column in value.items()}
         for name, column in block.items():
@@ -139,13 +137,15 @@ def _indexed(uri: str, items: Items) -> Source:
     size = sum(column.nbytes for column in items.read([0]).values())
     step = max(1, BLOCK_BYTES // max(size, 1))
 
-    def read() -> Iterator[Block]:
-        for first in range(0, len(items), step):
-            yield items.read(range(first, min(first + step, len(items))))
+    def read(number: int) -> Iterator[Block]:
+        yield items.read(range(len(items))[number * step : (number + 1) * step])
 
-    return Source(uri, "indexed", (Part(read),), nbytes=size * len(items), is_ready=True, value=items)
+    chunks = Chunks(-(-len(items) // step), read)
+    part = Part(chunks.blocks, chunks=lambda: chunks)
+    return Source(uri, "indexed", (part,), nbytes=size * len(items), is_ready=True)
 
 
 def _ray_blocks(dataset: Any) -> Iterator[Block]:
+    dataset.context.execution_options.preserve_order = True
     for table in dataset.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow"):
         yield table_to_block(table)

@@ -48,7 +48,7 @@ def open_huggingface(uri: str, name: str) -> Source:
 
     parts = tuple(part(split, rows) for split, rows in splits.items())
     nbytes = sum(rows.data.nbytes for rows in splits.values())
-    return Source(uri, "huggingface", parts, nbytes=nbytes, value=splits)
+    return Source(uri, "huggingface", parts, nbytes=nbytes)
 
 
 def _known_splits(uri: str, loaded: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,27 +31,24 @@ class ImageDecoder:
     shape: Shape
     resize: bool
 
-    @property
-    def block_rows(self) -> int:
-        """Rows that are decoded at a time."""
-        return max(1, BLOCK_BYTES // math.prod(self.shape))
+    def blocks(self, block: Block, first_row: int = 0) -> Iterator[Block]:
+        """Yield {column: [n, channels, height, width] uint8, label: [n]}, some 32 MiB of pixels at a time.
 
-    def __call__(self, block: Block, first_row: int = 0) -> Block:
-        """Return {column: [n, channels, height, width] uint8, label: [n]}.
+        Args:
+            block: encoded images and labels.
+            first_row: number of its first row, for messages.
 
         Raises:
             DataError: images are broken or missing, or of another size and not to be resized.
         """
-        encoded = encoded_column(block[self.column], first_row)
-        return {self.column: decode_images(encoded, self.shape, self.resize), self.label: block[self.label]}
-
-
-@dataclass(frozen=True)
-class ImageColumn:
-    """What Ray Data needs to read and decode the rows by itself."""
-
-    inner: Source
-    decoder: ImageDecoder
+        rows = max(1, BLOCK_BYTES // math.prod(self.shape))
+        for first in range(0, len(block[self.column]), rows):
+            some = slice(first, first + rows)
+            encoded = encoded_column(block[self.column][some], first_row + first)
+            yield {
+                self.column: decode_images(encoded, self.shape, self.resize),
+                self.label: block[self.label][some],
+            }
 
 
 def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | None) -> Source:
@@ -85,7 +82,13 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
     decoder = ImageDecoder(column, label, encoded_shape, resize=shape is not None)
 
     def open_part(part: Part) -> Part:
-        return Part(lambda: _decoded(part, decoder), part.split)
+        def read() -> Iterator[Block]:
+            row = 0
+            for block in part.read():
+                yield from decoder.blocks(block, row)
+                row += len(block[column])
+
+        return Part(read, part.split, encoded=(part, decoder.blocks))
 
     described = f"{source.fingerprint} {decoder}"
     return Source(
@@ -94,18 +97,7 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
         tuple(map(open_part, source.parts)),
         nbytes=_count_rows(source, first[column]) * math.prod(encoded_shape),
         digest=hashlib.sha256(described.encode()).hexdigest()[:16],
-        value=ImageColumn(source, decoder),
     )
-
-
-def _decoded(part: Part, decoder: ImageDecoder) -> Iterator[Block]:
-    row = 0
-    for block in part.read():
-        rows = len(block[decoder.column])
-        for first in range(0, rows, decoder.block_rows):
-            some = slice(first, first + decoder.block_rows)
-            yield decoder({name: block[name][some] for name in (decoder.column, decoder.label)}, row + first)
-        row += rows
 
 
 def _count_rows(source: Source, images: np.ndarray) -> int:

@@ -217,4 +217,4 @@ def open_image_source(uri: str, directory: str, shape: tuple[int, ...] | None = 
     parts = tuple(Part(partial(folder.blocks, split), split) for split in folder.splits)
     # Without `paths`: their hash leaves out the folders and so the classes. A small source hashes its content.
     digest = None if folder.nbytes <= IN_DRIVER_BYTES else folder.digest
-    return Source(uri, "images", parts, nbytes=folder.nbytes, value=folder, digest=digest)
+    return Source(uri, "images", parts, nbytes=folder.nbytes, digest=digest)

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.base import Block, Chunks, Part, Source
 from shoal.errors import DataError, nearest
 
 SYNTHETIC_CHUNK = 4096  # rows that share a generator: a row is a function of its number alone
@@ -66,9 +66,11 @@ def open_synthetic(uri: str, _: str) -> Source:
     rows, size = options.pop("rows"), options["features"] * 4 + 8
     step = max(SYNTHETIC_CHUNK, BLOCK_BYTES // size // SYNTHETIC_CHUNK * SYNTHETIC_CHUNK)
 
-    def read() -> Iterator[Block]:
-        for first in range(0, rows, step):
-            yield synthetic_block(first=first, rows=min(step, rows - first), **options)
+    def read(number: int) -> Iterator[Block]:
+        first = number * step
+        yield synthetic_block(first=first, rows=min(step, rows - first), **options)
 
+    chunks = Chunks(-(-rows // step), read)
     digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return Source(uri, "synthetic", (Part(read),), nbytes=rows * size, digest=digest)
+    part = Part(chunks.blocks, chunks=lambda: chunks)
+    return Source(uri, "synthetic", (part,), nbytes=rows * size, digest=digest)

@@ -6,11 +6,10 @@ import os
 import sysconfig
 from collections.abc import Iterator
 
-from pyarrow import fs as arrow_fs
-
+from shoal.data.sampler import VALIDATION
 from shoal.data.sources.base import Source, filesystem_of
 from shoal.data.sources.corpus import Corpus, Documents
-from shoal.data.sources.files import list_files
+from shoal.data.sources.files import given_splits, is_folder, list_files
 from shoal.data.text import TextOptions
 from shoal.errors import DataError
 
@@ -23,7 +22,7 @@ def open_text(uri: str, location: str, data: TextOptions, seed: int) -> Source:
     """Make rows for a language model from files: a file, a glob, a directory, or `stdlib`.
 
     `stdlib` is the source of Python's standard library. Named files must be UTF-8; in a directory, files that are
-    hidden or not text (not UTF-8, or with NUL bytes) are left out.
+    hidden or not text (not UTF-8, or with NUL bytes) are left out. A directory may state splits: `given_splits`.
 
     Returns:
         A source with one part per split, blocks {"tokens": [rows, context + 1]}, and its tokenizer.
@@ -33,12 +32,14 @@ def open_text(uri: str, location: str, data: TextOptions, seed: int) -> Source:
     """
     is_library = location == STDLIB
     listed = standard_library() if is_library else list_files(uri, "text", location)[0]
-    paths = _text_files(uri, listed, skips=is_library or _is_folder(location))
+    paths = _text_files(uri, listed, skips=is_library or is_folder(location))
+    parts = {None: paths} if is_library else given_splits(uri, location, paths)
 
     def read() -> Documents:
-        yield None, (read_chunks(uri, path) for path in paths)
+        for split, files in parts.items():
+            yield split, (read_chunks(uri, path) for path in files)
 
-    return Corpus(uri, read, data, seed).source(paths)
+    return Corpus(uri, read, data, seed, VALIDATION in parts).source()
 
 
 def standard_library() -> tuple[str, ...]:
@@ -47,11 +48,6 @@ def standard_library() -> tuple[str, ...]:
     found = glob.glob("**/*.py", root_dir=root, recursive=True)
     own = (path for path in found if not NOT_THE_LIBRARY & set(path.split(os.sep)))
     return tuple(os.path.join(root, path) for path in sorted(own))
-
-
-def _is_folder(location: str) -> bool:
-    filesystem, inner = filesystem_of(os.path.expanduser(location))
-    return bool(filesystem.get_file_info(inner).type == arrow_fs.FileType.Directory)
 
 
 def _text_files(uri: str, paths: tuple[str, ...], skips: bool) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def open_text_column(source: Source, column: str, options: TextOptions, seed: in
         for split, block in source.blocks():
             yield split, ([text] for text in _texts(source.uri, column, block))
 
-    return Corpus(source.uri, read, options, seed, source.has_validation).source(source.paths)
+    return Corpus(source.uri, read, options, seed, source.has_validation).source()
 
 
 def encode_column(
