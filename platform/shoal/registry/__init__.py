@@ -2,7 +2,8 @@
 
 - `client`: the MLflow client, which `tracking` uses too
 - `package`: a model saved as a pyfunc model, without pickle
-- `publish`: logged, registered, champion if it is better
+- `publish`: logged, registered
+- `champion`: which version is the champion; `compare`: both measured on the same rows
 - `verify`: loaded in a clean process, it must measure the same
 - `model_uri`: a run folder, `runs:/ID` or `models:/NAME@ALIAS` becomes a folder to load
 

@@ -1,26 +1,36 @@
-"""The model in MLflow: logged once, registered once, champion if it is better."""
+"""The model in MLflow: logged once, registered once, compared with the champion."""
 
 import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from shoal.registry.champion import COMPARISON, Candidate, contest
 from shoal.storage.records import Verified
 from shoal.storage.run_folder import MODEL, RunFolder
-from shoal.tasks.metrics import is_better
-
-CHAMPION = "champion"
 
 
-def publish_model(client: Any, folder: RunFolder, experiment_id: str, run_id: str) -> None:
-    """Log the saved model to its run and, once verified, register it; a second call changes nothing."""
+def publish_model(
+    client: Any, folder: RunFolder, experiment_id: str, run_id: str, runs_code: bool = False
+) -> None:
+    """Log the saved model to its run and, once verified, register it; a second call changes nothing.
+
+    Args:
+        runs_code: whether the run's own code may be called: its process publishes it.
+    """
     identity = folder.identity()
     with tempfile.TemporaryDirectory() as scratch:
         local = folder.get_folder(MODEL, Path(scratch) / "model")
         model_id = _log(client, local, experiment_id, run_id)
-    if identity.registered_model_name and identity.verified:
-        version = _register(client, identity.registered_model_name, model_id, run_id, identity.verified)
-        folder.update_tracked(model_version=version)
+        if identity.registered_model_name and identity.verified:
+            version = _register(client, identity.registered_model_name, model_id, run_id, identity.verified)
+            folder.update_tracked(model_version=int(version.version))
+            candidate = Candidate(version.name, str(version.version), identity.verified, local, runs_code)
+            # A version without rows is of an earlier Shoal, which has compared it.
+            if "held_out" in version.tags and COMPARISON not in version.tags:
+                text = contest(client, candidate)
+                client.set_model_version_tag(version.name, version.version, COMPARISON, text[:5000])
+                folder.update_tracked(comparison=text)
 
 
 def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
@@ -40,23 +50,15 @@ def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
     return str(logged.model_id)
 
 
-def _register(client: Any, name: str, model_id: str, run_id: str, verified: Verified) -> int:
-    """Create a version of a registered model, the champion if it is better than the present one on its metric."""
+def _register(client: Any, name: str, model_id: str, run_id: str, verified: Verified) -> Any:
+    """Return the run's version of a registered model, created if there is none yet."""
     from mlflow.exceptions import MlflowException
 
-    metric, value = verified.metric, verified.value
     with contextlib.suppress(MlflowException):
         client.create_registered_model(name)
     versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
     if versions:
-        return int(versions[0].version)
-    try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        champion = None
-    tags = {"metric": metric, "value": repr(value), "data": verified.data}
-    created = client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
-    is_rival = champion is not None and champion.tags.get("metric") == metric
-    if champion is None or (is_rival and is_better(metric, value, float(champion.tags["value"]))):
-        client.set_registered_model_alias(name, CHAMPION, created.version)
-    return int(created.version)
+        return versions[0]
+    tags = {"metric": verified.metric, "value": repr(verified.value), "data": verified.data}
+    tags |= {"held_out": verified.held_out} if verified.held_out else {}
+    return client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)

@@ -16,6 +16,7 @@ from shoal.registry.verify import Verifier
 from shoal.runs.config import RunConfig
 from shoal.storage.records import Identity, Outcome, Verified
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, PICTURES, SAMPLE, RunFolder
+from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.journal import JournalReader
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
@@ -49,13 +50,25 @@ def package_and_verify(
         verified = None
         if expected:
             verifier.verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
-            metric = f"{split[:3] if split == VALIDATION else split}/loss"
-            verified = Verified(metric=metric, value=expected[metric], data=dataset_info.fingerprint)
+            metric = f"{split[:3] if split == VALIDATION else split}/{TASKS[config.task].compared_by}"
+            verified = Verified(
+                metric=metric,
+                value=expected[metric],
+                data=dataset_info.fingerprint,
+                held_out=held_out_rows(preprocessing, config.task, split),
+            )
         if config.task == "causal_lm":
             folder.write(SAMPLE, sample(model.with_name("weights")).encode())
         folder.put_folder(model, MODEL)
     folder.update(Identity, verified=verified)
     return verified is not None
+
+
+def held_out_rows(preprocessing: PreprocessingSpec, task: TaskName, split: str) -> str:
+    """Return which rows of a source are measured, and what is predicted of them, in words that can be compared."""
+    rule, label = preprocessing.split_rule, preprocessing.data.label
+    predicts = f" of '{label}'" if preprocessing.has_label else ""
+    return f"{split} split of seed {rule.seed}, {rule.validation:g} and {rule.test:g}; {task}{predicts}"
 
 
 def sample(weights: Path) -> str:

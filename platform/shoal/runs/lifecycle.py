@@ -47,6 +47,7 @@ class RunLifecycle:
     def __init__(self, config: RunConfig, folder: RunFolder, **identity: Any) -> None:
         self.config, self.folder = config, folder
         self._identity = identity
+        self.packaged = folder  # the folder of the run whose model is registered
         self.started = time.time()
         self.closing = contextlib.ExitStack()  # opened in between, closed after the last sync
         self._failure: OSError | None = None  # of storage, at the end
@@ -121,6 +122,10 @@ class RunLifecycle:
                 self.tracker.problem,
                 self.folder.uri,
             )
+            return
+        with self._going_on():
+            if comparison := self.packaged.tracked().comparison:
+                logger.info("%s", comparison)
 
     def _create(self) -> None:
         config, uri = self.config, resolve_tracking_uri(self.config.track)

@@ -92,11 +92,18 @@ class Part(BaseModel):
 
 
 class Verified(Part):
-    """What a clean process measured with the saved model."""
+    """What a clean process measured with the saved model.
+
+    Attributes:
+        metric: the one by which versions of a registered model are compared.
+        data: fingerprint of the source.
+        held_out: which of its rows were measured, and what was predicted; null in what an earlier Shoal wrote.
+    """
 
     metric: str
     value: NullableFloat
-    data: str  # fingerprint of the rows
+    data: str
+    held_out: str | None = None
 
 
 class Identity(Record):
@@ -133,6 +140,7 @@ class Tracked(Record):
 
     Attributes:
         delivered: of a trial: a hash of the identity that was synced last, and the server it was synced to.
+        comparison: of the registered version with the champion, in words.
     """
 
     file: ClassVar[str] = "tracked.json"
@@ -140,6 +148,7 @@ class Tracked(Record):
 
     run_id: str | None = None
     model_version: int | None = None
+    comparison: str | None = None
     delivered: str | None = None
 
 

@@ -23,6 +23,7 @@ class Task(ABC):
     Attributes:
         name: as a config spells it.
         metric_names: what it reports of a split; the first is minimised.
+        compared_by: the metric that is the same for models that see the same rows in another form.
         is_classification: the label is one of several classes.
         has_label: there is a column to predict; else the target is made from the row itself.
         takes_text: rows are tokens of text.
@@ -34,6 +35,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     metric_names: ClassVar[tuple[str, ...]]
+    compared_by: ClassVar[str] = "loss"
     is_classification: ClassVar[bool] = False
     has_label: ClassVar[bool] = True
     takes_text: ClassVar[bool] = False

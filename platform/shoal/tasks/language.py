@@ -34,6 +34,7 @@ class LanguageModelling(Task):
     """Tokens are predicted; the loss is in nats per token."""
 
     metric_names = ("loss", "accuracy", "perplexity", "bits_per_byte")
+    compared_by = "bits_per_byte"  # a token is another number of bytes to another tokenizer
     has_label = False
     takes_text = True
     sums_size = 5

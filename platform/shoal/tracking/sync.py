@@ -149,7 +149,9 @@ class RunSync:
         if self._folder.exists(f"{MODEL}/MLmodel"):
             from shoal.registry.publish import publish_model
 
-            publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id))
+            # Its own process holds the lease; any other may have got the folder from somebody else.
+            is_own = (self._parent or self)._folder.holder() is not None
+            publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id), is_own)
         if self.ending:
             self.close_run(*self.ending)
             return

@@ -124,7 +124,8 @@ class _SweepRun(RunLifecycle):
             name = self.folder.identity().name
             self._findings = write_report(self.folder, rows, name, metric, mode, state.elapsed_s())
             self._is_verified = packaged.result()
-        run_id = state.progress[trial].folder.tracked().run_id
+        self.packaged = state.progress[trial].folder
+        run_id = self.packaged.tracked().run_id
         add_best(self.folder, metric, won, run_id, self._findings.note)
         return self.write_result("FINISHED")
 

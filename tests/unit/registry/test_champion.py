@@ -1,0 +1,219 @@
+"""Versions of a registered model in a real MLflow store: which becomes champion, and what was compared."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shoal.data.config import DataConfig
+from shoal.data.dataset_info import blocks_with_splits, inspect_source
+from shoal.data.sampler import TRAIN, VALIDATION, split_rows
+from shoal.inference.evaluation import split_blocks, sum_over_blocks
+from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
+from shoal.models.config import ModelConfig
+from shoal.models.registry import build_model_for
+from shoal.registry import champion as champion_module
+from shoal.registry.champion import COMPARISON, Request
+from shoal.registry.compare import measure
+from shoal.registry.package import save_model
+from shoal.runs.finalize import held_out_rows
+from shoal.storage.records import Verified
+from shoal.storage.run_folder import MODEL
+from shoal.tasks.open_data import open_data, preprocessing_spec, reopen_source
+from shoal.tracking.sync import RunSync
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Rows that are easy to classify, and rows that are hard: half of their labels are drawn."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(400, 4))
+    target = (x[:, 0] > 0).astype(int)
+    frame = pd.DataFrame(x, columns=list("abcd")).assign(target=target, other=1 - target, size=100 * x[:, 1])
+    frame.assign(a=10 * x[:, 0]).to_csv("easy.csv", index=False)
+    drawn = np.where(draw.random(400) < 0.5, draw.integers(0, 2, 400), target)
+    frame.assign(target=drawn).to_csv("hard.csv", index=False)
+    (tmp_path / "text.txt").write_text("one two three four five six seven " * 3000)
+
+
+def train(folder, source, task="classification", steps=0, seed=0, model="mlp", **data):
+    """Train a small model and save it as a run does; returns what its run would have verified."""
+    config = DataConfig(source=source, global_batch_size=8, **data)
+    rows = open_data(config, task, seed)
+    spec = preprocessing_spec(config, task, seed, rows)
+    info = inspect_source(rows, spec)
+    settings = ModelConfig(name=model, width=8, depth=1)
+    net = build_model_for(settings, info.transform, task, seed)
+    blocks = list(split_blocks(rows, spec, TRAIN))
+    if steps:
+        inputs = torch.cat([torch.from_numpy(info.transform.features(block)) for block in blocks])
+        targets = torch.cat([torch.from_numpy(info.transform.targets(block)) for block in blocks])
+        optimizer = torch.optim.Adam(net.parameters(), 0.02)
+        for _ in range(steps):
+            outputs = net(inputs)
+            loss = (
+                torch.nn.functional.cross_entropy(outputs, targets)
+                if task == "classification"
+                else (outputs.reshape(-1) - targets).square().mean()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    weights = folder / "weights"
+    weights.mkdir(parents=True)
+    save_file(net.state_dict(), weights / WEIGHTS)
+    (weights / DESCRIPTION).write_text(describe_model(settings, info.transform, task, config, seed))
+    predictor = Predictor.load(weights)
+    found = sum_over_blocks(predictor, split_blocks(rows, spec, VALIDATION))
+    metric = predictor.task.compared_by
+    save_model(folder / MODEL, weights, blocks[0], settings.name)
+    return Verified(
+        metric=f"val/{metric}",
+        value=predictor.task.metrics(found)[metric],
+        data=info.fingerprint,
+        held_out=held_out_rows(spec, task, VALIDATION),
+    )
+
+
+@pytest.fixture
+def publish(run, client, tmp_path, request):
+    """Train, publish under one name, and return the version in MLflow."""
+    name = f"model {abs(hash(request.node.nodeid))}"
+
+    def make(source, is_held=False, **settings):
+        number = len(list(tmp_path.glob("trained-*")))
+        made = tmp_path / f"trained-{number}"
+        verified = train(made, source, **settings)
+        folder = run(f"run-{number}", registered_model_name=name, verified=verified)
+        folder.put_folder(made / MODEL, MODEL)
+        if is_held:
+            folder.acquire_lease()
+        sync = RunSync(folder)
+        sync.open()
+        sync.close()
+        version = folder.tracked().model_version
+        return client.get_model_version(name, str(version))
+
+    make.champion = lambda: client.get_model_version_by_alias(name, "champion").version
+    return make
+
+
+def test_a_champion_of_easier_data_is_measured_on_the_candidates_rows(files, publish):
+    first = publish("csv:easy.csv", steps=200)
+    assert publish.champion() == first.version
+    second = publish("csv:hard.csv", steps=200)
+    assert float(first.tags["value"]) < float(second.tags["value"])
+    assert publish.champion() == second.version
+    assert "becomes champion: val/loss" in second.tags[COMPARISON]
+    assert "both measured on the same" in second.tags[COMPARISON]
+    assert f"{float(second.tags['value']):.6g}" in second.tags[COMPARISON]
+
+
+def test_values_of_the_same_rows_are_compared_as_they_were_recorded(files, publish, monkeypatch):
+    first = publish("csv:hard.csv", steps=3)
+    monkeypatch.setattr(champion_module, "compare", None)
+    second = publish("csv:hard.csv", steps=1)
+    assert publish.champion() == first.version
+    assert "does not become champion" in second.tags[COMPARISON]
+    third = publish("csv:hard.csv", steps=20)
+    assert publish.champion() == third.version
+    assert "as its own run measured" in third.tags[COMPARISON]
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"label": "other"}, "it predicts 'target', not 'other'"),
+        ({"task": "regression", "label": "size"}, "it was trained for task=classification"),
+    ],
+)
+def test_a_champion_that_cannot_be_measured_stays_and_it_is_said(files, publish, other, reason):
+    first = publish("csv:easy.csv", steps=1)
+    second = publish("csv:easy.csv", steps=200, **other)
+    assert publish.champion() == first.version
+    assert reason in second.tags[COMPARISON]
+    assert "was not compared with version 1, the champion, which stays" in second.tags[COMPARISON]
+
+
+def test_regressions_are_compared_in_the_unit_of_the_label(files, publish):
+    """The loss is of standardised targets: the same error is a smaller loss where the labels vary more."""
+    pd.read_csv("hard.csv").assign(size=lambda rows: 1000 * rows["size"]).to_csv("wide.csv", index=False)
+    publish("csv:wide.csv", task="regression", label="size", steps=30)
+    second = publish("csv:hard.csv", task="regression", label="size", steps=10)
+    assert second.tags["metric"] == "val/rmse"
+    assert publish.champion() == second.version
+
+
+def test_language_models_of_other_tokenizers_are_compared_by_bits_per_byte(files, publish):
+    text = {"task": "causal_lm", "model": "gpt", "context": 16}
+    first = publish("text:text.txt", **text)
+    second = publish("text:text.txt", tokenizer="bpe:300", **text)
+    assert second.tags["metric"] == "val/bits_per_byte"
+    assert publish.champion() == second.version
+    assert float(second.tags["value"]) < float(first.tags["value"])
+    assert "both measured" in second.tags[COMPARISON]
+
+
+def test_rows_that_the_champion_was_trained_on_do_not_count(files, tmp_path):
+    train(tmp_path / "one", "csv:hard.csv", seed=1, steps=1)
+    train(tmp_path / "two", "csv:hard.csv", seed=2, steps=1)
+    request = Request(
+        str(tmp_path / "two/weights"), str(tmp_path / "one/weights"), VALIDATION, runs_code=True
+    )
+    ours, theirs = (split_rows(seed, np.arange(400), 0.1, 0.1) for seed in (2, 1))
+    assert measure(request).rows == ((ours == 1) & (theirs != 0)).sum() < (ours == 1).sum()
+
+
+def test_a_function_of_data_is_called_by_its_own_run_alone(user_module, publish):
+    module = user_module(
+        "import numpy as np, pandas as pd\n"
+        "def rows(n=300):\n"
+        "    x = np.random.default_rng(0).normal(size=n)\n"
+        "    return pd.DataFrame({'x': x, 'target': (x > 0).astype(int)})\n"
+    )
+    first = publish(f"{module}:rows", steps=1)
+    second = publish(f"{module}:rows?n=350", steps=200)
+    assert publish.champion() == first.version
+    assert "is a function, which only its own run calls" in second.tags[COMPARISON]
+    third = publish(f"{module}:rows?n=360", steps=200, is_held=True)
+    assert publish.champion() == third.version
+
+
+def test_a_version_of_an_earlier_shoal_is_measured_again(files, publish, client):
+    """It does not say which rows its value was measured on."""
+    first = publish("csv:hard.csv", steps=200)
+    client.delete_model_version_tag(first.name, first.version, "held_out")
+    client.set_model_version_tag(first.name, first.version, "value", "0.0001")
+    second = publish("csv:hard.csv", steps=1)
+    assert publish.champion() == first.version
+    assert "both measured on the same" in second.tags[COMPARISON]
+    assert "0.0001 " not in second.tags[COMPARISON]
+
+
+def test_an_interrupted_registration_is_completed(files, publish, client, run, tmp_path):
+    """The version was created, and the process ended before it was compared."""
+    publish("csv:hard.csv", steps=1)
+    second = publish("csv:hard.csv", steps=200)
+    client.delete_model_version_tag(second.name, second.version, COMPARISON)
+    client.set_registered_model_alias(second.name, "champion", "1")
+    sync = RunSync(run("run-1"))
+    sync.open()
+    sync.close()
+    assert publish.champion() == second.version
+
+
+def test_the_rows_that_are_read_again_are_those_that_the_run_evaluated_on(files, tmp_path):
+    verified = train(tmp_path / "one", "csv:hard.csv", steps=50)
+    request = Request(
+        str(tmp_path / "one/weights"), str(tmp_path / "one/weights"), VALIDATION, runs_code=False
+    )
+    found = measure(request)
+    assert found.candidate == found.champion == verified.value
+    predictor = Predictor.load(tmp_path / "one/weights")
+    source = reopen_source(predictor.preprocessing, "classification")
+    held_out = sum(
+        int((split == 1).sum()) for _, split in blocks_with_splits(source, predictor.preprocessing)
+    )
+    assert found.rows == held_out
