@@ -7,6 +7,7 @@ import _path  # noqa: F401  (first: it finds shoal)
 from shoal.config.loading import describe, load
 from shoal.errors import VerificationError
 from shoal.runs.resolve import resolve_run_folder
+from shoal.runs.validate import check_tracking
 from shoal.terminal.errors import file_and_settings, run
 from shoal.terminal.reports import coordinate_report, result_line, unsynced_warning
 from shoal.workflows.coordinate_check import CoordinateConfig, check_coordinates, log_check
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     config = load(CoordinateConfig, *file_and_settings(parser, options.settings))
     folder = resolve_run_folder(config)
+    check_tracking(config.track)
     print(f"widths  {', '.join(map(str, config.widths))}: {config.check.steps} steps each", flush=True)
     checked = check_coordinates(config, lambda width: print(f"  width {width} is trained", flush=True))
     print(coordinate_report(checked))

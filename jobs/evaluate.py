@@ -13,6 +13,7 @@ from shoal.config.loading import describe, load
 from shoal.config.secrets import hide
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
+from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.terminal.errors import run
 from shoal.terminal.reports import evaluation_report, result_line, unsynced_warning
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
     config = load(EvaluateConfig, None, options.settings)
     model = hide(options.model)
     tracking_uri = resolve_tracking_uri(config.track)
+    check_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
         found = resolve_model(model, tracking_uri, scratch)
         predictor = Predictor.load(found, trust_code=config.trust_code)

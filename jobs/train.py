@@ -10,7 +10,7 @@ from shoal.models.memory_estimate import MFU
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
-from shoal.runs.validate import validate
+from shoal.runs.validate import check_tracking, validate
 from shoal.storage.records import TrainResult
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.estimate_report import estimate_report
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
         print(f"run {done.run_name} is finished; set if_exists=new to train it again")
         print(train_report(done))
         return 0
+    check_tracking(config.track)
     plan = validate(config, session.connect)
     if plan.dataset_info and plan.size:  # else the cluster reads the data
         print(plan_report(config, plan.dataset_info, plan.size))

@@ -7,6 +7,7 @@ import _path  # noqa: F401  (first: it finds shoal)
 from shoal.config.loading import describe
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
+from shoal.runs.validate import check_tracking
 from shoal.terminal.errors import file_and_settings, run
 from shoal.terminal.reports import transfer_report
 from shoal.terminal.stages import Stages
@@ -41,6 +42,7 @@ def main(arguments: list[str]) -> int:
         print(f"transfer {done.run_name} is finished; set if_exists=new to run it again")
         print(transfer_report(done))
         return 0
+    check_tracking(config.track)
     print(f"widths  tune at {plan.widths[0]}, train at {plan.widths[1]}, {config.model.parametrization}")
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)

@@ -8,6 +8,7 @@ from shoal.cluster import session
 from shoal.config.loading import describe
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
+from shoal.runs.validate import check_tracking
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.progress import SweepTable
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
         print(f"sweep {done.run_name} is finished; set if_exists=new to run it again")
         print(sweep_report(done))
         return 0
+    check_tracking(config.track)
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(config.track)}", flush=True)
 

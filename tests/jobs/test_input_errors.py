@@ -1,6 +1,7 @@
 """Bad input: exit 2, one `error:` line with value and remedy, nothing started and no run created."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ CASES = {
     "builder not callable": (["model.name=mine:number"], ["cannot be called"]),
     "builder returns no module": (["model.name=mine:text"], ["torch.nn.Module"]),
     "YAML does not parse": (["bad.yaml"], ["bad.yaml", "line 2"]),
+    "tracking URI without a scheme": (["track.tracking_uri=host:5000"], ["write http://host:5000"]),
+    "registered name": (["track.registered_model_name=a/b"], ["registered_model_name='a/b'", "no slash"]),
+    "apostrophe": (["track.registered_model_name=it's"], ["apostrophe"]),
     "unknown target": (["train.target={val/acc: 0.9}"], ["did you mean 'val/accuracy'"]),
 }
 
@@ -49,6 +53,20 @@ def test_training_refuses(place: Place, case: str) -> None:
         assert word in done.errors[0]
     assert not (place.path / "runs").exists()
     assert not (place.path / "mlflow.db").exists()
+
+
+def test_a_cluster_that_is_gone_is_refused_before_anything_starts(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        place.env["RAY_ADDRESS"] = f"127.0.0.1:{gone.getsockname()[1]}"
+        for job, settings in (
+            ("train", ["train.epochs=1"]),
+            ("tune", ["optim.lr=0.1,0.2", "train.epochs=1"]),
+        ):
+            done = place.run_in_process(job, *settings)
+            assert done.code == 2, done.out + done.err
+            assert "the Ray cluster at" in done.errors[0]
+            assert done.seconds < 30
+    assert list(place.path.iterdir()) == []
 
 
 @pytest.mark.parametrize("model", ["runs/nothing", "runs:/0123", "models:/nobody@champion"])

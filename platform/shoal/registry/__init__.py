@@ -1,6 +1,7 @@
 """Models in MLflow.
 
 - `client`: the MLflow client, which `tracking` uses too
+- `preflight`: whether a tracking URI works, before anything is started
 - `package`: a model saved as a pyfunc model, without pickle
 - `publish`: logged, registered
 - `champion`: which version is the champion; `compare`: both measured on the same rows

@@ -1,11 +1,17 @@
 """The MLflow client of all requests: it gives up within seconds."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from shoal.config.secrets import hide, reveal
+
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+TIMEOUT_S = 10
+STORED_PER_S = 5 << 20  # bytes that the slowest server stores
 
 
 def without_secrets(tracking_uri: str) -> str:
@@ -24,16 +30,31 @@ def without_secrets(tracking_uri: str) -> str:
     return hide(given.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1))
 
 
+@contextlib.contextmanager
+def patience_for(nbytes: int) -> Iterator[None]:
+    """Give a server the time that it takes to store so many bytes, before it answers."""
+    usual = os.environ.get(TIMEOUT, str(TIMEOUT_S))
+    os.environ[TIMEOUT] = str(int(usual) + nbytes // STORED_PER_S)
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = usual
+
+
 def connect(tracking_uri: str) -> Any:
     """Return an MlflowClient that gives up within seconds, its store initialised."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # who syncs tries again
+    os.environ.setdefault(TIMEOUT, str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
 
     tracking_uri = reveal(without_secrets(tracking_uri))
+    if not tracking_uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1  # its ten tries at opening a database take 100 s
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # MLflow looks models up at its global address, whatever the address of the client.

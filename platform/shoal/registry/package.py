@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ from shoal.models.huggingface_config import SCHEME
 
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
 EXAMPLE_ROWS = 5
+PACKAGE = '''"""Shoal as it was when the model was saved; its modules are in `shoal.zip`."""
+
+import os
+
+__version__ = "{version}"
+__path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "shoal.zip", "shoal")]
+'''
 
 
 def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
@@ -33,14 +42,14 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import resets
     predictor = Predictor.load_own(data)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory() as scratch:
         signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)
         _loosen(signature, predictor.transform)
         pyfunc.save_model(
             path,
             loader_module="shoal.inference.predictor",
             data_path=str(data),
-            code_paths=_code_paths(model_name),
+            code_paths=[str(_zip_shoal(Path(scratch))), *_code_paths(model_name)],
             signature=signature,
             input_example=rows,
             pip_requirements=[
@@ -74,9 +83,22 @@ def _requirements(model_name: str) -> tuple[str, ...]:
     return (*REQUIREMENTS, "transformers") if model_name.startswith(SCHEME) else REQUIREMENTS
 
 
+def _zip_shoal(folder: Path) -> Path:
+    """Write the package `shoal` with its modules in one archive: a server takes each file in a call of its own."""
+    source, package = Path(shoal.__file__).resolve().parent, folder / "shoal"
+    package.mkdir()
+    (package / "__init__.py").write_text(PACKAGE.format(version=shoal.__version__))
+    with zipfile.ZipFile(package / "shoal.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                member = zipfile.ZipInfo(f"shoal/{path.relative_to(source).as_posix()}")  # without a date
+                archive.writestr(member, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return package
+
+
 def _code_paths(model_name: str) -> list[str]:
-    """Shoal itself and the top of the user's builder's module, so that the model loads where neither is."""
-    paths = [str(Path(shoal.__file__).resolve().parent)]
+    """The top of the user's builder's module, in readable files: so that the model loads where it is not."""
+    paths = []
     if is_path(model_name) and not model_name.startswith(SCHEME):
         top = model_name.partition(":")[0].partition(".")[0]
         module = sys.modules.get(top) or importlib.import_module(top)

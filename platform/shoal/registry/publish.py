@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.registry.champion import COMPARISON, Candidate, contest
+from shoal.registry.client import patience_for
 from shoal.storage.records import Verified
 from shoal.storage.run_folder import MODEL, RunFolder
 
@@ -45,7 +46,9 @@ def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
         card = Model.load(str(local))
         card.run_id, card.model_id, card.artifact_path = run_id, logged.model_id, logged.artifact_location
         card.save(str(local / "MLmodel"))
-        client.log_model_artifacts(logged.model_id, str(local))
+        largest = max(path.stat().st_size for path in local.rglob("*"))
+        with patience_for(largest):
+            client.log_model_artifacts(logged.model_id, str(local))
         client.finalize_logged_model(logged.model_id, "READY")
     return str(logged.model_id)
 

@@ -11,6 +11,11 @@ from shoal.runs.config import ScaleConfig
 # Joins or starts a Ray cluster, with so many spare CPUs; says whether each worker gets a GPU (`shoal.cluster.session`).
 Connect = Callable[[ScaleConfig, int], bool]
 
+PROBE_S = 5.0
+# How a client of gRPC begins, and the type of the frame that a server answers with: HTTP/2's, with and without tokens.
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+HTTP2_SETTINGS = b"\x04"
+
 CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")
 
 
@@ -30,6 +35,33 @@ def cluster_address() -> str | None:
             return found
     except (OSError, ValueError):
         return None
+
+
+def check_cluster(address: str) -> None:
+    """Refuse the address of a cluster that does not answer within seconds; Ray would try for many minutes.
+
+    Raises:
+        ConfigError: nothing listens there, it does not speak gRPC's protocol, or it is no address.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or "/" in host:
+        return  # a word such as `auto`, or a scheme, which Ray refuses at once
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_S) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            connection.sendall(HTTP2_HELLO)
+            if connection.recv(9)[3:4] == HTTP2_SETTINGS:
+                return
+            reason = "it answers, and not as Ray does"
+    except TimeoutError:
+        reason = f"no answer within {PROBE_S:g} s"
+    except (OSError, ValueError, OverflowError) as error:
+        reason = str(error)
+    raise ConfigError(
+        f"the Ray cluster at '{address}' cannot be used ({reason}): start it, or unset RAY_ADDRESS to let Shoal start "
+        "one here"
+    )
 
 
 def check_local(scale: ScaleConfig, cluster_address: str | None) -> None:

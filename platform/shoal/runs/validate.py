@@ -13,9 +13,12 @@ from shoal.data.sources.open import is_function
 from shoal.distributed.parallelism import check_strategy
 from shoal.models.registry import build_model_for, find_builder
 from shoal.models.size import ModelSize, measure_size
+from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.config import RunConfig
-from shoal.runs.machine import Connect, check_local, cluster_address
+from shoal.runs.locations import resolve_tracking_uri
+from shoal.runs.machine import Connect, check_cluster, check_local, cluster_address
 from shoal.tasks.open_data import open_data, preprocessing_spec
+from shoal.tracking.config import TrackConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class RunPlan:
     size: ModelSize | None
 
 
+def check_tracking(track: TrackConfig) -> None:
+    """Refuse a tracking URI at which nothing can be recorded; every job calls it before it starts anything.
+
+    Raises:
+        ConfigError: with the rule that it breaks.
+    """
+    check_tracking_uri(resolve_tracking_uri(track))
+
+
 def validate(config: RunConfig, connect: Connect) -> RunPlan:
     """Check all that can be checked before anything is started.
 
@@ -38,7 +50,10 @@ def validate(config: RunConfig, connect: Connect) -> RunPlan:
     Raises:
         UserError: the first rule that is broken.
     """
-    check_local(config.scale, cluster_address())
+    address = cluster_address()
+    check_local(config.scale, address)
+    if config.scale.num_workers and address is not None:
+        check_cluster(address)
     find_builder(config.model.name)
     if config.scale.num_workers and _uses_ray(config.data.source):
         connect(config.scale, 1)

@@ -27,10 +27,8 @@ def run(main: Callable[[list[str]], int]) -> int:
         return error.exit_code
     except OSError as error:
         failed = storage_error(error)
-        if failed is None:
-            raise
-        print(f"error: {failed}", file=sys.stderr)
-        return failed.exit_code
+        print(f"error: {mask(str(failed))}" if failed else mask(traceback.format_exc()), file=sys.stderr)
+        return failed.exit_code if failed else 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

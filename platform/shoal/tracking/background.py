@@ -21,7 +21,9 @@ SYNC_STORE_EVERY_S = 15.0  # a folder in an object store, where each look is a r
 SYNC_SWEEP_EVERY_S = 0.3  # a sweep's trials may last less than a second each, and pile up
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
 CLOSE_NEVER_SEEN_S = 3.0
-CLOSE_LOST_S = 30.0
+CLOSE_LOST_S = 15.0
+CLOSE_KILLED_S = 6.0  # who asked the run to stop does not wait long
+MARK_S = 2.0
 LOWEST = 19  # as nice counts
 
 logger = logging.getLogger(__name__)
@@ -87,17 +89,26 @@ class Tracker:
     def close(self, ending: Ending | None = None) -> bool:
         """Sync everything, for as long as it takes while MLflow answers; return whether all arrived.
 
+        A run that was asked to stop does not wait longer than `CLOSE_KILLED_S`.
+
         Args:
             ending: how the attempt ended; by default what the folder says.
         """
         self._sync.ending = ending
         self._is_closing = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(CLOSE_KILLED_S if ending and ending.status == "KILLED" else None)
+        if self._thread.is_alive():
+            self.problem = self.problem or f"not done within {CLOSE_KILLED_S:g} s"
         return self.problem is None
 
     def mark(self, status: Status, reason: str) -> None:
         """Set the run's status now, ahead of `close`: the process may have seconds to live."""
+        thread = threading.Thread(target=self._mark, args=(status, reason), name="shoal-mark", daemon=True)
+        thread.start()
+        thread.join(MARK_S)
+
+    def _mark(self, status: Status, reason: str) -> None:
         try:
             if self._sync.is_open:
                 self._sync.close_run(status, reason)
@@ -127,6 +138,8 @@ class Tracker:
             except Exception as error:
                 self.problem = _first_cause(error)
                 logger.debug("MLflow did not accept it", exc_info=True)
+                if self._is_closing and _is_final(error):
+                    return
                 patience = CLOSE_LOST_S if self._was_seen else CLOSE_NEVER_SEEN_S
                 if closing_since is not None and time.monotonic() - closing_since > patience:
                     return
@@ -147,10 +160,23 @@ class Tracker:
         self._sync.renew_lease()
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what caused it, innermost last."""
+    causes = [error]
+    while (inner := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(inner)
+    return causes
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another try at once would end as this one: the server refuses the user, or did not answer at all."""
+    refused = getattr(error, "error_code", None) in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+    return refused or any("Timeout" in type(cause).__name__ for cause in _causes(error))
+
+
 def _first_cause(error: BaseException) -> str:
     """Return the innermost cause of an error in a line; the errors around it repeat the address."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    error = _causes(error)[-1]
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
@@ -241,7 +267,7 @@ def main(folder_uri: str) -> None:
                 tracker.close(Ending(*rest) if rest else None)
         print(json.dumps([tracker.synced_at_s, tracker.problem]), flush=True)
         if word == "close":
-            return
+            os._exit(0)  # a call that is not answered does not hold it up
     os._exit(1)  # the watchdog closes the runs
 
 

@@ -1,8 +1,9 @@
 """The `track` section of the config."""
 
+import posixpath
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shoal.config.schema import Section
 
@@ -17,3 +18,17 @@ class TrackConfig(Section):
     registered_model_name: str | None = Field(
         None, description="register the verified model under this name; it becomes champion if it is better"
     )
+
+    @field_validator("registered_model_name")
+    @classmethod
+    def _is_accepted_by_mlflow(cls, name: str | None) -> str | None:
+        if name is not None and (
+            set(name) & set("/:'")
+            or not name.strip()
+            or posixpath.normpath(name) != name
+            or name in (".", "..")
+        ):
+            raise ValueError(
+                "MLflow takes no slash, colon or apostrophe in it, and no empty name: choose another"
+            )
+        return name

@@ -2,13 +2,14 @@
 
 import os
 import socket
+import threading
 
 import pytest
 
 from shoal.errors import ConfigError
 from shoal.runs import machine
 from shoal.runs.config import ScaleConfig
-from shoal.runs.machine import check_local, check_resources, cluster_address
+from shoal.runs.machine import check_cluster, check_local, check_resources, cluster_address
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,39 @@ def test_a_named_cluster_comes_first(cluster_file, monkeypatch):
     cluster_file.write_text("127.0.0.1:1")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert cluster_address() == "10.0.0.1:6379"
+
+
+def test_the_address_of_a_cluster_that_is_gone_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    for named in (address, f"ray://{address}"):
+        with pytest.raises(
+            ConfigError, match=f"the Ray cluster at '{named}' cannot be used .*: start it, or unset RAY_"
+        ):
+            check_cluster(named)
+
+
+def test_a_port_that_takes_connections_and_says_nothing_is_refused_within_seconds(monkeypatch):
+    monkeypatch.setattr(machine, "PROBE_S", 0.2)
+    silent = pytest.raises(ConfigError, match=r"no answer within 0\.2 s")
+    with socket.create_server(("127.0.0.1", 0)) as server, silent:
+        check_cluster(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_a_server_of_another_kind_is_no_cluster():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: server.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n"))
+        thread.start()
+        with pytest.raises(ConfigError, match="it answers, and not as Ray does"):
+            check_cluster(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+
+def test_a_cluster_that_answers_is_accepted(cluster):
+    check_cluster(cluster["address"])
+
+
+@pytest.mark.parametrize("address", ["here:port", "127.0.0.1:99999999"])
+def test_a_port_that_is_none_is_refused(address):
+    with pytest.raises(ConfigError, match="cannot be used"):
+        check_cluster(address)

@@ -3,11 +3,12 @@ import time
 
 import pytest
 
+from faulty_proxy import FaultyProxy, blackholed
 from shoal.storage.records import Identity, Lease
 from shoal.tracking import background as module
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
-from shoal.tracking.sync import LEASE_TAG, RunSync
+from shoal.tracking.sync import LEASE_TAG, Ending, RunSync
 
 
 def note(folder, steps):
@@ -139,6 +140,36 @@ def test_a_server_that_dies_before_the_run_is_in_it_is_waited_for_as_one_that_wa
     began = time.monotonic()
     assert tracker.close() is False
     assert time.monotonic() - began > 1.0
+
+
+def test_a_server_that_stops_answering_holds_up_the_end_of_a_run_once(run, server):
+    with FaultyProxy(server.uri) as proxy:
+        folder = run(status="RUNNING")
+        folder.update(Identity, tracking_uri=proxy.uri, artifact_location=None)
+        tracker = Tracker(folder)
+        tracker.start()
+        wait_for(lambda: tracker.run_id and not tracker.problem)
+        proxy.fault = blackholed
+        note(folder, range(1, 4))
+        ended(folder)
+        since = time.monotonic()
+        assert tracker.close() is False
+        assert time.monotonic() - since < 15
+
+
+def test_a_run_that_was_asked_to_stop_waits_for_no_server(run, server):
+    with FaultyProxy(server.uri) as proxy:
+        folder = run(status="RUNNING")
+        folder.update(Identity, tracking_uri=proxy.uri, artifact_location=None)
+        tracker = Tracker(folder)
+        tracker.start()
+        wait_for(lambda: tracker.run_id and not tracker.problem)
+        proxy.fault = blackholed
+        since = time.monotonic()
+        tracker.mark("KILLED", "interrupted")
+        assert tracker.close(Ending("KILLED", "interrupted", 0)) is False
+        assert time.monotonic() - since < 10
+        assert tracker.problem
 
 
 @pytest.mark.parametrize(

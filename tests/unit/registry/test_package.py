@@ -1,0 +1,51 @@
+"""A saved model loads with the Shoal of its own archive, and has few files."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+from safetensors.torch import save_file
+
+from shoal.data.dataset_info import inspect_source
+from shoal.data.sources.function import source_from_value
+from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
+from shoal.models.config import ModelConfig
+from shoal.models.registry import build_model
+from shoal.registry.package import save_model
+
+LOAD = """
+import json, sys
+from mlflow import pyfunc
+import pandas as pd
+
+model = pyfunc.load_model(sys.argv[1])
+import shoal.inference.predictor
+predicted = model.predict(pd.read_json(sys.argv[2], orient="records"))
+print(json.dumps([shoal.inference.predictor.__file__, predicted["prediction"].tolist()]))
+"""
+
+
+def test_a_model_has_few_files_and_loads_with_its_own_shoal(preprocessing, rows, tmp_path):
+    made = preprocessing(is_classification=True)
+    info = inspect_source(source_from_value("mine:rows", rows), made)
+    config, data, path = ModelConfig(depth=1), tmp_path / "weights", tmp_path / "model"
+    data.mkdir()
+    model = build_model(config, info.transform.input_shape, info.transform.outputs, seed=3)
+    save_file(model.state_dict(), data / WEIGHTS)
+    (data / DESCRIPTION).write_text(
+        describe_model(config, info.transform, "classification", made.data, made.seed)
+    )
+    some = {name: column[:20] for name, column in rows.items() if name != "target"}
+    save_model(path, data, some, "mlp")
+    assert len([file for file in path.rglob("*") if file.is_file()]) <= 11
+
+    table = tmp_path / "rows.json"
+    table.write_text(pd.DataFrame(some).to_json(orient="records"))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(path), str(table)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    file, predicted = json.loads(done.stdout.splitlines()[-1])
+    assert file == str(path / "code" / "shoal" / "shoal.zip" / "shoal" / "inference" / "predictor.py")
+    assert predicted == Predictor.load_own(data).predict(some)["prediction"].tolist()
