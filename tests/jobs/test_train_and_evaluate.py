@@ -112,7 +112,11 @@ def test_a_worse_model_does_not_become_champion(digits: Place) -> None:
     from mlflow import MlflowClient
 
     first = digits.first  # type: ignore[attr-defined]
-    digits.train(str(ROOT / "jobs/configs/digits.yaml"), "train.epochs=1", "scale.num_workers=0")
+    done = digits.run(
+        "train", str(ROOT / "jobs/configs/digits.yaml"), "train.epochs=1", "scale.num_workers=0"
+    )
+    assert done.code == 0, done.err
+    assert "digits version 2 does not become champion: val/loss" in done.err
     client = MlflowClient(first["tracking_uri"], first["tracking_uri"])
     assert client.get_model_version_by_alias("digits", "champion").run_id == first["mlflow_run_id"]
     assert len(client.search_model_versions("name='digits'")) == 2

@@ -6,7 +6,7 @@
 - `dataset_info`: the checks of all rows, and the fitted transform
 - `preprocessing`: raw columns to tensors, and back from outputs to labels
 - `partition`: rows divided among workers
-- `loader`: a worker's rows, batch by batch
+- `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
 - `random_state`: what a user's own code draws from, seeded for a while
 - `text`, `tokenizer`, `images`, `augment`: for rows of text and images
 

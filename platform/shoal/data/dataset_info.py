@@ -206,7 +206,11 @@ def fit_dataset_info(
     transform = Transform(columns=columns, label=label, tokenizer=preprocessing.tokenizer)
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
-    row_bytes = 4 * int(np.prod(transform.input_shape)) + (8 if preprocessing.is_classification else 4)
+    narrow = transform.narrow
+    number_bytes = np.dtype(narrow.dtype).itemsize if narrow else 4
+    row_bytes = number_bytes * int(np.prod(transform.input_shape)) + (
+        8 if preprocessing.is_classification else 4
+    )
     return DatasetInfo(transform=transform, rows=summary.rows, fingerprint=fingerprint, row_bytes=row_bytes)
 
 

@@ -90,12 +90,20 @@ class ViewedShard:
 
 
 class ResidentShard:
-    """A shard that is kept in memory on the worker's device."""
+    """A shard that is kept in memory, on the worker's device or in RAM."""
 
-    def __init__(self, lanes: Lanes, train: Rows, held_out: dict[str, Rows]) -> None:
+    def __init__(
+        self, lanes: Lanes, train: Rows, held_out: dict[str, Rows], device: torch.device | None = None
+    ) -> None:
+        """Take the rows.
+
+        Args:
+            device: that batches are moved to; None: they are where the rows are.
+        """
         self.lanes = lanes
         self._train = train
         self._held_out = held_out
+        self._device = device
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         lanes, rows = self.lanes, self._train
@@ -103,14 +111,20 @@ class ResidentShard:
         step = self._gathered_batches
         for first in range(start - start % step, lanes.steps, step):
             index = order[first * lanes.width : (first + step) * lanes.width]
-            inputs, targets = (part.index_select(0, index) for part in (rows.inputs, rows.targets))
+            inputs, targets = (
+                self._moved(part.index_select(0, index)) for part in (rows.inputs, rows.targets)
+            )
             for number in range(max(first, start), min(first + step, lanes.steps)):
                 count, mine = lanes.global_count(number), (number - first) * lanes.width
                 if mine < len(index):
                     part = slice(mine, mine + lanes.width)
                     yield Batch(inputs[part], targets[part], count)
                 else:
-                    yield Batch(rows.inputs[:1], rows.targets[:1], count, is_filler=True)
+                    filler = self._moved(rows.inputs[:1]), self._moved(rows.targets[:1])
+                    yield Batch(*filler, count, is_filler=True)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor if self._device is None else tensor.to(self._device)
 
     @property
     def _gathered_batches(self) -> int:
@@ -122,4 +136,5 @@ class ResidentShard:
         rows = self._held_out[split]
         for first in range(0, len(rows), batch_size):
             part = slice(first, first + batch_size)
-            yield Batch(rows.inputs[part], rows.targets[part], count=len(rows.targets[part]))
+            inputs, targets = self._moved(rows.inputs[part]), self._moved(rows.targets[part])
+            yield Batch(inputs, targets, count=len(targets))

@@ -33,7 +33,7 @@ def partition_block(
         preprocessing: with the batch size that determines the lanes.
         num_workers: parts to divide the rows into.
     """
-    inputs, targets = dataset_info.transform.features(block), dataset_info.transform.targets(block)
+    inputs, targets = dataset_info.transform.stored(block), dataset_info.transform.targets(block)
     lanes = dataset_info.lanes(preprocessing, num_workers=num_workers)
     workers: list[WorkerRows] = [{} for _ in range(num_workers)]
     for number, name in enumerate(SPLITS):

@@ -19,7 +19,12 @@ MAX_CATEGORIES = 100  # of a text column: its most frequent values; the rest sha
 ROUNDED_BITS = 24  # of statistics that are kept, as many as a float32 has
 CONSTANT = 1e-12  # a std below this share of the mean is a constant's, up to rounding
 
+STATISTICS_BYTES = 256 << 20  # of float64 numbers whose statistics are computed at a time
+
 Kind = Literal["number", "category", "tensor", "ready"]
+
+# Types of rows that are kept as they are, since float32 takes more memory.
+NARROW = ("bool", "int8", "uint8", "int16")
 
 
 class Column(BaseModel):
@@ -134,6 +139,13 @@ class Transform(BaseModel):
         return tokenizer_from_json(self.tokenizer).vocabulary if self.tokenizer else 0
 
     @property
+    def narrow(self) -> Column | None:
+        """The one column whose rows are kept in their own type and widened batch by batch; None: there is none."""
+        only = self.columns[0]
+        is_narrow = len(self.columns) == 1 and only.kind in ("tensor", "ready") and only.dtype in NARROW
+        return only if is_narrow else None
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of what the model takes as one sample."""
         if self.shape:
@@ -167,6 +179,20 @@ class Transform(BaseModel):
             return np.ascontiguousarray(parts[0])
         rows = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
         return rows.reshape(-1, *self.shape) if self.shape else rows
+
+    def stored(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return what rows are kept as: `features`, or `narrow` ones in their own type and the shape of `features`.
+
+        Raises:
+            DataError: as `features`.
+        """
+        column = self.narrow
+        values = block[column.name] if column is not None and column.name in block else None
+        if column is None or values is None or values.shape[1:] != column.shape:
+            return self.features(block)
+        if not np.can_cast(values.dtype, column.dtype):
+            return self.features(block)  # numbers of a wider type than in training
+        return np.ascontiguousarray(values.astype(column.dtype, copy=False)).reshape(-1, *self.input_shape)
 
     def targets(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return [rows] targets; [rows, 0] where there is no label.
@@ -244,10 +270,12 @@ class ColumnStats:
             stats.counts = Counter(map(str, values[~missing]))
             stats.missing = int(missing.sum())
         elif kind != "ready":
-            numbers = as_numbers(values)
-            stats.missing = int(np.isnan(numbers).sum())
-            flat = numbers.reshape(-1) if numbers.ndim > 2 else numbers
-            stats.moments = Moments.of(flat)
+            step = max(1, STATISTICS_BYTES // max(1, 8 * values[:1].size))
+            for first in range(0, max(1, len(values)), step):
+                numbers = as_numbers(values[first : first + step])
+                stats.missing += int(np.isnan(numbers).sum())
+                moments = Moments.of(numbers.reshape(-1) if numbers.ndim > 2 else numbers)
+                stats.moments = stats.moments.merge(moments) if stats.moments else moments
         return stats
 
     def merge(self, other: "ColumnStats", name: str) -> "ColumnStats":

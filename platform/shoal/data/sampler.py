@@ -112,6 +112,11 @@ class Lanes:
         """Lanes of this worker: its rows in a full batch."""
         return len(range(self.worker, self.batch_size, self.num_workers))
 
+    @property
+    def largest_part(self) -> int:
+        """Rows of a full batch that the worker with most of them has."""
+        return math.ceil(min(self.batch_size, self.rows) / self.num_workers)
+
     def owner(self, rows: Indices) -> Indices:
         """Return the worker that holds each training row (numbered over the training split)."""
         return (rows % self.batch_size) % self.num_workers

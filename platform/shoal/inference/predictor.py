@@ -25,6 +25,7 @@ from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
+from shoal.data.widen import Widen
 from shoal.errors import ModelError
 from shoal.inference.artifact_code import builder_of_artifact, is_trusted_by_environment
 from shoal.inference.generation import continue_text, fill_in
@@ -34,6 +35,7 @@ from shoal.models.registry import build_model_for, find_builder
 from shoal.tasks.base import Task
 from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.registry import TaskName, make_task
+from shoal.training.evaluation import RowLimit
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
 TEXT = "text"  # the column that a model of text takes
@@ -88,6 +90,7 @@ class Predictor:
             task,
             preprocessing,
         )
+        self._widen, self._limit = Widen(transform), RowLimit()
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_code: bool = False) -> "Predictor":
@@ -130,17 +133,21 @@ class Predictor:
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64."""
+        targets = np.zeros((len(next(iter(block.values()))), 0))
         with torch.no_grad():
-            views = self._views(block, np.zeros((len(next(iter(block.values()))), 0)))
-            return torch.cat([self.model(view.inputs) for view in views]).double()
+            found = [
+                self._limit.run(batch, lambda part: self.model(part.inputs))
+                for batch in self._views(block, targets)
+            ]
+        return torch.cat([part for parts in found for part in parts]).double()
 
     def _views(self, block: Block, targets: np.ndarray) -> Iterator[Batch]:
         """Yield rows as the task views them, some at a time."""
-        inputs, rows = torch.from_numpy(self.transform.features(block)), self.task.held_out_rows
+        inputs, rows = torch.from_numpy(self.transform.stored(block)), self.task.held_out_rows.most
         for some, their_targets in zip(
             inputs.split(rows), torch.from_numpy(targets).split(rows), strict=True
         ):
-            batch = Batch(some, their_targets, count=len(some))
+            batch = self._widen(Batch(some, their_targets, count=len(some)), None)
             yield self.task.view(batch, None) if self.task.view else batch
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -174,7 +181,8 @@ class Predictor:
         sums = torch.zeros(self.task.sums_size, dtype=torch.float64)
         with torch.no_grad():
             for view in self._views(block, self.transform.targets(block)):
-                sums += self.task.sums(self.model(view.inputs), view)
+                for part in self._limit.run(view, lambda some: self.task.sums(self.model(some.inputs), some)):
+                    sums += part
         return sums
 
     @property

@@ -60,6 +60,24 @@ def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
     return ledger.peak
 
 
+def evaluation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
+    """Return the largest number of bytes that a forward pass without gradients holds besides weights.
+
+    Args:
+        model: afterwards in evaluation mode; of equal blocks few will do, as one runs after the other.
+        inputs: [n, ...].
+        precision: fp32, or any other for autocast to bfloat16.
+    """
+    ledger = SavedTensorLedger(model)
+    half = torch.autocast("cpu", torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
+    with ledger, torch.no_grad():
+        with half:
+            outputs = _fused(model.eval(), inputs)
+        _loss(outputs)
+    ledger.close()
+    return ledger.peak
+
+
 class SavedTensorLedger(DispatchMode):
     """Counts the bytes of every tensor that operations return inside this context, for as long as it is referenced.
 

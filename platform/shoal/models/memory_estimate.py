@@ -16,7 +16,7 @@ from shoal.distributed.blocks import blocks_of
 from shoal.distributed.parallelism import COLUMN_PARALLEL, ROW_PARALLEL
 from shoal.distributed.torch_private import fake_tensors, real_tensors
 from shoal.errors import ModelError
-from shoal.models.activation_memory import estimate_activations, fake_like
+from shoal.models.activation_memory import estimate_activations, evaluation_bytes, fake_like
 from shoal.models.flops import training_flops
 from shoal.models.size import measure_size
 from shoal.models.weight_decay import without_decay
@@ -90,6 +90,9 @@ class TrainingSetup:
         micro_batch_size: samples that a worker runs at a time; None: its full part of a batch.
         ema: whether a moving average of the weights is kept.
         tensor_size: workers of a tensor-parallel group besides FSDP.
+        evaluate_few, evaluate_most: the limits of the rows that are evaluated at a time, which else are as many as
+            training runs; of `shoal.tasks.base.EvaluationRows`.
+        evaluate_precision: of evaluation.
     """
 
     batch_size: int
@@ -99,25 +102,37 @@ class TrainingSetup:
     micro_batch_size: int | None = None
     ema: bool = False
     tensor_size: int = TENSOR_SIZE
+    evaluate_few: int = 1
+    evaluate_most: int = 1 << 30
+    evaluate_precision: str = "fp32"
 
     def samples_at_a_time(self, layout: ParallelLayout) -> int:
         """Return how many samples a worker runs at a time."""
         part = -(-self.batch_size // layout.data)
         return min(part, self.micro_batch_size or part)
 
+    def evaluated_at_a_time(self, samples: int) -> int:
+        """Return how many rows a worker evaluates at a time whose training runs so many samples at a time."""
+        return min(self.evaluate_most, max(self.evaluate_few, samples))
+
 
 @dataclass(frozen=True)
 class WorkerMemory:
-    """Bytes of one worker at their peak."""
+    """Bytes of one worker at their peak.
+
+    Attributes:
+        evaluation: of a forward pass without gradients, which are dropped meanwhile.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    evaluation: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.optimizer + max(self.gradients + self.activations, self.evaluation)
 
     @property
     def device(self) -> int | None:
@@ -207,8 +222,12 @@ def estimate(
                 held = count_parameters(part)
                 inputs = torch.zeros((samples, *sample), dtype=dtype)
                 activations = estimate_activations(part, inputs, setup.precision)
+                rows = torch.zeros((setup.evaluated_at_a_time(samples), *sample), dtype=dtype)
+                evaluation = evaluation_bytes(part, rows, setup.evaluate_precision)
                 for layout in group:
-                    memory = (worker_memory(held, layout, setup, nbytes) for nbytes in activations)
+                    memory = (
+                        worker_memory(held, layout, setup, nbytes, evaluation) for nbytes in activations
+                    )
                     estimates.append(LayoutEstimate(layout, samples, *memory))
     except ModelError:
         raise
@@ -260,7 +279,11 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def worker_memory(
-    held: ParameterCount, layout: ParallelLayout, setup: TrainingSetup, activation_bytes: int
+    held: ParameterCount,
+    layout: ParallelLayout,
+    setup: TrainingSetup,
+    activation_bytes: int,
+    evaluation_bytes: int = 0,
 ) -> WorkerMemory:
     """Return a worker's peak memory.
 
@@ -272,6 +295,7 @@ def worker_memory(
         layout: how workers share the model.
         setup: how it is trained.
         activation_bytes: of the samples that a worker runs at a time.
+        evaluation_bytes: of the rows that a worker evaluates at a time.
     """
     shards = layout.data if layout.is_sharded else 1
     shard = -(-held.total // shards)
@@ -282,6 +306,7 @@ def worker_memory(
         gradients=(shard + gathered) * held.element_size,
         optimizer=shard * held.element_size * MOMENTS[setup.optimizer] + steps,
         activations=activation_bytes,
+        evaluation=evaluation_bytes,
     )
 
 

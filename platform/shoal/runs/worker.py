@@ -5,6 +5,7 @@ The way of a batch: `run_worker` -> `shoal.training.loop.train` -> `update`.
 """
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from shoal.tracking.system_metrics import SystemMonitor
 from shoal.training.assemble import assemble
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
-from shoal.training.device_memory import peak_bytes, reset_peak
+from shoal.training.device_memory import free_bytes, peak_bytes, reset_peak
 from shoal.training.loop import Callbacks, Decision, TrainingLoop, evaluate_split, train
 from shoal.training.profiler import StepProfiler
 from shoal.training.resume import resume_or_start
@@ -39,6 +40,10 @@ DecideFn = Callable[[int, dict[str, float]], Decision]
 
 # Of a curve with track.every_steps=auto; MLflow takes some 80 us of CPU for a point, and draws fewer.
 MAX_POINTS = 1000
+# Of a device's free memory, before the model is there; the rest is for the training.
+RESIDENT_DEVICE_SHARE = 0.4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,20 @@ def run_worker(
 def resident_shard(
     spec: WorkerSpec, rows: WorkerRows, rank: int, size: int, device: torch.device
 ) -> ResidentShard:
-    """Make a shard of this worker's rows, on its device."""
-    on_device = {name: Rows.of(*arrays, device) for name, arrays in rows.items()}
-    return ResidentShard(
-        spec.dataset_info.lanes(spec.preprocessing, rank, size), on_device.pop(TRAIN), on_device
-    )
+    """Make a shard of this worker's rows: on its device, or in RAM where they would take too much of the device."""
+    nbytes = sum(array.nbytes for arrays in rows.values() for array in arrays)
+    place = place_of_rows(nbytes, free_bytes(device), device)
+    held = {name: Rows.of(*arrays, place) for name, arrays in rows.items()}
+    lanes = spec.dataset_info.lanes(spec.preprocessing, rank, size)
+    return ResidentShard(lanes, held.pop(TRAIN), held, device)
+
+
+def place_of_rows(nbytes: int, free: int | None, device: torch.device) -> torch.device:
+    """Return where rows of a size are kept: on the device, if they leave most of its free memory to the training."""
+    if free is None or nbytes <= free * RESIDENT_DEVICE_SHARE:
+        return device
+    logger.info("data of %.1f GB stays in RAM: the device has %.1f GB free", nbytes / 1e9, free / 1e9)
+    return torch.device("cpu")
 
 
 def log_every(config: RunConfig, steps: int) -> int:

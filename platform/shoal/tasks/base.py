@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Self
+from math import prod
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -12,9 +13,26 @@ from shoal.data.preprocessing import Transform
 
 # The limit of samples evaluated at a time: by numbers of inputs, and by rows.
 MAX_INPUTS, MAX_ROWS = 1 << 24, 1024
+# So many numbers of inputs are evaluated at a time whatever the training's batch: in fewer, time goes into calls.
+FEW_INPUTS = 1 << 13
 
 # From a stored batch, and the epoch that it is trained in or None where it is held out, to what the model receives.
 View = Callable[[Batch, int | None], Batch]
+
+
+class EvaluationRows(NamedTuple):
+    """How many rows are evaluated at a time: what training runs at a time, but at least `few` and at most `most`."""
+
+    few: int
+    most: int
+
+    def at_a_time(self, trained: int) -> int:
+        """Return the number of rows.
+
+        Args:
+            trained: samples that training runs at a time.
+        """
+        return min(self.most, max(self.few, trained))
 
 
 class Task(ABC):
@@ -29,7 +47,7 @@ class Task(ABC):
         takes_text: rows are tokens of text.
         decodes_images: encoded images among the columns are decoded.
         sums_size: length of what `sums` returns.
-        held_out_rows: how many rows are evaluated at a time.
+        held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
         view: makes what the model receives of a stored batch; None: the batch as it is.
     """
 
@@ -42,13 +60,19 @@ class Task(ABC):
     decodes_images: ClassVar[bool] = False
 
     sums_size: int
-    held_out_rows: int = MAX_ROWS
+    held_out_rows: EvaluationRows = EvaluationRows(1, MAX_ROWS)
     view: View | None = None
 
     @classmethod
     @abstractmethod
     def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
         """Build the task for the rows that a transform makes."""
+
+    @classmethod
+    def evaluation_rows(cls, sample: tuple[int, ...], outputs: int) -> EvaluationRows:
+        """Return how many rows of a shape are evaluated at a time; `outputs` are the numbers of a sample or token."""
+        size = prod(sample)
+        return EvaluationRows(max(1, FEW_INPUTS // size), max(1, min(MAX_ROWS, MAX_INPUTS // size)))
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

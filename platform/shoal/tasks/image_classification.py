@@ -1,6 +1,5 @@
 """One class out of several for an image, with random views of the images in training."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -10,7 +9,6 @@ from shoal.data.augment import augment
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
-from shoal.tasks.base import MAX_INPUTS, MAX_ROWS
 from shoal.tasks.classification import Classification
 from shoal.tasks.content_hash import row_keys
 
@@ -23,9 +21,7 @@ class ImageClassification(Classification):
 
     @classmethod
     def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
-        task = cls(transform.outputs, Augmented(data.flip, data.pad, seed))
-        task.held_out_rows = max(1, min(MAX_ROWS, MAX_INPUTS // math.prod(transform.input_shape)))
-        return task
+        return cls(transform.outputs, Augmented(data.flip, data.pad, seed))
 
 
 @dataclass(frozen=True)

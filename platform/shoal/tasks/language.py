@@ -19,7 +19,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import MASK, PAD, SPECIALS, Tokenizer, token_bytes, tokenizer_from_json
 from shoal.errors import ModelError
-from shoal.tasks.base import Task
+from shoal.tasks.base import EvaluationRows, Task
 from shoal.tasks.content_hash import row_keys, uniform
 
 # Devlin et al. 2019, "BERT", section 3.1: 15% of each sequence are predicted; of these 80% are masked, 10% replaced by
@@ -43,12 +43,17 @@ class LanguageModelling(Task):
         self.vocabulary, self.context, self.seed = tokenizer.vocabulary, context, seed
         self._bytes = torch.from_numpy(token_bytes(tokenizer).astype(np.int64))
         self._predicted_share = 1.0
-        self.held_out_rows = max(1, MAX_OUTPUTS // (self.context * self.vocabulary))
+        self.held_out_rows = self.evaluation_rows((context,), self.vocabulary)
 
     @classmethod
     def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
         assert transform.tokenizer is not None
         return cls(tokenizer_from_json(transform.tokenizer), transform.input_shape[0], seed)
+
+    @classmethod
+    def evaluation_rows(cls, sample: tuple[int, ...], outputs: int) -> EvaluationRows:
+        rows = super().evaluation_rows(sample, outputs)
+        return EvaluationRows(rows.few, max(1, MAX_OUTPUTS // (sample[0] * outputs)))
 
     @abstractmethod
     def view(self, batch: Batch, epoch: int | None) -> Batch:

@@ -32,4 +32,6 @@ else:
 
 def make_task(name: TaskName, transform: Transform, data: DataConfig, seed: int) -> Task:
     """Build the task a config names, for the rows that a transform makes."""
-    return TASKS[name].build(transform, data, seed)
+    task = TASKS[name].build(transform, data, seed)
+    task.held_out_rows = task.evaluation_rows(transform.input_shape, transform.outputs)
+    return task

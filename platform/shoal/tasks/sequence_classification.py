@@ -6,7 +6,10 @@ from typing import Self
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.tasks.base import EvaluationRows
 from shoal.tasks.classification import Classification
+
+MAX_TOKENS = 1 << 16  # that are evaluated at a time
 
 
 class SequenceClassification(Classification):
@@ -14,6 +17,11 @@ class SequenceClassification(Classification):
 
     name = "sequence_classification"
     takes_text = True
+
+    @classmethod
+    def evaluation_rows(cls, sample: tuple[int, ...], outputs: int) -> EvaluationRows:
+        rows = super().evaluation_rows(sample, outputs)
+        return EvaluationRows(rows.few, max(1, min(rows.most, MAX_TOKENS // sample[0])))
 
     @classmethod
     def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:

@@ -95,7 +95,17 @@ def _memory(config: RunConfig, estimate: RunEstimate) -> str:
         ((power, unit) for power, unit in ((3, "G"), (2, "M")) if max(totals) >= 1024**power), (1, "K")
     )
     lines: list[tuple[str, ...]] = [
-        ("strategy", "samples", "weights", "gradients", "optimiser", "activations", "total", "fits")
+        (
+            "strategy",
+            "samples",
+            "weights",
+            "gradients",
+            "optimiser",
+            "activations",
+            "evaluation",
+            "total",
+            "fits",
+        )
     ]
     for row in estimate.layouts:
         name = row.layout.name + (f"={row.layout.tensor}" if row.layout.tensor > 1 else "")
@@ -108,7 +118,14 @@ def _memory(config: RunConfig, estimate: RunEstimate) -> str:
 
 
 def _cells(memory: WorkerMemory, unit: int) -> tuple[str, ...]:
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+    parts = (
+        memory.weights,
+        memory.gradients,
+        memory.optimizer,
+        memory.activations,
+        memory.evaluation,
+        memory.total,
+    )
     return (*(f"{part / unit:,.1f}" for part in parts), f"{memory.device} GiB" if memory.device else "-")
 
 

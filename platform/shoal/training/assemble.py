@@ -13,6 +13,7 @@ from shoal.config.import_path import is_path
 from shoal.data.config import DataConfig
 from shoal.data.loader import Shard, ViewedShard
 from shoal.data.preprocessing import Transform
+from shoal.data.widen import Widen
 from shoal.distributed.process_group import Collective, preserve_state
 from shoal.errors import ModelError
 from shoal.models.config import ModelConfig
@@ -72,6 +73,8 @@ def assemble(
         UserError: the model cannot be built, compiled or divided among the workers as the config says, or differs
             from worker to worker.
     """
+    if transform.narrow:
+        shard = ViewedShard(shard, Widen(transform))
     task = make_task(config.task, transform, config.data, config.seed)
     model = build_model_for(config.model, transform, config.task, config.seed)
     if is_path(config.model.name) and collective.size > 1:

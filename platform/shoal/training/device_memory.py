@@ -15,6 +15,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory of a GPU that no process has taken; None for a CPU, whose memory rows lie in anyway."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def reset_peak(device: torch.device) -> None:
     """Begin to look for the peak anew, where the device can."""
     if device.type == "cuda":

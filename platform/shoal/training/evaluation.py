@@ -1,6 +1,7 @@
 """Evaluation: every sample of a split once, over all workers; sums reduced, then divided."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,45 @@ from torch import Tensor, nn
 
 from shoal.data.loader import Batch, Shard
 from shoal.distributed.process_group import Collective
+from shoal.errors import TrainingError
 from shoal.tasks.base import Task
+from shoal.training.accumulation import split_batch
+from shoal.training.device_memory import is_out_of_memory
+from shoal.training.mixed_precision import Precision, autocast
+
+logger = logging.getLogger(__name__)
+
+
+class RowLimit:
+    """The most rows that memory holds at a time, without gradients; halved when it runs out, and kept then."""
+
+    def __init__(self) -> None:
+        self.rows: int | None = None  # None: it has not run out
+
+    def run(self, batch: Batch, measure: Callable[[Batch], Tensor]) -> list[Tensor]:
+        """Return what `measure` returns for the parts of a batch, in their order; it is one part if memory suffices.
+
+        Raises:
+            TrainingError: memory does not hold a single row.
+        """
+        count = len(batch.targets)
+        while True:
+            rows = min(self.rows or count, count)
+            try:
+                return [measure(part) for part in split_batch(batch, rows, count=1)]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block, since the error's traceback holds the activations.
+            if rows == 1:
+                raise TrainingError(
+                    "out of memory evaluating one row at a time: set train.evaluate_precision=bf16, or take a "
+                    "smaller model"
+                )
+            self.rows = rows // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning("out of memory evaluating %d rows at a time; going on with %d", rows, self.rows)
 
 
 def evaluate(
@@ -18,6 +57,8 @@ def evaluate(
     split: str,
     collective: Collective,
     most_rows: int | None = None,
+    limit: RowLimit | None = None,
+    precision: Precision = "fp32",
 ) -> Tensor:
     """Return the task's sums over all workers' samples of a split, evaluated with the same model on each.
 
@@ -27,19 +68,29 @@ def evaluate(
         shard: this worker's rows.
         split: validation or test.
         collective: of the workers.
-        most_rows: largest number of rows at a time, if less than the task's.
+        most_rows: number of rows at a time, if less than the task's most.
+        limit: of memory, known from earlier evaluations.
+        precision: of the forward pass.
     """
     collective.sync_buffers(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     sums = torch.zeros(task.sums_size, dtype=torch.float64, device=device)
-    rows = min(task.held_out_rows, most_rows or task.held_out_rows)
+    limit = limit or RowLimit()
+    rows = min(most_rows or task.held_out_rows.most, task.held_out_rows.most)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        for batch in _batches(shard, split, rows, collective):
+
+    def measure(batch: Batch) -> Tensor:
+        with autocast(precision, device.type):
             outputs = model(batch.inputs)
-            if not batch.is_filler:
-                sums += task.sums(outputs, batch)
+        return torch.zeros_like(sums) if batch.is_filler else task.sums(outputs, batch)
+
+    with torch.no_grad():
+        for batch in _batches(shard, split, min(rows, limit.rows or rows), collective):
+            # The workers of a sharded model compute together: one that tried again would leave the others waiting.
+            found = [measure(batch)] if collective.is_sharded else limit.run(batch, measure)
+            for part in found:
+                sums += part
     model.train(was_training)
     return collective.all_reduce(sums)
 

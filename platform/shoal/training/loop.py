@@ -29,7 +29,7 @@ from shoal.tasks.metrics import reaches, update_best
 from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.ema import EMA
-from shoal.training.evaluation import evaluate
+from shoal.training.evaluation import RowLimit, evaluate
 from shoal.training.mixed_precision import Precision, autocast
 
 # What a scheduler that compares trials decides at an evaluation.
@@ -56,6 +56,9 @@ class TrainConfig(Section):
         None, description="samples a worker runs at a time, for less memory; auto: fewer whenever it runs out"
     )
     precision: Precision = Field("fp32", description="of forward and backward; weights stay fp32")
+    evaluate_precision: Precision = Field(
+        "fp32", description="of evaluation while training; the final one, which is verified, is in fp32"
+    )
     activation_checkpointing: bool = Field(
         False, description="compute the activations of model.blocks again in backward, for less memory"
     )
@@ -84,6 +87,7 @@ class TrainingLoop:
         shard: this worker's rows, as the task sees them.
         ema: None where the weights themselves are the model.
         has_validation: whether there is a validation split to evaluate on.
+        row_limit: the most rows that evaluation could hold so far.
     """
 
     config: TrainConfig
@@ -99,6 +103,7 @@ class TrainingLoop:
     scaler: GradScaler
     ema: EMA | None
     has_validation: bool = True
+    row_limit: RowLimit = field(default_factory=RowLimit)
 
     @property
     def total_steps(self) -> int:
@@ -241,10 +246,13 @@ def _backward(loop: TrainingLoop, micro_batch: Batch) -> Tensor:
     return loss.detach()
 
 
-def evaluate_split(loop: TrainingLoop, split: str) -> Tensor:
+def evaluate_split(loop: TrainingLoop, split: str, precision: Precision = "fp32") -> Tensor:
     """Return the task's sums over a split, measured with the EMA of the weights where one is kept."""
+    rows = loop.task.held_out_rows.at_a_time(loop.accumulation.size or loop.shard.lanes.largest_part)
     with loop.ema.in_model() if loop.ema else contextlib.nullcontext():
-        return evaluate(loop.model, loop.task, loop.shard, split, loop.collective, loop.accumulation.size)
+        return evaluate(
+            loop.model, loop.task, loop.shard, split, loop.collective, rows, loop.row_limit, precision
+        )
 
 
 class PendingLosses:
@@ -321,7 +329,7 @@ class Rate:
 def _evaluate(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock) -> bool:
     """Evaluate on the validation split, log the metrics, and return whether the loss is the best so far."""
     with clock.on("evaluate"):
-        sums = evaluate_split(loop, VALIDATION)
+        sums = evaluate_split(loop, VALIDATION, loop.config.evaluate_precision)
     metrics = {f"val/{name}": value for name, value in loop.task.metrics(sums).items()}
     progress.metrics = metrics
     earlier = progress.best

@@ -57,6 +57,7 @@ def data_shape(config: RunConfig) -> DataShape:
 def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
     # Another parametrisation has the same sizes, and is made from the weights' values.
     model = config.model.model_copy(update={"parametrization": "standard"})
+    few, most = TASKS[config.task].evaluation_rows(data.sample, data.outputs)
     return estimate(
         lambda: build_model(model, data.sample, data.outputs, config.seed, data.vocabulary, config.task),
         data.sample,
@@ -69,5 +70,8 @@ def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
             micro_batch_size=size if isinstance(size := config.train.micro_batch_size, int) else None,
             ema=config.train.ema is not None,
             tensor_size=config.scale.tp_size or TENSOR_SIZE,
+            evaluate_few=few,
+            evaluate_most=most,
+            evaluate_precision=config.train.evaluate_precision,
         ),
     )

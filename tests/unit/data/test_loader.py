@@ -87,3 +87,13 @@ def test_batches_do_not_depend_on_how_many_are_gathered_at_a_time(monkeypatch, n
     expected = [counted(batch) for batch in shard.batches(1, start)]
     monkeypatch.setattr("shoal.data.loader.GATHERED_BYTES", nbytes)
     assert [counted(batch) for batch in shard.batches(1, start)] == expected
+
+
+def test_batches_of_rows_elsewhere_are_moved_to_the_device():
+    """The meta device stands for a GPU: it takes tensors, and their values need not be looked at."""
+    lanes, rows = Lanes(10, 4, 0), Rows.of(np.arange(10.0)[:, None], np.arange(10), CPU)
+    shard = ResidentShard(lanes, rows, {"validation": rows}, torch.device("meta"))
+    found = [*shard.batches(0, 0), *shard.held_out("validation", 4)]
+    assert [len(batch.targets) for batch in found] == [4, 4, 2, 4, 4, 2]
+    assert {tensor.device.type for batch in found for tensor in (batch.inputs, batch.targets)} == {"meta"}
+    assert rows.inputs.device == CPU

@@ -227,3 +227,14 @@ def test_a_transform_survives_json_with_its_types(transform):
     again = Transform.model_validate(json.loads(json.dumps(transform.model_dump())))
     assert again == transform
     np.testing.assert_array_equal(again.features(BLOCK), transform.features(BLOCK))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_statistics_of_a_large_block_are_computed_in_parts(monkeypatch, shape):
+    values = np.random.default_rng(0).normal(size=(101, *shape))
+    values[7] = np.nan
+    whole = ColumnStats.of(values, is_ready=False)
+    monkeypatch.setattr("shoal.data.preprocessing.STATISTICS_BYTES", 1000)
+    parts = ColumnStats.of(values, is_ready=False)
+    assert parts.fit("x") == whole.fit("x")
+    assert (parts.rows, parts.missing) == (whole.rows, whole.missing)

@@ -34,6 +34,7 @@ from shoal.runs.worker import WorkerSpec, resident_shard
 from shoal.runs.worker import run_worker as train_a_run
 from shoal.storage.records import CheckpointState, Manifest, Outcome
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
+from shoal.tasks.base import EvaluationRows
 from shoal.tasks.classification import Classification
 from shoal.training.assemble import assemble, assemble_loop
 from shoal.training.checkpoint import store as store_module
@@ -83,7 +84,7 @@ RESUMED = [
 class NextToken:
     """The task of predicting each token from those before it."""
 
-    held_out_rows = 1024
+    held_out_rows = EvaluationRows(1024, 1024)
     view = None
 
     name, sums_size = "causal_lm", 2
@@ -212,7 +213,7 @@ def pair(rank, folder, bucket):
         found["odd"][name] = (training.run(0, 5), training.evaluate(), training.whole())
 
     # Rows to evaluate: 2 and 1, one a batch; then 1 and none.
-    Classification.held_out_rows = NextToken.held_out_rows = 1
+    Classification.held_out_rows = NextToken.held_out_rows = EvaluationRows(1, 1)
     found["evaluated"] = {
         (name, rows): Training(group, GPT, held_out=rows).evaluate()
         for name, group in groups.items()

@@ -5,16 +5,18 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from shoal.data.loader import ResidentShard, Rows
-from shoal.data.sampler import Lanes
+from shoal.data.loader import ResidentShard, Rows, ViewedShard
+from shoal.data.sampler import VALIDATION, Lanes
 from shoal.data.tokenizer import SPECIALS, ByteTokenizer
 from shoal.distributed.process_group import SingleProcess
+from shoal.models.activation_memory import SavedTensorLedger
 from shoal.models.config import ModelConfig
 from shoal.models.memory_estimate import TrainingSetup, estimate
 from shoal.models.registry import build_model
 from shoal.tasks.classification import Classification
 from shoal.tasks.language import CausalLM
 from shoal.training.assemble import assemble_loop
+from shoal.training.evaluation import evaluate
 from shoal.training.loop import Clock, TrainConfig, update
 from shoal.training.optimizer import OptimConfig
 
@@ -136,3 +138,34 @@ def test_activations_are_what_autograd_saves_in_a_real_step_and_little_more(name
     found, expected = measure(name, "adamw", precision), planned(name, precision=precision)
     temporary = 2 * found.largest if name == "mlp" else 0.15 * found.activations
     assert found.activations <= expected.activations <= found.activations + temporary
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_real_evaluation_holds_is_estimated(name):
+    """Allocations of the library's own evaluation, between operations, against the planner's fake ones."""
+    shape, _, samples = MODELS[name]
+    model, task = build(name), task_of(name, shape)
+    rows = rows_of(name, ByteTokenizer().vocabulary)
+    shard = ResidentShard(Lanes(samples, samples, seed=0), rows, {VALIDATION: rows})
+    shard = ViewedShard(shard, task.view) if task.view else shard
+    ledger = SavedTensorLedger(model)
+    with ledger:
+        sums = evaluate(model, task, shard, VALIDATION, SingleProcess(), most_rows=samples)
+    ledger.close()
+    assert sums[0] == samples
+    dtype = torch.int64 if name == "gpt" else torch.float32
+    setup = TrainingSetup(samples, evaluate_few=samples, evaluate_most=samples)
+    expected = estimate(lambda: build(name), shape, dtype, setup).layouts[0].plain
+    assert expected.evaluation == pytest.approx(ledger.peak, rel=0.15)
+    assert expected.evaluation < expected.activations
+
+
+def test_an_evaluation_that_takes_more_than_a_step_is_what_is_planned_for():
+    def plain(**limits):
+        setup = TrainingSetup(1, optimizer="sgd", **limits)
+        return estimate(lambda: build("resnet"), MODELS["resnet"][0], torch.float32, setup).layouts[0].plain
+
+    few, many = plain(), plain(evaluate_few=4096)
+    assert few.total == few.weights + few.optimizer + few.gradients + few.activations
+    assert many.evaluation > many.gradients + many.activations
+    assert many.total == many.weights + many.optimizer + many.evaluation > few.total

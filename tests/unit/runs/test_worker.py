@@ -9,7 +9,7 @@ from shoal.data.partition import partition_source
 from shoal.distributed.process_group import SingleProcess
 from shoal.runs.config import RunConfig
 from shoal.runs.validate import validate
-from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
+from shoal.runs.worker import WorkerSpec, place_of_rows, resident_shard, run_worker
 from shoal.storage.records import Outcome
 from shoal.storage.run_folder import PROFILE, RunFolder
 from shoal.training.checkpoint.store import CheckpointStore
@@ -48,3 +48,10 @@ def test_a_run_leaves_its_rates_memory_trace_and_averaged_weights(tmp_path):
     held = store.optimizer(name)
     assert set(held) == {"optimizer", "random", "trained", "scaler"}
     assert not torch.equal(held["trained"]["layers.0.weight"], store.weights(name)["layers.0.weight"])
+
+
+def test_rows_stay_in_ram_where_they_would_take_too_much_of_the_device():
+    gpu = torch.device("cuda:0")
+    assert place_of_rows(40, free=100, device=gpu) == gpu
+    assert place_of_rows(41, free=100, device=gpu) == CPU
+    assert place_of_rows(1 << 40, free=None, device=CPU) == CPU
