@@ -7,10 +7,13 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
+# An SQLite store is made here if there is none, so that MLflow and a job do not make its tables at once.
 PRINT_STORE := import sys; from shoal.config.secrets import reveal; \
+	from shoal.registry.sqlite_store import create_store; \
 	from shoal.runs.locations import resolve_tracking_uri; \
 	from shoal.tracking.config import TrackConfig; \
-	print(reveal(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None))))
+	store = reveal(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None))); \
+	create_store(store); print(store)
 
 ARGS ?=
 PORT ?= 5000

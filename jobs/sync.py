@@ -6,6 +6,7 @@ import sys
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.errors import TrainingError, UserError
 from shoal.registry.client import without_secrets
+from shoal.registry.sqlite_store import check_store
 from shoal.storage.records import Identity
 from shoal.storage.run_folder import RunFolder
 from shoal.terminal.errors import run
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
         if key != "track.tracking_uri" or not uri:
             raise UserError(f"'{options.setting}' is not understood: write track.tracking_uri=URI")
         folder.update(Identity, tracking_uri=without_secrets(uri))
+    check_store(str(folder.identity().tracking_uri))
     try:
         run_id = sync(folder)
     except UserError:  # a damaged file

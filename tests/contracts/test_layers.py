@@ -19,6 +19,7 @@ SOURCE = ROOT / "platform"
 # Bottom up: a package imports only itself and the packages before it.
 PACKAGES = [
     "errors",
+    "processes",
     "config",
     "storage",
     "distributed",

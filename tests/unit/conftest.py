@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from curves import add_trial
 from object_store import ObjectStore
+from running import Server
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import PreprocessingSpec
 from shoal.storage.records import Identity, Lease, Metadata, Result
-from shoal.storage.run_folder import CONFIG, PICTURES, RunFolder
+from shoal.storage.run_folder import CONFIG, PICTURES, REPORTS, RunFolder
 
 torch.set_num_threads(1)
 
@@ -84,10 +86,21 @@ def place(request, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def mlflow_store(tmp_path_factory):
-    """The URI of a real SQLite store; making its tables takes two seconds, so it is made once."""
+def mlflow_server(tmp_path_factory):
+    """A real MLflow server; it takes seconds to start, so there is one."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "http"])
+def mlflow_store(request, tmp_path_factory):
+    """The URI of a real store, an SQLite file and a server; making its tables takes two seconds, so it is made once."""
     from shoal.registry.client import connect
 
+    if request.param == "http":
+        return request.getfixturevalue("mlflow_server").uri
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
     connect(uri)
     return uri
@@ -125,13 +138,29 @@ def run(mlflow_store, tmp_path):
             name=name,
             experiment=f"experiment {tmp_path.name}",
             tracking_uri=mlflow_store,
-            artifact_location=(tmp_path / "artifacts").as_uri(),
+            artifact_location=(
+                (tmp_path / "artifacts").as_uri() if mlflow_store.startswith("sqlite") else None
+            ),
         )
         folder.update(Identity, status=status, **identity)
         folder.write(CONFIG, b"seed: 0\n")
         folder.save(Metadata.model_validate(METADATA_OF_A_RUN))
         folder.save(Result(status=status, run_name=name, run_folder=folder.uri))
         folder.write(f"{PICTURES}/loss_curve.png", b"png")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def sweep(run):
+    """Make the folder of a sweep with trials, as `shoal.workflows.tune.sweep` leaves one."""
+
+    def make(statuses=("FINISHED", "FINISHED"), status="FINISHED"):
+        folder = run("sweep", status, is_sweep=True, end_ms=2_000_000_000_000)
+        for number, one in enumerate(statuses):
+            add_trial(folder, number, one)
+        folder.write(f"{REPORTS}/report.html", b"<html></html>")
         return folder
 
     return make

@@ -7,6 +7,7 @@ import threading
 
 from shoal.cluster.ray_private import TRAIN_ENV, silence_raylet
 from shoal.errors import ConfigError
+from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources, cluster_address
 
@@ -33,7 +34,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     silence_raylet()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:

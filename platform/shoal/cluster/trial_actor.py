@@ -22,6 +22,7 @@ from shoal.cluster.worker_group import WorkerGroup
 from shoal.config import secrets
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, Interrupted
+from shoal.processes import lossy_streams
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
@@ -86,6 +87,7 @@ class TrialActor:
         self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
         self._spec: TrialSpec | None = None
         self._waited_s = 0.0
+        contextlib.ExitStack().enter_context(lossy_streams())  # for as long as the process lives
 
     def begin(self, spec: TrialSpec) -> None:
         """Start a trial in a thread; its end comes as an event."""

@@ -20,6 +20,7 @@ from shoal.cluster.worker_failure import (
 from shoal.config import secrets
 from shoal.distributed.parallelism import make_group
 from shoal.errors import Interrupted
+from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.records import ErrorRecord
@@ -156,7 +157,8 @@ def _ray_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
         group = make_group(device, spec.config.scale)
         shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
-        run_worker(spec, shard, group, device, decide, watches_system=decide is None)
+        with lossy_streams():
+            run_worker(spec, shard, group, device, decide, watches_system=decide is None)
     except Exception as error:
         _save_error(error, RunFolder(spec.folder), rank)
         raise

@@ -2,6 +2,7 @@
 
 - `client`: the MLflow client, which `tracking` uses too
 - `preflight`: whether a tracking URI works, before anything is started
+- `sqlite_store`: the SQLite file of a store, made whole or not at all
 - `package`: a model saved as a pyfunc model, without pickle
 - `publish`: logged, registered
 - `champion`: which version is the champion; `compare`: both measured on the same rows

@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import ModelError
+from shoal.processes import start_answering
 from shoal.storage.records import Verified
 from shoal.tasks.metrics import is_better
 
@@ -138,17 +138,16 @@ def compare(request: Request) -> Measured:
     Raises:
         ModelError: one of them cannot be measured on these rows; the message says why.
     """
-    command = [sys.executable, "-m", "shoal.registry.compare"]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(asdict(request)), capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise ModelError(f"measuring it took more than {TIMEOUT_S:.0f} s") from None
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        raise ModelError((done.stderr.strip().splitlines() or ["no output"])[-1])
-    answer = json.loads(lines[-1])
+    process, answers = start_answering(["-m", "shoal.registry.compare"], stderr=subprocess.PIPE)
+    with process, answers:
+        try:
+            _, err = process.communicate(json.dumps(asdict(request)), timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise ModelError(f"measuring it took more than {TIMEOUT_S:.0f} s") from None
+        if process.returncode:
+            raise ModelError((err.strip().splitlines() or ["no output"])[-1])
+        answer = json.loads(answers.readline())
     if "problem" in answer:
         raise ModelError(answer["problem"])
     return Measured(**answer)

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from shoal.config.secrets import hide, reveal
+from shoal.registry.sqlite_store import create_store
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 TIMEOUT_S = 10
@@ -47,6 +48,7 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault(TIMEOUT, str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
 
@@ -57,6 +59,7 @@ def connect(tracking_uri: str) -> Any:
         utils.MAX_RETRY_COUNT = 1  # its ten tries at opening a database take 100 s
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    create_store(tracking_uri)
     # MLflow looks models up at its global address, whatever the address of the client.
     mlflow.set_tracking_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)

@@ -1,7 +1,7 @@
 """A new version of a registered model and its champion, both measured on the same rows.
 
-`python -m shoal.registry.compare` reads a `Request` from standard input and prints what was measured, both as JSON. It
-needs torch and the data, which the process that syncs a run does not.
+`python -m shoal.registry.compare` reads a `Request` from standard input and writes what was measured into a pipe, both
+as JSON. It needs torch and the data, which the process that syncs a run does not.
 """
 
 import json
@@ -20,6 +20,7 @@ from shoal.data.sources.open import is_function
 from shoal.errors import ModelError, ShoalError
 from shoal.inference.evaluation import sum_over_blocks
 from shoal.inference.predictor import DESCRIPTION, Description, Predictor
+from shoal.processes import open_answers
 from shoal.registry.champion import Measured, Request
 from shoal.tasks.open_data import reopen_source
 
@@ -101,16 +102,18 @@ def _rows(source: Source, spec: PreprocessingSpec, split: str, seen: SplitRule |
             yield {name: column[kept] for name, column in block.items()}
 
 
-def main() -> None:
-    """Measure what standard input asks for."""
+def main(pipe: str) -> None:
+    """Measure what standard input asks for, and write it into a pipe."""
+    answers = open_answers(pipe)
     logging.getLogger("shoal").setLevel(logging.ERROR)
     request = Request(**json.load(sys.stdin))
     try:
         answer = asdict(measure(request))
     except (ShoalError, OSError, ValueError, RuntimeError) as error:
         answer = {"problem": " ".join(str(error).split()) or type(error).__name__}
-    print(json.dumps(answer))
+    answers.write(json.dumps(answer) + "\n")
+    answers.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

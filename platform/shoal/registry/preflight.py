@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 from shoal.config.secrets import reveal
 from shoal.errors import ConfigError, nearest
 from shoal.registry.client import connect
+from shoal.registry.sqlite_store import check_store
 
 PROBE_S = 3.0  # a server that takes longer does not answer
 DATABASES = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}
@@ -86,6 +87,7 @@ def _check_sqlite(uri: str) -> None:
         raise _refusal(
             uri, f"'{blocked or folder}' cannot be written by this user", "name a file in another folder"
         )
+    check_store(uri)
 
 
 def _check_driver(uri: str, scheme: str) -> None:

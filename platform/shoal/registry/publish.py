@@ -10,6 +10,8 @@ from shoal.registry.client import patience_for
 from shoal.storage.records import Verified
 from shoal.storage.run_folder import MODEL, RunFolder
 
+READY = "READY"
+
 
 def publish_model(
     client: Any, folder: RunFolder, experiment_id: str, run_id: str, runs_code: bool = False
@@ -35,21 +37,26 @@ def publish_model(
 
 
 def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
+    """Log the model, from where an earlier call was when it failed; return its id."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
     found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    found = sorted(found, key=lambda model: str(model.status) != READY)
     logged = found[0] if found else client.create_logged_model(experiment_id, "model", run_id)
-    if not found:
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    if str(logged.status) != "READY":
+    for other in found[1:]:  # created by a call whose answer was lost
+        client.delete_logged_model(other.model_id)
+    if str(logged.status) != READY:
+        outputs = client.get_run(run_id).outputs if found else None
+        if not outputs or all(output.model_id != logged.model_id for output in outputs.model_outputs):
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         card = Model.load(str(local))
         card.run_id, card.model_id, card.artifact_path = run_id, logged.model_id, logged.artifact_location
         card.save(str(local / "MLmodel"))
         largest = max(path.stat().st_size for path in local.rglob("*"))
         with patience_for(largest):
             client.log_model_artifacts(logged.model_id, str(local))
-        client.finalize_logged_model(logged.model_id, "READY")
+        client.finalize_logged_model(logged.model_id, READY)
     return str(logged.model_id)
 
 

@@ -1,6 +1,6 @@
 """Reloads a saved model in a process of its own and measures it on the split it was evaluated on.
 
-`python -m shoal.registry.verify` reads `[MODEL, SPLIT]` and prints the metrics, both as JSON.
+`python -m shoal.registry.verify` reads `[MODEL, SPLIT]` and writes the metrics into a pipe, both as JSON.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 
 from shoal.errors import VerificationError
 from shoal.inference.artifact_code import TRUST_VARIABLE
+from shoal.processes import open_answers, start_answering, stop_signals_blocked
 
 if TYPE_CHECKING:
     from shoal.data.sources.base import Block
@@ -27,19 +28,18 @@ class Verifier:
     """A clean process, started while the model is still being saved, so that what it imports costs no time."""
 
     def __enter__(self) -> "Verifier":
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "shoal.registry.verify"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {TRUST_VARIABLE: "1"},  # the code of the very run that saves the model
-        )
+        with stop_signals_blocked():  # this process ends it
+            self._process, self._answers = start_answering(
+                ["-m", "shoal.registry.verify"],
+                stderr=subprocess.PIPE,
+                env=os.environ | {TRUST_VARIABLE: "1"},  # the code of the very run that saves the model
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+        self._answers.close()
 
     def verify(self, model: Path, split: str, expected: dict[str, float]) -> None:
         """Raise unless the process, loading the model, finds the expected metrics on a split of its own data.
@@ -47,11 +47,11 @@ class Verifier:
         Raises:
             VerificationError: it does not load, or measures something else.
         """
-        out, err = self._process.communicate(json.dumps([str(model), split]))
+        _, err = self._process.communicate(json.dumps([str(model), split]))
         if self._process.returncode:
             lines = err.strip().splitlines() or ["no output"]
             raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
-        found = json.loads(out.splitlines()[-1])
+        found = json.loads(self._answers.readline())
         for name, value in expected.items():
             if not np.isclose(found[name], value, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
                 raise VerificationError(
@@ -92,14 +92,16 @@ def _agree(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((one == other).all())
 
 
-def main() -> None:
+def main(pipe: str) -> None:
     """Import what takes long, then measure the model and split that standard input names."""
+    answers = open_answers(pipe)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     import torch  # noqa: F401
     from mlflow import pyfunc  # noqa: F401
 
-    print(json.dumps(evaluate_saved_model(*json.load(sys.stdin))))
+    answers.write(json.dumps(evaluate_saved_model(*json.load(sys.stdin))) + "\n")
+    answers.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

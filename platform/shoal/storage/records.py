@@ -536,7 +536,8 @@ class SweepResult(Result):
     Attributes:
         trials: counts by status; `planned`, and `ended` of them.
         rows: every trial, best first.
-        records_complete: when the last trial was in MLflow, in Unix seconds.
+        records_complete: when the last trial was in MLflow, in Unix seconds; None while not all of them are. The
+            process that syncs the sweep writes it.
     """
 
     metric: str

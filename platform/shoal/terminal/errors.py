@@ -12,11 +12,20 @@ from types import FrameType
 
 from shoal.config.secrets import mask
 from shoal.errors import ShoalError
+from shoal.processes import lossy_streams
 from shoal.storage.failures import storage_error
 
 
 def run(main: Callable[[list[str]], int]) -> int:
-    """Call a job's main; a ShoalError becomes one line on stderr and its exit code."""
+    """Call a job's main; a ShoalError becomes one line on stderr and its exit code.
+
+    Where the job prints to may be closed or full meanwhile: that changes neither the work nor the exit code.
+    """
+    with lossy_streams():
+        return _run(main)
+
+
+def _run(main: Callable[[list[str]], int]) -> int:
     try:
         with _warnings_on_stderr():
             return main(sys.argv[1:])
@@ -38,7 +47,7 @@ def run(main: Callable[[list[str]], int]) -> int:
 
 
 def on_interrupt(stop: Callable[[str], None]) -> None:
-    """Call `stop(signal name)` at the first SIGINT or SIGTERM; a second SIGINT ends the process at once."""
+    """Call `stop(signal name)` at the first SIGINT, SIGTERM or SIGHUP; a second SIGINT ends the process at once."""
     received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -55,6 +64,8 @@ def on_interrupt(stop: Callable[[str], None]) -> None:
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, handle)
 
 
 def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -1,5 +1,6 @@
 """Syncs a run folder to MLflow in the background while the run lasts; failures of MLflow never stop training."""
 
+import contextlib
 import json
 import logging
 import os
@@ -8,8 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from typing import TextIO
 from urllib.parse import urlsplit
 
+from shoal.errors import UserError
+from shoal.processes import open_answers, start_answering, stop_signals_blocked
 from shoal.storage.records import Status
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.reaper import reap
@@ -25,6 +29,7 @@ CLOSE_LOST_S = 15.0
 CLOSE_KILLED_S = 6.0  # who asked the run to stop does not wait long
 MARK_S = 2.0
 LOWEST = 19  # as nice counts
+GONE = "the tracking process is gone"
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +66,7 @@ class Tracker:
         self._sync = make_sync(folder)
         self._wake = threading.Event()
         self._is_closing = False
-        self._was_seen = False
-        self._status: str | None = None
+        self._was_seen = self._has_reaped = False
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="shoal-tracker", daemon=True)
 
@@ -110,8 +114,7 @@ class Tracker:
 
     def _mark(self, status: Status, reason: str) -> None:
         try:
-            if self._sync.is_open:
-                self._sync.close_run(status, reason)
+            self._sync.mark(status, reason)
         except Exception as error:
             logger.debug("the status was not synced: %s", error)
 
@@ -130,6 +133,7 @@ class Tracker:
         while True:
             if self._is_closing and closing_since is None:
                 closing_since, failures = time.monotonic(), 0
+            calls = self._sync.calls
             try:
                 self._once(is_last=closing_since is not None)
                 self.problem, failures = None, 0
@@ -140,10 +144,15 @@ class Tracker:
                 logger.debug("MLflow did not accept it", exc_info=True)
                 if self._is_closing and _is_final(error):
                     return
+                self._sync.forget_if_lost(error)
+                failures += 1
+                if self._sync.calls > calls:  # some calls fail, others do not
+                    failures = 1
+                    closing_since = closing_since and time.monotonic()
                 patience = CLOSE_LOST_S if self._was_seen else CLOSE_NEVER_SEEN_S
                 if closing_since is not None and time.monotonic() - closing_since > patience:
+                    self._end_anyway(error)
                     return
-                failures += 1
             pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else self._sync_every_s
             self._wake.wait(min(pause, LEASE_RENEWAL_S))
             self._wake.clear()
@@ -151,21 +160,34 @@ class Tracker:
     def _once(self, is_last: bool) -> None:
         if not self._sync.is_open:
             self._sync.open()
-            self._was_seen = True
-            reap(self._sync.client)
+        self._was_seen = True
         if is_last:
             self._sync.close()
-            return
-        self._sync.send_points()
-        self._sync.renew_lease()
+        else:
+            self._sync.send_points()
+            self._sync.renew_lease()
+        if not self._has_reaped:
+            reap(self._sync.client)
+            self._has_reaped = True
+
+    def _end_anyway(self, error: Exception) -> None:
+        """Set the final status although a damaged file keeps the rest from MLflow."""
+        if isinstance(error, UserError) and self._sync.exists:
+            with contextlib.suppress(Exception):
+                identity = self._folder.identity()
+                ending = self._sync.ending or (identity.status, identity.reason, identity.end_ms)
+                self._sync.close_run(*ending)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
     """Return an error and what caused it, innermost last."""
     causes = [error]
-    while (inner := causes[-1].__cause__ or causes[-1].__context__) is not None:
+    while True:
+        last = causes[-1]
+        inner = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if inner is None:
+            return causes
         causes.append(inner)
-    return causes
 
 
 def _is_final(error: BaseException) -> bool:
@@ -181,23 +203,20 @@ def _first_cause(error: BaseException) -> str:
 
 
 class TrackerProcess:
-    """The same as `Tracker`, in a process of its own."""
+    """The same as `Tracker`, in a process of its own, whose only signal is the end of its standard input."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
+        self._answers: TextIO | None = None
         self._lock = threading.Lock()
         self.problem: str | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "shoal.tracking.background", self._folder.uri],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the driver only
-        )
+        with stop_signals_blocked():
+            self._process, self._answers = start_answering(
+                ["-m", "shoal.tracking.background", self._folder.uri], start_new_session=True
+            )
 
     @property
     def is_started(self) -> bool:
@@ -206,11 +225,6 @@ class TrackerProcess:
     @property
     def run_id(self) -> str | None:
         return self._folder.tracked().run_id
-
-    @property
-    def synced_at_s(self) -> float | None:
-        """When all trials of a sweep were in MLflow, in Unix seconds; None while they are not."""
-        return self._ask("state")[0]
 
     def settle(self, patience_s: float) -> None:
         """Wait until all ended trials are in MLflow: `patience_s` at most, and not where it does not answer."""
@@ -229,31 +243,41 @@ class TrackerProcess:
     def close(self, ending: Ending | None = None) -> bool:
         """Sync everything, for as long as it takes while MLflow answers; return whether all arrived.
 
+        Where the process was killed, this one does the rest.
+
         Args:
             ending: how the attempt ended; by default what the folder says.
         """
         _, self.problem = self._ask("close", *(ending or ()))
         if self._process is not None:
             self._process.communicate()
+        if self._answers is not None:
+            self._answers.close()
+        if self.problem == GONE:
+            instead = Tracker(self._folder)
+            instead.start()
+            instead.close(ending)
+            self.problem = instead.problem
         return self.problem is None
 
     def _ask(self, *words: str | int | None) -> tuple[float | None, str | None]:
         """Send a command and return (synced_at_s, problem)."""
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
+        process, answers = self._process, self._answers
+        if process is None or process.stdin is None or answers is None:
             return None, "it was not started"
         try:
             with self._lock:
                 process.stdin.write(json.dumps(words) + "\n")
                 process.stdin.flush()
-                synced_at_s, problem = json.loads(process.stdout.readline())
+                synced_at_s, problem = json.loads(answers.readline())
             return synced_at_s, problem
         except (OSError, ValueError):
-            return None, "the tracking process is gone"
+            return None, GONE
 
 
-def main(folder_uri: str) -> None:
+def main(folder_uri: str, pipe: str) -> None:
     """Sync a folder and follow the commands on standard input; exit when the driver is gone."""
+    answers = open_answers(pipe)
     tracker = Tracker(RunFolder(folder_uri), sync_every_s=SYNC_SWEEP_EVERY_S)
     tracker.start()
     for line in sys.stdin:
@@ -265,11 +289,12 @@ def main(folder_uri: str) -> None:
                 tracker.mark(*rest)
             case "close":
                 tracker.close(Ending(*rest) if rest else None)
-        print(json.dumps([tracker.synced_at_s, tracker.problem]), flush=True)
+        answers.write(json.dumps([tracker.synced_at_s, tracker.problem]) + "\n")
+        answers.flush()
         if word == "close":
             os._exit(0)  # a call that is not answered does not hold it up
     os._exit(1)  # the watchdog closes the runs
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -10,23 +10,15 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import JsonValue
-
 from shoal.registry.client import connect
-from shoal.storage.records import (
-    DatasetRecord,
-    Identity,
-    JournalPosition,
-    Lease,
-    Metadata,
-    Result,
-    Status,
-)
+from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Status
 from shoal.storage.run_folder import CONFIG, JOURNAL, MODEL, PICTURES, PROFILE, SAMPLE, RunFolder
+from shoal.tracking.entities import dataset_input, experiment_id, only_one
 from shoal.tracking.journal import JournalReader, MetricPoint
 
 KEY_TAG, LEASE_TAG, REASON_TAG = "shoal.run", "shoal.lease", "shoal.reason"
@@ -34,7 +26,13 @@ PARENT_TAG = "mlflow.parentRunId"
 NO_LEASE = "null"  # the lease tag of a run whose driver has ended
 BATCH = 1000  # MLflow's own limit for one log_batch
 LEASE_RENEWAL_S = 15.0
+MOST_REASON = 5000  # characters
+# What MLflow says of a run that was deleted; and, with the last one, of much else, so that it counts a few times.
+LOST, MOST_LOST = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE"), 3
+
 SAVE_EVERY_S = {True: 0.0, False: 60.0}  # the journal's position, by whether the run folder is on a disk
+
+Step = Callable[[], None]
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +45,18 @@ class Ending(NamedTuple):
     end_ms: int
 
 
+class RunLostError(Exception):
+    """MLflow does not have a run any more."""
+
+    error_code = LOST[0]
+
+
 class RunSync:
-    """One run folder's projection into MLflow. Every method may raise whatever MLflow raises."""
+    """One run folder's projection into MLflow. Every method may raise whatever MLflow raises.
+
+    What `open` and `close` do is a list of steps. A step that fails is the first of the next call: what was done is not
+    done again, and each step may be done twice.
+    """
 
     def __init__(self, folder: RunFolder, parent: "RunSync | None" = None) -> None:
         self._folder, self._parent = folder, parent
@@ -58,15 +66,24 @@ class RunSync:
         self._is_position_saved, self._saved_s = True, 0.0
         self.ending: Ending | None = None
         self._client: Any = None
-        self.run_id: str | None = self._tracked.run_id
+        self._run: Any = None  # as MLflow had it when it was found or created
+        self._to_open, self._to_close = self._steps_to_open(), list[Step]()
+        self._may_exist = self._tracked.run_id is not None  # whether a run of this key was created earlier
+        self._times_lost = 0
+        self._marked: tuple[Status, str] | None = None
         self.experiment_id: str | None = None
-        self._tags: dict[str, JsonValue] = {}  # as MLflow has them
+        self._tags: dict[str, str] = {}  # as MLflow has them
         self._renewed_s = 0.0
         self._children: dict[str, Any] = {}  # MLflow's runs below this one, by their key
+        self.calls = 0  # that succeeded, of this run and those below it
 
     @property
     def identity(self) -> Identity:
         return self._identity
+
+    @property
+    def run_id(self) -> str | None:
+        return str(self._run.info.run_id) if self._run else self._tracked.run_id
 
     @property
     def client(self) -> Any:
@@ -78,22 +95,26 @@ class RunSync:
 
     @property
     def is_open(self) -> bool:
-        return self.experiment_id is not None
+        """Whether MLflow has the run, with its params, tags, inputs and first artifacts."""
+        return not self._to_open
+
+    @property
+    def exists(self) -> bool:
+        """Whether MLflow has the run, as far as this session knows."""
+        return self._run is not None
 
     def open(self) -> None:
         """Find or create the run, and give it its params, tags, inputs and first artifacts."""
-        self.experiment_id = self._parent.experiment_id if self._parent else self._find_experiment()
-        run = self._find_run() or self._create_run()
-        self.run_id = run.info.run_id
+        self._do(self._to_open)
+
+    def forget_if_lost(self, error: Exception) -> None:
+        """Open the run again from the start if an error says that MLflow does not have it any more."""
+        if getattr(error, "error_code", None) not in LOST or self._times_lost == MOST_LOST:
+            return
+        self._times_lost += 1
+        self._to_open, self._to_close = self._steps_to_open(), []
         if self._parent is not None:
-            self._parent._children[self._identity.key] = run
-        if self._tracked.run_id != self.run_id:
-            self.remember(run_id=self.run_id)
-            self._forget_position()
-        # Before the run is RUNNING: another process must not reap it by the lease of an earlier attempt.
-        if self._folder.holder():
-            self.renew_lease()
-        self._describe(run)
+            self._parent._children.pop(self._identity.key, None)
 
     def send_points(self) -> int:
         """Send the points written since the last call; return how many there were."""
@@ -106,6 +127,7 @@ class RunSync:
             batch = self._unsent[:BATCH]
             metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
             self.client.log_batch(self.run_id, metrics=metrics)
+            self._count_call()
             del self._unsent[: len(batch)]
             sent += len(batch)
         self._is_position_saved &= not sent
@@ -119,13 +141,13 @@ class RunSync:
     def _save_position(self) -> None:
         """Record which points MLflow has; after a crash those since then are sent again, and kept once."""
         self._is_position_saved, self._saved_s = True, time.monotonic()
-        with _never_failing():
+        with never_failing():
             self._folder.save(self._reader.position, inside=JOURNAL)
 
     def remember(self, **changes: Any) -> None:
         """Record what MLflow has; a full disk must not keep MLflow from learning of it."""
         self._tracked = self._tracked.replace(**changes)
-        with _never_failing():
+        with never_failing():
             self._folder.update_tracked(**changes)
 
     def renew_lease(self) -> None:
@@ -137,21 +159,173 @@ class RunSync:
 
     def close(self) -> None:
         """Send what is left: points, tags, pictures, result, model, registration; then the final status."""
+        self._to_close = self._to_close or self._steps_to_close()
+        self._do(self._to_close)
+
+    def close_run(self, status: Status, reason: str | None = None, end_ms: int | None = None) -> None:
+        """Set the run's final status and the reason for it."""
+        self._set_reason(reason)
+        self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
+
+    def mark(self, status: Status, reason: str) -> None:
+        """Set the status now, ahead of `close`; a run that is opened later has it too."""
+        self._marked = status, reason
+        if self.exists:
+            self.close_run(status, reason)
+
+    def _steps_to_open(self) -> list[Step]:
+        steps = [self._find_experiment, self._find_or_create, self._begin, self._describe, self._log_inputs]
+        steps.append(partial(self._upload, CONFIG))
+        return steps if self._parent else [*steps, self._upload_metadata]
+
+    def _steps_to_close(self) -> list[Step]:
+        steps: list[Step] = [self._check, self._send_last_points, self._describe]
+        for where in (PICTURES, PROFILE):
+            steps += [partial(self._upload, f"{where}/{name}", where) for name in self._folder.names(where)]
+        steps.append(partial(self._upload, SAMPLE))
+        if self._parent is None:
+            steps += [self._complete_result, partial(self._upload, Result.file)]
+        return [*steps, self._publish, self._end]
+
+    def _do(self, steps: list[Step]) -> None:
+        while steps:
+            steps[0]()
+            del steps[0]
+            self._count_call()
+
+    def _count_call(self) -> None:
+        self.calls += 1
+        if self._parent is not None:
+            self._parent._count_call()
+
+    def _find_experiment(self) -> None:
+        if self._parent is not None:
+            self.experiment_id = self._parent.experiment_id
+            return
+        name, location = self._identity.experiment, self._identity.artifact_location
+        self.experiment_id = experiment_id(self.client, name, location)
+
+    def _find_or_create(self) -> None:
+        self._run = self._find_run()
+        if self._run is None:
+            self._may_exist = True  # from now on: the answer may be lost
+            self._run = self._create_run()
+        self._tags = dict(self._run.data.tags)
+        if self._parent is not None:
+            self._parent._children[self._identity.key] = self._run
+            if self._tags.get(PARENT_TAG) != self._parent.run_id:  # the former parent was deleted
+                self.client.set_tag(self.run_id, PARENT_TAG, self._parent.run_id)
+                self._tags[PARENT_TAG] = str(self._parent.run_id)
+        if self._tracked.run_id != self.run_id:
+            self._forget_position()
+            self.remember(run_id=self.run_id)
+
+    def _find_run(self) -> Any:
+        key = self._identity.key
+        if self._parent is not None and key in self._parent._children:
+            return self._parent._children[key]
+        if self._parent is not None and not self._may_exist:
+            return None
+        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'")
+        return only_one(self.client, found)
+
+    def _create_run(self) -> Any:
+        tags = {KEY_TAG: self._identity.key, "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
+        tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
+        if self._parent is not None:
+            tags[PARENT_TAG] = str(self._parent.run_id)
+        tags |= self._metadata_tags()
+        return self.client.create_run(self.experiment_id, self._identity.start_ms, tags, self._identity.name)
+
+    def _forget_position(self) -> None:
+        """Start over: the run is new to this store, which has none of the points."""
+        self._reader, self._unsent = JournalReader(self._folder), []
+
+    def _begin(self) -> None:
+        """Show the run as RUNNING if it is, under the lease of its driver."""
+        if (
+            self._folder.holder()
+        ):  # before: another process must not reap it by the lease of an earlier attempt
+            self.renew_lease()
+        if self._identity.status != "RUNNING":
+            return
+        self._set_reason(None)
+        if self._run.info.status != "RUNNING" and self._mark_in_force is None:
+            self.client.update_run(self.run_id, status="RUNNING")
+
+    def _describe(self) -> None:
+        """Send the params that MLflow does not have, and the tags that have changed."""
+        from mlflow.entities import Param, RunTag
+
+        known = self._run.data.params
+        params = [Param(key, value) for key, value in self._params().items() if key not in known]
+        tags = {key: text for key, text in self._metadata_tags().items() if self._tags.get(key) != text}
+        if params or tags:
+            self.client.log_batch(
+                self.run_id, params=params, tags=[RunTag(key, text) for key, text in tags.items()]
+            )
+            self._tags |= tags
+        if self._mark_in_force:
+            self.close_run(*self._mark_in_force)
+
+    @property
+    def _mark_in_force(self) -> tuple[Status, str] | None:
+        return self._parent._marked if self._parent else self._marked
+
+    def _params(self) -> dict[str, str]:
+        """Return what the run's config is about, and every key of its point if it is a trial."""
+        metadata = self._folder.load(Metadata)
+        params = (self._identity.point or {}) | (metadata.params if metadata else {})
+        return {key: "null" if value is None else str(value) for key, value in params.items()}
+
+    def _metadata_tags(self) -> dict[str, str]:
+        metadata = self._folder.load(Metadata)
+        return {key: str(value) for key, value in metadata.tags.items()} if metadata else {}
+
+    def _log_inputs(self) -> None:
+        metadata = self._folder.load(Metadata)
+        if metadata and metadata.dataset:
+            for context in metadata.contexts:  # of several inputs of one data set, a call keeps the first
+                self.client.log_inputs(self.run_id, [dataset_input(metadata.dataset, context)])
+
+    def _upload_metadata(self) -> None:
+        self._upload(self._folder.path_of(Metadata))
+
+    def _check(self) -> None:
+        """Look at the run as MLflow has it now.
+
+        Raises:
+            RunLostError: it was deleted; `forget_if_lost` has it made anew.
+        """
+        if self._parent is not None:
+            return  # the sweep has looked at all its trials at once
+        found = self._find_run()
+        if found is None or found.info.run_id != self.run_id:
+            raise RunLostError(f"run {self.run_id} was deleted in MLflow")
+        self._run, self._tags = found, dict(found.data.tags)
+
+    def _send_last_points(self) -> None:
         self._reader.look_again()
         self.send_points()
         if not self._is_position_saved:
             self._save_position()
-        self._tag()
-        self._upload_pictures()
-        self._upload(SAMPLE)
-        if self._parent is None:
-            self._upload(Result.file)
+
+    def _complete_result(self) -> None:
+        """Add to the result what only this process knows."""
+        with never_failing():
+            if self._folder.exists(Result.file):
+                self._folder.update(Result, mlflow_run_id=self.run_id)
+
+    def _publish(self) -> None:
         if self._folder.exists(f"{MODEL}/MLmodel"):
             from shoal.registry.publish import publish_model
 
             # Its own process holds the lease; any other may have got the folder from somebody else.
             is_own = (self._parent or self)._folder.holder() is not None
             publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id), is_own)
+
+    def _end(self) -> None:
+        """Set the final status; a run whose process is gone without a word has failed."""
         if self.ending:
             self.close_run(*self.ending)
             return
@@ -163,86 +337,20 @@ class RunSync:
             identity = self._folder.update(Identity, status="FAILED", reason=reason)
         self.close_run(identity.status, identity.reason, identity.end_ms)
 
-    def close_run(self, status: Status, reason: str | None = None, end_ms: int | None = None) -> None:
-        """Set the run's final status and the reason for it."""
-        if reason:
-            self.client.set_tag(self.run_id, REASON_TAG, reason[:5000])
-        self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
-
-    def _find_experiment(self) -> str:
-        name = self._identity.experiment
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            with contextlib.suppress(Exception):  # another process may make it first
-                self.client.create_experiment(name, artifact_location=self._identity.artifact_location)
-            found = self.client.get_experiment_by_name(name)
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-
-    def _find_run(self) -> Any:
-        if self._parent is not None:
-            return self._parent._children.get(self._identity.key)
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{KEY_TAG}` = '{self._identity.key}'", max_results=1
-        )
-        return found[0] if found else None
-
-    def _create_run(self) -> Any:
-        tags = {KEY_TAG: self._identity.key, "mlflow.source.name": "shoal", "mlflow.source.type": "JOB"}
-        tags["mlflow.user"] = os.environ.get("USER") or socket.gethostname()
-        if self._parent is not None:
-            tags[PARENT_TAG] = str(self._parent.run_id)
-        self._tags = self._metadata_tags()
-        tags |= {key: str(value) for key, value in self._tags.items()}
-        return self.client.create_run(self.experiment_id, self._identity.start_ms, tags, self._identity.name)
-
-    def _forget_position(self) -> None:
-        """Start over: the run is new to this store, which has none of the points."""
-        self._reader, self._unsent = JournalReader(self._folder), []
-
-    def _describe(self, run: Any) -> None:
-        from mlflow.entities import Param
-
-        if run.info.status != "RUNNING":
-            self.client.update_run(self.run_id, status="RUNNING")
-        metadata = self._folder.load(Metadata)
-        if metadata is None:
-            return
-        known = run.data.params
-        params = [Param(key, str(value)) for key, value in metadata.params.items() if key not in known]
-        self.client.log_batch(self.run_id, params=params)
-        self._tag()
-        if metadata.dataset:
-            for context in metadata.contexts:
-                self.client.log_inputs(self.run_id, [_dataset_input(metadata.dataset, context)])
-        self._upload(CONFIG)
-        if self._parent is None:
-            self._upload(self._folder.path_of(Metadata))
-
-    def _tag(self) -> None:
-        """Send the tags that have changed since the run was opened."""
-        from mlflow.entities import RunTag
-
-        tags = self._metadata_tags()
-        changed = [RunTag(key, str(value)) for key, value in tags.items() if self._tags.get(key) != value]
-        if changed:
-            self.client.log_batch(self.run_id, tags=changed)
-            self._tags = tags
-
-    def _metadata_tags(self) -> dict[str, JsonValue]:
-        metadata = self._folder.load(Metadata)
-        return metadata.tags if metadata else {}
+    def _set_reason(self, reason: str | None) -> None:
+        """Set the tag that says why the run ended, or remove that of an earlier attempt."""
+        text = reason_text(reason)
+        if text is None and REASON_TAG in self._tags:
+            self.client.delete_tag(self.run_id, REASON_TAG)
+            del self._tags[REASON_TAG]
+        elif text is not None and self._tags.get(REASON_TAG) != text:
+            self.client.set_tag(self.run_id, REASON_TAG, text)
+            self._tags[REASON_TAG] = text
 
     def _upload(self, name: str, where: str | None = None) -> None:
         if self._folder.exists(name):
             with self._on_disk(name) as path:
                 self.client.log_artifact(self.run_id, str(path), where)
-
-    def _upload_pictures(self) -> None:
-        for where in (PICTURES, PROFILE):
-            for name in self._folder.names(where):
-                self._upload(f"{where}/{name}", where)
 
     @contextlib.contextmanager
     def _on_disk(self, name: str) -> Iterator[Path]:
@@ -257,12 +365,17 @@ class RunSync:
 
 
 @contextlib.contextmanager
-def _never_failing() -> Iterator[None]:
+def never_failing() -> Iterator[None]:
     """Let a folder that cannot be written keep what it has: what is lost is found out again."""
     try:
         yield
     except OSError as error:
         logger.debug("not recorded: %s", error)
+
+
+def reason_text(reason: str | None) -> str | None:
+    """Return the text of the tag that says why a run ended; None: it has no such tag."""
+    return reason[:MOST_REASON] if reason else None
 
 
 def parse_lease(tag: str) -> Lease | None:
@@ -271,12 +384,3 @@ def parse_lease(tag: str) -> Lease | None:
         return Lease.parse(tag.encode())
     except ValueError:
         return None
-
-
-def _dataset_input(dataset: DatasetRecord, context: str) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    entity = Dataset(
-        dataset.name, dataset.digest, dataset.source_type, dataset.source, dataset.columns, dataset.profile
-    )
-    return DatasetInput(entity, [InputTag("mlflow.data.context", context)])

@@ -4,34 +4,14 @@ import time
 
 import pytest
 
-from curves import history, log_curve
+from curves import add_trial, history, log_curve
 from shoal.storage.records import Identity, Metadata
-from shoal.storage.run_folder import REPORTS, TRIALS
+from shoal.storage.run_folder import TRIALS
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
 from shoal.tracking.reaper import reap
 from shoal.tracking.sweep_sync import SweepSync, make_sync, sync
 from shoal.tracking.sync import LEASE_TAG, PARENT_TAG, REASON_TAG
-
-
-@pytest.fixture
-def sweep(run):
-    """Make the folder of a sweep with trials, as `shoal.workflows.tune.sweep` leaves one."""
-
-    def make(statuses=("FINISHED", "FINISHED"), status="FINISHED"):
-        folder = run("sweep", status, is_sweep=True, end_ms=2_000_000_000_000)
-        for number, one in enumerate(statuses):
-            trial = folder.inner(f"{TRIALS}/t{number:04d}")
-            trial.create_identity(
-                name=f"t{number:04d}", experiment=folder.identity().experiment, point={"optim.lr": number}
-            )
-            trial.update(Identity, status=one, end_ms=2_000_000_000_000)
-            trial.save(folder.load(Metadata).replace(params={"optim.lr": number}))
-            log_curve(trial, range(1, 4))
-        folder.write(f"{REPORTS}/report.html", b"<html></html>")
-        return folder
-
-    return make
 
 
 def children(client, parent_id):
@@ -131,3 +111,146 @@ def test_a_trial_whose_params_are_not_known_yet_waits(client, sweep):
     sync.open()
     sync.send_points()
     assert children(client, sync.run_id) == {}
+
+
+# Changed or deleted behind the sync's back.
+
+
+def extended(folder):
+    """Sync a sweep that went on, as its driver does: what was synced before is looked at, and skipped."""
+    folder.update(Identity, status="RUNNING", end_ms=None)
+    folder.acquire_lease()
+    tracker = Tracker(folder)
+    tracker.start()
+    add_trial(folder, 2)
+    folder.update(Identity, status="FINISHED")
+    assert tracker.close(), tracker.problem
+    folder.release_lease()
+    return tracker.run_id
+
+
+def assert_complete(client, parent, names=("t0000", "t0001", "t0002")):
+    found = children(client, parent)
+    assert set(found) == set(names)
+    for name, run in found.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["optim.lr"] == str(int(name[1:]))
+        assert [step for step, _, _ in history(client, run.info.run_id)] == [1, 2, 3]
+
+
+def test_every_key_of_a_trials_point_is_a_param_of_its_run(client, sweep):
+    found = children(client, sync(sweep()))
+    assert found["t0001"].data.params == {
+        "optim.lr": "1",
+        "optim.betas": "[0.9, 0.95]",
+        "train.ema": "null",
+    }
+
+
+def test_a_trial_that_failed_before_its_model_was_built_has_its_point_too(client, sweep):
+    folder = sweep(("FINISHED", "FAILED"))
+    folder.inner(f"{TRIALS}/t0001").delete(Metadata.file)
+    assert children(client, sync(folder))["t0001"].data.params["optim.lr"] == "1"
+
+
+@pytest.mark.parametrize("again", [sync, extended], ids=["synced", "extended"])
+@pytest.mark.parametrize("takes_children_along", [True, False])
+def test_a_parent_that_was_deleted_is_made_anew_with_all_its_children(
+    client, sweep, again, takes_children_along
+):
+    folder = sweep()
+    first = sync(folder)
+    for run in children(client, first).values() if takes_children_along else ():
+        client.delete_run(run.info.run_id)
+    client.delete_run(first)
+    add_trial(folder, 2)
+    parent = again(folder)
+    assert parent != first
+    assert_complete(client, parent)
+    assert folder.tracked().run_id == parent
+
+
+@pytest.mark.parametrize("again", [sync, extended], ids=["synced", "extended"])
+def test_a_child_that_was_deleted_is_made_anew(client, sweep, again):
+    folder = sweep()
+    parent = sync(folder)
+    client.delete_run(children(client, parent)["t0001"].info.run_id)
+    add_trial(folder, 2)
+    assert again(folder) == parent
+    assert_complete(client, parent)
+
+
+def test_what_is_deleted_while_a_sweep_runs_is_made_anew(client, sweep):
+    folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
+    folder.acquire_lease()
+    tracker = Tracker(folder, sync_every_s=0.05)
+    tracker.start()
+    wait_for(lambda: tracker.run_id and len(children(client, tracker.run_id)) == 2)
+    first = tracker.run_id
+    for run in children(client, first).values():
+        client.delete_run(run.info.run_id)
+    client.delete_run(first)
+    folder.inner(f"{TRIALS}/t0001").update(Identity, status="FINISHED")
+    folder.update(Identity, status="FINISHED")
+    assert tracker.close(), tracker.problem
+    assert tracker.run_id != first
+    assert_complete(client, tracker.run_id, ("t0000", "t0001"))
+
+
+def test_a_trial_whose_folder_was_deleted_and_that_was_trained_again_is_one_child(client, sweep):
+    folder = sweep()
+    parent = sync(folder)
+    folder.delete(f"{TRIALS}/t0001")
+    assert sync(folder) == parent
+    assert_complete(client, parent, ("t0000", "t0001"))  # nothing has taken its place
+    before = children(client, parent)["t0001"].info.run_id
+    add_trial(folder, 1)
+    assert extended(folder) == parent
+    assert_complete(client, parent)
+    assert children(client, parent)["t0001"].info.run_id != before
+
+
+@pytest.mark.parametrize("again", [sync, extended], ids=["synced", "extended"])
+def test_the_reason_of_an_earlier_attempt_goes_away(client, sweep, again):
+    folder = sweep(("FINISHED", "FAILED"), status="KILLED")
+    folder.update(Identity, reason="interrupted by SIGTERM")
+    folder.inner(f"{TRIALS}/t0001").update(Identity, reason="interrupted")
+    parent = sync(folder)
+    trial = folder.inner(f"{TRIALS}/t0001")
+    trial.update(Identity, status="FINISHED", reason=None)
+    folder.update(Identity, status="FINISHED", reason=None)
+    assert again(folder) == parent
+    for run in [client.get_run(parent), *children(client, parent).values()]:
+        assert run.info.status == "FINISHED"
+        assert REASON_TAG not in run.data.tags
+
+
+def test_a_child_that_another_process_closed_by_mistake_says_again_how_it_ended(client, sweep):
+    folder = sweep()
+    parent = sync(folder)
+    run_id = children(client, parent)["t0001"].info.run_id
+    client.set_tag(run_id, REASON_TAG, "the driver of this run is gone")
+    client.set_terminated(run_id, "FAILED")
+    extended(folder)
+    assert_complete(client, parent)
+    assert REASON_TAG not in client.get_run(run_id).data.tags
+
+
+def test_once_a_sweep_is_marked_no_trial_of_it_is_opened_as_running(client, sweep):
+    folder = sweep(("RUNNING",), status="RUNNING")
+    folder.acquire_lease()
+    sync = SweepSync(folder)
+    sync.open()
+    sync.send_points()
+    sync.mark("KILLED", "interrupted by SIGTERM")
+    add_trial(folder, 1, status="RUNNING")
+    sync.send_points()
+    assert {run.info.status for run in children(client, sync.run_id).values()} == {"KILLED"}
+    assert client.get_run(sync.run_id).info.status == "KILLED"
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -20,6 +20,7 @@ from shoal.config.schema import build_config
 from shoal.data.partition import WorkerRows, partition_source
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, TrainingError
+from shoal.processes import open_answers, start_answering
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
 from shoal.runs.validate import validate
@@ -89,15 +90,13 @@ def probe(configs: Sequence[RunConfig], slots: int, num_workers: int) -> list[Pr
 
 
 def _in_new_process(trees: list[dict[str, Any]], num_workers: int) -> list[Probe]:
-    done = subprocess.run(
-        [sys.executable, "-m", "shoal.workflows.tune.probe"],
-        input=json.dumps([trees, num_workers]),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise TrainingError(f"a trial failed when it was tried: {done.stderr.strip().splitlines()[-1]}")
-    return [Probe(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+    process, answers = start_answering(["-m", "shoal.workflows.tune.probe"], stderr=subprocess.PIPE)
+    with process, answers:
+        _, err = process.communicate(json.dumps([trees, num_workers]))
+        if process.returncode:
+            reason = (err.strip().splitlines() or ["no output"])[-1]
+            raise TrainingError(f"a trial failed when it was tried: {reason}")
+        return [Probe(**fields) for fields in json.loads(answers.readline())]
 
 
 def _probe_all(configs: Sequence[RunConfig]) -> list[Probe]:
@@ -166,19 +165,18 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def main() -> None:
-    """Probe the configs on standard input, and print what they cost."""
+def main(pipe: str) -> None:
+    """Probe the configs on standard input, and write what they cost into a pipe."""
+    answers = open_answers(pipe)
     trees, num_workers = json.load(sys.stdin)
     configs = [build_config(RunConfig, tree) for tree in trees]
     share = {"data.global_batch_size": max(1, configs[0].data.global_batch_size // num_workers)}
     single = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None}
     torch.set_num_threads(max(1, int(configs[0].scale.cpus_per_worker)))
-    print(
-        json.dumps(
-            [vars(probe) for probe in _probe_all([config.replace(single | share) for config in configs])]
-        )
-    )
+    probes = _probe_all([config.replace(single | share) for config in configs])
+    answers.write(json.dumps([vars(probe) for probe in probes]) + "\n")
+    answers.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

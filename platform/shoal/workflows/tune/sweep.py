@@ -137,7 +137,6 @@ class _SweepRun(RunLifecycle):
             status=status,
             reason=reason,
             **self.who(),
-            records_complete=self.tracker.synced_at_s,
             attempt=self.attempt,
         )
         self.folder.save(result)

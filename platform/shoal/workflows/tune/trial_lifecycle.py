@@ -12,7 +12,7 @@ from shoal.errors import ShoalError
 from shoal.runs.worker import WorkerSpec
 from shoal.storage.lease import now_ms
 from shoal.storage.records import ErrorRecord, Identity, Metadata, TrialResult
-from shoal.storage.run_folder import CONFIG
+from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.tasks.open_data import preprocessing_spec
 from shoal.tracking.journal import Journal
 from shoal.training.loop import Decision
@@ -184,15 +184,18 @@ class TrialLifecycle:
             return
         progress.error = progress.reason = None
         folder = progress.folder
-        folder.create()
-        folder.create_identity(
-            name=trial.name, experiment=self._config.experiment_name, point=trial.point, repeat=trial.repeat
-        )
+        self._create(trial, folder)
         folder.update(Identity, status="RUNNING", reason=None)
         folder.delete(TrialResult.file)
         if not folder.exists(CONFIG):
             folder.write(CONFIG, to_yaml(progress.config).encode())
         self._pool.begin(trial, spec)
+
+    def _create(self, trial: Trial, folder: RunFolder) -> None:
+        folder.create()
+        folder.create_identity(
+            name=trial.name, experiment=self._config.experiment_name, point=trial.point, repeat=trial.repeat
+        )
 
     def _spec(self, progress: TrialProgress) -> TrialSpec:
         config = progress.config
@@ -208,13 +211,14 @@ class TrialLifecycle:
         )
 
     def _refuse(self, trial: Trial, error: ShoalError) -> None:
-        """Close a trial with a point that cannot be trained at all; it may have no run folder."""
+        """Close a trial with a point that cannot be trained at all."""
         state = self._state
         if trial not in state.progress:
             state.progress[trial] = TrialProgress(
                 state.plan.base.config, state.trial_folder(trial), began_s=state.elapsed_s()
             )
         state.progress[trial].error = ErrorRecord(type=type(error).__name__, message=str(error))
+        self._create(trial, state.progress[trial].folder)  # it is a trial in MLflow too
         self._engine.fail(trial, "infeasible")
         self.close(trial, str(error))
 
