@@ -91,6 +91,7 @@ class TrainingRun:
         is_stop_requested=lambda step: False,
         has_validation=True,
         scaler=None,
+        sync_batchnorm=False,
         **settings,
     ):
         config = {name: settings.pop(name) for name in TrainConfig.model_fields if name in settings}
@@ -102,6 +103,8 @@ class TrainingRun:
             TrainConfig(**({"epochs": 2} | config)),
             SingleProcess(),
             CPU,
+            seed=3,
+            sync_batchnorm=sync_batchnorm,
             has_validation=has_validation,
         )
         self.loop = loop if scaler is None else replace(loop, scaler=scaler)

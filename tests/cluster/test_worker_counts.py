@@ -12,7 +12,12 @@ from PIL import Image
 
 from running import ROOT, Place, Trace, assert_close, assert_equal
 
-SETTINGS = ("data.source=synthetic:classification?rows=3000&features=100", "train.epochs=4", "run_name=run")
+SETTINGS = (
+    "data.source=synthetic:classification?rows=3000&features=100",
+    "train.epochs=4",
+    "run_name=run",
+    "model.args={dropout: 0.2}",
+)
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,14 @@ class Batch:
         targets: [n] class numbers (int64) or standardised values (float32).
         count: samples in the global batch, over all workers.
         is_filler: the worker has no row in this short batch; `inputs` holds one row, whose loss must not count.
+        first: place of the first row in the worker's part, of which this may be a part itself.
     """
 
     inputs: Tensor
     targets: Tensor
     count: int
     is_filler: bool = False
+    first: int = 0
 
 
 class Shard(Protocol):

@@ -3,6 +3,7 @@
 - `process_group`: sums and gathers over the workers, gradients inside DistributedDataParallel
 - `shm_allreduce`: the sum through shared memory, for CPU workers of one host
 - `parallelism`: FSDP2 and tensor parallelism, by the units that `blocks` finds in a model
+- `sync_batchnorm`: BatchNorm over the rows of all workers
 - `dtensor_io`: tensors of which each worker holds a part, to files and back
 - `shard_index`: the index of such files, read without running what it names
 - `torch_private`: the private interfaces of torch that Shoal uses, listed with their fallbacks

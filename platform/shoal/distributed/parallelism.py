@@ -151,11 +151,33 @@ def _parallelize(model: nn.Module, mesh: Any) -> None:
     plan |= {name: RowwiseParallel() for name in ROW_PARALLEL}
     for block in blocks_of(model) or ():
         parallelize_module(block, mesh, plan, src_data_rank=None)  # all workers have built the same weights
+        _announce_parts(block, mesh)
     copies: dict[nn.Parameter, nn.Parameter] = {}  # keeps tied parameters tied
     for module in model.modules():
         parameters = dict(module.named_parameters(recurse=False))
         if parameters and not any(map(is_dtensor, parameters.values())):
             _replicate(module, parameters, mesh, copies)
+
+
+def _announce_parts(block: nn.Module, mesh: Any) -> None:
+    """Have dropout between the split layers know which part of an activation it sees (`part` of row dropout)."""
+    dropouts = [module for module in block.modules() if hasattr(module, "part")]
+    mine = (mesh.get_local_rank(), mesh.size())
+
+    def divided(*_: Any) -> None:
+        for dropout in dropouts:
+            dropout.part = mine  # type: ignore[assignment]
+
+    def whole(*_: Any) -> None:
+        for dropout in dropouts:
+            dropout.part = None  # type: ignore[assignment]
+
+    if dropouts:
+        block.register_forward_pre_hook(whole)
+        for name in COLUMN_PARALLEL:
+            block.get_submodule(name).register_forward_hook(divided)
+        for name in ROW_PARALLEL:
+            block.get_submodule(name).register_forward_pre_hook(whole)
 
 
 def _replicate(

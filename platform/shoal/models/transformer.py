@@ -74,7 +74,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = width // heads
         self.attention_scale = self.head_dim**-0.5
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.causal = causal
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -101,16 +101,25 @@ class Attention(nn.Module):
             query, key = rotation(query), rotation(key)
         if cache is not None:
             key, value = cache.append(key, value)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and x.shape[1] > 1,  # a single position is the last one and attends to all
-            scale=self.attention_scale,
-        )
+        is_causal = self.causal and x.shape[1] > 1  # a single position is the last one and attends to all
+        if self.training and self.dropout.p:
+            mixed = self._attend_with_dropout(query, key, value, mask, is_causal)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=is_causal, scale=self.attention_scale
+            )
         return self.project(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _attend_with_dropout(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """Do as F.scaled_dot_product_attention, whose own dropout draws by worker; it keeps all attention weights."""
+        scores = query @ key.transpose(-2, -1) * self.attention_scale
+        if is_causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return self.dropout(scores.softmax(dim=-1)).to(value.dtype) @ value  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
         """Return [n, heads, t, head_dim]; with tensor parallelism this worker has a part of the heads."""

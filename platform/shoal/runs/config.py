@@ -54,6 +54,12 @@ class ScaleConfig(Section):
         description="of fsdp+tp: workers that share a block's heads; null: 2; the rest share parameters",
     )
 
+    sync_batchnorm: bool = Field(
+        True,
+        description="BatchNorm over the rows of all workers; false, or train.micro_batch_size: the result depends on "
+        "their number, and says so",
+    )
+
     @property
     def tensor_size(self) -> int:
         """Workers of a tensor-parallel group."""

@@ -24,7 +24,7 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 # Keys whose default is not what earlier versions did, with what they did.
-BEFORE = {"optim.decay": "all"}
+BEFORE = {"optim.decay": "all", "scale.sync_batchnorm": False}
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def as_begun(config: AnyConfig, folder: RunFolder) -> AnyConfig:
     missing = _missing_keys(_stored_config(folder))
     now = flatten(config)
     changed = {key: value for key, value in missing.items() if now[key] != value}
-    for key, value in changed.items():
-        logger.warning(
-            "'%s' was begun before there was %s: it goes on with %s=%s", folder.uri, key, key, value
-        )
-    return config.replace(changed) if changed else config
+    if not changed:
+        return config
+    kept = ", ".join(f"{key}={value}" for key, value in changed.items())
+    logger.warning("'%s' was begun by an earlier version: it goes on as there, with %s", folder.uri, kept)
+    return config.replace(changed)
 
 
 def _missing_keys(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -231,6 +231,7 @@ def _outcome(
         test_metrics=final.test_metrics,
         val_metrics=final.val_metrics,
         confusion=final.confusion,
+        depends_on_workers=loop.dependence.reason,
     )
 
 

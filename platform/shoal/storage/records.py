@@ -343,6 +343,7 @@ class Outcome(Record):
         rates: samples, tokens and FLOPs per second, MFU.
         peak_memory_bytes: by rank.
         confusion: [true class][predicted class] counts on `split`.
+        depends_on_workers: why the result depends on their number; None where nothing is known to make it.
     """
 
     file: ClassVar[str] = "outcome.json"
@@ -367,6 +368,7 @@ class Outcome(Record):
     test_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     val_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     confusion: list[list[int]] | None = None
+    depends_on_workers: str | None = None
 
 
 class ErrorRecord(Record):
@@ -441,6 +443,7 @@ class TrainResult(Result):
     peak_memory_bytes: int | None = None
     micro_batch_size: int | None = None
     world_size: int | None = None
+    depends_on_workers: str | None = None
     device: str | None = None
     gradient_transport: str | None = None
     shares: dict[str, NullableFloat] = Field(default_factory=dict)

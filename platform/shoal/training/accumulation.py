@@ -156,6 +156,9 @@ def split_batch(batch: Batch, size: int, count: int) -> list[Batch]:
     Where the samples do not suffice, fillers make up the number.
     """
     inputs, targets = batch.inputs.split(size), batch.targets.split(size)
-    parts = [replace(batch, inputs=x, targets=y) for x, y in zip(inputs, targets, strict=True)]
+    parts = [
+        replace(batch, inputs=x, targets=y, first=number * size)
+        for number, (x, y) in enumerate(zip(inputs, targets, strict=True))
+    ]
     filler = replace(batch, inputs=batch.inputs[:1], targets=batch.targets[:1], is_filler=True)
     return parts + [filler] * (count - len(parts))

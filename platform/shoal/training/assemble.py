@@ -15,17 +15,20 @@ from shoal.data.loader import Shard, ViewedShard
 from shoal.data.preprocessing import Transform
 from shoal.data.widen import Widen
 from shoal.distributed.process_group import Collective, preserve_state
+from shoal.distributed.sync_batchnorm import use_sync_batchnorm
 from shoal.errors import ModelError
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
+from shoal.models.dropout import announced, use_row_dropout
 from shoal.models.registry import build_model_for
 from shoal.tasks.base import Task
 from shoal.tasks.registry import TaskName, make_task
 from shoal.training.accumulation import make_accumulation, split_batch
 from shoal.training.activation_checkpointing import checkpoint_blocks
 from shoal.training.compile import compile_model
+from shoal.training.dependence import Dependence
 from shoal.training.ema import EMA
-from shoal.training.loop import TrainConfig, TrainingLoop, total_steps
+from shoal.training.loop import TrainConfig, TrainingLoop, rows_of, total_steps
 from shoal.training.lr_schedule import learning_rate
 from shoal.training.mixed_precision import autocast, make_scaler
 from shoal.training.optimizer import OptimConfig, build_optimizer
@@ -51,6 +54,16 @@ class TrainingSections(Protocol):
 
     @property
     def train(self) -> TrainConfig: ...
+
+    @property
+    def scale(self) -> "SyncSections": ...
+
+
+class SyncSections(Protocol):
+    """The part of the `scale` section that training depends on."""
+
+    @property
+    def sync_batchnorm(self) -> bool: ...
 
 
 def assemble(
@@ -80,7 +93,16 @@ def assemble(
     if is_path(config.model.name) and collective.size > 1:
         _check_same_weights(model, config.model.name, collective)
     return assemble_loop(
-        model, task, shard, config.optim, config.train, collective, device, has_validation=has_validation
+        model,
+        task,
+        shard,
+        config.optim,
+        config.train,
+        collective,
+        device,
+        seed=config.seed,
+        sync_batchnorm=config.scale.sync_batchnorm,
+        has_validation=has_validation,
     )
 
 
@@ -115,6 +137,8 @@ def assemble_loop(
     train: TrainConfig,
     collective: Collective,
     device: torch.device,
+    seed: int = 0,
+    sync_batchnorm: bool = False,
     has_validation: bool = True,
 ) -> TrainingLoop:
     """Build the training loop of a model and a task; the model is prepared in place.
@@ -123,8 +147,9 @@ def assemble_loop(
     parameters that it has afterwards.
     """
     shard = ViewedShard(shard, task.view) if task.view else shard
+    _replace_layers(model, train, collective, sync_batchnorm)
     _prepare(model, train, collective, device)
-    forward = _wrap(model, train, task, shard, collective)
+    forward = _wrap(model, train, task, shard, collective, seed)
     steps = total_steps(train, shard.lanes.steps)
     return TrainingLoop(
         config=train,
@@ -141,8 +166,21 @@ def assemble_loop(
         ),
         scaler=make_scaler(train.precision, device.type),
         ema=EMA(model, train.ema) if train.ema else None,
+        dependence=Dependence(model, collective, sync_batchnorm and train.micro_batch_size is None),
+        seed=seed,
         has_validation=has_validation,
     )
+
+
+def _replace_layers(
+    model: nn.Module, train: TrainConfig, collective: Collective, sync_batchnorm: bool
+) -> None:
+    """Have dropout and BatchNorm not depend on which of the workers a row is with."""
+    use_row_dropout(model)
+    # With micro_batch_size=auto a worker that runs out of memory would keep the others waiting in a layer.
+    if sync_batchnorm and collective.data_size > 1 and train.micro_batch_size != "auto":
+        all_reduce = torch.compiler.disable(collective.all_reduce) if train.compile else collective.all_reduce
+        use_sync_batchnorm(model, all_reduce, lambda: not announced.is_filler)
 
 
 def _prepare(model: nn.Module, train: TrainConfig, collective: Collective, device: torch.device) -> None:
@@ -159,7 +197,7 @@ def _prepare(model: nn.Module, train: TrainConfig, collective: Collective, devic
 
 
 def _wrap(
-    model: nn.Module, train: TrainConfig, task: Task, shard: Shard, collective: Collective
+    model: nn.Module, train: TrainConfig, task: Task, shard: Shard, collective: Collective, seed: int
 ) -> nn.Module:
     """Return the module whose backward reduces gradients over the workers.
 
@@ -173,7 +211,7 @@ def _wrap(
         """Make one forward and backward that leaves gradients and nothing else."""
         batch = next(shard.batches(epoch=0, start=0))
         micro_batch = split_batch(batch, size or len(batch.targets), count=1)[0]
-        with preserve_state(model):
+        with preserve_state(model), rows_of(micro_batch, 0, seed, collective):
             module.train()
             with autocast(train.precision, batch.inputs.device.type):
                 outputs = module(micro_batch.inputs)

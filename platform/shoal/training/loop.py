@@ -23,11 +23,13 @@ from shoal.data.loader import Batch, Shard
 from shoal.data.sampler import VALIDATION
 from shoal.distributed.process_group import Collective
 from shoal.errors import DivergedError
+from shoal.models.dropout import RowsOfBatch
 from shoal.storage.records import Ending
 from shoal.tasks.base import Task
 from shoal.tasks.metrics import reaches, update_best
 from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.dependence import Dependence
 from shoal.training.ema import EMA
 from shoal.training.evaluation import RowLimit, evaluate
 from shoal.training.mixed_precision import Precision, autocast
@@ -86,6 +88,8 @@ class TrainingLoop:
         clip_norm: largest norm of the whole gradient.
         shard: this worker's rows, as the task sees them.
         ema: None where the weights themselves are the model.
+        dependence: what makes the result depend on the number of workers.
+        seed: of dropout.
         has_validation: whether there is a validation split to evaluate on.
         row_limit: the most rows that evaluation could hold so far.
     """
@@ -102,6 +106,8 @@ class TrainingLoop:
     accumulation: Accumulation
     scaler: GradScaler
     ema: EMA | None
+    dependence: Dependence
+    seed: int = 0
     has_validation: bool = True
     row_limit: RowLimit = field(default_factory=RowLimit)
 
@@ -218,7 +224,7 @@ def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
     since, waited = time.perf_counter(), loop.collective.waited_s
     for group in loop.optimizer.param_groups:
         group["lr"] = loop.learning_rate(step) * group.get("lr_scale", 1.0)
-    loss = loop.accumulation.run(batch, lambda micro_batch: _backward(loop, micro_batch))
+    loss = loop.accumulation.run(batch, lambda micro_batch: _backward(loop, micro_batch, step))
     loop.collective.after_backward()
     loop.scaler.unscale_(loop.optimizer)
     if loop.clip_norm is not None:
@@ -234,16 +240,29 @@ def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
     return loss
 
 
-def _backward(loop: TrainingLoop, micro_batch: Batch) -> Tensor:
+def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
     """Add a micro-batch's gradient to those of the parameters; return its sum of losses."""
-    with autocast(loop.config.precision, micro_batch.inputs.device.type):
-        outputs = loop.forward(micro_batch.inputs)
-    loss = loop.task.loss(outputs, micro_batch)
-    if micro_batch.is_filler:
-        loss = loss * 0.0
-    # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
-    loss.backward(loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))  # type: ignore[no-untyped-call]
+    inputs, dependence = micro_batch.inputs, loop.dependence
+    with rows_of(
+        micro_batch, step, loop.seed, loop.collective
+    ):  # in backward activations may be computed again
+        with autocast(loop.config.precision, inputs.device.type):
+            outputs = (
+                loop.forward(inputs) if dependence.is_watched else dependence.watch(loop.forward, inputs)
+            )
+        loss = loop.task.loss(outputs, micro_batch)
+        if micro_batch.is_filler:
+            loss = loss * 0.0
+        # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
+        loss.backward(loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def rows_of(batch: Batch, step: int, seed: int, collective: Collective) -> RowsOfBatch:
+    """Announce a worker's rows: its row i is in lane `data_rank + i * data_size` (`shoal.data.sampler`)."""
+    first = collective.data_rank + batch.first * collective.data_size
+    rows, device = len(batch.inputs), batch.inputs.device
+    return RowsOfBatch(seed, step, first, collective.data_size, rows, device, batch.is_filler)
 
 
 def evaluate_split(loop: TrainingLoop, split: str, precision: Precision = "fp32") -> Tensor:

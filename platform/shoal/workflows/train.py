@@ -217,6 +217,7 @@ def _measured(outcome: Outcome) -> dict[str, Any]:
         "peak_memory_bytes": max(outcome.peak_memory_bytes, default=None),
         "micro_batch_size": outcome.micro_batch_size,
         "world_size": outcome.world_size,
+        "depends_on_workers": outcome.depends_on_workers,
         "device": outcome.device,
         "gradient_transport": outcome.transport,
         "shares": shares,

@@ -25,9 +25,11 @@ from shoal.data.sampler import Lanes
 from shoal.distributed import dtensor_io
 from shoal.distributed.parallelism import check_strategy, make_group
 from shoal.distributed.process_group import SingleProcess
+from shoal.distributed.sync_batchnorm import use_sync_batchnorm
 from shoal.errors import CheckpointError, ConfigError, ModelError
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
+from shoal.models.transformer import FeedForward
 from shoal.runs.config import RunConfig, ScaleConfig
 from shoal.runs.validate import validate
 from shoal.runs.worker import WorkerSpec, resident_shard
@@ -62,13 +64,30 @@ MUP = GPT.model_copy(update={"width": 64, "parametrization": "mup", "base_width"
 BERT = ModelConfig(name="bert", width=32, depth=1, args={"heads": 2})
 MLP = ModelConfig(name="mlp", width=16, depth=2)
 LARGE = ModelConfig(name="mlp", width=2048, depth=2)
-ODD = ModelConfig(name="odd")
+ODD, NORMED, SPLIT = (ModelConfig(name=name) for name in ("odd", "normed", "split"))
 ADAM = OptimConfig(lr=0.01, clip_norm=0.5, weight_decay=0.01, name="adamw")
 SGD = OptimConfig(lr=0.05, name="sgd", clip_norm=1.0)
+
+
+def dropping(config):
+    return config.model_copy(update={"args": config.args | {"dropout": 0.3}})
+
 
 LEARNT = {"gpt": (GPT, ADAM), "mup": (MUP, ADAM), "bert": (BERT, SGD), "mlp": (MLP, SGD)}
 LOSSES = [(kind, name) for kind in ("gpt", "bert") for name in ("ddp", "fsdp", "tp")]
 LOSSES += [("mup", "fsdp"), ("mlp", "ddp"), ("mlp", "fsdp")]
+
+# With what depends on the rows of a batch or draws random numbers.
+LEARNT["gpt, dropout"] = (dropping(GPT), ADAM)
+LEARNT["bert, dropout"] = (dropping(BERT), SGD)
+LEARNT["mlp, dropout"] = (dropping(MLP), SGD)
+LEARNT["split, dropout"] = (SPLIT, ADAM)
+LEARNT["batchnorm"] = (NORMED, SGD)
+LOSSES += [(f"{kind}, dropout", name) for kind in ("gpt", "bert") for name in ("ddp", "fsdp", "tp")]
+LOSSES += [("mlp, dropout", "ddp"), ("batchnorm", "ddp"), ("batchnorm", "fsdp"), ("split, dropout", "tp")]
+
+DEPENDS_ON_ROWS = ("gpt, dropout", "bert, dropout", "mlp, dropout", "batchnorm")
+ACCUMULATED = {"micro_batch_size": 3}
 
 # Of the checkpoint, and of what is resumed.
 RESUMED = [
@@ -128,19 +147,52 @@ class Odd(nn.Module):
         return self.out(self.frozen(x) + self.listed[0](x) * self.offset)
 
 
+def normed():
+    """BatchNorm, dropout, and statistics that count for the next layer's."""
+    torch.manual_seed(4)
+    return nn.Sequential(
+        nn.Linear(CONTEXT, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3),
+        nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 3),
+    )  # fmt: skip
+
+
+def split():
+    """A GPT with dropout on the hidden units, which tensor parallelism divides."""
+    model = build_model(dropping(GPT), (CONTEXT,), VOCABULARY, 0)
+    for block in model.blocks:
+        block.feed_forward.__class__ = DroppingFeedForward
+        block.feed_forward.drop = nn.Dropout(0.3)
+    return model
+
+
+class DroppingFeedForward(FeedForward):
+    def forward(self, x):
+        return self.down(self.drop(F.gelu(self.up(x))))
+
+
 class Training:
     """A worker's training by the loop's own `update`, step by step, at a learning rate that decays."""
 
-    def __init__(self, collective, config, optim=ADAM, precision="fp32", held_out=3):
+    def __init__(self, collective, config, optim=ADAM, held_out=3, sync_batchnorm=True, **train):
         self.collective = collective
-        is_text = config.name in ("gpt", "bert")
-        self.task = NextToken() if config.name == "gpt" else Classification(3)
+        is_text = config.name in ("gpt", "bert", "split")
+        self.task = NextToken() if config.name in ("gpt", "split") else Classification(3)
         outputs = VOCABULARY if config.name == "gpt" else 3
         built = (config, (CONTEXT,), outputs, 0, VOCABULARY, "sequence_classification")
-        self.model = Odd() if config is ODD else build_model(*built)
+        own = {"odd": Odd, "normed": normed, "split": split}.get(config.name)
+        self.model = own() if own else build_model(*built)
         self.shard = shard_of(collective.data_rank, collective.data_size, is_text, held_out)
-        train = TrainConfig(precision=precision)
-        loop = assemble_loop(self.model, self.task, self.shard, optim, train, collective, CPU)
+        loop = assemble_loop(
+            self.model,
+            self.task,
+            self.shard,
+            optim,
+            TrainConfig(**train),
+            collective,
+            CPU,
+            seed=7,
+            sync_batchnorm=sync_batchnorm,
+        )
         self.loop = replace(loop, learning_rate=lambda step: optim.lr * 0.9**step)
         self.optimizer = loop.optimizer
 
@@ -208,8 +260,13 @@ def pair(rank, folder, bucket):
         found["losses"][kind, name] = Training(groups[name], *LEARNT[kind]).run(0, 10)
     for name in ("fsdp", "tp"):
         found["losses"]["bf16", name] = Training(groups[name], GPT, precision="bf16").run(0, 5)
+    found["accumulated"] = {
+        (kind, name): Training(groups[name], *LEARNT[kind], **ACCUMULATED).run(0, 5)
+        for kind, name in LOSSES
+        if "dropout" in kind
+    }
     for name in ("ddp", "fsdp"):
-        training = Training(groups[name], ODD, SGD)
+        training = Training(groups[name], ODD, SGD, sync_batchnorm=False)
         found["odd"][name] = (training.run(0, 5), training.evaluate(), training.whole())
 
     # Rows to evaluate: 2 and 1, one a batch; then 1 and none.
@@ -344,10 +401,34 @@ def a_run(folder, scale, epochs=2):
     return folder.load(Outcome).model_dump()
 
 
+def normalised(mine, group=None):
+    """Normalise rows of nine twice; return outputs, gradients of the rows and the layer, and statistics.
+
+    Of four workers the last has no row of its own.
+    """
+    draw = torch.Generator().manual_seed(0)
+    x, weight = 3.0 * torch.randn(9, 6, 5, generator=draw) + 20.0, torch.randn(9, 6, 5, generator=draw)
+    model, counts = nn.Sequential(nn.BatchNorm1d(6)), group is None or group.rank < 3
+    model[0].weight.data = torch.arange(1.0, 7.0)
+    if group:
+        use_sync_batchnorm(model, group.all_reduce, lambda: counts)
+    rows = x[mine].clone().requires_grad_()
+    model(rows)
+    y = model(rows)
+    ((y * weight[mine]).sum() * float(counts)).backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    gradients = [group.all_reduce(gradient) for gradient in gradients] if group else gradients
+    return y.detach(), rows.grad, gradients, list(model.buffers()), model.eval()(rows).detach()
+
+
 def four(rank, folder, bucket):
     group = make_group(CPU, ScaleConfig(strategy="fsdp+tp", num_workers=4))
     training, store = Training(group, GPT), ShardedStore(RunFolder(f"{folder}/both"))
     found = {"data": (group.data_rank, group.data_size), "losses": training.run(0, 5)}
+    ddp = make_group(CPU, ScaleConfig(num_workers=4))
+    found["ddp"] = {kind: Training(ddp, *LEARNT[kind]).run(0, 10) for kind in DEPENDS_ON_ROWS}
+    found["dropout"] = Training(group, *LEARNT["gpt, dropout"]).run(0, 10)
+    found["normalised"] = normalised(slice(rank, None, 3) if rank < 3 else slice(1), ddp)
     found["evaluated"] = training.evaluate()
     found["both"] = saved(training, store, 5)
     found["resumed"] = resumed(group, GPT, CheckpointStore(RunFolder(f"{folder}/alone")), "step-000005")
@@ -468,6 +549,35 @@ def test_a_builder_that_builds_other_weights_on_each_worker_is_refused_on_all(tw
             "test_parallelism:from_own_generator' built another 'weight' on worker 1 than on worker 0"
             in message
         )
+
+
+@pytest.mark.parametrize("kind", DEPENDS_ON_ROWS)
+def test_dropout_and_batchnorm_give_four_workers_the_losses_of_one(all_four, kind):
+    expected = Training(SingleProcess(), *LEARNT[kind]).run(0, 10)
+    for result in all_four[1]:
+        close(result["ddp"][kind], expected)
+        if kind == "gpt, dropout":
+            close(result["dropout"], expected)
+
+
+def test_batchnorm_over_workers_is_that_over_all_rows_where_they_have_unequally_many_or_none(all_four):
+    outputs, of_rows, of_layer, statistics, evaluated = normalised(slice(None))
+    for rank, result in enumerate(all_four[1][:3]):
+        found = result["normalised"]
+        expected = (outputs[rank::3], of_rows[rank::3], of_layer, statistics, evaluated[rank::3])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not all_four[1][3]["normalised"][1].any()
+
+
+def test_dropout_is_the_same_in_micro_batches(two):
+    for (kind, _), losses in two[0]["accumulated"].items():
+        close(losses, Training(SingleProcess(), *LEARNT[kind]).run(0, 5))
+
+
+def test_without_dropout_the_losses_are_others():
+    for kind, config in (("gpt, dropout", GPT), ("mlp, dropout", MLP)):
+        plain = Training(SingleProcess(), config, LEARNT[kind][1]).run(0, 3)
+        assert Training(SingleProcess(), *LEARNT[kind]).run(0, 3) != pytest.approx(plain, rel=1e-3)
 
 
 def test_tied_frozen_unused_parameters_and_statistics_are_under_fsdp_what_they_are_under_ddp(two):

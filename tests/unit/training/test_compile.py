@@ -27,6 +27,22 @@ def test_a_compiled_model_has_the_same_names_and_losses_within_rounding(tmp_path
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the check's, and the model's
 
 
+def test_a_compiled_models_dropout_has_the_masks_of_the_one_that_is_not_compiled_once(tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    drop = nn.Dropout(0.3)
+    initial = nn.Sequential(nn.Linear(6, 8), drop, nn.Linear(8, 8), drop, nn.Linear(8, 2))  # called twice
+    settings = {"max_steps": 5, "optim": {"name": "sgd"}, "has_validation": False}
+    expected = TrainingRun(tmp_path, copy.deepcopy(initial), **settings).train()
+    try:
+        found = TrainingRun(tmp_path, initial, compile=True, **settings).train()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+    assert found.loop.dependence.reason is None
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the check's, and the model's
+
+
 def test_without_a_compiler_training_is_refused_with_the_remedy(tmp_path, monkeypatch):
     import torch._inductor.config
 
