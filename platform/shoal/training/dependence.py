@@ -1,7 +1,7 @@
 """What makes a training's result depend on the number of workers, found in the model and in its first step.
 
 Random numbers that a model draws by itself come from generators that each worker has for itself; BatchNorm over a
-worker's own rows depends on how many they are. It knows models and generators; it does not know who is told.
+worker's own rows depends on how many they are. It knows models and generators; it does not know who reads the reasons.
 """
 
 import logging
