@@ -40,6 +40,10 @@ class StorageError(UserError, OSError):
     """A folder that cannot be read, written or shared."""
 
 
+class DamagedFileError(StorageError):
+    """A file of a run folder that is empty, truncated or holds something else."""
+
+
 class DivergedError(ShoalError, ArithmeticError):
     """The training loss stopped being a finite number."""
 

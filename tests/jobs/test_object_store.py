@@ -121,3 +121,28 @@ def test_a_store_that_stays_away_ends_the_job_with_one_error(
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])[0]
     assert run.info.status == "FAILED"
     assert "does not answer" in run.data.tags["shoal.reason"]
+
+
+def test_a_sweep_outlasts_an_outage_and_says_so(stored: Place, store: ObjectStore) -> None:
+    process = stored.start(
+        "tune",
+        "run_name=sweep",
+        "storage_path=s3://bucket/runs",
+        "optim.lr=0.001,0.002,0.004",
+        "train.epochs=200",
+    )
+    folder = RunFolder("s3://bucket/runs/shoal/sweep")
+    until = time.monotonic() + STEP_TIMEOUT_S
+    while not folder.exists("trials/t0000/journal"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    store.is_away = True
+    time.sleep(OUTAGE_S)
+    store.is_away = False
+    done = stored.wait(process)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    assert "does not answer" in done.err
+    trials = MlflowClient(f"sqlite:///{stored.path}/mlflow.db").search_runs(["1"])
+    assert sorted(run.info.status for run in trials) == ["FINISHED"] * 4

@@ -131,6 +131,8 @@ def _stored_config(folder: RunFolder) -> dict[str, Any]:
     """Return the config that a run was begun with, which no schema has checked."""
     try:
         tree = yaml.safe_load(folder.read(CONFIG))
+    except StorageError:
+        raise  # the store is away
     except (OSError, ValueError, yaml.YAMLError) as error:
         tree, reason = None, " ".join(str(error).split())
     else:

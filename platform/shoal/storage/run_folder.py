@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, TextIO, TypeVar
 
-from shoal.errors import StorageError
+from shoal.errors import DamagedFileError, StorageError
 from shoal.storage.folder import Folder
 from shoal.storage.lease import is_alive, new_lease, now_ms
 from shoal.storage.records import Identity, Lease, Record, Tracked
@@ -57,7 +57,7 @@ class RunFolder(Folder):
             inside: the folder below this one that the file is in.
 
         Raises:
-            StorageError: the file is empty, truncated or holds something else; it is named, with a remedy.
+            DamagedFileError: the file is empty, truncated or holds something else; it is named, with a remedy.
         """
         path = self.path_of(kind, inside)
         try:
@@ -67,7 +67,7 @@ class RunFolder(Folder):
         try:
             return kind.parse(data)
         except ValueError as error:
-            raise StorageError(f"'{self.uri}/{path}' is damaged ({error}): {kind.remedy}") from None
+            raise DamagedFileError(f"'{self.uri}/{path}' is damaged ({error}): {kind.remedy}") from None
 
     def load_or_new(self, kind: type[AnyRecord], inside: str = "") -> AnyRecord:
         """Return a record that can be found out again: a damaged file is deleted, with a warning.
@@ -77,7 +77,7 @@ class RunFolder(Folder):
         """
         try:
             return self.load(kind, inside) or kind()
-        except StorageError as error:
+        except DamagedFileError as error:
             logger.warning("%s (done)", error)
             self.delete(self.path_of(kind, inside))
             return kind()
@@ -90,7 +90,7 @@ class RunFolder(Folder):
         """Change fields of a record, which is made where it is absent, and return it.
 
         Raises:
-            StorageError: the file is damaged.
+            DamagedFileError: the file is damaged.
             ValueError: a value is not of its field's type.
         """
         record = self.load(kind)

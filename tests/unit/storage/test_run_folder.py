@@ -159,3 +159,17 @@ def test_one_process_at_a_time_writes_to_mlflow_and_its_end_frees_the_right(tmp_
     other.communicate()
     with folder.writing_to_mlflow(patience_s=5) as has_it:
         assert has_it
+
+
+def test_a_store_that_is_away_is_no_damage_and_loses_no_file(s3, object_store, monkeypatch):
+    """A damaged file that can be found out again is deleted; one that cannot be read now is kept."""
+    monkeypatch.setattr("shoal.storage.failures.OUTAGE_S", 0.0)
+    folder = RunFolder(f"{s3}/kept")
+    folder.update_tracked(run_id="7")
+    object_store.is_away = True
+    try:
+        with pytest.raises(StorageError, match="does not answer"):
+            folder.tracked()
+    finally:
+        object_store.is_away = False
+    assert folder.tracked().run_id == "7"

@@ -456,3 +456,21 @@ def test_a_checkpoint_that_fails_leaves_no_part_behind(store, folder, monkeypatc
     ):
         save(store, 1)
     assert folder.names(CHECKPOINTS) == []
+
+
+def test_a_store_that_is_away_makes_no_checkpoint_corrupt(s3, object_store, monkeypatch):
+    """A resume that took it for corrupt would go on from an earlier one, or refuse for good."""
+    monkeypatch.setattr("shoal.storage.failures.OUTAGE_S", 0.0)
+    store, read = CheckpointStore(RunFolder(f"{s3}/sound")), RunFolder.read
+    save(store, 1, 2)
+
+    def cut(self, name):
+        object_store.is_away = name.endswith(WEIGHTS)
+        return read(self, name)
+
+    monkeypatch.setattr(RunFolder, "read", cut)
+    try:
+        with pytest.raises(StorageError, match="does not answer"):
+            store.latest()
+    finally:
+        object_store.is_away = False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shoal.distributed import dtensor_io
 from shoal.distributed.shard_index import INDEX
-from shoal.errors import CheckpointError
+from shoal.errors import CheckpointError, StorageError
 from shoal.storage.failures import explained
 from shoal.storage.records import CheckpointState, FileDigest, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
@@ -179,6 +179,8 @@ class CheckpointStore:
         """Return what is wrong with a checkpoint, or None."""
         try:
             files = self._manifest(name).files
+        except StorageError:
+            raise  # the store is away, which says nothing of the checkpoint
         except (OSError, ValueError) as error:
             return f"{Manifest.file}: {error}"
         tensors = INDEX if INDEX in files else WEIGHTS
@@ -192,6 +194,8 @@ class CheckpointStore:
     def _file_problem(self, name: str, file: str, expected: FileDigest) -> str | None:
         try:
             data = self._read(name, file)
+        except StorageError:
+            raise
         except OSError as error:
             return f"{file}: {type(error).__name__}: {error}"
         if len(data) != expected.bytes:

@@ -8,7 +8,7 @@ from shoal.cluster.actor_pool import ActorPool
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.cluster.trial_actor import TrialSpec
 from shoal.config.loading import to_yaml
-from shoal.errors import ShoalError
+from shoal.errors import DamagedFileError, ShoalError, StorageError
 from shoal.runs.worker import WorkerSpec
 from shoal.storage.lease import now_ms
 from shoal.storage.records import ErrorRecord, Identity, Metadata, TrialResult
@@ -58,6 +58,8 @@ class TrialLifecycle:
         try:
             progress = self._state.progress.get(trial) or self._open(trial)
         except ShoalError as error:
+            if isinstance(error, StorageError) and not isinstance(error, DamagedFileError):
+                raise  # the disk or the store fails, for every trial
             self._refuse(trial, error)
             return
         progress.is_replayed = True
