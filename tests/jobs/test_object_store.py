@@ -110,7 +110,7 @@ def test_a_store_that_stays_away_ends_the_job_with_one_error(
     process = subprocess.Popen(
         command, cwd=tmp_path, env=stored.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for_parts(process, 1)
+    wait_for_parts(process, 2)
     store.is_away = True
     done = stored.wait(process)
     store.is_away = False
@@ -118,7 +118,7 @@ def test_a_store_that_stays_away_ends_the_job_with_one_error(
     assert len(done.errors) == 1, done.err
     assert "storage 's3://bucket/runs/shoal/run' does not answer" in done.errors[0]
     assert "Traceback" not in done.err, done.err
-    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])[0]
+    (run,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     assert run.info.status == "FAILED"
     assert "does not answer" in run.data.tags["shoal.reason"]
 

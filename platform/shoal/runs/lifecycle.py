@@ -118,7 +118,7 @@ class RunLifecycle:
             logger.warning(
                 "MLflow at %s does not answer (%s): everything is kept in the run folder; sync it later with: "
                 "python jobs/sync.py %s",
-                self.folder.identity().tracking_uri,
+                resolve_tracking_uri(self.config.track),
                 self.tracker.problem,
                 self.folder.uri,
             )

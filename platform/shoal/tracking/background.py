@@ -12,7 +12,7 @@ import time
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from shoal.errors import UserError
+from shoal.errors import StorageError, UserError
 from shoal.processes import open_answers, start_answering, stop_signals_blocked
 from shoal.storage.records import Status
 from shoal.storage.run_folder import RunFolder
@@ -144,6 +144,9 @@ class Tracker:
                 logger.debug("MLflow did not accept it", exc_info=True)
                 if self._is_closing and _is_final(error):
                     return
+                if closing_since is not None and isinstance(error, StorageError):
+                    self._end_anyway(error)  # the folder cannot be read, and was waited for
+                    return
                 self._sync.forget_if_lost(error)
                 failures += 1
                 if self._sync.calls > calls:  # some calls fail, others do not
@@ -171,12 +174,14 @@ class Tracker:
             self._has_reaped = True
 
     def _end_anyway(self, error: Exception) -> None:
-        """Set the final status although a damaged file keeps the rest from MLflow."""
+        """Set the final status although a folder that is damaged or away keeps the rest from MLflow."""
         if isinstance(error, UserError) and self._sync.exists:
             with contextlib.suppress(Exception):
+                if self._sync.ending:
+                    self._sync.close_run(*self._sync.ending)
+                    return
                 identity = self._folder.identity()
-                ending = self._sync.ending or (identity.status, identity.reason, identity.end_ms)
-                self._sync.close_run(*ending)
+                self._sync.close_run(identity.status, identity.reason, identity.end_ms)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

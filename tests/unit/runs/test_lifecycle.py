@@ -52,7 +52,7 @@ def the_run(attempt, client):
     return client.get_run(attempt.tracker.run_id)
 
 
-def test_a_disk_that_is_full_at_the_end_loses_neither_the_delivery_nor_the_watchdog(
+def test_a_disk_that_is_full_at_the_end_keeps_neither_mlflow_nor_the_watchdog_waiting(
     attempt, client, full_disk
 ):
     with pytest.raises(StorageError, match="No space left on device"):

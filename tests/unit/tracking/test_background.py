@@ -4,7 +4,9 @@ import time
 import pytest
 
 from faulty_proxy import FaultyProxy, blackholed
+from shoal.errors import StorageError
 from shoal.storage.records import Identity, Lease
+from shoal.storage.run_folder import RunFolder
 from shoal.tracking import background as module
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
@@ -184,3 +186,28 @@ def test_a_run_that_was_asked_to_stop_waits_for_no_server(run, server):
 )
 def test_what_nothing_answers_at_is_not_waited_for(uri):
     assert module.listens(uri) is False
+
+
+def test_a_run_is_closed_even_if_its_folder_cannot_be_read_any_more(client, run, monkeypatch):
+    folder = run(status="RUNNING")
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: tracker._sync.is_open)
+    monkeypatch.setattr(RunFolder, "names", lambda *_: (_ for _ in ()).throw(StorageError("away")))
+    assert not tracker.close(Ending("FAILED", "StorageError: away", 5000))
+    assert "away" in tracker.problem
+    closed = client.get_run(tracker.run_id)
+    assert closed.info.status == "FAILED"
+    assert closed.data.tags["shoal.reason"] == "StorageError: away"
+
+
+def test_how_an_attempt_ended_need_not_be_in_its_folder(client, run):
+    """Where the disk is full it still says RUNNING."""
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    tracker = Tracker(folder)
+    tracker.start()
+    assert tracker.close(Ending("FAILED", "no space", 5000))
+    closed = client.get_run(tracker.run_id)
+    assert (closed.info.status, closed.info.end_time) == ("FAILED", 5000)
+    assert closed.data.tags["shoal.reason"] == "no space"
