@@ -6,13 +6,14 @@ another). Times are wall seconds from the command to its last trial's result, wi
 started within them. Shoal's end when the last trial's record is in MLflow: it alone records anything, every step
 of every trial, and writes checkpoints; the peers keep what Tune keeps.
 
-`--parts speed,long,overhead,driver` picks what is measured (default: all):
+`--parts speed,long,overhead,driver,scale` picks what is measured (default: all):
 
 - speed: the 16 trials, all peers.
 - long: 4 trials of about 20 s each, where training is what counts, against the Optuna loop.
 - overhead: what one trial more takes beyond its training, and whether that grows with the number of trials; the
   epoch is one, the training is counted as the Optuna loop takes it with a fused Adam, as Shoal's is.
 - driver: CPU and memory of the driver's process alone while it runs 200 trials.
+- scale: the same of 10,000 made-up trials, without Ray and MLflow (`simulated_sweep.py`).
 """
 
 import argparse
@@ -56,6 +57,7 @@ LONG_TRIALS, LONG_TRIAL_S, PROBE_REPEAT = 4, 20.0, 10
 FEWER, MORE = TRIALS, 48
 FLAT = (10, 100, 200)
 DRIVER_TRIALS, EARLY_TRIAL = 200, 50
+SIMULATED = 10_000
 SAMPLE_S = 0.25
 
 
@@ -305,11 +307,41 @@ def driver_percent(kept: dict[float, Sweep]) -> Timing:
     return Timing(percent, sweep.started_s, sweep.ended_s)
 
 
+def measure_scale(repeat: int, quiet: Quiet) -> Report:
+    """Run sweeps of made-up trials, once each: what the driver takes, and whether its memory grows."""
+    rows: list[Row] = []
+    for scheduler in ("none", "asha", "median"):
+        command = [
+            sys.executable,
+            "benchmarks/simulated_sweep.py",
+            str(SIMULATED),
+            f"tune.scheduler={scheduler}",
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), check=True, capture_output=True, text=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        memory = {int(ended): rss for ended, rss in found["memory"].items()}
+        growth = 100 * (memory[SIMULATED] / memory[SIMULATED // 10] - 1)
+        name = f"{SIMULATED} made-up trials of 20 reports, {scheduler}"
+        rows += [
+            Row(f"{name}: CPU of the driver", [found["driver_s"]], "s"),
+            Row(f"{name}: memory above trial {SIMULATED // 10}", [growth], "%"),
+        ]
+        progress(f"{name}: {found['driver_s']:.0f} s, {growth:+.1f}% memory")
+    figures = [
+        Figure(row.name, row.median, {"s": 180.0, "%": 5.0}[row.unit], is_at_least=False, unit=row.unit)
+        for row in rows
+    ]
+    return Report("", rows, figures)
+
+
 PARTS: dict[str, Callable[[int, Quiet], Report]] = {
     "speed": measure_speed,
     "long": measure_long,
     "overhead": measure_overhead,
     "driver": measure_driver,
+    "scale": measure_scale,
 }
 
 

@@ -1,12 +1,14 @@
 """The data sets of a sweep, each read and transformed once for all trials with the same data config.
 
-It does not know trials.
+It does not know trials, only how many will need which data: what none needs any more is freed.
 """
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from shoal.cluster.shard_store import ShardRefs, put_shards
 from shoal.data.dataset_info import DatasetInfo, check_batch
@@ -14,7 +16,12 @@ from shoal.errors import UserError
 from shoal.runs.config import RunConfig
 from shoal.runs.validate import RunPlan, validate_data
 from shoal.tasks.open_data import preprocessing_spec
+from shoal.tune.config import SweepConfig
+from shoal.tune.keys import typed_point
+from shoal.tune.space.domains import Point
 from shoal.tune.validate import evaluations
+
+SECTION = "data."
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,47 @@ class CachedDataset:
 class DatasetCache:
     """Data sets by the part of a config that determines their rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: SweepConfig) -> None:
         self._entries: dict[str, CachedDataset] = {}
+        self._base = config.trial({})
+        self._needed: Counter[str] = Counter()  # trials that have not ended, by the key of their data
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def expect(self, point: Point) -> None:
+        """Note that a trial at a point will need its data until `release`."""
+        self._needed[self._point_key(point)] += 1
+
+    def release(self, point: Point, best: Point | None, knows_all: bool) -> None:
+        """Note that a trial has ended; data that no trial needs any more are freed.
+
+        Args:
+            best: the best trial's point, whose model is packaged with its data.
+            knows_all: whether all trials are expected; else the next one may need any data.
+        """
+        self._needed[self._point_key(point)] -= 1
+        if not knows_all:
+            return
+        kept = self._point_key(best) if best is not None else None
+        for key in [key for key in self._entries if key != kept and self._needed[key] <= 0]:
+            del self._entries[key]
+
+    def _point_key(self, point: Point) -> str:
+        values = {key: value for key, value in typed_point(point).items() if key.startswith(SECTION)}
+        data = self._base.data.model_dump() | {
+            key.removeprefix(SECTION): value for key, value in values.items()
+        }
+        return _data_key(data, self._base.task, self._base.scale.data_size)
 
     def put(self, plan: RunPlan) -> DatasetInfo:
         """Put the rows of a validated plan into the object store, divided among its workers."""
         dataset_info, shard_refs = put_shards(plan, plan.config.scale.data_size)
-        self._entries[_cache_key(plan.config)] = CachedDataset(plan, dataset_info, shard_refs)
+        self._keep(CachedDataset(plan, dataset_info, shard_refs))
         return dataset_info
+
+    def _keep(self, cached: CachedDataset) -> None:
+        self._entries[_cache_key(cached.plan.config)] = cached
 
     def get(self, config: RunConfig) -> CachedDataset:
         """Return the data set of a config; the first call for it reads and puts it.
@@ -71,8 +111,11 @@ class DatasetCache:
 
 
 def _cache_key(config: RunConfig) -> str:
-    data = config.data.model_dump()
+    return _data_key(config.data.model_dump(), config.task, config.scale.data_size)
+
+
+def _data_key(data: dict[str, Any], task: str, parts: int) -> str:
     # One worker holds all rows, whatever the batch size; for several the rows are divided by lanes of a batch.
-    if config.scale.data_size == 1:
-        data.pop("global_batch_size")
-    return json.dumps([data, config.task, config.scale.data_size], sort_keys=True)
+    left_out = {"global_batch_size"} if parts == 1 else set()
+    kept = {key: value for key, value in data.items() if key not in left_out}
+    return json.dumps([kept, task, parts], sort_keys=True)

@@ -1,8 +1,8 @@
-"""Ray Tune's schedulers for the sweep engine: which trials are stopped, paused, or go on from another's weights.
+"""The scheduler that a config names, and Ray Tune's own for the sweep engine: those that pause trials.
 
-They are Ray Tune's own classes, called as Ray Tune's controller calls them; what they ask of a controller and its
-trials is answered from the engine's. Time is counted in evaluations (`training_iteration`). Their random choices use a
-random state of their own, which depends on the sweep's seed alone.
+HyperBand and population based training are Ray Tune's own classes, called as Ray Tune's controller calls them; what
+they ask of a controller and its trials is answered from the engine's. Time is counted in evaluations
+(`training_iteration`). Their random choices use a random state of their own, which depends on the sweep's seed alone.
 """
 
 import logging
@@ -19,6 +19,7 @@ from shoal.cluster.ray_private import exploited_checkpoint
 from shoal.training.loop import Decision
 from shoal.tune.config import TuneConfig
 from shoal.tune.engine import PendingExploit, Report, Scheduler, Trial
+from shoal.tune.schedulers import Asha, Fifo, MedianStopping
 from shoal.tune.space.domains import (
     Choice,
     Domain,
@@ -39,37 +40,6 @@ REDUCTION_FACTOR = 3
 EXPLOITS_PER_TRIAL = 5
 
 DECISIONS: dict[str, Decision] = {"CONTINUE": "continue", "NOOP": "pause", "STOP": "stop", "PAUSE": "pause"}
-
-
-class Fifo:
-    """No early stopping: trials run in their order, each to its end."""
-
-    is_ordered = False
-
-    def __init__(self) -> None:
-        self._waiting: list[Trial] = []
-
-    def add(self, trial: Trial) -> None:
-        self._waiting.append(trial)
-
-    def decide(self, trial: Trial, report: Report) -> Decision:
-        return "continue"
-
-    def complete(self, trial: Trial, report: Report) -> None:
-        pass
-
-    def drop(self, trial: Trial) -> None:
-        pass
-
-    def choose(self) -> Trial | None:
-        self._waiting = [trial for trial in self._waiting if not trial.has_ended]
-        return next((trial for trial in self._waiting if trial.status in ("PENDING", "PAUSED")), None)
-
-    def take_stopped(self) -> list[Trial]:
-        return []
-
-    def take_exploits(self) -> list[PendingExploit]:
-        return []
 
 
 @dataclass(frozen=True)
@@ -115,13 +85,14 @@ class TuneTrial:
 class TuneSchedulerAdapter:
     """One of Ray Tune's schedulers, as the engine calls it; to the scheduler it is Ray Tune's controller."""
 
-    def __init__(self, scheduler: Any, is_ordered: bool, seed: int, searcher: Any = None) -> None:
-        self.is_ordered = is_ordered
+    is_ordered = False  # the trials that it compares are paused until all of them have reported
+
+    def __init__(self, scheduler: Any, seed: int) -> None:
         self._scheduler = scheduler
         self._trials: dict[Trial, TuneTrial] = {}
         self._stopped: list[Trial] = []
         self._random = _RandomStates(seed)
-        self.search_alg = SimpleNamespace(searcher=searcher) if searcher else None
+        self.search_alg = None
 
     def add(self, trial: Trial) -> None:
         self._trials[trial] = TuneTrial(trial)
@@ -165,18 +136,11 @@ class TuneSchedulerAdapter:
         self._stopped.append(ray_trial.trial)
 
 
-class MedianStopping(TuneSchedulerAdapter):
-    """Ray Tune's median stopping rule without pauses: while there are too few results, a trial goes on."""
-
-    def get_live_trials(self) -> list[TuneTrial]:
-        return []
-
-
 class Population(TuneSchedulerAdapter):
     """Ray Tune's population based training, synchronous: at each perturbation interval all trials are paused."""
 
     def __init__(self, scheduler: Any, seed: int) -> None:
-        super().__init__(scheduler, is_ordered=False, seed=seed)
+        super().__init__(scheduler, seed)
         self._exploits: list[PendingExploit] = []
 
     def decide(self, trial: Trial, report: Report) -> Decision:
@@ -246,31 +210,25 @@ def make_scheduler(config: TuneConfig, space: Space, mode: Mode, iterations: int
     Args:
         iterations: number of evaluations of the longest trial.
     """
-    if config.scheduler == "none":
-        return Fifo()  # without the seconds that importing Ray Tune takes
+    grace = max(1, iterations // REDUCTION_FACTOR**2)
+    match config.scheduler:
+        case "none":
+            return Fifo()
+        case "asha":
+            return Asha(mode, grace, iterations, REDUCTION_FACTOR)
+        case "median":
+            return MedianStopping(mode, grace)
     from ray.tune import schedulers as ray_schedulers
 
     # HyperBand warns of each bracket that it does not fill.
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     common: dict[str, Any] = {"time_attr": "training_iteration", "metric": "value", "mode": mode}
     match config.scheduler:
-        case "asha":
-            asha = ray_schedulers.ASHAScheduler(
-                max_t=iterations,
-                grace_period=max(1, iterations // REDUCTION_FACTOR**2),
-                reduction_factor=REDUCTION_FACTOR,
-                **common,
-            )
-            return TuneSchedulerAdapter(asha, is_ordered=True, seed=seed)
-        case "median":
-            grace = max(1, iterations // REDUCTION_FACTOR**2)
-            median = ray_schedulers.MedianStoppingRule(grace_period=grace, **common)
-            return MedianStopping(median, is_ordered=True, seed=seed)
         case "hyperband":
             band = ray_schedulers.HyperBandScheduler(
                 max_t=iterations, reduction_factor=REDUCTION_FACTOR, **common
             )
-            return TuneSchedulerAdapter(band, is_ordered=False, seed=seed)
+            return TuneSchedulerAdapter(band, seed)
         case "pbt":
             mutable = {key: domain for key, domain in space.items() if key.startswith("optim.")}
             every = max(1, iterations // EXPLOITS_PER_TRIAL)

@@ -482,7 +482,7 @@ class TrialResult(Result):
     error: ErrorRecord | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialRow:
     """A trial as a row of its sweep's table.
 

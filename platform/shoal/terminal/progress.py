@@ -15,7 +15,6 @@ from shoal.terminal.tables import duration, table
 from shoal.tune.report.text import params_text, value_text
 
 if TYPE_CHECKING:  # a job imports only its own workflow
-    from shoal.storage.records import TrialRow
     from shoal.tracking.journal import MetricPoint
     from shoal.workflows.train import TrainStatus
     from shoal.workflows.tune.state import SweepStatus
@@ -27,7 +26,6 @@ SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse")
 IN_HISTORY = (*SHOWN, "val/bits_per_byte")
 BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
 MOST_RUNNING = 8
-NOT_ENDED = ("running", "paused", "pending")
 
 
 class Screen(Protocol):
@@ -163,35 +161,30 @@ class SweepTable(_View):
 
     def __init__(self, out: TextIO | None = None) -> None:
         super().__init__(out)
-        self._printed: set[str] = set()  # names of the trials that have their line
-        self._ended_before: int | None = None  # trials that an earlier attempt brought to their end
         self._latest: SweepStatus | None = None
 
     def __call__(self, status: "SweepStatus") -> None:
+        if not self._screen.is_live:
+            self._print_ended(status)
         if status.note:
             self._announce(status.note)
             return
-        if self._ended_before is None:
-            self._ended_before = len(ended(status))
         self._latest = status
         if not self._screen.is_live:
-            self._print_ended(status)
-        elif time.monotonic() - self._shown_s > LIVE_S:
+            return
+        if time.monotonic() - self._shown_s > LIVE_S:
             self._shown_s = time.monotonic()
             self._screen.draw(self._lines(status))
 
     def _lines(self, status: "SweepStatus") -> list[str]:
-        return [sweep_text(status, self._ended_before or 0), *running_table(status)]
+        return [sweep_text(status), *running_table(status)]
 
     def _print_ended(self, status: "SweepStatus") -> None:
-        summary = sweep_text(status, self._ended_before or 0)
-        for row in ended(status):
-            if row.name not in self._printed:
-                self._printed.add(row.name)
-                value = f"{status.metric} {row.metric:.4g}" if row.metric is not None else row.reason or ""
-                self._screen.print(
-                    f"{row.name} {row.status:<10} {value}  {params_text(row.params)}  ({summary})"
-                )
+        for row in status.newly_ended:
+            value = f"{status.metric} {row.metric:.4g}" if row.metric is not None else row.reason or ""
+            self._screen.print(
+                f"{row.name} {row.status:<10} {value}  {params_text(row.params)}  ({sweep_text(status)})"
+            )
 
     def _freeze(self) -> None:
         latest, self._latest = self._latest, None
@@ -288,24 +281,20 @@ def _widest(choices: Sequence[Sequence[str]], columns: int) -> str:
     return line
 
 
-def sweep_text(status: "SweepStatus", ended_before: int = 0) -> str:
-    """Return trial counts, the best metric and the ETA of a sweep in a line.
-
-    Args:
-        ended_before: trials that had ended when this attempt began; its seconds do not include theirs.
-    """
-    done = len(ended(status))
-    parts = [f"{done}/{status.total} trials", f"{status.running} running"]
+def sweep_text(status: "SweepStatus") -> str:
+    """Return trial counts, the best metric and the ETA of a sweep in a line."""
+    done = status.ended
+    parts = [f"{done}/{status.total} trials", f"{len(status.running)} running"]
     if status.best is not None:
         parts.append(f"best {status.best.name} {status.metric} {status.best.metric:.4g}")
-    if ended_before < done < status.total:
-        parts.append(f"ETA {duration(status.seconds / (done - ended_before) * (status.total - done))}")
+    if status.replayed < done < status.total:  # the seconds of this attempt are those of its own trials
+        parts.append(f"ETA {duration(status.seconds / (done - status.replayed) * (status.total - done))}")
     return "  ".join(parts)
 
 
 def running_table(status: "SweepStatus") -> list[str]:
     """Lay out the best trial and those that run, as lines; none when none runs."""
-    running = [row for row in status.rows if row.status == "running"][:MOST_RUNNING]
+    running = status.running[:MOST_RUNNING]
     if not running:
         return []
     rows = ([status.best] if status.best else []) + running
@@ -316,7 +305,3 @@ def running_table(status: "SweepStatus") -> list[str]:
         params = (value_text(row.params[key]) if key in row.params else "" for key in keys)
         lines.append((row.name, "best" if row is status.best else row.status, value, str(row.steps), *params))
     return table(lines).splitlines()
-
-
-def ended(status: "SweepStatus") -> list["TrialRow"]:
-    return [row for row in status.rows if row.status not in NOT_ENDED]

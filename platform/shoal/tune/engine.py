@@ -13,7 +13,6 @@ A resumed sweep goes through the same steps. The reports that an earlier attempt
 before the trial is run, so that nothing is trained twice.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -44,14 +43,14 @@ class Report:
     value: float
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Trial:
     """One trial, as the engine sees it.
 
     Attributes:
         point_number, repeat: which point of the search, and which of its seeds.
         is_busy: whether a process works on it, or its records are replayed.
-        reports: those that were decided on.
+        reports: those that were decided on; of one that has ended, the last.
         recorded: reports of an earlier attempt that are not decided on yet.
         recorded_outcome: how it ended in an earlier attempt.
         was_begun: whether an earlier attempt trained it.
@@ -66,7 +65,7 @@ class Trial:
     status: TrialStatus = "PENDING"
     is_busy: bool = False
     reports: list[Report] = field(default_factory=list)
-    recorded: deque[Report] = field(default_factory=deque)
+    recorded: list[Report] = field(default_factory=list)
     recorded_outcome: str | None = None
     was_begun: bool = False
     same_as: "Trial | None" = None
@@ -184,6 +183,7 @@ class Engine:
 
     Attributes:
         trials: those that have been asked for, by number.
+        ended: how many of them have ended.
         is_impatient: set by the driver when nothing has moved for long: reports then no longer wait for trials that
             no process works on.
     """
@@ -206,11 +206,14 @@ class Engine:
             reuse: whether a trial at the point and seed of an earlier one takes its result instead of being trained.
         """
         self.trials: list[Trial] = []
+        self.ended = 0
         self.is_impatient = False
         self._search, self._scheduler, self._repeat, self._restore = search, scheduler, repeat, restore
         self._lag = lag
         self._points_reported = 0
-        self._undecided: list[tuple[Trial, Report, bool]] = []
+        self._undecided: list[tuple[Trial, Report, bool]] = []  # at most one of each busy trial
+        self._first_open = 0  # all trials before this one need not be waited for
+        self._stopped: list[Trial] = []
         self._exploits: list[PendingExploit] = []
         self._is_closed = False
         self._reuse = reuse
@@ -223,9 +226,13 @@ class Engine:
         return self._search.total * self._repeat
 
     @property
+    def has_all_points(self) -> bool:
+        """Whether no further point will be asked for."""
+        return self._is_closed or len(self.trials) == self.total
+
+    @property
     def has_ended(self) -> bool:
-        is_complete = self._is_closed or len(self.trials) == self.total
-        return is_complete and not self._undecided and all(trial.has_ended for trial in self.trials)
+        return self.has_all_points and not self._undecided and self.ended == len(self.trials)
 
     def close(self, outcome: str) -> None:
         """Ask for no further points, and end what has not begun or is paused."""
@@ -298,6 +305,11 @@ class Engine:
         taken, self._exploits = self._exploits, []
         return taken
 
+    def take_stopped(self) -> list[Trial]:
+        """Return the trials that the scheduler stopped while they were paused, since the last call."""
+        taken, self._stopped = self._stopped, []
+        return taken
+
     def take_reused(self) -> list[Trial]:
         """Return the trials that took another's result since the last call."""
         taken, self._reused = self._reused, []
@@ -308,7 +320,9 @@ class Engine:
         self._end(trial, "finished")
 
     def _end(self, trial: Trial, outcome: str) -> None:
+        self.ended += trial.outcome is None
         trial.outcome, trial.is_busy = outcome, False
+        del trial.reports[:-1]
         trial.status = "TERMINATED" if trial.status != "ERROR" else "ERROR"
         if outcome != "killed":  # one that was killed goes on in the next attempt
             for follower in self._followers.pop(trial, ()):
@@ -316,24 +330,28 @@ class Engine:
 
     def _take_result(self, trial: Trial, source: Trial) -> None:
         trial.reports, trial.outcome, trial.status = source.reports, "reused", "TERMINATED"
+        self.ended += 1
         self._reused.append(trial)
 
     def _collect(self) -> None:
         """Take what the scheduler decided about other trials than the one it was asked about."""
         for trial in self._scheduler.take_stopped():
             self._end(trial, "stopped")
+            self._stopped.append(trial)
         self._exploits += self._scheduler.take_exploits()
 
     def _may_decide(self, trial: Trial, report: Report) -> bool:
         """Whether every earlier trial has been decided on at this iteration or has ended."""
         if not self._scheduler.is_ordered:
             return True
+        trials = self.trials
+        while self._first_open < trial.number and _is_decided(trials[self._first_open]):
+            self._first_open += 1
         return all(
-            other.has_ended
-            or other.same_as is not None
-            or other.iteration >= report.iteration
-            or (self.is_impatient and not other.is_busy)
-            for other in self.trials[: trial.number]
+            _is_decided(trials[number])
+            or trials[number].iteration >= report.iteration
+            or (self.is_impatient and not trials[number].is_busy)
+            for number in range(self._first_open, trial.number)
         )
 
     def _add_trials(self) -> None:
@@ -371,3 +389,8 @@ class Engine:
             self._search.tell(self._points_reported, [trial.result for trial in trials])
             self._points_reported += 1
         return True
+
+
+def _is_decided(trial: Trial) -> bool:
+    """Whether no report of a trial will be decided on any more."""
+    return trial.has_ended or trial.same_as is not None

@@ -6,10 +6,11 @@ metric. One that took the result of another at the same point is in the table an
 
 import math
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,20 +63,59 @@ def points(rows: Iterable[TrialRow], mode: Mode) -> list[PointRow]:
     return sorted(done, key=lambda point: (_sign(mode) * point.mean, point.point))
 
 
-def losers(rows: Iterable[TrialRow], order: Sequence[TrialRow], repeat: int, keep: int) -> set[int]:
-    """Return the numbers of the trials that cannot be among the best any more.
+class Ranking:
+    """Which trials are the best, kept in order as they end: no event sorts or scans all of them.
 
-    A point's mean is known when all its seeds have ended: until then none of them is among these.
-
-    Args:
-        order: the ranked trials, best first.
-        repeat: seeds of each point.
-        keep: how many of the best are kept.
+    Attributes:
+        best: the row with the best metric of all ranked trials; None before there is any.
     """
-    ended = [row for row in rows if row.status in ENDED]
-    seeds = Counter(row.point for row in ended)
-    kept = {row.number for row in order[:keep]}
-    return {row.number for row in ended if seeds[row.point] == repeat} - kept
+
+    def __init__(self, mode: Mode, repeat: int, keep: int) -> None:
+        """Set up.
+
+        Args:
+            repeat: seeds of each point; their mean ranks a point, which is known when all of them have ended.
+            keep: how many of the best trials `add` keeps.
+        """
+        self.best: TrialRow | None = None
+        self._sign, self._repeat, self._keep = _sign(mode), repeat, keep
+        self._open: dict[int, list[TrialRow]] = {}  # by point, of those with seeds that have not ended
+        # Points with all seeds ranked come first; what is left of the others follows, trial by trial.
+        self._order: list[tuple[int, float, int, tuple[int, ...]]] = []
+        self._kept: set[int] = set()
+
+    def add(self, row: TrialRow) -> list[int]:
+        """Take a trial that has ended; return the numbers of those that cannot be among the best any more.
+
+        Until all seeds of a point have ended none of them is among these.
+        """
+        if row.status not in ENDED:
+            return []
+        if _is_ranked(row) and (self.best is None or self._place(row) < self._place(self.best)):
+            self.best = row
+        seeds = self._open.setdefault(row.point, [])
+        seeds.append(row)
+        if len(seeds) < self._repeat:
+            return []
+        del self._open[row.point]
+        for block in self._blocks(seeds):
+            insort(self._order, block)
+        ended = self._kept.union(seed.number for seed in seeds)
+        self._kept = ended.intersection(self._first())
+        return sorted(ended - self._kept)
+
+    def _blocks(self, seeds: Sequence[TrialRow]) -> list[tuple[int, float, int, tuple[int, ...]]]:
+        done = sorted(filter(_is_ranked, seeds), key=self._place)
+        if len(done) == len(seeds):
+            mean = statistics.fmean(map(_metric, done))
+            return [(0, self._sign * mean, done[0].point, tuple(row.number for row in done))]
+        return [(1, *self._place(row), (row.number,)) for row in done]
+
+    def _first(self) -> Iterator[int]:
+        return islice((number for *_, numbers in self._order for number in numbers), self._keep)
+
+    def _place(self, row: TrialRow) -> tuple[float, int]:
+        return self._sign * _metric(row), row.number
 
 
 def cells(rows: Iterable[TrialRow], keys: Sequence[str], mode: Mode) -> dict[tuple[Any, ...], float]:

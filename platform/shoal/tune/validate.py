@@ -102,12 +102,18 @@ def validate_sweep(config: SweepConfig, connect: Connect) -> SweepPlan:
 
 def evaluations(config: RunConfig, steps_per_epoch: int) -> int:
     """Return the number of evaluations of a trial."""
-    return iteration_at(config, total_steps(config.train, steps_per_epoch), steps_per_epoch)
+    every = evaluation_steps(config, steps_per_epoch)
+    return iteration_at(total_steps(config.train, steps_per_epoch), every)
 
 
-def iteration_at(config: RunConfig, step: int, steps_per_epoch: int) -> int:
-    """Return the number of the evaluation at a step, from 1."""
-    return math.ceil(step / (config.train.evaluate_every_steps or steps_per_epoch))
+def evaluation_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """Return the optimiser steps between evaluations."""
+    return config.train.evaluate_every_steps or steps_per_epoch
+
+
+def iteration_at(step: int, every: int) -> int:
+    """Return the number of the evaluation at a step, from 1, with one every so many steps."""
+    return math.ceil(step / every)
 
 
 def _check_ranges(config: SweepConfig, points: Sequence[Point]) -> None:

@@ -87,11 +87,12 @@ def evaluated(step, loss, is_best):
     return [MetricPoint(key, value, step, 0) for key, value in metrics.items()]
 
 
-def sweep_status(ended, running=(), total=4, seconds=10.0, note=""):
+def sweep_status(ended, running=(), total=4, seconds=10.0, note="", new=0, replayed=0):
+    """The last `new` of the trials that have ended are new."""
     rows = [TrialRow(n, f"t{n:04d}", "finished", {"optim.lr": 0.1}, 0.5 + n, steps=90) for n in range(ended)]
+    at_work = [TrialRow(n, f"t{n:04d}", "running", {"optim.lr": 0.1}, None) for n in running]
     best = rows[0] if rows else None
-    rows += [TrialRow(n, f"t{n:04d}", "running", {"optim.lr": 0.1}, None) for n in running]
-    return SweepStatus(rows, best, total, len(running), "val/loss", seconds, note)
+    return SweepStatus(rows[ended - new :], at_work, best, ended, replayed, total, "val/loss", seconds, note)
 
 
 # -- a training --------------------------------------------------------------------------------------------------
@@ -279,10 +280,9 @@ def test_a_log_gets_a_line_for_each_trial_that_ends():
     out = io.StringIO()
     with SweepTable(out) as table:
         table(sweep_status(0, running=[0, 1]))
+        table(sweep_status(1, running=[1], new=1))
         table(sweep_status(1, running=[1]))
-        table(sweep_status(1, running=[1]))
-        table(sweep_status(2))
-        table(sweep_status(2, note="verifying the best model"))
+        table(sweep_status(2, new=1, note="verifying the best model"))
     assert out.getvalue().splitlines() == [
         "t0000 finished   val/loss 0.5  optim.lr=0.1  "
         "(1/4 trials  1 running  best t0000 val/loss 0.5  ETA 0:30)",
@@ -323,7 +323,7 @@ def test_the_table_is_cut_off_at_the_edge_of_the_terminal(terminal, clock, monke
 def test_the_eta_of_a_resumed_sweep_counts_the_trials_of_this_attempt_alone():
     out = io.StringIO()
     with SweepTable(out) as table:
-        table(sweep_status(50, total=100, seconds=0.1))
+        table(sweep_status(50, total=100, seconds=0.1, new=50, replayed=50))
         assert "ETA" not in out.getvalue()
-        table(sweep_status(51, total=100, seconds=10.0))
+        table(sweep_status(51, total=100, seconds=10.0, new=1, replayed=50))
     assert out.getvalue().endswith("ETA 8:10)\n"), "49 more, 10 seconds each"

@@ -1,7 +1,6 @@
 """The engine decides the same whatever runs side by side, and resumes where an earlier attempt stopped."""
 
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -84,6 +83,7 @@ class World:
     running: dict[Trial, int] = field(default_factory=dict)
     waiting: set[Trial] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
+    reports: dict[int, list[Report]] = field(default_factory=dict)
     steps_run: int = 0
 
     def run(self, most: int = 100_000) -> None:
@@ -109,7 +109,9 @@ class World:
             self.engine.fail(trial, "infeasible")
             return
         is_last = iteration == ITERATIONS
-        self.engine.report(trial, Report(iteration, 10 * iteration, value(trial.number, iteration)), is_last)
+        report = Report(iteration, 10 * iteration, value(trial.number, iteration))
+        self.reports.setdefault(trial.number, []).append(report)
+        self.engine.report(trial, report, is_last)
         if is_last:
             del self.running[trial]
         else:
@@ -121,23 +123,25 @@ def value(number: int, iteration: int) -> float:
 
 
 def outcomes(engine: Engine) -> list[tuple[str | None, list[Report]]]:
+    """How each trial ended, and its last report."""
     return [(trial.outcome, trial.reports) for trial in engine.trials]
 
 
-def sweep(slots: int, seed: int, scheduler: StopsWorse, fails: frozenset[int] = frozenset()) -> Engine:
+def sweep(slots: int, seed: int, scheduler: StopsWorse, fails: frozenset[int] = frozenset()) -> World:
     engine = Engine(PlannedSearch([{"x": number} for number in range(12)]), scheduler)
-    World(engine, slots, random.Random(seed), fails).run()
+    world = World(engine, slots, random.Random(seed), fails)
+    world.run()
     assert engine.has_ended
-    return engine
+    return world
 
 
 @pytest.mark.parametrize("fails", [frozenset(), frozenset({0, 3})])
 def test_decisions_are_those_of_one_trial_at_a_time_however_many_run_and_whichever_is_faster(fails):
-    one_by_one = outcomes(sweep(1, 0, StopsWorse(), fails))
+    one_by_one = outcomes(sweep(1, 0, StopsWorse(), fails).engine)
     assert {"finished", "stopped"} <= {outcome for outcome, _ in one_by_one}
     for seed in range(20):
         for slots in (2, 3, 5):
-            assert outcomes(sweep(slots, seed, StopsWorse(), fails)) == one_by_one
+            assert outcomes(sweep(slots, seed, StopsWorse(), fails).engine) == one_by_one
 
 
 def test_decisions_in_the_order_of_arrival_would_differ():
@@ -146,8 +150,8 @@ def test_decisions_in_the_order_of_arrival_would_differ():
     class Unordered(StopsWorse):
         is_ordered = False
 
-    one_by_one = outcomes(sweep(1, 0, Unordered()))
-    assert any(outcomes(sweep(3, seed, Unordered())) != one_by_one for seed in range(20))
+    one_by_one = outcomes(sweep(1, 0, Unordered()).engine)
+    assert any(outcomes(sweep(3, seed, Unordered()).engine) != one_by_one for seed in range(20))
 
 
 def test_a_search_that_learns_knows_the_same_results_at_each_point_however_many_trials_run():
@@ -177,10 +181,9 @@ def test_reports_of_an_earlier_attempt_are_decided_on_again_but_not_trained_agai
     half = 6
 
     def restore(trial: Trial) -> None:
-        earlier = twin.trials[trial.number]
         if trial.number < half:
-            trial.recorded = deque(earlier.reports)
-            trial.recorded_outcome = earlier.outcome
+            trial.recorded = list(twin.reports[trial.number])
+            trial.recorded_outcome = twin.engine.trials[trial.number].outcome
 
     engine = Engine(PlannedSearch([{"x": number} for number in range(12)]), StopsWorse(), restore=restore)
     ran: list[int] = []
@@ -190,7 +193,7 @@ def test_reports_of_an_earlier_attempt_are_decided_on_again_but_not_trained_agai
             break
         while not trial.has_ended:
             if trial.recorded:
-                report = trial.recorded.popleft()
+                report = trial.recorded.pop(0)
                 is_last = not trial.recorded and trial.recorded_outcome == "finished"
             else:
                 iteration = trial.iteration + 1
@@ -201,7 +204,7 @@ def test_reports_of_an_earlier_attempt_are_decided_on_again_but_not_trained_agai
             for which, decision in engine.decisions():
                 if decision == "stop":
                     engine.stop(which)
-    assert outcomes(engine) == outcomes(twin)
+    assert outcomes(engine) == outcomes(twin.engine)
     assert min(ran) >= half
 
 

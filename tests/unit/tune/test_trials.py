@@ -1,12 +1,13 @@
 """Ranking, aggregating and tabulating trials, on rows made by hand."""
 
 import io
+import random
 
 import pandas as pd
 import pytest
 
 from shoal.storage.records import TrialRow
-from shoal.tune.trials import best, cells, is_log, limits, losers, points, ranked, to_table, varying
+from shoal.tune.trials import Ranking, best, cells, is_log, limits, points, ranked, to_table, varying
 
 
 def trial(number, metric, status="finished", params=None, **more):
@@ -147,13 +148,42 @@ def test_limits_cut_off_diverged_trials_and_nothing_else():
 
 def test_a_trial_loses_once_others_are_better_and_all_seeds_of_its_point_have_ended():
     """The first seed of what turns out to be the best point ends before the second, and is kept till then."""
-    rows = [
-        trial(0, 0.3, point=0), trial(1, 0.3, point=0, repeat=1), trial(2, 0.1, point=1),
-        trial(3, 0.9, "running", point=1, repeat=1), trial(4, None, "infeasible", point=2),
-        trial(5, 0.2, "killed", point=2, repeat=1),
-    ]  # fmt: skip
-    assert losers(rows, [rows[0], rows[1], rows[2]], repeat=2, keep=1) == {1}
-    ended = [*rows[:3], trial(3, 0.2, point=1, repeat=1)]
-    assert losers(ended, [ended[2], ended[3], ended[0], ended[1]], repeat=2, keep=1) == {0, 1, 3}
-    single = [trial(0, 0.3), trial(1, 0.2), trial(2, 0.1, "running")]
-    assert losers(single, ranked(single, "min"), repeat=1, keep=1) == {0}
+    ranking = Ranking("min", repeat=2, keep=1)
+    assert ranking.add(trial(0, 0.3, point=0)) == []
+    assert ranking.add(trial(1, 0.3, point=0, repeat=1)) == [1]
+    assert ranking.add(trial(2, 0.1, point=1)) == []
+    assert ranking.add(trial(4, None, "infeasible", point=2)) == []
+    assert ranking.add(trial(5, 0.2, "killed", point=2, repeat=1)) == [], "it goes on in the next attempt"
+    assert ranking.add(trial(3, 0.2, point=1, repeat=1)) == [0, 3]
+    assert ranking.best
+    assert ranking.best.number == 2
+    single = Ranking("max", repeat=1, keep=1)
+    assert [single.add(trial(number, value)) for number, value in enumerate((0.1, 0.3, 0.2))] == [
+        [],
+        [0],
+        [2],
+    ]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("repeat", [1, 3])
+@pytest.mark.parametrize("keep", [1, 4])
+def test_the_trials_that_are_kept_are_the_best_of_those_that_have_ended(mode, repeat, keep):
+    """The same as by sorting all rows after each trial, in whatever order they end."""
+    rng = random.Random(repeat + keep)
+    for _ in range(20):
+        rows = [
+            trial(n, rng.choice([1.0, 2.0, rng.random(), float("nan")]), rng.choice(["finished", "failed", "stopped"]),
+                  point=n // repeat, repeat=n % repeat)
+            for n in range(8 * repeat)
+        ]  # fmt: skip
+        rng.shuffle(rows)
+        ranking, lost = Ranking(mode, repeat, keep), set[int]()
+        for count, row in enumerate(rows, 1):
+            lost |= set(ranking.add(row))
+            done = rows[:count]
+            complete = [one for one in done if sum(other.point == one.point for other in done) == repeat]
+            place = {point.point: number for number, point in enumerate(points(complete, mode))}
+            order = sorted(ranked(complete, mode), key=lambda one: place.get(one.point, len(place)))
+            assert lost == {one.number for one in complete} - {one.number for one in order[:keep]}
+            assert ranking.best == best(done, mode)

@@ -12,6 +12,7 @@ from shoal.workflows.tune.trial_lifecycle import TrialLifecycle
 
 # After this long without any event, reports no longer wait for trials that no process can run.
 PATIENCE_S = 60.0
+LOOK_EVERY_S = 0.2  # at the stop file, and for the display: not at each event
 
 
 class SweepLoop:
@@ -29,7 +30,8 @@ class SweepLoop:
     ) -> None:
         self._state, self._engine, self._pool = state, engine, pool
         self._lifecycle, self._events, self._stopping = lifecycle, events, stopping
-        self._listen = listen
+        self._listen, self._looked_s = listen, 0.0
+        self._reused: list[Trial] = []
 
     def run(self) -> None:
         """Run all trials.
@@ -38,16 +40,23 @@ class SweepLoop:
             Interrupted: the user asked for it.
             TrainingError: the first trials all failed with the same error.
         """
+        try:
+            self._run()
+        finally:
+            self._listen(self._state.status())
+
+    def _run(self) -> None:
         moved_s = time.monotonic()
         while True:
             has_moved = self._exploit() | self._start_trials() | self._apply_decisions()
-            for trial in self._engine.take_reused():
-                self._lifecycle.reuse(trial)
             self._stopping.close_abandoned()
-            self._listen(self._state.status())
-            if self._engine.has_ended and self._pool.free == self._pool.size:
+            has_moved |= self._reuse()
+            if self._engine.has_ended and self._pool.free == self._pool.size and not self._reused:
                 return
-            self._stopping.check_stop_file()
+            if time.monotonic() - self._looked_s > LOOK_EVERY_S:
+                self._looked_s = time.monotonic()
+                self._listen(self._state.status())
+                self._stopping.check_stop_file()
             self._stopping.check_time_budget()
             for trial, event in self._pool.wait(0.0 if has_moved else EVENT_WAIT_S):
                 has_moved = True
@@ -60,7 +69,7 @@ class SweepLoop:
         """Carry out the exploits that population based training has decided."""
         exploits = self._engine.take_exploits()
         for pending in exploits:
-            progress, source = self._state.progress[pending.trial], self._state.progress[pending.source]
+            progress, source = self._state.progress[pending.trial], self._state.trial_folder(pending.source)
             exploit(pending, progress, source, self._state.config)
         return bool(exploits)
 
@@ -72,6 +81,15 @@ class SweepLoop:
             has_started = True
         return has_started
 
+    def _reuse(self) -> bool:
+        """Record the trials that took another's result, once that one is closed."""
+        self._reused += self._engine.take_reused()
+        ready = [trial for trial in self._reused if trial.same_as and self._state.is_closed(trial.same_as)]
+        for trial in ready:
+            self._lifecycle.reuse(trial)
+            self._reused.remove(trial)
+        return bool(ready)
+
     def _apply_decisions(self) -> bool:
         decisions = self._engine.decisions()
         for trial, decision in decisions:
@@ -79,7 +97,4 @@ class SweepLoop:
         return bool(decisions)
 
     def _free_slots(self) -> int:
-        replayed = sum(
-            trial.is_busy and progress.is_replayed for trial, progress in self._state.progress.items()
-        )
-        return self._pool.free - replayed
+        return self._pool.free - len(self._state.replaying)

@@ -24,8 +24,7 @@ def package_best(state: SweepState, dataset_cache: DatasetCache, trial: Trial) -
     Raises:
         VerificationError: the model does not load, or measures something else.
     """
-    progress = state.progress[trial]
-    config, folder = progress.config, progress.folder
+    config, folder = state.trial_config(trial), state.trial_folder(trial)
     cached = dataset_cache.get(config)
     preprocessing = preprocessing_spec(config.data, config.task, config.seed, cached.plan.source)
     outcome = folder.load(Outcome)
@@ -45,7 +44,9 @@ def sweep_result(
         is_verified: whether the best model reproduced its metric.
         of_run: what every result says of its run.
     """
-    rows, ranking = state.rows(), state.ranking()
+    rows = state.rows()
+    ranking = state.ranked(rows)
+    ranked = {row.number for row in ranking}
     counts = Counter(row.status for row in rows)
     return SweepResult(
         **of_run,
@@ -56,7 +57,7 @@ def sweep_result(
         worker_hours=sum(row.seconds for row in rows) * state.config.scale.num_workers / 3600,
         total_seconds=time.time() - state.attempt_started,
         is_out_of_time=state.is_out_of_time,
-        rows=[*ranking, *(row for row in rows if row not in ranking)],
+        rows=[*ranking, *(row for row in rows if row.number not in ranked)],
         findings=findings.lines if findings else {},
         width_report=findings.width.text() if findings and findings.width else None,
         scaling=findings.scaling.as_dict() if findings and findings.scaling else None,

@@ -64,12 +64,16 @@ class Stopping:
         self._state, self._engine, self._pool = state, engine, pool
         self._handle, self._close, self._on_interrupt = handle, close, on_interrupt
         self._look_again_s = 0.0
+        self._abandoned: list[Trial] = []  # stopped while they were paused
 
     def close_abandoned(self) -> None:
         """Close the paused trials that the scheduler stopped, once no process writes their checkpoints any more."""
-        for trial, progress in self._state.progress.items():
-            if trial.has_ended and progress.outcome is None and not self._pool.holds(trial):
+        self._abandoned += self._engine.take_stopped()
+        held = [trial for trial in self._abandoned if self._pool.holds(trial)]
+        for trial in self._abandoned:
+            if trial not in held:
                 self._close(trial, stop_reason(trial, self._state.config.tune))
+        self._abandoned = held
 
     def check_stop_file(self) -> None:
         """End the sweep if the user asked for it.
@@ -95,8 +99,8 @@ class Stopping:
         state.is_out_of_time = True
         self._interrupt_trials()
         self._engine.close("killed")
-        for trial, progress in state.progress.items():
-            if trial.outcome == "killed" and progress.ended_s is None:
+        for trial in list(state.progress):
+            if trial.outcome == "killed":
                 self._close(trial, BUDGET_REASON)
 
     def check_failures(self, event: Event) -> None:
@@ -111,31 +115,23 @@ class Stopping:
         if event.error and event.error.type == StorageError.__name__:
             raise StorageError(event.error.message)
         state = self._state
-        ended = [
-            trial
-            for trial in self._engine.trials
-            if trial.has_ended and trial.same_as is None and trial in state.progress
-        ]
-        errors = [state.progress[trial].error for trial in ended if trial.outcome == "failed"]
-        if len(errors) < min(SAME_FAILURES, state.plan.total) or len(errors) < len(ended):
+        count = state.count("failed")
+        if state.failure is None or count < min(SAME_FAILURES, state.plan.total):
             return
-        first = errors[0]
-        if first and all(
-            error and (error.type, error.where) == (first.type, first.where) for error in errors
-        ):
-            self._interrupt_trials()
-            failure = TrainingError(
-                f"all of the first {len(errors)} trials failed alike: {first.type}: {first.message} "
-                f"({first.where}): fix it; the same command goes on. Traceback: "
-                f"{state.progress[ended[0]].folder.uri}/{ErrorRecord.file}"
-            )
-            failure.exit_code = first.exit_code
-            raise failure
+        trial, first = state.failure
+        self._interrupt_trials()
+        failure = TrainingError(
+            f"all of the first {count} trials failed alike: {first.type}: {first.message} "
+            f"({first.where}): fix it; the same command goes on. Traceback: "
+            f"{state.trial_folder(trial).uri}/{ErrorRecord.file}"
+        )
+        failure.exit_code = first.exit_code
+        raise failure
 
     def _interrupt_trials(self) -> None:
         """Have every running trial write a checkpoint and end, and wait for it."""
         progress = self._state.progress
-        running = {trial for trial in progress if trial.is_busy and not progress[trial].is_replayed}
+        running = {trial for trial in progress if trial.is_busy and trial not in self._state.replaying}
         for trial in running:
             progress[trial].folder.request_stop("SIGTERM")
             self._pool.answer(trial, "pause")  # for one that waits at a report and does not look for the file

@@ -5,6 +5,7 @@ engine replays what they hold before it trains anything.
 """
 
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from shoal.errors import TrainingError
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.resolve import as_begun
 from shoal.storage.records import Status, SweepResult
-from shoal.storage.run_folder import RunFolder
+from shoal.storage.run_folder import TRIALS, RunFolder
 from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
 from shoal.training.checkpoint.store import CheckpointStore
@@ -61,7 +62,7 @@ class _SweepRun(RunLifecycle):
         super().__init__(plan.config, folder, is_sweep=True)
         self._plan, self._listen = plan, listen
         self._state = SweepState(plan, folder, self.started)
-        self._dataset_cache = DatasetCache()
+        self._dataset_cache = DatasetCache(plan.config)
         self._is_verified = False
         self._findings: Findings | None = None
 
@@ -85,9 +86,16 @@ class _SweepRun(RunLifecycle):
         if base.dataset_info is None:
             self._start_tracking(dataset_info)
         journal = Journal(self.folder, self.attempt)
-        history = TrialHistory(self.config, self._dataset_cache)
-        self._state.engine = self._make_engine(history, slots)
-        loop = self._make_loop(self._state.engine, pool, history, journal, use_gpu)
+        loop = assemble(
+            self._state,
+            pool,
+            self._dataset_cache,
+            journal,
+            self.attempt,
+            use_gpu,
+            self._listen,
+            self.mark_killed,
+        )
         try:
             loop.run()
         except BaseException:
@@ -112,7 +120,8 @@ class _SweepRun(RunLifecycle):
         Raises:
             TrainingError: no trial is ranked.
         """
-        state, rows, ranking = self._state, self._state.rows(), self._state.ranking()
+        state, rows = self._state, self._state.rows()
+        ranking = state.ranked(rows)
         if not ranking:
             raise TrainingError(why_no_trial_is_ranked(state))
         won, trial = ranking[0], state.trials[ranking[0].number]
@@ -124,7 +133,7 @@ class _SweepRun(RunLifecycle):
             name = self.folder.identity().name
             self._findings = write_report(self.folder, rows, name, metric, mode, state.elapsed_s())
             self._is_verified = packaged.result()
-        self.packaged = state.progress[trial].folder
+        self.packaged = state.trial_folder(trial)
         run_id = self.packaged.tracked().run_id
         add_best(self.folder, metric, won, run_id, self._findings.note)
         return self.write_result("FINISHED")
@@ -146,25 +155,44 @@ class _SweepRun(RunLifecycle):
         self.folder.save(sweep_metadata(self._plan, dataset_info))
         self.tracker.start()
 
-    def _make_engine(self, history: TrialHistory, slots: int) -> Engine:
-        config, state = self.config, self._state
-        evaluations = self._dataset_cache.most_evaluations(self._plan.corner_configs)
-        return Engine(
-            self._plan.search(),
-            make_scheduler(config.tune, config.domains, config.mode, evaluations, config.seed),
-            config.tune.repeat,
-            lag=max(LAG, slots),
-            restore=lambda trial: history.restore(trial, state.trial_folder(trial)),
-            reuse=config.tune.scheduler != "pbt",  # which moves trials that begin at one point apart
-        )
 
-    def _make_loop(
-        self, engine: Engine, pool: ActorPool[Trial], history: TrialHistory, journal: Journal, use_gpu: bool
-    ) -> SweepLoop:
-        state = self._state
-        lifecycle = TrialLifecycle(
-            state, engine, pool, self._dataset_cache, history, journal, self.attempt, use_gpu
-        )
-        events = TrialEvents(state, engine, pool, history, lifecycle)
-        stopping = Stopping(state, engine, pool, events.handle, lifecycle.close, self.mark_killed)
-        return SweepLoop(state, engine, pool, lifecycle, events, stopping, self._listen)
+def assemble(
+    state: SweepState,
+    pool: ActorPool[Trial],
+    dataset_cache: DatasetCache,
+    journal: Journal,
+    attempt: int,
+    use_gpu: bool,
+    listen: Listener = lambda status: None,
+    on_interrupt: Callable[[], None] = lambda: None,
+) -> SweepLoop:
+    """Make the engine of a sweep, in its state, and the loop that runs it.
+
+    Args:
+        journal: of the sweep.
+        attempt: number of this attempt.
+        use_gpu: whether each worker has a GPU.
+        on_interrupt: called when the stop file is found.
+    """
+    plan, config, tune = state.plan, state.config, state.config.tune
+    history = TrialHistory(config, dataset_cache)
+    begun = set(state.folder.names(TRIALS))
+
+    def restore(trial: Trial) -> None:
+        if trial.name in begun:
+            history.restore(trial, state.trial_folder(trial))
+        dataset_cache.expect(trial.point)
+
+    evaluations = dataset_cache.most_evaluations(plan.corner_configs)
+    engine = state.engine = Engine(
+        plan.search(),
+        make_scheduler(tune, config.domains, config.mode, evaluations, config.seed),
+        tune.repeat,
+        lag=max(LAG, pool.size),
+        restore=restore,
+        reuse=tune.scheduler != "pbt",  # which moves trials that begin at one point apart
+    )
+    lifecycle = TrialLifecycle(state, engine, pool, dataset_cache, history, journal, attempt, use_gpu)
+    events = TrialEvents(state, engine, pool, lifecycle)
+    stopping = Stopping(state, engine, pool, events.handle, lifecycle.close, on_interrupt)
+    return SweepLoop(state, engine, pool, lifecycle, events, stopping, listen)

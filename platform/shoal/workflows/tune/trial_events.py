@@ -8,7 +8,6 @@ from shoal.storage.records import ErrorRecord
 from shoal.tune.engine import Engine, Trial
 from shoal.workflows.tune.state import SweepState
 from shoal.workflows.tune.stopping import BUDGET_REASON, stop_reason
-from shoal.workflows.tune.trial_history import TrialHistory
 from shoal.workflows.tune.trial_lifecycle import TrialLifecycle
 from shoal.workflows.tune.trial_progress import TrialProgress
 
@@ -23,12 +22,11 @@ class TrialEvents:
         state: SweepState,
         engine: Engine,
         pool: ActorPool[Trial],
-        history: TrialHistory,
         lifecycle: TrialLifecycle,
     ) -> None:
         self._state, self._tune = state, state.config.tune
         self._engine, self._pool = engine, pool
-        self._history, self._lifecycle = history, lifecycle
+        self._lifecycle = lifecycle
 
     def handle(self, trial: Trial, event: Event) -> None:
         progress = self._state.progress[trial]
@@ -50,7 +48,7 @@ class TrialEvents:
         if step in progress.decisions:  # evaluated again, after a lost process: the same decision
             self._pool.answer(trial, progress.decisions[step])
         else:
-            self._engine.report(trial, self._history.report(progress.config, step, value))
+            self._engine.report(trial, progress.report(step, value))
 
     def _handle_end(self, trial: Trial, progress: TrialProgress, event: TrialEnded) -> None:
         match event.how:
@@ -76,7 +74,7 @@ class TrialEvents:
         value = at.metrics[self._tune.metric]
         progress.add_value(at.step, value)
         self._lifecycle.close(trial, None, "finished")
-        self._engine.report(trial, self._history.report(progress.config, at.step, value), is_last=True)
+        self._engine.report(trial, progress.report(at.step, value), is_last=True)
 
     def _handle_loss(self, trial: Trial, progress: TrialProgress, event: ActorLost) -> None:
         """Let a trial that lost its process go on from its last checkpoint, unless it happens too often."""

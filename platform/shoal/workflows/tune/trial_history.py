@@ -1,7 +1,6 @@
 """What an earlier attempt at a sweep left of its trials. It reads their folders and writes nothing."""
 
 import math
-from collections import deque
 
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.runs.config import RunConfig
@@ -13,7 +12,7 @@ from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
 from shoal.tune.config import SweepConfig
 from shoal.tune.engine import Report, Trial
-from shoal.tune.validate import iteration_at
+from shoal.tune.validate import evaluation_steps, iteration_at
 
 
 class TrialHistory:
@@ -38,30 +37,28 @@ class TrialHistory:
         outcome = result.outcome if result else None
         if outcome in ("finished", "stopped", "infeasible"):
             trial.recorded_outcome = outcome
-            reports = self.reports(folder)
+            reports = self._reports(trial, folder)
         else:
-            reports = self.reports(folder, self._replayable_until(trial, folder))
+            reports = self._reports(trial, folder, self._replayable_until(trial, folder))
         if self._config.tune.scheduler == "none":  # nothing to decide: a finished trial's value is enough
             reports = reports[-1:] if outcome == "finished" else []
-        trial.recorded = deque(reports)
+        trial.recorded = reports
 
-    def reports(self, folder: RunFolder, until_step: float = math.inf) -> list[Report]:
-        """Return the trial's reports up to a step, from its journal."""
+    def evaluation_steps(self, config: RunConfig) -> int:
+        """Return the optimiser steps between a trial's evaluations."""
+        return evaluation_steps(config, self._dataset_cache.steps_per_epoch(config))
+
+    def curve(self, folder: RunFolder) -> list[tuple[int, float]]:
+        """Return (step, value of the metric) of each evaluation, from a trial's journal."""
         metric = self._config.tune.metric
-        found = [
-            point
-            for point in JournalReader(folder).read()
-            if point.key == metric and point.step <= until_step
-        ]
+        return [(point.step, point.value) for point in JournalReader(folder).read() if point.key == metric]
+
+    def _reports(self, trial: Trial, folder: RunFolder, until_step: float = math.inf) -> list[Report]:
+        found = [(step, value) for step, value in self.curve(folder) if step <= until_step]
         if not found:
             return []
-        identity = folder.load(Identity)
-        config = self._config.trial((identity.point or {}) if identity else {})
-        return [self.report(config, point.step, point.value) for point in found]
-
-    def report(self, config: RunConfig, step: int, value: float) -> Report:
-        """Return a value at a step as the engine counts it, in evaluations."""
-        return Report(iteration_at(config, step, self._dataset_cache.steps_per_epoch(config)), step, value)
+        every = self.evaluation_steps(self._config.trial(trial.point))
+        return [Report(iteration_at(step, every), step, value) for step, value in found]
 
     def _replayable_until(self, trial: Trial, folder: RunFolder) -> int:
         """Return the step up to which reports need not be measured again: that of the last checkpoint.

@@ -17,7 +17,6 @@ from shoal.tasks.open_data import preprocessing_spec
 from shoal.tracking.journal import Journal
 from shoal.training.loop import Decision
 from shoal.tune.engine import Engine, Trial
-from shoal.tune.trials import best
 from shoal.workflows.tune.retention import free_checkpoints
 from shoal.workflows.tune.state import SweepState
 from shoal.workflows.tune.stopping import stop_reason
@@ -62,7 +61,7 @@ class TrialLifecycle:
                 raise  # the disk or the store fails, for every trial
             self._refuse(trial, error)
             return
-        progress.is_replayed = True
+        self._state.replaying.add(trial)
         # A paused trial that is chosen again continues past the evaluation at which it was paused.
         resumed: dict[Decision, Decision] = {"pause": "continue"}
         progress.decisions = {
@@ -74,7 +73,7 @@ class TrialLifecycle:
         """Carry out the engine's decision on a trial's last report."""
         progress = self._state.progress[trial]
         progress.decisions[trial.reports[-1].step] = decision
-        if not progress.is_replayed:
+        if trial not in self._state.replaying:
             self._pool.answer(trial, decision)
         elif decision == "continue":
             self._replay_next(trial)
@@ -82,11 +81,14 @@ class TrialLifecycle:
             self._end_replay(trial, decision)
 
     def close(self, trial: Trial, reason: str | None, outcome: str | None = None) -> None:
-        """Write a trial's result into its folder, log the sweep's best, and free the checkpoints not needed any more.
+        """Write a trial's result into its folder, unless an earlier attempt did, and take it for ended.
 
         Args:
             outcome: where the engine does not have it yet.
         """
+        if trial.recorded_outcome:
+            self._end(trial)
+            return
         progress, outcome = self._state.progress[trial], outcome or trial.outcome
         assert outcome is not None
         progress.ended_s, progress.outcome, progress.reason = self._state.elapsed_s(), outcome, reason
@@ -96,23 +98,32 @@ class TrialLifecycle:
             progress.set_cost(result)
             folder.save(result)
             folder.update(Identity, status=result.status, reason=reason, end_ms=now_ms())
+        self._end(trial)
         self._log_best()
-        free_checkpoints(self._state)
 
     def reuse(self, trial: Trial) -> None:
         """Record a trial that took the result of an earlier one at the same point; it was not trained."""
         source = trial.same_as
         assert source is not None, "the engine says whose result it is"
-        state, origin, now_s = self._state, self._state.progress[source], self._state.elapsed_s()
-        reason = f"the same point as {source.name}, whose result it takes"
-        folder = state.trial_folder(trial)
+        state, now_s, value = self._state, self._state.elapsed_s(), self._state.last_value(source)
         progress = TrialProgress(
-            origin.config, folder, curve=origin.curve[-1:], began_s=now_s, ended_s=now_s, outcome="reused",
-            reason=reason, is_freed=True,
-        )  # fmt: skip
+            self._config.trial(trial.point, trial.repeat, trial.name),
+            state.trial_folder(trial),
+            curve=[value] if value else [],
+            began_s=now_s,
+            ended_s=now_s,
+            outcome="reused",
+            reason=f"the same point as {source.name}, whose result it takes",
+        )
         state.progress[trial] = progress
+        self._record_reused(trial, source, progress)
+        self._end(trial)
         self._log_best()
-        metadata = origin.folder.load(Metadata)
+
+    def _record_reused(self, trial: Trial, source: Trial, progress: TrialProgress) -> None:
+        """Write the records of a trial that takes another's result: metadata, the final value, its identity."""
+        folder = progress.folder
+        metadata = self._state.trial_folder(source).load(Metadata)
         if metadata is None:  # it failed before anything of it was recorded
             return
         result = progress.result(trial, self._config.tune.metric, "reused")
@@ -120,23 +131,23 @@ class TrialLifecycle:
         if folder.exists(Identity.file):  # by an earlier attempt
             return
         folder.save(metadata.extended(tags={SAME_AS_TAG: source.name}))
-        folder.write(CONFIG, to_yaml(self._config.trial(trial.point, trial.repeat, trial.name)).encode())
-        if progress.curve:
-            step, value = progress.curve[-1]
+        folder.write(CONFIG, to_yaml(progress.config).encode())
+        for step, value in progress.curve:
             journal = Journal(folder, self._attempt)
             journal.log(step, {self._config.tune.metric: value})
             journal.sync()
         # Last: the trial's MLflow run is made when its identity is there.
         folder.create_identity(
             name=trial.name, experiment=self._config.experiment_name, point=trial.point, repeat=trial.repeat,
-            status=result.status, reason=reason, end_ms=now_ms(),
+            status=result.status, reason=progress.reason, end_ms=now_ms(),
         )  # fmt: skip
 
     def _open(self, trial: Trial) -> TrialProgress:
         """Make the progress of a trial from its config and what an earlier attempt left."""
         config = self._config.trial(trial.point, trial.repeat, trial.name)
         folder = self._state.trial_folder(trial)
-        progress = TrialProgress(config, folder, began_s=self._state.elapsed_s())
+        every = self._history.evaluation_steps(config)
+        progress = TrialProgress(config, folder, began_s=self._state.elapsed_s(), evaluation_steps=every)
         earlier = folder.load(TrialResult)
         if earlier:
             progress.seconds = earlier.seconds or 0.0
@@ -146,35 +157,43 @@ class TrialLifecycle:
             progress.outcome = trial.recorded_outcome
             progress.began_s = earlier.began_s if earlier else None
             progress.ended_s = earlier.ended_s if earlier else None
-        progress.curve = [(report.step, report.value) for report in self._history.reports(folder)]
+        progress.curve = self._history.curve(folder) if trial.was_begun else []
         self._state.progress[trial] = progress
         return progress
 
     def _replay_next(self, trial: Trial) -> None:
         """Pass the engine the next recorded report; after the last one, end or train the trial."""
-        progress = self._state.progress[trial]
         if trial.recorded:
-            report = trial.recorded.popleft()
+            report = trial.recorded.pop(0)
             is_last = not trial.recorded and trial.recorded_outcome == "finished"
-            progress.is_replayed = not is_last
+            if is_last:
+                self._end(trial)
             self._engine.report(trial, report, is_last)
         elif trial.recorded_outcome:
             self._end_replay(trial, "stop")
         else:
-            progress.is_replayed = False
+            self._state.replaying.discard(trial)
             self._train(trial)
 
     def _end_replay(self, trial: Trial, decision: Decision) -> None:
         """Leave a trial paused or ended by its records, without a process."""
-        self._state.progress[trial].is_replayed = False
+        self._state.replaying.discard(trial)
         if decision == "pause":
             self._engine.release(trial)
-        elif trial.recorded_outcome == "infeasible":
+            return
+        if trial.recorded_outcome == "infeasible":
             self._engine.fail(trial, "infeasible")
         else:
             self._engine.stop(trial)
-            if trial.recorded_outcome is None:
-                self.close(trial, stop_reason(trial, self._config.tune))
+        self.close(trial, stop_reason(trial, self._config.tune))
+
+    def _end(self, trial: Trial) -> None:
+        """Take a trial for ended, and free the checkpoints and the data that no trial needs any more."""
+        state = self._state
+        free_checkpoints(state, state.end(trial))
+        best = state.ranking.best
+        knows_all = self._engine.has_all_points
+        self._dataset_cache.release(trial.point, best.params if best else None, knows_all)
 
     def _train(self, trial: Trial) -> None:
         """Write who the trial is, and start it on an actor."""
@@ -215,7 +234,7 @@ class TrialLifecycle:
     def _refuse(self, trial: Trial, error: ShoalError) -> None:
         """Close a trial with a point that cannot be trained at all."""
         state = self._state
-        if trial not in state.progress:
+        if not state.has_begun(trial):
             state.progress[trial] = TrialProgress(
                 state.plan.base.config, state.trial_folder(trial), began_s=state.elapsed_s()
             )
@@ -226,8 +245,7 @@ class TrialLifecycle:
 
     def _log_best(self) -> None:
         """Log the sweep's best value so far; the step is the number of ended trials."""
-        won = best(self._state.rows(), self._config.mode)
-        ended = sum(progress.outcome is not None for progress in self._state.progress.values())
+        won, ended = self._state.ranking.best, self._state.count()
         metrics = {"trials/ended": float(ended)}
         if won and won.metric is not None:
             metrics[f"best/{self._config.tune.metric.replace('/', '_')}"] = won.metric

@@ -8,7 +8,8 @@ from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrialR
 from shoal.storage.run_folder import RunFolder
 from shoal.training.loop import Decision
 from shoal.tune.analysis.mup_transfer import busy_seconds
-from shoal.tune.engine import Trial
+from shoal.tune.engine import Report, Trial
+from shoal.tune.validate import iteration_at
 
 # MLflow's status by the outcome of a trial; all others FAILED.
 MLFLOW_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED", "killed": "KILLED"}
@@ -16,7 +17,7 @@ MLFLOW_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "FINISHED
 
 @dataclass
 class TrialProgress:
-    """The progress of one trial.
+    """The progress of one trial, until it has ended.
 
     Attributes:
         curve: (step, value of the metric) of each evaluation.
@@ -24,8 +25,7 @@ class TrialProgress:
         seconds: of work, over all attempts.
         times_lost: how often this attempt lost the trial's process.
         outcome: finished, stopped, infeasible, failed, killed or reused, once its records are closed.
-        is_replayed: whether its reports come from an earlier attempt's journal.
-        is_freed: whether its checkpoints were deleted.
+        evaluation_steps: optimiser steps between evaluations.
         parameters, flops, training_s: of the model and its training, once known.
         decisions: of the scheduler, by the step of the report.
     """
@@ -41,12 +41,15 @@ class TrialProgress:
     outcome: str | None = None
     reason: str | None = None
     error: ErrorRecord | None = None
-    is_replayed: bool = False
-    is_freed: bool = False
+    evaluation_steps: int = 1
     parameters: int | None = None
     flops: int | None = None
     training_s: float | None = None
     decisions: dict[int, Decision] = field(default_factory=dict)
+
+    def report(self, step: int, value: float) -> Report:
+        """Return a value at a step as the engine counts it, in evaluations."""
+        return Report(iteration_at(step, self.evaluation_steps), step, value)
 
     def add_value(self, step: int, value: float) -> None:
         """Add an evaluation to the curve, unless it repeats an earlier one after a lost process."""

@@ -7,12 +7,12 @@ import pytest
 
 from shoal.cluster.actor_pool import Event
 from shoal.cluster.trial_actor import TrialEnded, TrialReport
-from shoal.cluster.tune_schedulers import Fifo
 from shoal.errors import Interrupted, TrainingError
 from shoal.storage.records import ErrorRecord
 from shoal.storage.run_folder import STOP, RunFolder
 from shoal.tune.config import load_sweep
 from shoal.tune.engine import Engine, Trial
+from shoal.tune.schedulers import Fifo
 from shoal.tune.validate import validate_sweep
 from shoal.workflows.tune.state import SweepState
 from shoal.workflows.tune.stopping import Stopping, stop_reason
@@ -37,13 +37,26 @@ class ScriptedPool:
         return trial in self.busy
 
 
+class StopsPaused(Fifo):
+    """Stops trials beside the one that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped: list[Trial] = []
+
+    def take_stopped(self) -> list[Trial]:
+        taken, self.stopped = self.stopped, []
+        return taken
+
+
 class Sweep:
     """A sweep of four trials, two of which run."""
 
     def __init__(self, folder: RunFolder, *settings: str) -> None:
         config = load_sweep(None, ["data.source=sklearn:digits", "optim.lr=0.1,0.2,0.3,0.4", *settings])
         plan = validate_sweep(config, lambda scale, spare_cpus: False)
-        self.engine, self.pool = Engine(plan.search(), Fifo()), ScriptedPool()
+        self.scheduler = StopsPaused()
+        self.engine, self.pool = Engine(plan.search(), self.scheduler), ScriptedPool()
         self.state = SweepState(plan, folder, attempt_started=0.0)
         self.state.engine = self.engine
         self.closed: dict[str, str | None] = {}
@@ -73,7 +86,8 @@ class Sweep:
 
     def close(self, trial: Trial, reason: str | None) -> None:
         self.closed[trial.name] = reason
-        self.state.progress[trial].ended_s = 1.0
+        self.state.progress[trial].outcome = trial.outcome
+        self.state.end(trial)
 
     def notice(self) -> None:
         self.was_noticed = True
@@ -95,7 +109,7 @@ def test_the_stop_file_interrupts_the_running_trials_and_ends_the_sweep(folder):
         sweep.stopping.check_stop_file()
     assert sweep.was_noticed
     assert sweep.closed == {"t0000": "killed", "t0001": "killed"}
-    assert sweep.state.progress[sweep.first].folder.read(STOP) == b"SIGTERM"
+    assert sweep.state.trial_folder(sweep.first).read(STOP) == b"SIGTERM"
 
 
 def test_when_the_time_budget_ends_running_trials_are_interrupted_and_no_more_begin(folder):
@@ -130,7 +144,8 @@ def test_trials_that_failed_at_different_lines_or_after_one_that_finished_do_not
     sweep.fail(sweep.second, "b", "model.py:4")
     sweep.fail(sweep.start(), "c", "model.py:3")
     other = Sweep(folder)
-    other.first.outcome = "finished"
+    other.state.progress[other.first].outcome = "finished"
+    other.state.end(other.first)
     for trial in (other.second, other.start(), other.start()):
         other.fail(trial, "a", "model.py:3")
 
@@ -143,7 +158,8 @@ def test_reports_and_other_ends_are_no_failures(folder):
 
 def test_a_paused_trial_that_the_scheduler_stopped_is_closed_once_no_process_holds_it(folder):
     sweep = Sweep(folder)
-    sweep.engine.stop(sweep.first)
+    sweep.scheduler.stopped = [sweep.first]
+    sweep.engine.fail(sweep.second, "failed")  # the scheduler is asked what it stopped meanwhile
     sweep.pool.busy = [sweep.first]
     sweep.stopping.close_abandoned()
     assert not sweep.closed
