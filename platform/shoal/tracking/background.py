@@ -28,6 +28,7 @@ CLOSE_NEVER_SEEN_S = 3.0
 CLOSE_LOST_S = 15.0
 CLOSE_KILLED_S = 6.0  # who asked the run to stop does not wait long
 MARK_S = 2.0
+CALLS_APART = 10  # the pause after a call, as a multiple of how long it took
 LOWEST = 19  # as nice counts
 GONE = "the tracking process is gone"
 
@@ -133,7 +134,7 @@ class Tracker:
         while True:
             if self._is_closing and closing_since is None:
                 closing_since, failures = time.monotonic(), 0
-            calls = self._sync.calls
+            was_open, calls, began = self._sync.is_open, self._sync.calls, time.monotonic()
             try:
                 self._once(is_last=closing_since is not None)
                 self.problem, failures = None, 0
@@ -156,7 +157,10 @@ class Tracker:
                 if closing_since is not None and time.monotonic() - closing_since > patience:
                     self._end_anyway(error)
                     return
-            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else self._sync_every_s
+            # The slower a server answers, the more points go into a call.
+            per_call_s = was_open * (time.monotonic() - began) / max(1, self._sync.calls - calls)
+            usual = max(self._sync_every_s, CALLS_APART * per_call_s)
+            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else usual
             self._wake.wait(min(pause, LEASE_RENEWAL_S))
             self._wake.clear()
 
