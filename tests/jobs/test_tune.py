@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from sweeps import CONFIG, QUICK, children, sweep
+from sweeps import CONFIG, QUICK, children, points, sweep
 
 from running import Place
 
@@ -140,6 +140,22 @@ def test_a_point_that_is_drawn_twice_is_trained_once_also_when_the_sweep_is_exte
     assert dict(zip(table["name"], table["same_as"], strict=True)).items() >= {
         (name, row["same_as"]) for name, row in reused.items()
     }
+
+
+def test_an_optuna_sweep_is_the_same_with_one_trial_at_a_time_and_with_two(shared: Place) -> None:
+    settings = (
+        *QUICK,
+        "tune.search=optuna",
+        "tune.num_samples=12",
+        "tune.lag=2",
+        "optim.lr=loguniform(1e-4,1e-1)",
+    )
+    settings += ("model.width=16,32", "train.epochs=2")
+    one, two = (
+        sweep(shared, *settings, f"tune.max_concurrent_trials={slots}", f"experiment_name=at-{slots}")
+        for slots in (1, 2)
+    )
+    assert points(one) == points(two)
 
 
 def test_a_dry_run_predicts_the_cost_and_starts_nothing(twin: Place, tmp_path: Path) -> None:

@@ -41,9 +41,15 @@ class TuneConfig(Section):
     )
     max_concurrent_trials: int | None = Field(None, ge=1, description="null: as many as fit the cluster")
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = Field(
-        "none", description="which trials are stopped early; Ray Tune's own"
+        "none", description="which trials are stopped early"
     )
     search: Literal["random", "grid", "optuna"] = Field("random", description="where points come from")
+    lag: int = Field(
+        8,
+        ge=1,
+        description="search=optuna: a point is proposed from the results up to so many points before it, and so many "
+        "run side by side at most; another value proposes other points",
+    )
     time_budget_s: float | None = Field(
         None, gt=0, description="seconds after which no more is trained; the same command goes on"
     )

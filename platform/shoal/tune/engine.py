@@ -4,7 +4,8 @@ A sweep is a pure function of its points and of what its trials report, whatever
 that, a scheduler that compares a trial with those before it (ASHA, median stopping) receives reports in the order in
 which a sweep of one trial at a time would bring them: the report of trial n at iteration t is decided on once every
 earlier trial has been decided on at t or has ended. A search that learns (Optuna) receives the results of points in
-their order, and is asked for point n when it knows exactly the points up to n - lag, whichever end first.
+their order, and is asked for point n when it knows exactly the points up to n - lag, whichever end first. So at most
+`lag` of its points run side by side.
 
 A trial at the same point and with the same seed as an earlier one would bring the same result: it waits for that one,
 and takes its result.
@@ -20,10 +21,6 @@ from typing import Literal, Protocol
 from shoal.training.loop import Decision
 from shoal.tune.space.domains import Point
 from shoal.tune.space.sampling import point_key
-
-# How many points a search that learns is behind the newest one: that many trials may run side by side and change no
-# point.
-LAG = 8
 
 TrialStatus = Literal["PENDING", "RUNNING", "PAUSED", "TERMINATED", "ERROR"]  # Ray Tune's words
 
@@ -193,7 +190,7 @@ class Engine:
         search: Search,
         scheduler: Scheduler,
         repeat: int = 1,
-        lag: int = LAG,
+        lag: int = 8,
         restore: Callable[[Trial], None] = lambda trial: None,
         reuse: bool = True,
     ) -> None:
@@ -201,7 +198,7 @@ class Engine:
 
         Args:
             repeat: trials per point, with different seeds.
-            lag: how many points behind a search that learns is kept, at least the number of trials side by side.
+            lag: how many points behind a search that learns is kept.
             restore: fills in what an earlier attempt left of a new trial: `recorded`, `recorded_outcome`, `was_begun`.
             reuse: whether a trial at the point and seed of an earlier one takes its result instead of being trained.
         """

@@ -1,6 +1,7 @@
 """Validates a sweep before anything starts: every corner of its space, and one trial's data, model and memory."""
 
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from shoal.tune.space.sampling import corners, resolve
 
 # Tensors of the model's size that training holds: weights, gradients and Adam's two moments.
 TRAINING_COPIES = 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,18 @@ class SweepPlan:
         )
         if use_gpu:
             fits = min(fits, math.floor(has.get("GPU", 0.0) / scale.num_workers))
-        return max(1, min(fits, self.config.tune.max_concurrent_trials or fits, self.total))
+        most = min(fits, self.config.tune.max_concurrent_trials or fits, self.total)
+        learns = self.config.tune.search == "optuna"
+        limit = self.config.tune.lag * self.config.tune.repeat if learns else most
+        if most > limit:
+            logger.warning(
+                "tune.search=optuna with tune.lag=%d: %d of %d trials that fit run side by side; a larger tune.lag "
+                "lets more, and proposes other points",
+                self.config.tune.lag,
+                limit,
+                most,
+            )
+        return max(1, min(most, limit))
 
     def actor_resources(self, use_gpu: bool) -> dict[str, float]:
         """Return the resources of a trial's actor, by Ray's names; a distributed trial's belong to its workers."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from shoal.training.loop import Decision
-from shoal.tune.engine import LAG, Engine, PendingExploit, PlannedSearch, Report, Trial
+from shoal.tune.engine import Engine, PendingExploit, PlannedSearch, Report, Trial
 
 ITERATIONS = 5
 
@@ -156,13 +156,13 @@ def test_decisions_in_the_order_of_arrival_would_differ():
 
 def test_a_search_that_learns_knows_the_same_results_at_each_point_however_many_trials_run():
     def points(slots: int, seed: int) -> list[dict[str, object]]:
-        engine = Engine(RecordingSearch(20), RunsAll())
+        engine = Engine(RecordingSearch(20), RunsAll(), lag=4)
         World(engine, slots, random.Random(seed)).run()
         return [trial.point for trial in engine.trials]
 
     one_by_one = points(1, 0)
-    assert one_by_one[LAG + 3] == {"number": LAG + 3, "reported": [0, 1, 2, 3]}
-    assert all(points(slots, seed) == one_by_one for slots in (2, 4, LAG) for seed in range(5))
+    assert one_by_one[4 + 3] == {"number": 4 + 3, "reported": [0, 1, 2, 3]}
+    assert all(points(slots, seed) == one_by_one for slots in (2, 4, 8, 16) for seed in range(5))
 
 
 def test_repeats_of_a_point_are_separate_trials_and_their_results_are_reported_together():

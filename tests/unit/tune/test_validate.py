@@ -7,6 +7,23 @@ from shoal.tune.config import load_sweep
 from shoal.tune.validate import validate_sweep
 
 
+def test_no_more_of_optunas_points_run_side_by_side_than_its_lag_and_it_is_said(caplog):
+    settings = ["tune.search=optuna", "tune.num_samples=40", "optim.lr=uniform(0.1, 1)"]
+    has = {"CPU": 32.0}
+
+    def slots(*more: str) -> int:
+        return validate_sweep(load_sweep(None, [*settings, *more]), lambda scale, spare_cpus: False).slots(
+            has, 0, False
+        )
+
+    assert slots() == 8
+    assert "tune.lag=8: 8 of 32 trials that fit" in caplog.text
+    assert slots("tune.lag=16") == 16
+    assert slots("tune.repeat=2") == 16, "of each point two seeds"
+    assert slots("tune.max_concurrent_trials=4") == 4
+    assert slots("tune.search=random") == 32
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -163,7 +163,8 @@ def _simulate(plan: SweepPlan, iterations: int, seed: int) -> float:
     """Return the share in one sweep of one trial at a time; a trial has the same value at each evaluation."""
     config, rng = plan.config, random.Random(seed)
     scheduler = make_scheduler(config.tune, config.domains, config.mode, iterations, seed)
-    engine = Engine(plan.search(), scheduler, config.tune.repeat, reuse=config.tune.scheduler != "pbt")
+    tune = config.tune
+    engine = Engine(plan.search(), scheduler, tune.repeat, tune.lag, reuse=tune.scheduler != "pbt")
     quality = [rng.random() for _ in range(plan.total)]
     done = [0] * plan.total
     while not engine.has_ended:

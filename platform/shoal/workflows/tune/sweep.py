@@ -24,7 +24,7 @@ from shoal.tracking.background import TrackerProcess
 from shoal.tracking.journal import Journal
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.tune.config import SweepConfig
-from shoal.tune.engine import LAG, Engine, Trial
+from shoal.tune.engine import Engine, Trial
 from shoal.tune.report.write import Findings, write_report
 from shoal.tune.validate import SweepPlan
 from shoal.workflows.tune.loop import SweepLoop
@@ -188,7 +188,7 @@ def assemble(
         plan.search(),
         make_scheduler(tune, config.domains, config.mode, evaluations, config.seed),
         tune.repeat,
-        lag=max(LAG, pool.size),
+        lag=tune.lag,
         restore=restore,
         reuse=tune.scheduler != "pbt",  # which moves trials that begin at one point apart
     )

@@ -99,3 +99,15 @@ def test_each_point_is_trained_once_under_any_scheduler_that_stops_trials(
             record = state.trial_folder(state.trials[row.number]).load(TrialResult)
             assert record
             assert (record.outcome, record.same_as, record.value) == ("reused", row.same_as, row.metric)
+
+
+def test_optuna_proposes_the_same_points_whatever_runs_side_by_side(tmp_path: Path) -> None:
+    settings = ("tune.search=optuna", "tune.scheduler=asha", "model.width=16,32,64")
+    one_by_one = simulate(tmp_path / "1", 30, REPORTS, *settings, slots=1).state
+    expected = [(row.params, row.status, row.curve) for row in one_by_one.rows()]
+    assert {"finished", "stopped"} <= {status for _, status, _ in expected}
+    for slots in (2, 4, 8, 16):
+        state = simulate(tmp_path / str(slots), 30, REPORTS, *settings, slots=slots).state
+        assert [(row.params, row.status, row.curve) for row in state.rows()] == expected
+    other = simulate(tmp_path / "lag", 30, REPORTS, *settings, "tune.lag=2", slots=4).state
+    assert [row.params for row in other.rows()] != [params for params, *_ in expected]
