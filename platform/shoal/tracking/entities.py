@@ -11,12 +11,11 @@ def experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            client.create_experiment(name, artifact_location=artifact_location)
+            return str(client.create_experiment(name, artifact_location=artifact_location))
         except Exception:
             found = client.get_experiment_by_name(name)
             if found is None:  # else another process was faster
                 raise
-        found = client.get_experiment_by_name(name)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
