@@ -25,7 +25,7 @@ from shoal.data.sampler import mix
 SALT = np.uint64(0x4452_4F50)  # keeps the draws apart from those of order, splits and views
 LEVELS = 1 << 16  # of a draw
 STEPS = 64  # that row keys are made for at a time, and at most the masks of small activations
-TOGETHER = 1 << 17  # elements of such masks: a small one costs more in calls than in work
+TOGETHER = 1 << 16  # elements of such masks: a small one costs more in calls than in work
 
 _draw = torch.zeros((), dtype=torch.int64)
 
@@ -115,7 +115,9 @@ class _ByRow(nn.Module):
         return super().forward(x) if kept is None else self.drop(x, kept)  # type: ignore[misc, no-any-return]
 
     def drop(self, x: Tensor, kept: Tensor) -> Tensor:
-        """Return what is kept of x, scaled, and zero elsewhere."""
+        """Return what is kept of x, scaled, and zero elsewhere; `kept` may be the scale and zero itself."""
+        if kept.is_floating_point():
+            return x * kept
         threshold = _threshold(self.p)
         if threshold == LEVELS:
             return x * 0.0
@@ -130,11 +132,18 @@ class _ByRow(nn.Module):
 
     def _kept(self, x: Tensor) -> Tensor | None:
         shape = self.shape(x)
-        return None if shape is None else _kept(shape, self.p, self.key, self.part)
+        return None if shape is None else _kept(shape, self.p, self.key, self.part, self.takes_factors(x))
+
+    def takes_factors(self, x: Tensor) -> bool:
+        """Whether masks that are kept for several steps may be the factors of x: one call less in each direction."""
+        return False
 
 
 class RowDropout(_ByRow, nn.Dropout):
     """nn.Dropout by row."""
+
+    def takes_factors(self, x: Tensor) -> bool:
+        return x.dtype == torch.float32 and not self.inplace and _threshold(self.p) < LEVELS
 
 
 class RowAlphaDropout(_ByRow, nn.AlphaDropout):
@@ -214,15 +223,17 @@ def draw() -> int:
     return int(_draw.random_())
 
 
-def _kept(shape: tuple[int, ...], p: float, key: int, part: tuple[int, int] | None) -> Tensor | None:
+def _kept(
+    shape: tuple[int, ...], p: float, key: int, part: tuple[int, int] | None, as_factors: bool
+) -> Tensor | None:
     """Return which elements of an activation are kept, [n, ...] or [k, n, ...] or [n * k, ...]; None: not known."""
     assert announced.keys is not None
     whole, rows = _whole(shape, part), len(announced.keys)
     elements = _product(whole) // rows
     if whole[0] == rows or (whole[0] % rows == 0 and not (len(whole) > 2 and whole[1] == rows)):
-        kept = _draws(elements, p, key).view(whole)
+        kept = _draws(elements, p, key, as_factors).view(whole)
     elif len(whole) > 2 and whole[1] == rows:
-        kept = _draws(elements, p, key).view(rows, whole[0], *whole[2:]).transpose(0, 1)
+        kept = _draws(elements, p, key, as_factors).view(rows, whole[0], *whole[2:]).transpose(0, 1)
     else:
         announced.fallbacks.add(shape)
         return None
@@ -253,16 +264,17 @@ def _threshold(p: float) -> int:
     return round(p * LEVELS)
 
 
-def _draws(elements: int, p: float, key: int) -> Tensor:
-    """Return [n, elements]: which are kept."""
+def _draws(elements: int, p: float, key: int, as_factors: bool) -> Tensor:
+    """Return [n, elements]: which are kept, as truth values or perhaps as factors."""
     keys = announced.keys
     assert keys is not None
-    threshold, columns = _threshold(p), _column_seed(key, _call_number(key))
+    threshold, call = _threshold(p), _call_number(key)
     steps = 1 if torch.compiler.is_compiling() else _steps_together(len(keys) * elements)
     if steps == 1:
-        return _compare(keys, elements, columns, threshold)
+        return _compare(keys, elements, _column_seed(key, call), threshold)
     block, number = divmod(announced.step, steps)
-    return _masks(*announced.place, block, steps, elements, columns, threshold, keys.device)[number]
+    masks = _masks(*announced.place, block, steps, elements, key, call, threshold, as_factors, keys.device)
+    return masks[number]
 
 
 def _steps_together(elements: int) -> int:
@@ -308,12 +320,13 @@ def _row_keys(seed: int, first: int, distance: int, rows: int, block: int, devic
 @functools.lru_cache(maxsize=128)
 def _masks(
     seed: int, first: int, distance: int, rows: int, block: int, steps: int,
-    elements: int, columns: int, threshold: int, device: torch.device,
+    elements: int, key: int, call: int, threshold: int, as_factors: bool, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """Return [steps, rows, elements]: which are kept."""
     start = block * steps
     keys = _row_keys(seed, first, distance, rows, start // STEPS, device)[start % STEPS :][:steps]
-    return _compare(keys, elements, columns, threshold)
+    kept = _compare(keys, elements, _column_seed(key, call), threshold)
+    return kept.float().mul_(LEVELS / (LEVELS - threshold)) if as_factors else kept
 
 
 def _compare(keys: Tensor, elements: int, columns: int, threshold: int) -> Tensor:
