@@ -254,3 +254,30 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_the_folders_of_a_large_sweep_are_not_listed_at_each_poll_and_are_listed_at_the_end(
+    client, sweep, monkeypatch
+):
+    folder = sweep(("FINISHED",))
+    for number in range(1, 1200):
+        folder.local(f"{TRIALS}/t{number:04d}").mkdir()
+    listed: list[str] = []
+    names = type(folder).names
+
+    def counted(self, name=""):
+        if name == TRIALS:
+            listed.append(name)
+            time.sleep(0.05)  # of a folder this large on a busy disk
+        return names(self, name)
+
+    monkeypatch.setattr(type(folder), "names", counted)
+    sync = SweepSync(folder)
+    sync.open()
+    listed.clear()
+    for _ in range(5):
+        sync.send_points()
+    assert len(listed) < 5
+    listed.clear()
+    sync.close()
+    assert listed
