@@ -132,7 +132,8 @@ def test_rows_at_a_time_follow_the_training_and_the_length_of_texts():
 
 def test_a_run_evaluates_as_many_rows_as_it_trains(tmp_path):
     for settings, expected in [({}, 16), ({"micro_batch_size": 5}, 5)]:
-        run = TrainingRun(tmp_path, Short(1000, None, nn.Linear(6, 2)), **settings)
+        run = TrainingRun(tmp_path / str(expected), Short(1000, None, nn.Linear(6, 2)), **settings)
+        run.loop.model.rows.clear()
         evaluate_split(run.loop, "validation")
         assert max(run.loop.model.rows) == expected
         assert sum(run.loop.model.rows) == 50
