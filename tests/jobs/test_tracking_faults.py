@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,7 +19,7 @@ from running import ROOT, Place, Server, eventually, mlflow_record
 pytestmark = pytest.mark.chaos
 
 ALONE = ("scale.num_workers=0", "run_name=run")
-SWEEP = (*QUICK, "run_name=sweep", "model.width=32,64", "optim.betas=[0.9, 0.999],[0.8, 0.999]")
+SWEEP = (*QUICK, "run_name=sweep", "model.width=32,64", "optim.warmup_steps=0,5")  # 0 is the default
 LONG = ("train.epochs=100000", "run_name=sweep", "model.width=32,64", "checkpoint.every_steps=500")
 
 
@@ -41,7 +40,7 @@ def assert_complete(result: dict[str, Any]) -> None:
     swept = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     )
-    points = {(run.data.params["model.width"], run.data.params["optim.betas"]) for run in swept}
+    points = {(run.data.params["model.width"], run.data.params["optim.warmup_steps"]) for run in swept}
     assert len(points) == 4
     assert result["records_complete"] is not None
     assert parent.data.tags["best.run_id"] == result["best"]["mlflow_run_id"]
@@ -195,4 +194,3 @@ def test_a_sweep_whose_whole_process_group_is_terminated_is_killed_with_all_its_
     out, err = process.communicate(timeout=600)
     assert process.returncode == 130, out + err
     assert set(statuses(place, "sweep").values()) == {"KILLED"}
-    assert Path(place.path / "runs").exists()
