@@ -7,12 +7,18 @@ Independent of what the tensors mean and when they are written.
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shoal.distributed.shard_index import INDEX, read_index, reader
+from shoal.distributed.shard_index import INDEX, OpenFile, reader
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+SHARD = r"__(\d+)_\d+\.distcp"  # what is not the index, by the rank that wrote it
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -84,22 +90,29 @@ def files_of(rank: int, folder: Path) -> list[Path]:
     return [*folder.glob(f"__{rank}_*"), *(folder.glob(INDEX) if rank == 0 else [])]
 
 
-def contents(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return the full size and the type of each tensor that was written to a folder."""
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+class Shards:
+    """The tensors that `write` has written, read by one worker by itself."""
 
-    entries = read_index(folder).state_dict_metadata
-    return {
-        key: (entry.size, entry.properties.dtype)
-        for key, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    def __init__(self, index: "Metadata", open_file: OpenFile) -> None:
+        """Take the index, and what opens a file by its name: once, where it has parts that this worker needs."""
+        self._index, self._open_file = index, open_file
 
+    def contents(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Return the full size and the type of each tensor."""
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-def read(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill tensors, full or distributed in any way, from a folder; each worker reads what it needs, by itself."""
-    from torch.distributed.checkpoint.state_dict_loader import load
+        return {
+            key: (entry.size, entry.properties.dtype)
+            for key, entry in self._index.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: each reads by itself
-        load(dict(tensors), storage_reader=reader(folder), no_dist=True)
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors, full or distributed in any way."""
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "torch.distributed is disabled"
+            )  # on purpose: each reads by itself
+            load(dict(tensors), storage_reader=reader(self._index, self._open_file), no_dist=True)

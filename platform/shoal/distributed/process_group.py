@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shoal.distributed.shm_allreduce import SharedMemory
 
+BROADCAST_BYTES = 64 * 2**20  # at a time, which on a GPU take memory of the device
+
 
 class Collective(Protocol):
     """The group of workers, seen from one of them."""
@@ -38,6 +40,10 @@ class Collective(Protocol):
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value."""
+        ...
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """Return rank 0's bytes, which may be many; what the others pass is not looked at."""
         ...
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
@@ -79,6 +85,9 @@ class SingleProcess:
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        return data
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
         return model
@@ -131,6 +140,19 @@ class ProcessGroup:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        length, parts = self.broadcast(len(data)), []
+        for start in range(0, length, BROADCAST_BYTES):
+            if self.rank == 0:
+                part = torch.frombuffer(bytearray(data[start : start + BROADCAST_BYTES]), dtype=torch.uint8)
+            else:
+                part = torch.empty(min(BROADCAST_BYTES, length - start), dtype=torch.uint8)
+            part = part.to(self._device)
+            dist.broadcast(part, src=0)
+            if self.rank != 0:
+                parts.append(part.cpu().numpy().tobytes())
+        return data if self.rank == 0 else b"".join(parts)
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
         warmup(model)

@@ -5,9 +5,13 @@ few types that an index of tensors is made of, and refuses all others (Python's 
 """
 
 import importlib
+import io
 import pickle
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
@@ -16,6 +20,8 @@ from shoal.errors import CheckpointError
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import Metadata
+
+OpenFile = Callable[[str], AbstractContextManager[BinaryIO]]
 
 INDEX = ".metadata"
 # Not BytesStorageMetadata: DCP loads such an entry with the unrestricted pickle.
@@ -44,35 +50,32 @@ class _Unpickler(pickle.Unpickler):
         return getattr(importlib.import_module(module), name)
 
 
-def read_index(folder: Path) -> "Metadata":
-    """Return the index of a folder that DCP wrote.
+def read_index(data: bytes, folder: str) -> "Metadata":
+    """Return the index that DCP wrote.
+
+    Args:
+        folder: where it is, for the message.
 
     Raises:
         CheckpointError: the file is damaged, or names something that an index of tensors does not hold.
     """
-    path = folder / INDEX
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()  # type: ignore[no-any-return]
-    except OSError:
-        raise
+        return _Unpickler(io.BytesIO(data)).load()  # type: ignore[no-any-return]
     except Exception as error:
         raise CheckpointError(
-            f"'{path}' is no index of a sharded checkpoint ({error}): delete the folder '{folder}' to go on from an "
-            "earlier checkpoint"
+            f"'{folder}/{INDEX}' is no index of a sharded checkpoint ({error}): delete the folder '{folder}' to go on "
+            "from an earlier checkpoint"
         ) from None
 
 
-def reader(folder: Path) -> "FileSystemReader":
-    """Return DCP's reader of a folder, with the index that `read_index` returns.
-
-    Raises:
-        CheckpointError: as `read_index`.
-    """
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+def reader(index: "Metadata", open_file: OpenFile) -> "FileSystemReader":
+    """Return DCP's reader of the files that `open_file` opens by their names."""
+    from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta
 
-    index = read_index(folder)
+    class Files(FileSystem):
+        def create_stream(self, path: str | PathLike[str], mode: str) -> AbstractContextManager[Any]:  # type: ignore[override]
+            return open_file(Path(path).name)
 
     class Reader(FileSystemReader):
         def read_metadata(self, *_: Any, **__: Any) -> "Metadata":
@@ -80,4 +83,6 @@ def reader(folder: Path) -> "FileSystemReader":
             index.storage_meta.load_id = self.load_id
             return index
 
-    return Reader(folder)
+    made = Reader("")
+    made.fs = Files()
+    return made

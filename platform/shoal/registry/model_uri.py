@@ -8,7 +8,7 @@ from shoal.errors import ModelError
 from shoal.inference.predictor import WEIGHTS, weights_folder
 from shoal.registry.client import connect
 from shoal.storage.records import Identity
-from shoal.storage.run_folder import MODEL, RunFolder
+from shoal.storage.run_folder import MODEL, MODEL_CARD, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def resolve_model(uri: str, tracking_uri: str, scratch: str) -> Path:
             f"model '{uri}' is not known: give a run folder (storage_path/experiment_name/run_name), runs:/ID, "
             "or models:/NAME@ALIAS"
         )
-    if not folder.exists(f"{MODEL}/MLmodel"):
+    if not folder.exists(f"{MODEL}/{MODEL_CARD}"):
         raise ModelError(
             f"run folder '{uri}' holds no model yet: let the run finish first (the same command resumes)"
         )

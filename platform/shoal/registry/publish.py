@@ -7,8 +7,9 @@ from typing import Any
 
 from shoal.registry.champion import COMPARISON, Candidate, contest
 from shoal.registry.client import patience_for
+from shoal.storage.folder import Folder
 from shoal.storage.records import Verified
-from shoal.storage.run_folder import MODEL, RunFolder
+from shoal.storage.run_folder import MODEL, MODEL_CARD, RunFolder
 
 READY = "READY"
 
@@ -52,7 +53,8 @@ def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         card = Model.load(str(local))
         card.run_id, card.model_id, card.artifact_path = run_id, logged.model_id, logged.artifact_location
-        card.save(str(local / "MLmodel"))
+        # On a disk this is the run's own model, which a kill in the middle must leave whole.
+        Folder(str(local)).write(MODEL_CARD, card.to_yaml().encode())
         largest = max(path.stat().st_size for path in local.rglob("*"))
         with patience_for(largest):
             client.log_model_artifacts(logged.model_id, str(local))

@@ -1,6 +1,5 @@
 """From a finished training to its model: pictures, the pyfunc model, and its verification in a clean process."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier
 from shoal.runs.config import RunConfig
 from shoal.storage.records import Identity, Outcome, Verified
-from shoal.storage.run_folder import CHECKPOINTS, MODEL, PICTURES, SAMPLE, RunFolder
+from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, PICTURES, SAMPLE, RunFolder
 from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.journal import JournalReader
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
@@ -41,9 +40,9 @@ def package_and_verify(
     Raises:
         VerificationError: the model does not load, or measures something else.
     """
-    with Verifier() as verifier, tempfile.TemporaryDirectory() as scratch:
+    with Verifier() as verifier, folder.scratch(MODEL) as scratch:
         draw_pictures(folder, outcome, dataset_info)
-        model = Path(scratch) / MODEL
+        model = scratch / MODEL
         split = VALIDATION if outcome.val_metrics else TEST
         expected = outcome.val_metrics or outcome.test_metrics
         _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
@@ -59,7 +58,7 @@ def package_and_verify(
             )
         if config.task == "causal_lm":
             folder.write(SAMPLE, sample(model.with_name("weights")).encode())
-        folder.put_folder(model, MODEL)
+        folder.put_folder(model, MODEL, last=MODEL_CARD)
     folder.update(Identity, verified=verified)
     return verified is not None
 

@@ -47,6 +47,7 @@ def log_job_result(
     name = folder.uri.rpartition("/")[2]
     folder.create()
     attempt = folder.acquire_lease()
+    folder.clear_leftovers()
     folder.create_identity(
         name=name,
         experiment=experiment,

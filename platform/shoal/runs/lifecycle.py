@@ -132,6 +132,7 @@ class RunLifecycle:
         self.folder.create()
         name = self.folder.uri.rpartition("/")[2]
         self.attempt = self.folder.acquire_lease()
+        self.folder.clear_leftovers()
         self.folder.create_identity(
             name=name,
             experiment=config.experiment_name,

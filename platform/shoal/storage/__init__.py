@@ -1,5 +1,6 @@
 """Folders on a disk or in an object store, and the files of a run in one.
 
+- `durable`: files and folders on a disk that are whole after a power cut
 - `folder`: whole files, written complete or not at all
 - `parts`: a file that grows, in an object store: numbered parts, each asked for once
 - `failures`: another try while an object store is away, else one error with path, reason and remedy

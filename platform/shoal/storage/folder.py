@@ -1,18 +1,21 @@
 """A folder on a disk or in an object store: whole files, written complete or not at all.
 
-It knows bytes and names. It does not know what a run keeps in them (`shoal.storage.run_folder`).
+What a call has written when it returns survives a power cut (`shoal.storage.durable`; an object store answers when it
+has stored). It knows bytes and names. It does not know what a run keeps in them (`shoal.storage.run_folder`).
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from shoal.config.secrets import hide, reveal
 from shoal.errors import StorageError
+from shoal.storage import durable
 from shoal.storage.failures import ALLOW, QUICK_TRIES, REMEDIES, Outage, explained
 from shoal.storage.parts import PartAppender, PartReader
 
@@ -84,10 +87,14 @@ class Folder:
         Raises:
             StorageError: with the reason the system gave.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f"{durable.SCRATCH}{uuid.uuid4().hex}"
         try:
-            self._fs.create_dir(self._root, recursive=True)
-            self._write(probe, b"", QUICK_TRIES)
+            if self.is_local:
+                durable.make_folder(Path(self._root))
+                Path(self._path(probe)).touch()  # not to be kept: it needs no sync
+            else:
+                self._fs.create_dir(self._root, recursive=True)
+                self._write(probe, b"", QUICK_TRIES)
             self.delete(probe)
         except StorageError:
             raise  # an object store's
@@ -117,6 +124,12 @@ class Folder:
             stream.seek(offset)
             return bytes(stream.read(most))
 
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file to read parts of it."""
+        with self._fs.open_input_file(self._path(name)) as stream:
+            yield stream
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees the old bytes or the new, never a part.
 
@@ -128,22 +141,15 @@ class Folder:
 
     def _write(self, name: str, data: bytes, most_tries: int | None = None) -> None:
         if self.is_local:
-            path = Path(self._path(name))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                part.write_bytes(data)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+            durable.write_file(Path(self._path(name)), data)
         else:
             self._retry(lambda: self._put(name, data), most_tries)
 
     def names(self, name: str = "", most_tries: int | None = None) -> list[str]:
-        """Return the sorted names inside a sub-folder; empty when it does not exist."""
+        """Return the sorted names inside a sub-folder, without scratch; empty when it does not exist."""
         selector = _arrow_fs().FileSelector(self._path(name), allow_not_found=True)
         found = self._retry(lambda: self._fs.get_file_info(selector), most_tries)
-        return sorted(info.base_name for info in found)
+        return sorted(info.base_name for info in found if not durable.is_scratch(info.base_name))
 
     def files(self, name: str) -> list[str]:
         """Return the sorted names of all files inside a sub-folder and those below it: `step-1/state.json`."""
@@ -160,17 +166,42 @@ class Folder:
             self._retry(lambda: self._delete(name))
 
     def _delete(self, name: str) -> None:
+        if self.is_local:
+            durable.remove(Path(self._path(name)))
+            return
         kind = self._fs.get_file_info(self._path(name)).type
         if kind == _arrow_fs().FileType.Directory:
             self._fs.delete_dir(self._path(name))
         elif kind == _arrow_fs().FileType.File:
             self._fs.delete_file(self._path(name))
 
-    def put_folder(self, source: Path, name: str, last: str | None = None) -> None:
-        """Move a local folder in under a name, complete or absent.
+    @contextlib.contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Yield a new local folder: it, or a folder in it, is what `put_folder` moves in under the name.
 
-        On a disk that is one rename. In an object store, where there is none, the file called `last` is
-        written after all others, so that its presence says the rest is there.
+        What is still in it at the end is removed.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        with explained(self._shown(name)), contextlib.ExitStack() as stack:
+            local = self.local(name)
+            if local:
+                durable.make_folder(local.parent)
+                part = durable.scratch_beside(local)
+                part.mkdir()
+            else:
+                part = Path(tempfile.mkdtemp())
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+            yield part
+
+    def put_folder(self, source: Path, name: str, last: str | None) -> None:
+        """Move a folder in from `scratch` under a name, complete or absent; until then there is what it replaces.
+
+        Args:
+            last: the file whose presence says that the rest is there. In an object store, which has no rename, it is
+                written after all others, and one that is there is deleted first: a folder that replaces another is
+                absent meanwhile. None: what is put is a part of something that another call completes.
 
         Raises:
             StorageError: the disk is full or fails, or the object store was away for too long.
@@ -180,26 +211,27 @@ class Folder:
 
     def _put_folder(self, source: Path, name: str, last: str | None) -> None:
         if self.is_local:
-            target = Path(self._path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                shutil.rmtree(target)
-            shutil.move(source, target)
+            durable.move_in(source, Path(self._path(name)))
             return
+        if last is not None:
+            self.delete(f"{name}/{last}")
         files = sorted(path for path in source.rglob("*") if path.is_file())
-        for path in sorted(files, key=lambda path: path.name == last):
+        for path in sorted(files, key=lambda path: path.relative_to(source).as_posix() == last):
             inner = f"{name}/{path.relative_to(source).as_posix()}"
             self._retry(lambda path=path, inner=inner: self._put(inner, path.read_bytes()))  # type: ignore[misc]
         shutil.rmtree(source)
 
-    def copy_folder(self, source: "Folder", name: str, last: str | None = None) -> None:
+    def copy_folder(self, source: "Folder", name: str, last: str) -> None:
         """Copy a sub-folder from another folder, under the same name, complete or absent (see `put_folder`)."""
-        with tempfile.TemporaryDirectory(dir=self._local_scratch()) as scratch:
-            part = Path(scratch) / "part"
-            part.mkdir()
+        with self.scratch(name) as part:
             for file in source.names(name):
                 (part / file).write_bytes(source.read(f"{name}/{file}"))
             self.put_folder(part, name, last)
+
+    def clear_scratch(self, name: str = "") -> None:
+        """Remove what killed processes left in a sub-folder; only the process that works on it calls this."""
+        if self.is_local:
+            durable.clear(Path(self._path(name)))
 
     def get_folder(self, name: str, target: Path) -> Path:
         """Return a local folder with the sub-folder's files, copied to `target` from an object store."""
@@ -212,10 +244,6 @@ class Folder:
     def appender(self, name: str) -> Appender:
         """Open something to append to: one file on a disk, numbered parts in an object store."""
         return _FileAppender(Path(self._path(name))) if self.is_local else PartAppender(self, name)
-
-    def _local_scratch(self) -> str | None:
-        """A place from which a folder can be moved in with one rename."""
-        return self._root if self.is_local else None
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -239,8 +267,9 @@ class _FileAppender:
     def __init__(self, path: Path) -> None:
         self._path = str(path)
         with explained(self._path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(path.parent)
             self._file: BinaryIO = path.open("ab", buffering=0)
+            durable.sync_folder(path.parent)
 
     def write(self, data: bytes) -> None:
         with explained(self._path):

@@ -26,11 +26,13 @@ SAVING = "saving"  # rank 0 has seen the stop, and a checkpoint is written
 JOURNAL = "journal"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
+MODEL_CARD = "MLmodel"  # MLflow's description of a model; without it, the model is not complete
 PICTURES = "pictures"
 PROFILE = "profile"
 SAMPLE = "sample.txt"
 TRIALS = "trials"
 REPORTS = "report"
+WRITTEN = ("", CHECKPOINTS, JOURNAL, PICTURES, PROFILE, REPORTS)  # where files of a run are written
 MLFLOW_LOCK = ".mlflow.lock"
 LOCK_POLL_S = 0.05
 STOP_POLL_S = 15.0  # in an object store
@@ -93,10 +95,16 @@ class RunFolder(Folder):
             DamagedFileError: the file is damaged.
             ValueError: a value is not of its field's type.
         """
-        record = self.load(kind)
-        record = kind(**changes) if record is None else record.replace(**changes)
-        self.save(record)
+        earlier = self.load(kind)
+        record = kind(**changes) if earlier is None else earlier.replace(**changes)
+        if record != earlier:
+            self.save(record)
         return record
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed processes left half written; only the process that holds the folder calls this."""
+        for name in WRITTEN:
+            self.clear_scratch(name)
 
     def path_of(self, kind: type[Record], inside: str = "") -> str:
         """Return where a record is read: its file, or where there is none that of an earlier version."""

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 from shoal.registry.client import connect
 from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Status
-from shoal.storage.run_folder import CONFIG, JOURNAL, MODEL, PICTURES, PROFILE, SAMPLE, RunFolder
+from shoal.storage.run_folder import (
+    CONFIG,
+    JOURNAL,
+    MODEL,
+    MODEL_CARD,
+    PICTURES,
+    PROFILE,
+    SAMPLE,
+    RunFolder,
+)
 from shoal.tracking.entities import dataset_input, experiment_id, only_one
 from shoal.tracking.journal import JournalReader, MetricPoint
 
@@ -317,7 +326,7 @@ class RunSync:
                 self._folder.update(Result, mlflow_run_id=self.run_id)
 
     def _publish(self) -> None:
-        if self._folder.exists(f"{MODEL}/MLmodel"):
+        if self._folder.exists(f"{MODEL}/{MODEL_CARD}"):
             from shoal.registry.publish import publish_model
 
             # Its own process holds the lease; any other may have got the folder from somebody else.

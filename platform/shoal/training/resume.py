@@ -21,16 +21,14 @@ def resume_or_start(loop: TrainingLoop, store: CheckpointStore, seed: int) -> Tr
         CheckpointError: no checkpoint is sound, or the one found is of another model.
     """
     collective = loop.collective
-    name: str | None = None
     if collective.rank == 0:
         store.remove_parts()  # of a process that was killed; they may fill the disk
-        name, _ = store.latest()  # the driver has reported corrupt ones
-    name = collective.broadcast(name)
-    states = store.optimizer(name)["random"] if name else []
+    checkpoint = store.open_latest(collective)  # the driver has reported corrupt ones
     _seed_random_states(seed, collective.data_rank)
-    if name is None:
+    if checkpoint is None:
         return TrainingProgress()
-    progress = restore(store, name, loop.model, loop.optimizer, loop.scaler, loop.ema)
+    states = checkpoint.random()
+    progress = restore(checkpoint, loop.model, loop.optimizer, loop.scaler, loop.ema)
     if len(states) == collective.data_size:
         set_random_state(states[collective.data_rank])
     else:

@@ -19,7 +19,7 @@ from shoal.registry.compare import measure
 from shoal.registry.package import save_model
 from shoal.runs.finalize import held_out_rows
 from shoal.storage.records import Verified
-from shoal.storage.run_folder import MODEL
+from shoal.storage.run_folder import MODEL, MODEL_CARD
 from shoal.tasks.open_data import open_data, preprocessing_spec, reopen_source
 from shoal.tracking.sync import RunSync
 
@@ -88,7 +88,7 @@ def publish(run, client, tmp_path, request):
         made = tmp_path / f"trained-{number}"
         verified = train(made, source, **settings)
         folder = run(f"run-{number}", registered_model_name=name, verified=verified)
-        folder.put_folder(made / MODEL, MODEL)
+        folder.put_folder(made / MODEL, MODEL, last=MODEL_CARD)
         if is_held:
             folder.acquire_lease()
         sync = RunSync(folder)

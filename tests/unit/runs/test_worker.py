@@ -45,9 +45,9 @@ def test_a_run_leaves_its_rates_memory_trace_and_averaged_weights(tmp_path):
     assert folder.exists(f"{PROFILE}/{TRACE}")
     store = CheckpointStore(folder)
     name = store.names()[-1]
-    held = store.optimizer(name)
-    assert set(held) == {"optimizer", "random", "trained", "scaler"}
-    assert not torch.equal(held["trained"]["layers.0.weight"], store.weights(name)["layers.0.weight"])
+    held = store.open(name).optimizer()
+    assert set(held) == {"optimizer", "trained", "scaler"}
+    assert not torch.equal(held["trained"]["layers.0.weight"], store.open(name).weights()["layers.0.weight"])
 
 
 def test_rows_stay_in_ram_where_they_would_take_too_much_of_the_device():

@@ -81,8 +81,11 @@ def test_a_folder_below_has_the_same_files_under_its_own_uri(folder):
 
 
 def test_a_folder_is_moved_in_whole_and_comes_back(folder, tmp_path):
-    folder.put_folder(tree(tmp_path / "made", a="1", deep__b="2"), "here/model", last="a")
-    assert not (tmp_path / "made").exists()
+    with folder.scratch("here/model") as scratch:
+        folder.put_folder(tree(scratch / "made", a="1", deep__b="2"), "here/model", last="a")
+        assert not (scratch / "made").exists()
+    assert not scratch.exists()
+    assert folder.names("here") == ["model"]
     back = folder.get_folder("here/model", tmp_path / "back")
     assert (back / "a").read_text() == "1"
     assert (back / "deep" / "b").read_text() == "2"
@@ -107,6 +110,43 @@ def test_an_upload_that_dies_in_the_middle_leaves_no_last_file(s3, tmp_path, mon
         folder.put_folder(tree(tmp_path / "made", a="manifest", b="2", c="3"), "model", last="a")
     assert folder.exists("model/b")
     assert not folder.exists("model/a")
+
+
+def test_a_replacement_that_dies_in_the_middle_leaves_no_last_file_in_an_object_store(
+    s3, tmp_path, monkeypatch, impatient
+):
+    """The last file of the folder before would say that old and new files together are complete."""
+    folder, put = Folder(f"{s3}/replacing"), Folder._put
+    folder.put_folder(tree(tmp_path / "one", a="manifest", b="1", c="1"), "model", last="a")
+
+    def dies_at_c(self, name, data):
+        if name.endswith("/c"):
+            raise OSError("the host is gone")
+        put(self, name, data)
+
+    monkeypatch.setattr(Folder, "_put", dies_at_c)
+    with pytest.raises(OSError, match="the host is gone"):
+        folder.put_folder(tree(tmp_path / "two", a="manifest", b="2", c="2"), "model", last="a")
+    assert (folder.read("model/b"), folder.read("model/c")) == (b"2", b"1")
+    assert not folder.exists("model/a")
+
+
+def test_a_copied_folder_has_its_last_file_once_it_is_complete(s3, tmp_path, monkeypatch, impatient):
+    folder, other, put = Folder(f"{s3}/copy"), Folder(f"{s3}/original"), Folder._put
+    other.put_folder(tree(tmp_path / "made", a="manifest", b="1"), "checkpoint", last="a")
+
+    def dies_at_b(self, name, data):
+        if name.endswith("/b"):
+            raise OSError("the host is gone")
+        put(self, name, data)
+
+    monkeypatch.setattr(Folder, "_put", dies_at_b)
+    with pytest.raises(OSError, match="the host is gone"):
+        folder.copy_folder(other, "checkpoint", last="a")
+    assert not folder.exists("checkpoint/a")
+    monkeypatch.undo()
+    folder.copy_folder(other, "checkpoint", last="a")
+    assert folder.names("checkpoint") == ["a", "b"]
 
 
 def test_a_store_that_fails_for_a_moment_is_tried_again(s3, monkeypatch, impatient):

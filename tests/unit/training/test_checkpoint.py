@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import io
 import json
 import random
 import time
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from shoal.distributed.process_group import SingleProcess
 from shoal.errors import CheckpointError, StorageError
 from shoal.storage.records import CheckpointState, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
@@ -15,6 +18,7 @@ from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import (
     DATASET_INFO,
     OPTIMIZER,
+    RANDOM,
     WEIGHTS,
     TrainingProgress,
     random_state,
@@ -25,7 +29,7 @@ from shoal.training.checkpoint.restore import restore
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.optimizer import OptimConfig, build_optimizer
 
-FILES = [WEIGHTS, OPTIMIZER, CheckpointState.file, DATASET_INFO]
+FILES = [WEIGHTS, OPTIMIZER, RANDOM, CheckpointState.file, DATASET_INFO]
 
 
 def trained(steps=3, seed=0):
@@ -88,7 +92,7 @@ def test_everything_comes_back_as_it_was(place):
     progress = TrainingProgress(7, 56, {"best/val_loss": 0.25}, {"val/loss": 0.3}, True, 1.5)
     store.save(snapshot(model, optimizer, progress, [random_state()]), {"attempt": 3}, b'{"rows": 1}')
     fresh, fresh_optimizer = trained(steps=1, seed=1)
-    assert restore(store, "step-000007", fresh, fresh_optimizer) == progress
+    assert restore(store.open("step-000007"), fresh, fresh_optimizer) == progress
     assert equal(dict(fresh.state_dict()), dict(model.state_dict()))
     assert equal(fresh_optimizer.state_dict(), optimizer.state_dict())
     assert RunFolder(place).read(f"{CHECKPOINTS}/step-000007/{DATASET_INFO}") == b'{"rows": 1}'
@@ -100,7 +104,7 @@ def test_hyperparameters_are_those_of_the_config_that_resumes(store):
     model, optimizer = trained()
     (name,) = save(store, 1)
     changed = torch.optim.Adam(model.parameters(), 0.5, weight_decay=0.25)
-    restore(store, name, model, changed)
+    restore(store.open(name), model, changed)
     assert (changed.param_groups[0]["lr"], changed.param_groups[0]["weight_decay"]) == (0.5, 0.25)
     assert equal(changed.state_dict()["state"], optimizer.state_dict()["state"])
 
@@ -118,7 +122,7 @@ def test_a_parameters_state_is_its_own_whether_all_parameters_decay_or_matrices_
     optimizer.step()
     store.save(snapshot(model, optimizer, TrainingProgress(1, 8), [random_state()]), {"attempt": 1}, b"{}")
     fresh, fresh_optimizer = made(now)
-    restore(store, "step-000001", fresh, fresh_optimizer)
+    restore(store.open("step-000001"), fresh, fresh_optimizer)
     for mine, its in zip(fresh.parameters(), model.parameters(), strict=True):
         assert equal(fresh_optimizer.state[mine], optimizer.state[its])
     assert [group["weight_decay"] for group in fresh_optimizer.param_groups] == (
@@ -137,7 +141,7 @@ def test_random_states_come_back_for_torch_numpy_and_python(store):
     )
     expected = draw()
     draw()
-    states = store.optimizer("step-000001")["random"]
+    states = store.open("step-000001").random()
     assert len(states) == 2
     set_random_state(states[1])
     assert draw() == expected
@@ -195,7 +199,7 @@ def test_tied_weights_come_back_tied(store):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     name = store.save(snapshot(model, optimizer, TrainingProgress(step=1), []), {}, b"")
     fresh = Tied()
-    restore(store, name, fresh, None)
+    restore(store.open(name), fresh, None)
     assert torch.equal(fresh.out.weight, model.embed.weight)
     assert fresh.out.weight is fresh.embed.weight
 
@@ -208,13 +212,13 @@ def test_weights_keep_their_type_and_odd_layouts(store, dtype):
     name = store.save(
         snapshot(model, torch.optim.SGD([torch.zeros(1)], 0.1), TrainingProgress(step=1), []), {}, b""
     )
-    assert equal(store.weights(name), dict(model.state_dict()))
+    assert equal(store.open(name).weights(), dict(model.state_dict()))
 
 
 def test_a_checkpoint_of_another_model_is_refused(store):
     (name,) = save(store, 1)
     with pytest.raises(CheckpointError, match="is of another model"):
-        restore(store, name, nn.Linear(3, 4), None)
+        restore(store.open(name), nn.Linear(3, 4), None)
 
 
 # Complete or absent.
@@ -274,17 +278,25 @@ def test_a_checkpoint_with_a_damaged_manifest_is_passed_over_with_the_name_of_th
 
 
 def test_a_checkpoint_of_an_earlier_version_is_sound_and_is_read(store, folder):
-    """Its manifest lists the files alone, and the file about the data has another name."""
+    """Its manifest lists the files alone, the file about the data has another name, and random states have none."""
     model, optimizer = trained()
     (name,) = save(store, 3)
     inside = f"{CHECKPOINTS}/{name}"
+    states = store.open(name).random()
+    stream = io.BytesIO()
+    torch.save(store.open(name).optimizer() | {"random": states}, stream)
+    folder.write(f"{inside}/{OPTIMIZER}", stream.getvalue())
     folder.write(f"{inside}/prepared.json", folder.read(f"{inside}/{DATASET_INFO}"))
-    folder.delete(f"{inside}/{DATASET_INFO}")
-    files = {file: digest.model_dump() for file, digest in folder.load(Manifest, inside).files.items()}
-    files["prepared.json"] = files.pop(DATASET_INFO)
+    for file in (DATASET_INFO, RANDOM):
+        folder.delete(f"{inside}/{file}")
+    files = {}
+    for file in (WEIGHTS, OPTIMIZER, CheckpointState.file, "prepared.json"):
+        data = folder.read(f"{inside}/{file}")
+        files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     folder.write(f"{inside}/{Manifest.file}", json.dumps(files).encode())
     assert store.latest() == (name, [])
-    assert restore(store, name, model, optimizer).step == 3
+    assert restore(store.open(name), model, optimizer).step == 3
+    assert equal(store.open_latest(SingleProcess()).random(), states)
 
 
 @pytest.mark.parametrize("file", [*FILES, Manifest.file])

@@ -71,7 +71,7 @@ def test_a_checkpoint_offers_the_average_and_a_resumed_run_gets_both(tmp_path):
         assert torch.equal(tensor, resumed.loop.ema.state_dict()[name]), name
     name, _ = twin.store.latest()
     offered = Net()
-    restore(twin.store, name, offered, None)
+    restore(twin.store.open(name), offered, None)
     for key, tensor in twin.loop.ema.state_dict().items():
         assert torch.equal(tensor, offered.state_dict()[key]), key
     assert not torch.equal(offered.enter.weight, twin.model.enter.weight)

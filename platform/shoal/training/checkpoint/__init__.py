@@ -1,7 +1,8 @@
 """Checkpoints: complete or absent, written in the background, the last few and the best kept.
 
 - `contents`: what a checkpoint holds
-- `store`: its files in a run folder
+- `files`: the files of one, read and checked
+- `store`: those of a run folder
 - `background`: writing them while training goes on
 - `restore`: back into a model and its optimiser
 """

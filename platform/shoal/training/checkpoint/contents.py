@@ -16,7 +16,8 @@ from shoal.distributed import dtensor_io
 from shoal.training.ema import EMA
 from shoal.training.optimizer import state_by_number
 
-WEIGHTS, OPTIMIZER, DATASET_INFO = "model.safetensors", "optimizer.pt", "dataset_info.json"
+WEIGHTS, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.pt", "random.pt"
+DATASET_INFO = "dataset_info.json"
 FORMER_DATASET_INFO = "prepared.json"  # its name in checkpoints of earlier versions
 
 NAME_PREFIX = "step-"

@@ -11,14 +11,13 @@ from torch.amp.grad_scaler import GradScaler
 from shoal.distributed import dtensor_io
 from shoal.errors import CheckpointError
 from shoal.training.checkpoint.contents import MODEL_KEY, OPTIMIZER_KEY, TrainingProgress, keyed_tensors
-from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.checkpoint.files import CheckpointFiles
 from shoal.training.ema import EMA
 from shoal.training.optimizer import load_state_by_number, parameters_by_number
 
 
 def restore(
-    store: CheckpointStore,
-    name: str,
+    checkpoint: CheckpointFiles,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     scaler: GradScaler | None = None,
@@ -34,12 +33,16 @@ def restore(
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
-    load = _load_shards if store.has_shards(name) else _load_whole
-    state = load(store, name, model, optimizer)
+    if checkpoint.has_shards:
+        state, more = _load_shards(checkpoint, model, optimizer), {}
+    else:
+        _load_weights(checkpoint, model)
+        more = {} if optimizer is None else checkpoint.optimizer()
+        state = {} if optimizer is None else _own_part(more["optimizer"]["state"], optimizer)
     if optimizer is not None:
         load_state_by_number(optimizer, state)
-        _restore_more({} if store.has_shards(name) else store.optimizer(name), model, scaler, ema)
-    return store.progress(name)
+        _restore_more(more, model, scaler, ema)
+    return checkpoint.progress()
 
 
 def _restore_more(
@@ -54,21 +57,21 @@ def _restore_more(
         model.load_state_dict(states["trained"])
 
 
-def _load_whole(
-    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> dict[int, dict[str, Any]]:
-    """Load whole weights, and return this worker's part of the optimiser's state by the number of its parameter."""
-    own = model.state_dict()
-    weights = store.weights(name)
+def _load_weights(checkpoint: CheckpointFiles, model: nn.Module) -> None:
+    own, weights = model.state_dict(), checkpoint.weights()
     try:
         model.load_state_dict(
             {key: dtensor_io.distribute_like(weights[key], own.get(key, weights[key])) for key in weights}
         )
     except RuntimeError as error:
-        raise _other_model(name, str(error).splitlines()[-1].strip()) from None
-    if optimizer is None:
-        return {}
-    state, parameters = store.optimizer(name)["optimizer"]["state"], parameters_by_number(optimizer)
+        raise _other_model(checkpoint.name, str(error).splitlines()[-1].strip()) from None
+
+
+def _own_part(
+    state: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Any]]:
+    """Return this worker's part of an optimiser's whole state, by the number of its parameter."""
+    parameters = parameters_by_number(optimizer)
     return {
         number: {
             key: dtensor_io.distribute_like(value, parameters[number]) if isinstance(value, Tensor) else value
@@ -79,19 +82,19 @@ def _load_whole(
 
 
 def _load_shards(
-    store: CheckpointStore, name: str, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    checkpoint: CheckpointFiles, model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> dict[int, dict[str, Tensor]]:
-    """Load weights from all workers' shards, and return the optimiser's state like `_load_whole`."""
-    with store.on_disk(name) as folder:
-        saved = dtensor_io.contents(folder)
-        wanted = keyed_tensors(model.state_dict(), {})
-        own = {key: tuple(tensor.shape) for key, tensor in wanted.items()}
-        its = {key: tuple(size) for key, (size, _) in saved.items() if key.startswith(f"{MODEL_KEY}/")}
-        for key in sorted(own.keys() | its.keys()):
-            if own.get(key) != its.get(key):
-                raise _other_model(name, f"{key} has shape {its.get(key)} there, {own.get(key)} here")
-        state = _empty_state(saved, [] if optimizer is None else parameters_by_number(optimizer))
-        dtensor_io.read(wanted | keyed_tensors({}, state), folder)
+    """Load weights from all workers' shards, and return this worker's part of the optimiser's state."""
+    shards = checkpoint.shards()
+    saved = shards.contents()
+    wanted = keyed_tensors(model.state_dict(), {})
+    own = {key: tuple(tensor.shape) for key, tensor in wanted.items()}
+    its = {key: tuple(size) for key, (size, _) in saved.items() if key.startswith(f"{MODEL_KEY}/")}
+    for key in sorted(own.keys() | its.keys()):
+        if own.get(key) != its.get(key):
+            raise _other_model(checkpoint.name, f"{key} has shape {its.get(key)} there, {own.get(key)} here")
+    state = _empty_state(saved, [] if optimizer is None else parameters_by_number(optimizer))
+    shards.fill(wanted | keyed_tensors({}, state))
     return state
 
 

@@ -1,12 +1,14 @@
-"""The checkpoints of a run folder: complete or absent, the last few and the best kept."""
+"""The checkpoints of a run folder: complete or absent, the last few and the best kept.
 
+A checkpoint that `save` has returned from survives a power cut; older ones are deleted only then.
+"""
+
+import contextlib
 import hashlib
 import io
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,22 +17,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoal.distributed import dtensor_io
-from shoal.distributed.shard_index import INDEX
+from shoal.distributed.process_group import Collective, SingleProcess
 from shoal.errors import CheckpointError, StorageError
 from shoal.storage.failures import explained
 from shoal.storage.records import CheckpointState, FileDigest, Manifest
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.training.checkpoint.contents import (
     DATASET_INFO,
-    FORMER_DATASET_INFO,
     OPTIMIZER,
+    RANDOM,
     WEIGHTS,
     Snapshot,
-    TrainingProgress,
     checkpoint_name,
     checkpoint_step,
     keyed_tensors,
 )
+from shoal.training.checkpoint.files import CheckpointFiles
 
 Found = TypeVar("Found")
 
@@ -59,15 +61,13 @@ class CheckpointStore:
         """
         files = {
             WEIGHTS: _weights_bytes(snapshot.weights),
-            OPTIMIZER: _torch_bytes(
-                snapshot.more | {"optimizer": snapshot.optimizer, "random": snapshot.random}
-            ),
+            OPTIMIZER: _torch_bytes(snapshot.more | {"optimizer": snapshot.optimizer}),
             **_about(snapshot, metadata, dataset_info),
         }
         name = checkpoint_name(snapshot.progress.step)
-        with self._writing() as parts:
-            parts.append(self._make_part())
-            self._publish(parts[0], name, _write(parts[0], files))
+        with self._part(name) as part:
+            self._publish(part, name, _write(part, files))
+        self._retain(name)
         return name
 
     def add_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
@@ -79,16 +79,18 @@ class CheckpointStore:
 
     def remove_parts(self) -> None:
         """Remove what processes that were killed had written of a checkpoint."""
-        for name in self._folder.names(CHECKPOINTS):
-            if name.startswith(".part-"):
-                self._folder.delete(f"{CHECKPOINTS}/{name}")
+        self._folder.clear_scratch(CHECKPOINTS)
 
     def names(self) -> list[str]:
         """Return the complete checkpoints, oldest first."""
+        return [name for name, is_complete in self._listed().items() if is_complete]
+
+    def _listed(self) -> dict[str, bool]:
+        """Return whether each is complete, oldest first; what is not is of an upload or a deletion that was killed."""
         found = [file.split("/") for file in self._folder.files(CHECKPOINTS)]
-        names = [file[0] for file in found if file[1:] == [Manifest.file]]
-        complete = {name: step for name in names if (step := checkpoint_step(name)) is not None}
-        return sorted(complete, key=complete.__getitem__)
+        complete = {file[0] for file in found if file[1:] == [Manifest.file]}
+        steps = {file[0]: step for file in found if (step := checkpoint_step(file[0])) is not None}
+        return {name: name in complete for name in sorted(steps, key=steps.__getitem__)}
 
     def latest(self) -> tuple[str | None, list[str]]:
         """Return the newest sound checkpoint, and a complaint for each corrupt one that is newer.
@@ -96,12 +98,37 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints and all of them are corrupt.
         """
+        found, complaints = self._newest_sound(SingleProcess(), keeps=False)
+        return (found.name if found else None), complaints
+
+    def open_latest(self, collective: Collective) -> CheckpointFiles | None:
+        """Return the newest sound checkpoint on every worker; all call it, and each file is read by one of them.
+
+        Raises:
+            CheckpointError: there are checkpoints and all of them are corrupt.
+        """
+        found, _ = self._newest_sound(collective, keeps=True)
+        if found:
+            found.share(collective)
+        return found
+
+    def open(self, name: str) -> CheckpointFiles:
+        return self._opened(name, self._manifest(name))
+
+    def _newest_sound(self, collective: Collective, keeps: bool) -> tuple[CheckpointFiles | None, list[str]]:
+        """Let each worker check its share of a checkpoint's files, from the newest checkpoint on."""
         complaints: list[str] = []
-        names = self.names()
+        names = collective.broadcast(self.names() if collective.rank == 0 else None)
         for name in reversed(names):
-            problem = self._problem(name)
-            if problem is None:
-                return name, complaints
+            manifest, problem = collective.broadcast(
+                self._manifest_or_problem(name) if collective.rank == 0 else None
+            )
+            if manifest is not None:
+                found = self._opened(name, manifest)
+                problems = collective.gather(found.problem(collective.rank, collective.size, keeps))
+                problem = next(filter(None, problems), None)
+                if problem is None:
+                    return found, complaints
             complaints.append(f"checkpoint '{self._folder.uri}/{CHECKPOINTS}/{name}' is corrupt ({problem})")
         if names:
             raise CheckpointError(
@@ -122,52 +149,20 @@ class CheckpointStore:
     def state(self, name: str) -> CheckpointState:
         return CheckpointState.parse(self._read(name, CheckpointState.file))
 
-    def progress(self, name: str) -> TrainingProgress:
-        state = self.state(name)
-        return TrainingProgress(
-            **{field.name: getattr(state, field.name) for field in fields(TrainingProgress)}
-        )
-
-    def weights(self, name: str) -> dict[str, Tensor]:
-        from safetensors.torch import load
-
-        return dict(load(self._read(name, WEIGHTS)))
-
-    def optimizer(self, name: str) -> dict[str, Any]:
-        """Return {"optimizer": state dict, "random": one state per worker}, and what `Snapshot.more` held."""
-        return dict(torch.load(io.BytesIO(self._read(name, OPTIMIZER)), weights_only=True))
-
-    def has_shards(self, name: str) -> bool:
-        return INDEX in self._manifest(name).files
-
     @contextmanager
-    def on_disk(self, name: str) -> Iterator[Path]:
-        """Yield a local folder with a checkpoint's files."""
-        with tempfile.TemporaryDirectory() as scratch:
-            yield self._folder.get_folder(f"{CHECKPOINTS}/{name}", Path(scratch))
+    def _part(self, name: str) -> Iterator[Path]:
+        """Yield a folder that can become a checkpoint; before it, make room.
 
-    def _make_part(self) -> Path:
-        """Make a folder that can become a checkpoint."""
-        local = self._folder.local(CHECKPOINTS)
-        if local:
-            local.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".part-", dir=local))
-
-    @contextmanager
-    def _writing(self) -> Iterator[list[Path]]:
-        """Explain a failure, and remove the parts that did not become a checkpoint: half of one keeps a disk full."""
-        parts: list[Path] = []
+        One checkpoint is written at a time: scratch that is there is of a process that was killed.
+        """
         with explained(f"{self._folder.uri}/{CHECKPOINTS}"):
-            try:
-                yield parts
-            finally:
-                for part in parts:
-                    shutil.rmtree(part, ignore_errors=True)
+            self.remove_parts()
+            with self._folder.scratch(f"{CHECKPOINTS}/{name}") as part:
+                yield part
 
     def _publish(self, part: Path, name: str, files: dict[str, FileDigest]) -> None:
         (part / Manifest.file).write_bytes(Manifest(files=files).to_bytes())
         self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=Manifest.file)
-        self._retain(name)
 
     def _manifest(self, name: str) -> Manifest:
         return Manifest.parse(self._read(name, Manifest.file))
@@ -175,42 +170,27 @@ class CheckpointStore:
     def _read(self, name: str, file: str) -> bytes:
         return self._folder.read(f"{CHECKPOINTS}/{name}/{file}")
 
-    def _problem(self, name: str) -> str | None:
-        """Return what is wrong with a checkpoint, or None."""
+    def _opened(self, name: str, manifest: Manifest) -> CheckpointFiles:
+        return CheckpointFiles(self._folder, name, manifest.files)
+
+    def _manifest_or_problem(self, name: str) -> tuple[Manifest | None, str | None]:
         try:
-            files = self._manifest(name).files
+            return self._manifest(name), None
         except StorageError:
             raise  # the store is away, which says nothing of the checkpoint
         except (OSError, ValueError) as error:
-            return f"{Manifest.file}: {error}"
-        tensors = INDEX if INDEX in files else WEIGHTS
-        info = FORMER_DATASET_INFO if FORMER_DATASET_INFO in files else DATASET_INFO
-        for file, expected in files.items():
-            if problem := self._file_problem(name, file, expected):
-                return problem
-        missing = {tensors, OPTIMIZER, CheckpointState.file, info} - files.keys()
-        return f"{missing.pop()} is missing" if missing else None
-
-    def _file_problem(self, name: str, file: str, expected: FileDigest) -> str | None:
-        try:
-            data = self._read(name, file)
-        except StorageError:
-            raise
-        except OSError as error:
-            return f"{file}: {type(error).__name__}: {error}"
-        if len(data) != expected.bytes:
-            return f"{file} has {len(data)} bytes, not {expected.bytes}"
-        if _sha256(data) != expected.sha256:
-            return f"{file} does not match its SHA-256"
-        return None
+            return None, f"{Manifest.file}: {error}"
 
     def _retain(self, saved: str) -> None:
-        """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after."""
-        self.remove_parts()
-        names = self.names()
+        """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after.
+
+        `saved` is on the disk by now, so that no power cut leaves less than there was before.
+        """
+        listed = self._listed()
+        names = [name for name, is_complete in listed.items() if is_complete]
         sound = names[: names.index(saved) + 1]
         keep = set(sound[-self._keep :]) | {self._best(sound)}
-        for name in names:
+        for name in listed:
             if name not in keep:
                 # The manifest goes first: what remains of an interrupted deletion is no checkpoint.
                 self._folder.delete(f"{CHECKPOINTS}/{name}/{Manifest.file}")
@@ -232,38 +212,34 @@ class ShardedStore(CheckpointStore):
     def save(self, snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> str:
         """Write a checkpoint complete or not at all; what fails on one worker is raised on all."""
         name = checkpoint_name(snapshot.progress.step)
-        with self._writing() as own:
-            self._save(name, snapshot, metadata, dataset_info, own)
-        return name
-
-    def _save(
-        self,
-        name: str,
-        snapshot: Snapshot,
-        metadata: Mapping[str, Any],
-        dataset_info: bytes,
-        own: list[Path],
-    ) -> None:
         is_first, is_shared = self._rank == 0, self._folder.is_local
-        parts = self._together(lambda: self._make_part() if is_first or not is_shared else None)
-        part = parts[self._rank] or parts[0]
-        assert part is not None
-        own += [mine] if (mine := parts[self._rank]) else []
-        dtensor_io.write(keyed_tensors(snapshot.weights, snapshot.optimizer["state"]), part, self._group)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(explained(f"{self._folder.uri}/{CHECKPOINTS}"))
 
-        def hand_in() -> dict[str, FileDigest]:
-            described = {path.name: _file_digest(path) for path in dtensor_io.files_of(self._rank, part)}
-            if not (is_first or is_shared):
-                self._folder.put_folder(part, f"{CHECKPOINTS}/{name}")
-            return described
+            def make_part() -> Path | None:
+                if is_first and not is_shared:  # before a shard of an earlier one is written over
+                    self._folder.delete(f"{CHECKPOINTS}/{name}/{Manifest.file}")
+                return stack.enter_context(self._part(name)) if is_first or not is_shared else None
 
-        described = self._together(hand_in)
+            parts = self._together(make_part)
+            part = parts[self._rank] or parts[0]
+            assert part is not None
+            dtensor_io.write(keyed_tensors(snapshot.weights, snapshot.optimizer["state"]), part, self._group)
+
+            def hand_in() -> dict[str, FileDigest]:
+                described = {path.name: _file_digest(path) for path in dtensor_io.files_of(self._rank, part)}
+                if not (is_first or is_shared):
+                    self._folder.put_folder(part, f"{CHECKPOINTS}/{name}", last=None)
+                return described
+
+            described = self._together(hand_in)
+            if is_first:
+                rest = _write(part, _about(snapshot, metadata, dataset_info))
+                files = {file: digest for own in [*described, rest] for file, digest in own.items()}
+                self._publish(part, name, files)
         if is_first:
-            random = _torch_bytes({"random": snapshot.random})
-            rest = _write(part, {OPTIMIZER: random, **_about(snapshot, metadata, dataset_info)})
-            self._publish(
-                part, name, {file: digest for files in [*described, rest] for file, digest in files.items()}
-            )
+            self._retain(name)
+        return name
 
     def _together(self, work: Callable[[], Found]) -> list[Found]:
         """Do something on every worker; return what each found, or raise on all what one of them raised."""
@@ -284,7 +260,11 @@ class ShardedStore(CheckpointStore):
 def _about(snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> dict[str, bytes]:
     """Return the files that are the same for whole tensors and shards."""
     state = CheckpointState(**asdict(snapshot.progress), **metadata)
-    return {CheckpointState.file: state.to_bytes(), DATASET_INFO: dataset_info}
+    return {
+        RANDOM: _torch_bytes({"random": snapshot.random}),
+        CheckpointState.file: state.to_bytes(),
+        DATASET_INFO: dataset_info,
+    }
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> dict[str, FileDigest]:
@@ -314,13 +294,9 @@ def _torch_bytes(value: Any) -> bytes:
 
 
 def _digest(data: bytes) -> FileDigest:
-    return FileDigest(bytes=len(data), sha256=_sha256(data))
+    return FileDigest(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _file_digest(path: Path) -> FileDigest:
     with path.open("rb") as stream:
         return FileDigest(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -214,6 +214,7 @@ class TrialLifecycle:
 
     def _create(self, trial: Trial, folder: RunFolder) -> None:
         folder.create()
+        folder.clear_leftovers()
         folder.create_identity(
             name=trial.name, experiment=self._config.experiment_name, point=trial.point, repeat=trial.repeat
         )
