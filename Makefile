@@ -20,11 +20,11 @@ PORT ?= 5000
 STORE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train tune test check ui bench
+.PHONY: help setup train tune test test-long check ui bench
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
 
 setup: $(INSTALLED) ## create .venv with all dependencies; the other targets call it
 	@:
@@ -53,9 +53,14 @@ train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes
 tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
 	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
-# Three processes, each file in one of them. Files run in alphabetical order, in which the long ones come first.
-test: setup ## run the tests; ARGS="tests/unit -k name" picks some
-	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+# Three processes, each file in one of them. Files run in alphabetical order, in which the slow ones come first.
+PYTEST := $(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks some, long ones too
+	@$(PYTEST) $(or $(ARGS),-m "not long")
+
+test-long: setup ## run the tests that kill processes, take services away or go through runs of earlier versions
+	@$(PYTEST) -m long $(ARGS)
 
 check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -12,6 +12,8 @@ from shoal.tune.search import make_search
 from shoal.tune.space.domains import Space
 from shoal.tune.space.parsing import parse_block
 
+pytestmark = pytest.mark.long
+
 ITERATIONS = 9
 SPACE = parse_block(
     {"model.width": [32, 64], "optim.lr": "loguniform(1e-4, 1e-1)", "optim.name": ["adam", "sgd"]}

@@ -10,6 +10,8 @@ import pytest
 from compatibility.fixtures import assert_as_recorded, recorded, side_by_side, write_corpus
 from running import Place
 
+pytestmark = pytest.mark.long
+
 NAMES = ("digits", "gpt", "resnet", "digits_two_workers")
 
 

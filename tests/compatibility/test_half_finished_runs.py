@@ -26,6 +26,8 @@ from compatibility.fixtures import (
 )
 from running import Place, mlflow_record
 
+pytestmark = pytest.mark.long
+
 NAMES = ("digits", "ema", "fsdp", "tp")
 
 

@@ -11,6 +11,8 @@ import yaml
 from compatibility.fixtures import assert_rows_as_recorded, journals, recorded, side_by_side, unpack
 from running import Place
 
+pytestmark = pytest.mark.long
+
 Ended = tuple[dict[str, Any], set[str]]
 
 

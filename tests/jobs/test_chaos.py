@@ -17,7 +17,7 @@ from running import (
     train_workers,
 )
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.long
 
 # Some seconds of training in 3 000 steps, so that a kill at a given step hits it; dropout, so that random states count.
 SETTINGS = (

@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 from running import STEP_TIMEOUT_S, Finished, Place
 from shoal.storage.run_folder import RunFolder
 
+pytestmark = pytest.mark.long
+
 FULL = "No space left on device"
 TRAIN = ("run_name=run", "model.width=256", "train.epochs=4000", "track.every_steps=100")
 

@@ -19,6 +19,8 @@ from shoal.tracking.journal import JournalReader, journal_name
 from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 
+pytestmark = pytest.mark.long
+
 RUN = ("run_name=run", "scale.num_workers=0", "storage_path=s3://bucket/runs", "track.every_steps=100")
 
 OUTAGE_S = 30.0  # longer than any single request is tried for

@@ -17,6 +17,8 @@ from pyarrow import fs
 
 from running import Finished, Place, Server
 
+pytestmark = pytest.mark.long
+
 SECRETS = {
     "tracking": "planted-in-tracking",
     "storage": "planted-in-storage",

@@ -16,7 +16,7 @@ from sweeps import QUICK, children
 from faulty_proxy import FaultyProxy, share_fails
 from running import ROOT, Place, Server, eventually, mlflow_record
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.long
 
 ALONE = ("scale.num_workers=0", "run_name=run")
 SWEEP = (*QUICK, "run_name=sweep", "model.width=32,64", "optim.warmup_steps=0,5")  # 0 is the default

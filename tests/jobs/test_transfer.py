@@ -8,6 +8,8 @@ import pytest
 from running import Place, mlflow_record
 from shoal.models.flops import training_flops
 
+pytestmark = pytest.mark.long
+
 WIDEN = ("--to", "model.width=64", "model.width=16", "optim.lr=0.001,0.003,0.01,0.03")
 QUICK = ("data.global_batch_size=32", "train.epochs=3", "track.registered_model_name=wide")
 PLANNED = 4

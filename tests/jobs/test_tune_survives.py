@@ -11,6 +11,8 @@ from sweeps import CONFIG, QUICK, children, points, sweep
 
 from running import Place, eventually, still_runs
 
+pytestmark = pytest.mark.long
+
 MINE = """
 import os
 import torch
@@ -33,7 +35,6 @@ class Net(nn.Module):
 """
 
 
-@pytest.mark.chaos
 def test_a_killed_driver_is_resumed_and_ends_as_an_uninterrupted_sweep_of_one_trial_at_a_time(
     place: Place, shared: Place
 ) -> None:
@@ -63,7 +64,6 @@ def test_a_killed_driver_is_resumed_and_ends_as_an_uninterrupted_sweep_of_one_tr
                for name in points(result)), "what was finished is not run again"  # fmt: skip
 
 
-@pytest.mark.chaos
 def test_an_interrupt_closes_every_run_and_the_sweep_is_extended_and_finished_later(shared: Place) -> None:
     command = (
         *QUICK,

@@ -3,8 +3,12 @@
 import signal
 import time
 
+import pytest
+
 from faulty_proxy import FaultyProxy, blackholed, denied, slow
 from running import Place, Server, eventually, mlflow_record
+
+pytestmark = pytest.mark.long
 
 ALONE = ("train.epochs=3", "run_name=run", "scale.num_workers=0", "data.source=sklearn:digits")
 

@@ -24,6 +24,8 @@ from shoal.tracking.journal import JournalReader
 from shoal.training.checkpoint.contents import TrainingProgress, checkpoint_step, snapshot
 from shoal.training.checkpoint.store import CheckpointStore
 
+pytestmark = pytest.mark.long
+
 RECORDS = (Identity, Lease, Lineage, Metadata, Outcome, Tracked, TrainResult)
 
 # Steps 1 to 5 with the second the best; two versions of the model; a step saved again; another run's checkpoint copied.
