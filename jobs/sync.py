@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal.errors import TrainingError, UserError
+from shoal.errors import ShoalError, TrainingError, UserError
 from shoal.registry.client import without_secrets
 from shoal.registry.sqlite_store import check_store
 from shoal.storage.records import Identity
@@ -25,8 +25,11 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"'{options.run}' is no run folder (it holds no {Identity.file}): give the folder a run was written to"
         )
-    if folder.holder():
-        raise UserError(f"'{options.run}' is still being trained: its own process syncs it; wait for its end")
+    holder = folder.watch_holder()
+    if holder:
+        raise UserError(
+            f"'{options.run}' is being worked on by {holder.process}: that process syncs it; wait for its end"
+        )
     if options.setting:
         key, _, uri = options.setting.partition("=")
         if key != "track.tracking_uri" or not uri:
@@ -35,7 +38,7 @@ def main(arguments: list[str]) -> int:
     check_store(str(folder.identity().tracking_uri))
     try:
         run_id = sync(folder)
-    except UserError:  # a damaged file
+    except ShoalError:  # a damaged file, or a driver that has begun meanwhile
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""

@@ -52,6 +52,12 @@ class TrainingError(ShoalError, RuntimeError):
     """The training itself failed: user code raised, or workers were lost too often."""
 
 
+class LeaseLostError(ShoalError):
+    """A later attempt works on the run folder: this one may not write any more. No retry and no other folder helps."""
+
+    exit_code = 2
+
+
 class VerificationError(ShoalError, RuntimeError):
     """A saved model did not reproduce the metric of the model that was trained."""
 

@@ -128,9 +128,9 @@ def test_damaged_files_of_a_run_folder_are_named_with_a_remedy(trained: Place, d
     cases = [
         ("run.json", resume),
         ("result.json", resume),
-        ("lease.json", resume),
+        ("attempts/0001/lease.json", resume),
         ("run.json", ("sync", str(folder))),
-        ("lease.json", ("sync", str(folder))),
+        ("attempts/0001/lease.json", ("sync", str(folder))),
         ("metadata.json", ("sync", str(folder))),
         (str(description), ("evaluate", str(folder))),
     ]

@@ -21,7 +21,7 @@ from shoal.cluster.worker_failure import load_error
 from shoal.cluster.worker_group import WorkerGroup
 from shoal.config import secrets
 from shoal.distributed.process_group import SingleProcess
-from shoal.errors import DivergedError, Interrupted
+from shoal.errors import DivergedError, Interrupted, LeaseLostError
 from shoal.processes import lossy_streams
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
@@ -122,7 +122,7 @@ class TrialActor:
         since, self._waited_s = time.perf_counter(), 0.0
         self._events.put(TrialStarted(socket.gethostname()))
         secrets.register(spec.worker.secrets)
-        folder = RunFolder(spec.worker.folder)
+        folder = spec.worker.open_folder()
         try:
             outcome = self._train(spec, folder)
             ended = TrialEnded(outcome.ended, self._spent_s(since), outcome)
@@ -179,7 +179,7 @@ def write_metadata(worker: WorkerSpec, folder: RunFolder) -> int:
 
 def _failed(error: BaseException, folder: RunFolder, seconds: float) -> TrialEnded:
     record = load_error(folder) or ErrorRecord.from_exception(storage_error(error) or error)
-    with contextlib.suppress(OSError):  # the driver has it anyway
+    with contextlib.suppress(OSError, LeaseLostError):  # the driver has it anyway
         folder.save(record)
     return TrialEnded(_how(error, record), seconds, error=record)
 

@@ -160,7 +160,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
         with lossy_streams():
             run_worker(spec, shard, group, device, decide, watches_system=decide is None)
     except Exception as error:
-        _save_error(error, RunFolder(spec.folder), rank)
+        _save_error(error, spec.open_folder(), rank)
         raise
 
 

@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from shoal.config.loading import to_yaml
 from shoal.config.schema import Section
+from shoal.runs.heartbeat import Heartbeat
 from shoal.runs.locations import artifact_location
-from shoal.storage.lease import now_ms
-from shoal.storage.records import Identity, Metadata, Result
+from shoal.storage.records import Metadata, Result
 from shoal.storage.run_folder import CONFIG, PICTURES, RunFolder
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
@@ -46,7 +46,7 @@ def log_job_result(
     """Write a run folder and sync it to MLflow; returns what `result.json` holds."""
     name = folder.uri.rpartition("/")[2]
     folder.create()
-    attempt = folder.acquire_lease()
+    folder.acquire_lease()
     folder.clear_leftovers()
     folder.create_identity(
         name=name,
@@ -54,6 +54,17 @@ def log_job_result(
         tracking_uri=tracking_uri,
         artifact_location=artifact_location(tracking_uri),
     )
+    heartbeat = Heartbeat(folder)
+    heartbeat.start()
+    try:
+        return _write(folder, found, heartbeat)
+    finally:
+        heartbeat.close()
+
+
+def _write(folder: RunFolder, found: JobResult[AnyResult], heartbeat: Heartbeat) -> AnyResult:
+    identity, attempt = folder.identity(), folder.attempt
+    assert attempt is not None
     folder.write(CONFIG, to_yaml(found.config).encode())
     folder.save(found.metadata)
     journal = Journal(folder, attempt)
@@ -63,22 +74,17 @@ def log_job_result(
         folder.write(f"{PICTURES}/{picture}.png", png)
     result = found.kind(
         status="FINISHED",
-        run_name=name,
-        experiment_name=experiment,
-        tracking_uri=tracking_uri,
+        run_name=identity.name,
+        experiment_name=identity.experiment,
+        tracking_uri=identity.tracking_uri,
         run_folder=folder.uri,
         **found.result,
     )
-    return _sync(folder, result)
-
-
-def _sync(folder: RunFolder, result: AnyResult) -> AnyResult:
-    tracker = Tracker(folder)
     folder.save(result)
-    folder.update(Identity, tracking_uri=result.tracking_uri, status="FINISHED", end_ms=now_ms())
+    heartbeat.set_status("FINISHED")
+    tracker = Tracker(folder)
     tracker.start()
     is_delivered = tracker.close()
     result = result.replace(mlflow_run_id=tracker.run_id, is_delivered=is_delivered)
     folder.save(result)
-    folder.release_lease()
     return result

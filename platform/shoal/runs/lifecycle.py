@@ -6,15 +6,15 @@ is done in between.
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Self
 
 from shoal.config.loading import to_yaml
 from shoal.config.secrets import mask
-from shoal.errors import Interrupted
+from shoal.errors import Interrupted, LeaseLostError
 from shoal.runs.config import RunConfig
+from shoal.runs.heartbeat import Heartbeat
 from shoal.runs.locations import artifact_location, resolve_tracking_uri
 from shoal.storage.failures import storage_error
 from shoal.storage.lease import now_ms
@@ -25,8 +25,6 @@ from shoal.tracking.sync import Ending
 from shoal.tracking.watchdog import DONE, KILLED, Watchdog
 
 logger = logging.getLogger(__name__)
-
-LEASE_RENEWAL_S = 5.0
 
 
 def _ending(error: BaseException | None) -> tuple[Status, str | None]:
@@ -48,36 +46,50 @@ class RunLifecycle:
         self.config, self.folder = config, folder
         self._identity = identity
         self.packaged = folder  # the folder of the run whose model is registered
-        self.started = time.time()
+        self.started_s = time.monotonic()
         self.closing = contextlib.ExitStack()  # opened in between, closed after the last sync
         self._failure: OSError | None = None  # of storage, at the end
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since this attempt was made."""
+        return time.monotonic() - self.started_s
+
     def __enter__(self) -> Self:
         self._create()
-        self._stop_renewing = threading.Event()
-        threading.Thread(target=self._renew_lease, name="shoal-lease", daemon=True).start()
-        self.watchdog = Watchdog(self.folder.uri)
+        self.heartbeat = Heartbeat(self.folder)
+        self.heartbeat.start()
+        self.watchdog = Watchdog(self.folder.uri, self.attempt)
         self.tracker = self.make_tracker()
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, *__: Any) -> None:
-        status, reason = _ending(error)
-        with self._going_on():
-            self.folder.update(Identity, status=status, reason=reason, end_ms=now_ms())
-            if status != "FINISHED":
-                self.write_result(status, reason)
-        if self._failure and status == "FINISHED":
-            status, reason = _ending(self._failure)
-        self._sync(Ending(status, reason, now_ms()))
-        with self._going_on():
-            self.closing.close()
-        self._stop_renewing.set()
-        with self._going_on():
-            self.folder.release_lease()
-        self.watchdog.send(DONE)
+        try:
+            self.folder.check_fence()
+            status, reason = _ending(error)
+            with self._going_on():
+                self.heartbeat.set_status(status, reason)
+                if status != "FINISHED":
+                    self.write_result(status, reason)
+            if self._failure and status == "FINISHED":
+                status, reason = _ending(self._failure)
+            self._sync(Ending(status, reason, now_ms()))
+        except LeaseLostError as lost:
+            if self.tracker.is_started:
+                self.tracker.close()  # what it still has is refused
+            self._release()
+            raise lost from error
+        self._release()
         failure = storage_error(error or self._failure, self.folder.uri)
         if failure and failure is not error and isinstance(error, OSError | None):
             raise failure from error
+
+    def _release(self) -> None:
+        with self._going_on():
+            self.closing.close()
+        with self._going_on():
+            self.heartbeat.close()
+        self.watchdog.send(DONE)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -115,6 +127,7 @@ class RunLifecycle:
         if not self.tracker.is_started:
             self.tracker.start()
         if not self.tracker.close(ending):
+            self.folder.check_fence()
             logger.warning(
                 "MLflow at %s does not answer (%s): everything is kept in the run folder; sync it later with: "
                 "python jobs/sync.py %s",
@@ -150,10 +163,3 @@ class RunLifecycle:
         named = config.replace({"run_name": name})
         if not self.folder.exists(CONFIG):
             self.folder.write(CONFIG, to_yaml(named).encode())
-
-    def _renew_lease(self) -> None:
-        while not self._stop_renewing.wait(LEASE_RENEWAL_S):
-            try:
-                self.folder.renew_lease()
-            except OSError:
-                logger.debug("lease not renewed", exc_info=True)

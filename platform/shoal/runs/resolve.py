@@ -41,6 +41,12 @@ def resolve_run_folder(
     Raises:
         UserError: the name is taken, in use, or holds a run of another config.
     """
+    folder = _choose_folder(config, is_done)
+    folder.check_free()
+    return folder
+
+
+def _choose_folder(config: RunConfig, is_done: Callable[[RunFolder], bool]) -> RunFolder:
     storage = Folder(f"{storage_uri(config)}/{config.experiment_name}")
     if storage.is_local:
         _check_writable(storage)
@@ -56,12 +62,6 @@ def resolve_run_folder(
         )
     if config.if_exists == "new":
         return _numbered_folder(storage, config.run_name)
-    holder = folder.holder()
-    if holder:
-        raise ConfigError(
-            f"run_name='{config.run_name}' is being trained by {holder.process}: wait for it, or choose another "
-            "run_name"
-        )
     folder.identity()  # damage is reported before anything starts
     _check_same_config(config, folder)
     return folder
@@ -170,11 +170,11 @@ def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFo
     stem = f"{config.name_prefix}{words}-{digest}"
     for number in range(1, 10_000):
         folder = RunFolder(f"{storage.uri}/{stem}-{number}")
-        if not folder.exists(Identity.file):
-            return folder
-        is_open = folder.holder() is None and not is_done(folder)
-        if is_open and config.if_exists == "resume":
-            folder.identity()  # damage is reported before anything starts
+        is_new = not folder.exists(Identity.file)
+        is_open = is_new or (config.if_exists == "resume" and not is_done(folder))
+        if is_open and folder.watch_holder() is None:
+            if not is_new:
+                folder.identity()  # damage is reported before anything starts
             return folder
     raise StorageError(f"'{storage.uri}' holds 10000 runs named {stem}: set run_name, or clear it up")
 

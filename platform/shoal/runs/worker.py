@@ -21,6 +21,7 @@ from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog
 from shoal.runs.config import RunConfig
+from shoal.storage.folder import Folder
 from shoal.storage.records import Ending, Outcome, Progress
 from shoal.storage.run_folder import RunFolder
 from shoal.tasks.classification import Classification
@@ -57,6 +58,12 @@ class WorkerSpec:
     preprocessing: PreprocessingSpec
     flops_per_sample: int | None = None  # of a forward pass, where it was measured
     secrets: dict[str, str] = field(default_factory=secrets.hidden, repr=False)  # of addresses
+    sweep_folder: str | None = None  # of a trial: the folder that holds the lease of the attempt
+
+    def open_folder(self) -> RunFolder:
+        """Return the run folder, which this worker may write until a later attempt begins."""
+        holder = Folder(self.sweep_folder) if self.sweep_folder else None
+        return RunFolder(self.folder).of_attempt(self.attempt, holder)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def run_worker(
         DivergedError: the loss is not finite.
     """
     config, rows = spec.config, spec.dataset_info.rows
-    folder = RunFolder(spec.folder)
+    folder = spec.open_folder()
     identity = folder.identity()  # before anything costly: does this node see the folder?
     _make_deterministic(config, device)
     reset_peak(device)

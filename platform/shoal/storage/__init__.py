@@ -6,7 +6,9 @@
 - `failures`: another try while an object store is away, else one error with path, reason and remedy
 - `records`: every JSON file of a run folder, typed
 - `run_folder`: the names of a run's files, its records, its lease
+- `exclusive`: a file that exactly one of several processes creates
 - `lease`: who is at a run folder, and whether that process lives
+- `record_folder`: a folder's records; `leased_folder`: one process at a time works on it
 
 Depends on `config.secrets`, `errors` and pydantic; independent of what a run is.
 """

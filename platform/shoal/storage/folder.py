@@ -148,7 +148,10 @@ class Folder:
     def names(self, name: str = "", most_tries: int | None = None) -> list[str]:
         """Return the sorted names inside a sub-folder, without scratch; empty when it does not exist."""
         selector = _arrow_fs().FileSelector(self._path(name), allow_not_found=True)
-        found = self._retry(lambda: self._fs.get_file_info(selector), most_tries)
+        try:
+            found = self._retry(lambda: self._fs.get_file_info(selector), most_tries)
+        except FileNotFoundError:  # another process makes it just now
+            return []
         return sorted(info.base_name for info in found if not durable.is_scratch(info.base_name))
 
     def files(self, name: str) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from shoal.errors import LeaseLostError
+
 PART_S = 20.0  # how long bytes gather before they become a part
 POLL_S = 20.0  # between two requests for a part that is not there yet
 MOST_BYTES = 64 * 2**20  # that wait while the store is away; beyond it the writer waits
@@ -56,7 +58,7 @@ class PartAppender:
         self._gathered, self._since = bytearray(), time.monotonic()
         self._lock, self._one_at_a_time = threading.Lock(), threading.Lock()
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: OSError | LeaseLostError | None = None
 
     def write(self, data: bytes) -> None:
         with self._lock:
@@ -76,7 +78,7 @@ class PartAppender:
     def _work(self) -> None:
         try:
             self._write_part()
-        except OSError as error:
+        except (OSError, LeaseLostError) as error:
             self._error = error
 
     def _write_part(self) -> None:

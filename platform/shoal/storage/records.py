@@ -11,6 +11,7 @@ import socket
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -155,12 +156,16 @@ class Tracked(Record):
 class Lease(Record):
     """The process that works on the folder; a tag of its MLflow run says the same (`shoal.tracking.sync`).
 
+    Each attempt has one, in a folder of its own (`RunFolder.lease`); earlier versions had one beside `run.json`.
+
     Attributes:
         host: of the process table that the pid is of.
         pid: None once it was released.
-        started: when the process started, as `psutil` has it, in seconds.
+        started: when the process started, as `psutil` has it, in seconds; where there are no start ticks.
+        start_ticks, boot_id: when the process started, in ticks since the boot, and which boot (`shoal.storage.lease`).
         attempt: number of the attempt, from 1.
-        beat_ms: time of the last renewal, in Unix milliseconds.
+        beat: counts the renewals.
+        acquired_ms, beat_ms: when it was taken and last renewed, in Unix milliseconds of that host; for people to read.
     """
 
     file: ClassVar[str] = "lease.json"
@@ -169,13 +174,19 @@ class Lease(Record):
     host: str | None = None
     pid: int | None = None
     started: str | None = None
+    start_ticks: int | None = None
+    boot_id: str | None = None
     attempt: int = 0
+    beat: int = 0
+    acquired_ms: int | None = None
     beat_ms: int = 0
 
     @property
     def process(self) -> str:
-        """The process in words, e.g. `process 42 on node7`."""
-        return f"process {self.pid} on {(self.host or 'an unknown host').split()[0]}"
+        """The process in words, e.g. `process 42 on node7, since 2026-01-31 12:00:00`."""
+        since = f", since {datetime.fromtimestamp(self.acquired_ms / 1000):%F %T}" if self.acquired_ms else ""
+        process = "a process" if self.pid is None else f"process {self.pid}"
+        return f"{process} on {(self.host or 'an unknown host').split()[0]}{since}"
 
 
 # -- what MLflow receives besides metrics -----------------------------------------------------------------------

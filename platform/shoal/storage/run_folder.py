@@ -5,20 +5,17 @@
 
 import contextlib
 import fcntl
-import logging
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
-from shoal.errors import DamagedFileError, StorageError
-from shoal.storage.folder import Folder
-from shoal.storage.lease import is_alive, new_lease, now_ms
-from shoal.storage.records import Identity, Lease, Record, Tracked
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
+from shoal.errors import Interrupted, LeaseLostError, StorageError
+from shoal.storage.lease import now_ms
+from shoal.storage.leased_folder import LeasedFolder
+from shoal.storage.records import Identity, Tracked
 
 CONFIG = "config.yaml"
 STOP = "stop"
@@ -40,79 +37,20 @@ STOP_POLL_S = 15.0  # in an object store
 # By the URI of a run folder: what this process itself was asked to stop.
 _STOPS: dict[str, str] = {}
 
-logger = logging.getLogger(__name__)
 
-
-class RunFolder(Folder):
+class RunFolder(LeasedFolder):
     """A run's folder, with its identity, its lease and its records."""
 
     _asked_s: float | None = None  # when the object store was asked for the stop file
 
     def inner(self, name: str) -> "RunFolder":
-        """Return the run folder of a trial inside this one of a sweep."""
-        return RunFolder(f"{self.uri}/{name}")
-
-    def load(self, kind: type[AnyRecord], inside: str = "") -> AnyRecord | None:
-        """Return a record of this folder, or None when its file is absent.
-
-        Args:
-            inside: the folder below this one that the file is in.
-
-        Raises:
-            DamagedFileError: the file is empty, truncated or holds something else; it is named, with a remedy.
-        """
-        path = self.path_of(kind, inside)
-        try:
-            data = self.read(path)
-        except FileNotFoundError:
-            return None
-        try:
-            return kind.parse(data)
-        except ValueError as error:
-            raise DamagedFileError(f"'{self.uri}/{path}' is damaged ({error}): {kind.remedy}") from None
-
-    def load_or_new(self, kind: type[AnyRecord], inside: str = "") -> AnyRecord:
-        """Return a record that can be found out again: a damaged file is deleted, with a warning.
-
-        Args:
-            kind: all its fields have defaults.
-        """
-        try:
-            return self.load(kind, inside) or kind()
-        except DamagedFileError as error:
-            logger.warning("%s (done)", error)
-            self.delete(self.path_of(kind, inside))
-            return kind()
-
-    def save(self, record: Record, inside: str = "") -> None:
-        """Write a record, whole or not at all."""
-        self.write(_join(inside, record.file), record.to_bytes())
-
-    def update(self, kind: type[AnyRecord], **changes: Any) -> AnyRecord:
-        """Change fields of a record, which is made where it is absent, and return it.
-
-        Raises:
-            DamagedFileError: the file is damaged.
-            ValueError: a value is not of its field's type.
-        """
-        earlier = self.load(kind)
-        record = kind(**changes) if earlier is None else earlier.replace(**changes)
-        if record != earlier:
-            self.save(record)
-        return record
+        """Return the run folder of a trial inside this one of a sweep; the sweep's attempt is the trial's."""
+        return RunFolder(f"{self.uri}/{name}").share_attempt(self)
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes left half written; only the process that holds the folder calls this."""
         for name in WRITTEN:
             self.clear_scratch(name)
-
-    def path_of(self, kind: type[Record], inside: str = "") -> str:
-        """Return where a record is read: its file, or where there is none that of an earlier version."""
-        path = _join(inside, kind.file)
-        if kind.former_file is None or self.exists(path):
-            return path
-        former = _join(inside, kind.former_file)
-        return former if self.exists(former) else path
 
     def identity(self) -> Identity:
         """Return what the driver says of this run.
@@ -146,12 +84,20 @@ class RunFolder(Folder):
         """Ask the attempt that works here to write a checkpoint and end; `why` becomes the reason.
 
         A signal handler calls it, so it waits for no object store, and a disk that is full fails nothing.
+
+        Raises:
+            Interrupted: this process has no attempt here yet, and the one that works here may be another's.
+            LeaseLostError: it has none any more.
         """
+        if self.attempt is None:
+            raise Interrupted(f"interrupted by {why} before the run began")
         _STOPS[self.uri] = why
         if self.is_local:
             self._write_stop(why)
         else:
-            threading.Thread(target=self._write_stop, args=(why,), name="shoal-stop", daemon=True).start()
+            threading.Thread(
+                target=self._write_stop_apart, args=(why,), name="shoal-stop", daemon=True
+            ).start()
 
     def is_stop_requested(self, by_others: bool = True) -> bool:
         """Whether a stop was requested; in an object store the file is looked for every `STOP_POLL_S` at most.
@@ -186,19 +132,9 @@ class RunFolder(Folder):
         with contextlib.suppress(OSError):
             self.write(STOP, why.encode())
 
-    def acquire_lease(self) -> int:
-        """Make this process the folder's holder and return the number of this attempt, from 1."""
-        earlier = self.load(Lease)
-        lease = new_lease(attempt=earlier.attempt + 1 if earlier else 1)
-        self.save(lease)
-        return lease.attempt
-
-    def renew_lease(self) -> None:
-        """Record that the process that holds the lease is alive."""
-        self.update(Lease, beat_ms=now_ms())
-
-    def release_lease(self) -> None:
-        self.update(Lease, pid=None)
+    def _write_stop_apart(self, why: str) -> None:
+        with contextlib.suppress(LeaseLostError):  # which the next write of this process says
+            self._write_stop(why)
 
     @contextlib.contextmanager
     def writing_to_mlflow(self, patience_s: float | None = None) -> Iterator[bool]:
@@ -226,15 +162,6 @@ class RunFolder(Folder):
             while not (has_it := _try_lock(lock)) and (until is None or time.monotonic() < until):
                 time.sleep(LOCK_POLL_S)
             yield has_it
-
-    def holder(self) -> Lease | None:
-        """Return the lease of the live process that holds this folder, or None."""
-        lease = self.load(Lease)
-        return lease if lease and is_alive(lease) else None
-
-
-def _join(inside: str, name: str) -> str:
-    return f"{inside}/{name}" if inside else name
 
 
 def _try_lock(file: TextIO) -> bool:

@@ -12,13 +12,13 @@ import time
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from shoal.errors import StorageError, UserError
+from shoal.errors import LeaseLostError, StorageError, UserError
 from shoal.processes import open_answers, start_answering, stop_signals_blocked
 from shoal.storage.records import Status
 from shoal.storage.run_folder import RunFolder
-from shoal.tracking.reaper import reap
+from shoal.tracking.reaper import Reaper
 from shoal.tracking.sweep_sync import SweepSync, make_sync
-from shoal.tracking.sync import LEASE_RENEWAL_S, Ending
+from shoal.tracking.sync import Ending
 
 SYNC_EVERY_S = 1.0
 SYNC_STORE_EVERY_S = 15.0  # a folder in an object store, where each look is a request for each running trial
@@ -29,6 +29,8 @@ CLOSE_LOST_S = 15.0
 CLOSE_KILLED_S = 6.0  # who asked the run to stop does not wait long
 MARK_S = 2.0
 CALLS_APART = 10  # the pause after a call, as a multiple of how long it took
+LOCK_PATIENCE_S = 30.0
+LEASE_RENEWAL_S = 15.0
 LOWEST = 19  # as nice counts
 GONE = "the tracking process is gone"
 
@@ -64,10 +66,10 @@ class Tracker:
         """
         self._folder, self._gives_way = folder, gives_way
         self._sync_every_s = sync_every_s if folder.is_local else SYNC_STORE_EVERY_S
-        self._sync = make_sync(folder)
-        self._wake = threading.Event()
+        self._sync, self._reaper = make_sync(folder), Reaper()
+        self._wake, self._has_ended = threading.Event(), threading.Event()
         self._is_closing = False
-        self._was_seen = self._has_reaped = False
+        self._was_seen = self._was_opened = False
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="shoal-tracker", daemon=True)
 
@@ -124,9 +126,20 @@ class Tracker:
         self._was_seen = listens(str(self._sync.identity.tracking_uri))
         if self._gives_way:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
-        # An earlier attempt's watchdog may still be syncing.
-        with self._folder.writing_to_mlflow():
+        # An earlier attempt's watchdog may still be syncing. What it sends late is refused: no need to wait for long.
+        with self._folder.writing_to_mlflow(LOCK_PATIENCE_S):
             self._keep_in_sync()
+        self._has_ended.set()
+
+    def _keep_lease(self) -> None:
+        """Renew the lease in MLflow, however long a call of the other thread takes."""
+        while not self._has_ended.wait(LEASE_RENEWAL_S):
+            try:
+                self._sync.renew_lease()
+            except LeaseLostError:
+                return  # the other thread says so
+            except Exception:
+                logger.debug("the lease in MLflow was not renewed", exc_info=True)
 
     def _keep_in_sync(self) -> None:
         failures = 0
@@ -140,6 +153,9 @@ class Tracker:
                 self.problem, failures = None, 0
                 if closing_since is not None:
                     return
+            except LeaseLostError as error:
+                self.problem = str(error)
+                return
             except Exception as error:
                 self.problem = _first_cause(error)
                 logger.debug("MLflow did not accept it", exc_info=True)
@@ -167,15 +183,15 @@ class Tracker:
     def _once(self, is_last: bool) -> None:
         if not self._sync.is_open:
             self._sync.open()
+        if not self._was_opened:
+            self._was_opened = True
+            threading.Thread(target=self._keep_lease, name="shoal-mlflow-lease", daemon=True).start()
         self._was_seen = True
         if is_last:
             self._sync.close()
         else:
             self._sync.send_points()
-            self._sync.renew_lease()
-        if not self._has_reaped:
-            reap(self._sync.client)
-            self._has_reaped = True
+        self._reaper.reap(self._sync.client)
 
     def _end_anyway(self, error: Exception) -> None:
         """Set the final status although a folder that is damaged or away keeps the rest from MLflow."""
@@ -224,7 +240,8 @@ class TrackerProcess:
     def start(self) -> None:
         with stop_signals_blocked():
             self._process, self._answers = start_answering(
-                ["-m", "shoal.tracking.background", self._folder.uri], start_new_session=True
+                ["-m", "shoal.tracking.background", self._folder.uri, str(self._folder.attempt)],
+                start_new_session=True,
             )
 
     @property
@@ -284,10 +301,10 @@ class TrackerProcess:
             return None, GONE
 
 
-def main(folder_uri: str, pipe: str) -> None:
+def main(folder_uri: str, attempt: str, pipe: str) -> None:
     """Sync a folder and follow the commands on standard input; exit when the driver is gone."""
     answers = open_answers(pipe)
-    tracker = Tracker(RunFolder(folder_uri), sync_every_s=SYNC_SWEEP_EVERY_S)
+    tracker = Tracker(RunFolder(folder_uri).of_attempt(int(attempt)), sync_every_s=SYNC_SWEEP_EVERY_S)
     tracker.start()
     for line in sys.stdin:
         word, *rest = json.loads(line)

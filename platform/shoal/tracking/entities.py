@@ -5,6 +5,8 @@ from typing import Any
 
 from shoal.storage.records import DatasetRecord
 
+MOST_REASON = 5000  # characters
+
 
 def experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
     """Return the id of an experiment, which is made if there is none, and restored if it was deleted."""
@@ -40,3 +42,8 @@ def dataset_input(dataset: DatasetRecord, context: str) -> Any:
         dataset.name, dataset.digest, dataset.source_type, dataset.source, dataset.columns, dataset.profile
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", context)])
+
+
+def reason_text(reason: str | None) -> str | None:
+    """Return the text of the tag that says why a run ended; None: it has no such tag."""
+    return reason[:MOST_REASON] if reason else None

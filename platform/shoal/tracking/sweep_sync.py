@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from shoal.errors import UserError
+from shoal.errors import LeaseLostError, UserError
 from shoal.storage.records import Identity, Metadata, Result, Status
 from shoal.storage.run_folder import REPORTS, TRIALS, RunFolder
-from shoal.tracking.entities import only_one
-from shoal.tracking.sync import KEY_TAG, PARENT_TAG, REASON_TAG, RunSync, Step, never_failing, reason_text
+from shoal.tracking.entities import only_one, reason_text
+from shoal.tracking.sync import KEY_TAG, PARENT_TAG, REASON_TAG, RunSync, Step, never_failing
 
 IN_A_ROW = 3  # trials that fail one after another: MLflow is away, and the others would only wait
 # 10,000 folders take 0.1 s to list on a disk, and 10 requests in an object store.
@@ -179,6 +179,15 @@ class SweepSync(RunSync):
             tags["best.run_id"] = str(self._trial(best).tracked().run_id)
         return tags
 
+    def reopen(self) -> bool:
+        """Let the sweep say RUNNING again, and its open trials, which whoever closed it closed too."""
+        was_closed = super().reopen()
+        if was_closed:
+            for trial in list(self._trials.values()):
+                if trial.is_open:
+                    trial.reopen()
+        return was_closed
+
     def _sync_trial(self, name: str) -> int:
         folder = self._trial(name)
         identity, is_open = folder.load(Identity), name in self._trials
@@ -224,8 +233,13 @@ def make_sync(folder: RunFolder) -> RunSync:
 
 
 def sync(folder: RunFolder) -> str:
-    """Sync a run folder to MLflow, completely; return the run's id. Calls that fail are tried again."""
-    sync = make_sync(folder)
+    """Sync a run folder to MLflow, completely; return the run's id. Calls that fail are tried again.
+
+    Raises:
+        LeaseLostError: a process has begun to work on the run meanwhile.
+    """
+    lease = folder.lease()
+    sync = make_sync(folder.of_attempt(lease.attempt if lease else 0))
     if isinstance(sync, SweepSync):
         sync.is_thorough = True
     tries = 0
@@ -235,7 +249,7 @@ def sync(folder: RunFolder) -> str:
             sync.open()
             sync.close()
             return str(sync.run_id)
-        except UserError:  # a damaged file
+        except (UserError, LeaseLostError):  # a damaged file; a run that goes on
             raise
         except Exception as error:
             sync.forget_if_lost(error)

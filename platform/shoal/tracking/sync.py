@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shoal.registry.client import connect
-from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Status
+from shoal.storage.records import Identity, JournalPosition, Metadata, Result, Status
 from shoal.storage.run_folder import (
     CONFIG,
     JOURNAL,
@@ -27,15 +28,12 @@ from shoal.storage.run_folder import (
     SAMPLE,
     RunFolder,
 )
-from shoal.tracking.entities import dataset_input, experiment_id, only_one
+from shoal.tracking.entities import dataset_input, experiment_id, only_one, reason_text
 from shoal.tracking.journal import JournalReader, MetricPoint
 
 KEY_TAG, LEASE_TAG, REASON_TAG = "shoal.run", "shoal.lease", "shoal.reason"
 PARENT_TAG = "mlflow.parentRunId"
-NO_LEASE = "null"  # the lease tag of a run whose driver has ended
 BATCH = 1000  # MLflow's own limit for one log_batch
-LEASE_RENEWAL_S = 15.0
-MOST_REASON = 5000  # characters
 # What MLflow says of a run that was deleted; and, with the last one, of much else, so that it counts a few times.
 LOST, MOST_LOST = ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "INVALID_PARAMETER_VALUE"), 3
 
@@ -64,7 +62,8 @@ class RunSync:
     """One run folder's projection into MLflow. Every method may raise whatever MLflow raises.
 
     What `open` and `close` do is a list of steps. A step that fails is the first of the next call: what was done is not
-    done again, and each step may be done twice.
+    done again, and each step may be done twice. Nothing is sent once a later attempt than that of the folder object
+    exists: LeaseLostError.
     """
 
     def __init__(self, folder: RunFolder, parent: "RunSync | None" = None) -> None:
@@ -82,7 +81,7 @@ class RunSync:
         self._marked: tuple[Status, str] | None = None
         self.experiment_id: str | None = None
         self._tags: dict[str, str] = {}  # as MLflow has them
-        self._renewed_s = 0.0
+        self._is_closed, self._closing = False, threading.Lock()
         self._children: dict[str, Any] = {}  # MLflow's runs below this one, by their key
         self.calls = 0  # that succeeded, of this run and those below it
 
@@ -96,6 +95,8 @@ class RunSync:
 
     @property
     def client(self) -> Any:
+        """MLflow's client, for one call at a time: a later attempt may begin between two."""
+        self._folder.check_fence(at_once=False)
         if self._parent is not None:
             return self._parent.client
         if self._client is None:
@@ -160,11 +161,29 @@ class RunSync:
             self._folder.update_tracked(**changes)
 
     def renew_lease(self) -> None:
-        """Renew the lease in the run's tags, by which other processes see that its driver is alive."""
-        if time.monotonic() - self._renewed_s > LEASE_RENEWAL_S:
-            holder = self._folder.holder()
-            self.client.set_tag(self.run_id, LEASE_TAG, holder.model_dump_json() if holder else NO_LEASE)
-            self._renewed_s = time.monotonic()
+        """Renew the lease in the run's tags, by which other processes see that its driver is alive.
+
+        A run that another process closed, having taken its driver for dead, says RUNNING again.
+        """
+        if self._write_lease():
+            self.reopen()
+
+    def reopen(self) -> bool:
+        """Let a run that another process closed say RUNNING again, without a reason; return whether it was closed."""
+        with self._closing:
+            if self._is_closed or (run := self.client.get_run(self.run_id)).info.status == "RUNNING":
+                return False
+            logger.warning("another process closed run %s in MLflow: RUNNING again", run.info.run_name)
+            self.client.update_run(self.run_id, status="RUNNING")
+            if REASON_TAG in run.data.tags:
+                self.client.delete_tag(self.run_id, REASON_TAG)
+            return True
+
+    def _write_lease(self) -> bool:
+        """Write the lease into the run's tags; return whether a process holds it."""
+        if holder := self._folder.holder():
+            self.client.set_tag(self.run_id, LEASE_TAG, holder.model_dump_json())
+        return holder is not None
 
     def close(self) -> None:
         """Send what is left: points, tags, pictures, result, model, registration; then the final status."""
@@ -173,8 +192,10 @@ class RunSync:
 
     def close_run(self, status: Status, reason: str | None = None, end_ms: int | None = None) -> None:
         """Set the run's final status and the reason for it."""
-        self._set_reason(reason)
-        self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
+        with self._closing:
+            self._is_closed = True
+            self._set_reason(reason)
+            self.client.set_terminated(self.run_id, status, end_ms or int(time.time() * 1000))
 
     def mark(self, status: Status, reason: str) -> None:
         """Set the status now, ahead of `close`; a run that is opened later has it too."""
@@ -252,10 +273,7 @@ class RunSync:
 
     def _begin(self) -> None:
         """Show the run as RUNNING if it is, under the lease of its driver."""
-        if (
-            self._folder.holder()
-        ):  # before: another process must not reap it by the lease of an earlier attempt
-            self.renew_lease()
+        self._write_lease()  # before: another process must not reap it by the lease of an earlier attempt
         if self._identity.status != "RUNNING":
             return
         self._set_reason(None)
@@ -380,16 +398,3 @@ def never_failing() -> Iterator[None]:
         yield
     except OSError as error:
         logger.debug("not recorded: %s", error)
-
-
-def reason_text(reason: str | None) -> str | None:
-    """Return the text of the tag that says why a run ended; None: it has no such tag."""
-    return reason[:MOST_REASON] if reason else None
-
-
-def parse_lease(tag: str) -> Lease | None:
-    """Return the lease that a tag holds, or None where it holds none that this version can read."""
-    try:
-        return Lease.parse(tag.encode())
-    except ValueError:
-        return None

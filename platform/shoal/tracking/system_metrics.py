@@ -16,7 +16,9 @@ class SystemMonitor:
     """A thread that logs this host's load; its step counts ten-second ticks since the run began."""
 
     def __init__(self, journal: Journal, run_start_ms: int) -> None:
-        self._journal, self._start_s = journal, run_start_ms / 1000
+        self._journal = journal
+        # A tick that is not later than the last is no point, so a clock that is set back must not take part.
+        self._start_s = time.monotonic() - max(0.0, time.time() - run_start_ms / 1000)
         self._stopped = threading.Event()
         self._net = psutil.net_io_counters()
         self._thread = threading.Thread(target=self._work, name="shoal-system", daemon=True)
@@ -54,5 +56,5 @@ class SystemMonitor:
             pause = EVERY_S
 
     def _log(self) -> None:
-        tick = int((time.time() - self._start_s) // EVERY_S)
+        tick = int((time.monotonic() - self._start_s) // EVERY_S)
         self._journal.log(tick, self.sample())

@@ -5,6 +5,7 @@ the driver is gone. Nothing heavy is imported before that. It receives no signal
 the driver: `ray job stop` sends signals to the driver and all below it, and kills them seconds later.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,14 +25,14 @@ TRY_FOR_S, RETRY_S = 60.0, 2.0
 class Watchdog:
     """The driver's end."""
 
-    def __init__(self, folder_uri: str) -> None:
+    def __init__(self, folder_uri: str, attempt: int) -> None:
         from shoal.processes import (
             stop_signals_blocked,
         )  # this file is also a script, which does not find shoal
 
         with stop_signals_blocked():
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), folder_uri],
+                [sys.executable, str(Path(__file__).resolve()), folder_uri, str(attempt)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -54,22 +55,30 @@ class Watchdog:
             self._process.wait()
 
 
-def main(folder_uri: str) -> None:
-    """Wait for the driver's end, then close its run unless another process has taken it over."""
+def main(folder_uri: str, attempt: int) -> None:
+    """Wait for the driver's end, then close its run unless a later attempt has taken it over."""
     if os.fork():
         os._exit(0)
     words = [line.strip() for line in sys.stdin]
     if DONE in words:
         return
     sys.path[0] = str(Path(__file__).resolve().parents[2])
-    from shoal.storage.records import Identity
+    from shoal.errors import LeaseLostError
     from shoal.storage.run_folder import RunFolder
 
-    folder = RunFolder(folder_uri)
-    if folder.holder() is not None or folder.identity().status != "RUNNING":
+    with contextlib.suppress(LeaseLostError):
+        _close(RunFolder(folder_uri).of_attempt(attempt), is_killed=KILLED in words)
+
+
+def _close(folder: "RunFolder", is_killed: bool) -> None:
+    """Close a run in its folder and in MLflow; each write is refused once a later attempt exists."""
+    from shoal.storage.records import Identity
+
+    folder.check_fence()
+    if folder.identity().status != "RUNNING":
         return
-    status: Status = "KILLED" if KILLED in words else "FAILED"
-    reason = "interrupted" if KILLED in words else "the driver died; the same command resumes the run"
+    status: Status = "KILLED" if is_killed else "FAILED"
+    reason = "interrupted" if is_killed else "the driver died; the same command resumes the run"
     folder.update(Identity, status=status, reason=reason)
     with folder.writing_to_mlflow(PATIENCE_S) as is_alone:
         if is_alone:
@@ -77,17 +86,20 @@ def main(folder_uri: str) -> None:
 
 
 def _close_in_mlflow(folder: "RunFolder", status: "Status", reason: str) -> None:
-    """Send the points and the status, unless a later attempt has taken over; calls that fail are tried again."""
+    """Send the points and the status; calls that fail are tried again."""
+    from shoal.errors import LeaseLostError
     from shoal.tracking.sweep_sync import make_sync
 
     sync, until = make_sync(folder), time.monotonic() + TRY_FOR_S
-    while folder.holder() is None:
+    while True:
         try:
             sync.open()
             sync.send_points()
-            if folder.holder() is None:
-                sync.close_run(status, reason)
+            folder.check_fence()
+            sync.close_run(status, reason)
             return
+        except LeaseLostError:
+            raise
         except Exception as error:
             if time.monotonic() > until:
                 raise
@@ -96,4 +108,4 @@ def _close_in_mlflow(folder: "RunFolder", status: "Status", reason: str) -> None
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -190,7 +190,7 @@ class _TrainingRun(RunLifecycle):
             **(_measured(outcome) if outcome else {}),
             checkpoint=f"{self.folder.uri}/{CHECKPOINTS}/{names[-1]}" if names else None,
             model=model_record(self.size) if self.size else None,
-            total_seconds=time.time() - self.started,
+            total_seconds=self.seconds,
             is_verified=self.is_verified,
             sample=self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
             attempt=self.attempt,

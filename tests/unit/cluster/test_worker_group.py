@@ -11,7 +11,7 @@ from shoal.tracking.journal import Journal
 @pytest.fixture
 def folder(place):
     """A run that has begun, as the driver sees it."""
-    folder = RunFolder(place)
+    folder = RunFolder(place).of_attempt(1)
     journal = Journal(folder, 1)
     journal.log(1, {"train/loss": 1.0})
     journal.sync()

@@ -1,14 +1,16 @@
-"""How an attempt ends: each step of the end is taken, whatever became of the one before."""
+"""One attempt at a run: it holds the folder to its end, of which each step is taken, whatever became of the others."""
 
 import errno
+import time
 
 import pytest
 
-from shoal.errors import StorageError
+from shoal.errors import Interrupted, LeaseLostError, StorageError, TrainingError
+from shoal.runs import heartbeat
 from shoal.runs.config import RunConfig
 from shoal.runs.lifecycle import RunLifecycle
-from shoal.storage.records import Identity, Result
-from shoal.storage.run_folder import RunFolder
+from shoal.storage.records import Identity, Lease, Result
+from shoal.storage.run_folder import STOP, RunFolder
 
 FULL = "'/runs/run' cannot be written (No space left on device): free some space there"
 
@@ -78,3 +80,82 @@ def test_an_error_of_the_system_about_a_full_disk_becomes_the_one_that_is_report
         make(attempt, lambda: None, error)
     assert attempt.folder.load(Identity).status == "FAILED"
     assert "free some space" in the_run(attempt, client).data.tags["shoal.reason"]
+
+
+@pytest.fixture
+def again(attempt):
+    """Make another attempt at the run of the same folder."""
+    return lambda: Attempt(attempt.config, RunFolder(attempt.folder.uri))
+
+
+def take_over(folder):
+    """Let a later attempt of another process have begun."""
+    RunFolder(folder.uri).save(Lease(host="elsewhere", pid=1, attempt=2), inside="attempts/0002")
+
+
+def test_a_second_attempt_at_once_is_refused_and_changes_nothing(again):
+    with again() as first:
+        before = first.folder.identity()
+        with pytest.raises(StorageError, match="is being worked on by process"), again():
+            pass
+        assert first.folder.identity() == before
+    assert first.folder.identity().status == "FINISHED"
+    with again() as second:
+        assert second.attempt == 2
+
+
+def test_the_lease_is_renewed_until_everything_is_delivered(again, monkeypatch):
+    monkeypatch.setattr(heartbeat, "RENEW_EVERY_S", {True: 0.01})
+    beats = []
+    with again() as run:
+        close = run.tracker.close
+
+        def slow(*ending):
+            assert run.folder.identity().status == "FINISHED"
+            beat = run.folder.lease().beat
+            while len(beats) < 3:
+                if run.folder.holder().beat > beat:
+                    beat = run.folder.holder().beat
+                    beats.append(beat)
+            return close(*ending)
+
+        run.tracker.close = slow
+    assert len(beats) == 3
+    assert run.folder.holder() is None
+
+
+@pytest.mark.parametrize("error", [None, TrainingError("the worker's write was refused")])
+def test_an_attempt_that_was_taken_over_says_so_and_leaves_the_run_as_it_is(again, client, error):
+    run = again()
+
+    def lose_it():
+        with run:
+            run.tracker.start()
+            while run.tracker.run_id is None:
+                time.sleep(0.01)
+            take_over(run.folder)
+            if error:
+                raise error
+
+    with pytest.raises(LeaseLostError, match="taken over by attempt 2 of process 1 on elsewhere"):
+        lose_it()
+    assert run.folder.identity().status == "RUNNING"
+    assert run.folder.load(Result) is None
+    assert run.folder.lease().attempt == 2
+    assert client.get_run(run.tracker.run_id).info.status == "RUNNING"
+
+
+def test_a_request_to_stop_goes_to_the_own_attempt_alone(again):
+    with again() as run:
+        stranger = RunFolder(run.folder.uri)
+        with pytest.raises(Interrupted, match="by SIGINT before the run began"):
+            stranger.request_stop("SIGINT")
+        assert not run.folder.exists(STOP)
+        run.folder.request_stop("SIGINT")
+        assert run.folder.read(STOP) == b"SIGINT"
+        run.folder.forget_stop()
+        take_over(run.folder)
+        with pytest.raises(LeaseLostError):
+            run.folder.request_stop("SIGINT")
+        (run.folder.local("attempts/0002") / Lease.file).unlink()
+    assert run.folder.load(Identity).status == "FINISHED"

@@ -110,13 +110,15 @@ def test_if_exists_fail_refuses_and_new_numbers_the_folder(config):
 
 def test_a_run_that_a_live_process_holds_is_refused_with_that_process(config):
     folder = begin(config("run_name=mine"), is_alive=True)
-    with pytest.raises(ConfigError, match=rf"is being trained by process {folder.holder().pid} on \w"):
+    with pytest.raises(
+        StorageError, match=rf"is being worked on by process {folder.holder().pid} on \w+, since"
+    ):
         resolve_run_folder(config("run_name=mine"))
 
 
 def test_a_lease_of_a_process_that_is_gone_does_not_hold_the_run(config, gone_process):
     folder = begin(config("run_name=mine"))
-    folder.save(gone_process)
+    folder.save(gone_process.replace(attempt=2), inside="attempts/0002")
     assert resolve_run_folder(config("run_name=mine")).uri == folder.uri
 
 
@@ -211,7 +213,7 @@ def test_a_value_that_this_version_refuses_is_named(config):
 @pytest.mark.parametrize("settings", [("run_name=mine",), ()], ids=["named", "unnamed"])
 def test_a_damaged_file_is_named_before_anything_starts(config, kind, damage, settings):
     folder = begin(config(*settings))
-    folder.write(kind.file, damage)
+    folder.write(f"attempts/0001/{kind.file}" if kind is Lease else kind.file, damage)
     with pytest.raises(UserError, match=rf"{kind.file}' is damaged") as caught:
         resolve_run_folder(config(*settings))
     assert caught.value.exit_code == 2

@@ -1,5 +1,3 @@
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -7,35 +5,13 @@ import time
 import pytest
 
 from shoal.errors import StorageError
-from shoal.storage.lease import LEASE_S, is_alive
-from shoal.storage.records import Identity, Lease, Outcome, Tracked
+from shoal.storage.records import Identity, Outcome, Tracked
 from shoal.storage.run_folder import RunFolder
-
-HOLDER = """
-import sys
-from shoal.storage.run_folder import RunFolder
-RunFolder(sys.argv[1]).acquire_lease()
-print("taken", flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
 def folder(place):
     return RunFolder(place)
-
-
-@pytest.fixture
-def other(tmp_path):
-    """A run folder whose lease another live process holds."""
-    folder = RunFolder(str(tmp_path / "run"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, folder.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "taken\n"
-    yield folder, process
-    process.kill()
-    process.communicate()
 
 
 def test_records_are_absent_made_and_updated(folder):
@@ -92,55 +68,6 @@ def test_two_runs_have_different_keys(tmp_path):
 def test_a_folder_without_identity_is_reported_with_the_host_that_looked(folder):
     with pytest.raises(StorageError, match="is not there, seen from host"):
         folder.identity()
-
-
-def test_each_attempt_has_the_next_number(folder):
-    assert folder.holder() is None
-    assert [folder.acquire_lease() for _ in range(3)] == [1, 2, 3]
-
-
-def test_a_folder_is_held_until_its_lease_is_released(folder):
-    folder.acquire_lease()
-    assert folder.holder().pid == os.getpid()
-    folder.release_lease()
-    assert folder.holder() is None
-    assert folder.acquire_lease() == 2
-
-
-def test_a_renewal_changes_the_time_of_the_lease_and_nothing_else(folder):
-    folder.acquire_lease()
-    before = folder.load(Lease)
-    folder.update(Lease, beat_ms=0)
-    folder.renew_lease()
-    after = folder.load(Lease)
-    assert after.beat_ms >= before.beat_ms
-    assert after.replace(beat_ms=0) == before.replace(beat_ms=0)
-
-
-def test_another_live_process_holds_its_folder_and_a_killed_one_no_more(other):
-    folder, process = other
-    assert folder.holder().pid == process.pid
-    os.kill(process.pid, signal.SIGKILL)
-    # Not waited for: a zombie is as dead as one that is gone.
-    deadline = time.monotonic() + 10
-    while folder.holder() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert folder.holder() is None
-    assert folder.acquire_lease() == 2
-
-
-def test_a_pid_that_was_given_to_another_process_does_not_hold_the_folder(other):
-    folder, _ = other
-    folder.update(Lease, started="1000000000.00")
-    assert folder.holder() is None
-
-
-@pytest.mark.parametrize(("age_s", "alive"), [(0, True), (LEASE_S - 5, True), (LEASE_S + 5, False)])
-def test_a_process_of_another_host_is_judged_by_its_last_renewal(folder, age_s, alive):
-    folder.acquire_lease()
-    folder.update(Lease, host="elsewhere pid:[1]", pid=1, beat_ms=int((time.time() - age_s) * 1000))
-    assert is_alive(folder.load(Lease)) is alive
-    assert (folder.holder() is not None) is alive
 
 
 def test_one_process_at_a_time_writes_to_mlflow_and_its_end_frees_the_right(tmp_path):

@@ -80,6 +80,46 @@ def test_a_run_can_be_marked_at_once_when_seconds_are_left(client, run):
     assert client.get_run(tracker.run_id).info.status == "KILLED"
 
 
+def test_the_lease_is_renewed_while_the_rest_is_sent_and_a_closed_run_opened_again(client, run, monkeypatch):
+    monkeypatch.setattr(module, "LEASE_RENEWAL_S", 0.05)
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    note(folder, range(1, 4))
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: tracker.run_id and client.get_run(tracker.run_id).data.metrics)
+    log_batch, seen = type(client).log_batch, []
+
+    def slow(self, run_id, *arguments, **more):
+        client.set_terminated(run_id, "FAILED")
+        folder.renew_lease()
+        beat = folder.lease().beat
+        wait_for(lambda: Lease.parse(client.get_run(run_id).data.tags[LEASE_TAG].encode()).beat == beat)
+        wait_for(lambda: client.get_run(run_id).info.status == "RUNNING")
+        seen.append(beat)
+        return log_batch(self, run_id, *arguments, **more)
+
+    monkeypatch.setattr(type(client), "log_batch", slow)
+    note(folder, range(4, 6))
+    ended(folder)
+    assert tracker.close()
+    assert seen
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_later_attempt_ends_the_sync_of_an_earlier_one(client, run):
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    note(folder, range(1, 4))
+    tracker = Tracker(folder)
+    tracker.start()
+    wait_for(lambda: tracker.run_id and client.get_run(tracker.run_id).data.metrics)
+    folder.save(Lease(host="elsewhere", pid=1, attempt=2), inside="attempts/0002")
+    assert tracker.close() is False
+    assert "taken over by attempt 2 of process 1 on elsewhere" in tracker.problem
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(module, "CLOSE_NEVER_SEEN_S", 0.2)

@@ -9,7 +9,7 @@ from shoal.storage.records import Identity, Metadata
 from shoal.storage.run_folder import TRIALS
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
-from shoal.tracking.reaper import reap
+from shoal.tracking.reaper import Reaper
 from shoal.tracking.sweep_sync import SweepSync, make_sync, sync
 from shoal.tracking.sync import LEASE_TAG, PARENT_TAG, REASON_TAG
 
@@ -96,11 +96,27 @@ def test_whoever_reaps_a_sweep_on_a_lost_host_reaps_its_trials_too(client, sweep
     sync.open()
     sync.send_points()
     client.set_tag(sync.run_id, LEASE_TAG, gone_process.model_dump_json())
-    assert set(reap(client)) >= {"sweep", "t0001"}
+    assert set(Reaper().reap(client)) >= {"sweep", "t0001"}
     found = children(client, sync.run_id)
     assert found["t0001"].info.status == "FAILED"
     assert "is gone" in found["t0001"].data.tags[REASON_TAG]
     assert found["t0000"].info.status == "FINISHED"
+
+
+def test_a_live_sweep_that_was_reaped_says_running_again_with_its_open_trials(client, sweep):
+    folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
+    folder.acquire_lease()
+    sync = SweepSync(folder)
+    sync.open()
+    sync.send_points()
+    for run in children(client, sync.run_id).values():
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "FAILED")
+    client.set_terminated(sync.run_id, "FAILED")
+    sync.renew_lease()
+    found = children(client, sync.run_id)
+    assert {name: run.info.status for name, run in found.items()} == {"t0000": "FINISHED", "t0001": "RUNNING"}
+    assert client.get_run(sync.run_id).info.status == "RUNNING"
 
 
 def test_a_trial_whose_params_are_not_known_yet_waits(client, sweep):

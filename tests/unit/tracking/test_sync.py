@@ -3,12 +3,15 @@ import time
 import pytest
 
 from curves import history, log_curve
+from shoal.errors import LeaseLostError
+from shoal.storage.lease import renewed
 from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Tracked
 from shoal.storage.run_folder import CONFIG, JOURNAL, PICTURES, PROFILE
+from shoal.tracking import reaper as reaper_module
 from shoal.tracking.journal import Journal
-from shoal.tracking.reaper import reap
+from shoal.tracking.reaper import Reaper, parse_lease
 from shoal.tracking.sweep_sync import sync
-from shoal.tracking.sync import KEY_TAG, LEASE_TAG, REASON_TAG, RunSync, parse_lease
+from shoal.tracking.sync import KEY_TAG, LEASE_TAG, REASON_TAG, RunSync
 
 
 def outcome(client, run_id):
@@ -149,8 +152,7 @@ def test_a_run_that_failed_or_was_killed_says_so_and_why(client, run):
 
 def test_a_folder_whose_driver_died_without_a_word_is_no_running_run(client, run, gone_process):
     folder = run(status="RUNNING")
-    folder.acquire_lease()
-    folder.save(gone_process)
+    folder.save(gone_process, inside="attempts/0001")
     assert client.get_run(sync(folder)).info.status == "FAILED"
 
 
@@ -193,16 +195,17 @@ def running(client, folder, lease):
     return sync.run_id
 
 
-def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process):
+@pytest.mark.parametrize("clock_s", [-7200, 0, 7200])
+def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process, monkeypatch, clock_s):
+    """One of another host is gone if its lease does not change between two looks, whatever its clock says."""
+    monkeypatch.setattr(reaper_module, "LEASE_S", 0.1)
     own = run("own", status="RUNNING")
     own.acquire_lease()
-    mine, now = own.holder(), int(time.time() * 1000)
-    elsewhere = Lease(host="elsewhere pid:[1]", pid=1, started="1.00", beat_ms=now)
+    mine, then = own.holder(), int((time.time() + clock_s) * 1000)
+    elsewhere = Lease(host="elsewhere pid:[1]", pid=1, started="1.00", beat_ms=then)
     runs = {
         "dead here": running(client, run("a", status="RUNNING"), gone_process),
-        "silent elsewhere": running(
-            client, run("b", status="RUNNING"), elsewhere.replace(beat_ms=now - 120_000)
-        ),
+        "silent elsewhere": running(client, run("b", status="RUNNING"), elsewhere),
         "alive here": running(client, own, mine),
         "alive elsewhere": running(client, run("c", status="RUNNING"), elsewhere),
         "without a lease": running(client, run("d", status="RUNNING"), None),
@@ -211,13 +214,19 @@ def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process):
     client.set_tag(runs["with a lease of another format"], LEASE_TAG, "[1")
     finished = sync(run("f"))
     client.set_tag(finished, LEASE_TAG, gone_process.model_dump_json())
-    assert sorted(reap(client)) == ["a", "b"]
+    reaper = Reaper()
+    assert "a" in reaper.reap(client)
+    assert reaper.reap(client) == []
+    client.set_tag(runs["alive elsewhere"], LEASE_TAG, renewed(elsewhere).model_dump_json())
+    time.sleep(0.15)
+    assert "b" in reaper.reap(client)
     status = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
     assert status.pop("dead here") == status.pop("silent elsewhere") == "FAILED"
     assert set(status.values()) == {"RUNNING"}
     assert client.get_run(finished).info.status == "FINISHED"
     assert "is gone" in client.get_run(runs["dead here"]).data.tags[REASON_TAG]
-    assert reap(client) == []
+    assert reaper.reap(client) == Reaper().reap(client) == []
+    client.set_terminated(runs["alive elsewhere"])
 
 
 def test_a_live_run_renews_its_lease_in_mlflow(client, run):
@@ -225,8 +234,48 @@ def test_a_live_run_renews_its_lease_in_mlflow(client, run):
     folder.acquire_lease()
     sync = RunSync(folder)
     sync.open()
+    folder.renew_lease()
     sync.renew_lease()
     assert parse_lease(client.get_run(sync.run_id).data.tags[LEASE_TAG]) == folder.holder()
+    assert folder.holder().beat == 1
+
+
+def test_a_live_run_that_another_process_closed_says_running_again_and_one_that_ended_does_not(client, run):
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    sync = RunSync(folder)
+    sync.open()
+    client.set_tag(sync.run_id, REASON_TAG, "the driver of this run is gone")
+    client.set_terminated(sync.run_id, "FAILED")
+    sync.renew_lease()
+    found = client.get_run(sync.run_id)
+    assert found.info.status == "RUNNING"
+    assert REASON_TAG not in found.data.tags
+    sync.close_run("KILLED", "SIGTERM")
+    sync.renew_lease()
+    assert client.get_run(sync.run_id).info.status == "KILLED"
+
+
+def test_a_later_attempt_stops_what_an_earlier_one_sends(client, run):
+    folder = run(status="RUNNING")
+    log_curve(folder, range(1, 4))
+    folder.of_attempt(1)
+    early = RunSync(folder)
+    early.open()
+    early.send_points()
+    folder.save(Lease(host="elsewhere", pid=1, attempt=2), inside="attempts/0002")
+    log_curve(folder.inner("").of_attempt(2), range(4, 6), attempt=2)
+    for write in (
+        early.send_points,
+        early.renew_lease,
+        early.close,
+        lambda: early.close_run("FAILED"),
+    ):
+        with pytest.raises(LeaseLostError):
+            write()
+    found = client.get_run(early.run_id)
+    assert found.info.status == "RUNNING"
+    assert len(history(client, early.run_id)) == 3
 
 
 @pytest.mark.parametrize("pieces", [1, 20])

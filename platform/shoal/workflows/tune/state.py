@@ -68,7 +68,7 @@ class SweepState:
         failure: the first trial and its error, while all that ended failed with the same one; None since one did not.
         engine: None until the cluster is connected.
         is_out_of_time: whether `tune.time_budget_s` has passed.
-        attempt_started: Unix seconds.
+        attempt_started: as `time.monotonic` has it.
     """
 
     def __init__(self, plan: SweepPlan, folder: RunFolder, attempt_started: float) -> None:
@@ -84,7 +84,7 @@ class SweepState:
         self._counts: Counter[str] = Counter()
         self._newly_ended: list[TrialRow] = []
         self._replayed = 0
-        self._start_s: float | None = None
+        self._seconds_before: float | None = None
 
     @property
     def trials(self) -> list[Trial]:
@@ -166,7 +166,7 @@ class SweepState:
             replayed=self._replayed,
             total=self.plan.total,
             metric=self.config.tune.metric,
-            seconds=time.time() - self.attempt_started,
+            seconds=time.monotonic() - self.attempt_started,
             note=note,
         )
 
@@ -182,9 +182,11 @@ class SweepState:
 
     def elapsed_s(self) -> float:
         """Return the seconds since the sweep began, over all attempts."""
-        if self._start_s is None:
-            self._start_s = self.folder.identity().start_ms / 1000
-        return time.time() - self._start_s
+        seconds = time.monotonic() - self.attempt_started
+        if self._seconds_before is None:  # the clock may have been set back between two attempts
+            since = time.time() - self.folder.identity().start_ms / 1000
+            self._seconds_before = max(0.0, since - seconds)
+        return self._seconds_before + seconds
 
 
 def _with_curve(ended: _Ended) -> TrialRow:

@@ -90,7 +90,7 @@ class Stopping:
     def check_time_budget(self) -> None:
         """End all trials once `tune.time_budget_s` has passed, and plan no more."""
         state, budget = self._state, self._state.config.tune.time_budget_s
-        if budget is None or state.is_out_of_time or time.time() - state.attempt_started < budget:
+        if budget is None or state.is_out_of_time or time.monotonic() - state.attempt_started < budget:
             return
         logger.warning(
             "tune.time_budget_s=%g is over: running trials write a checkpoint; the same command goes on",

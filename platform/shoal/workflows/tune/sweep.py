@@ -61,7 +61,7 @@ class _SweepRun(RunLifecycle):
     def __init__(self, plan: SweepPlan, folder: RunFolder, listen: Listener) -> None:
         super().__init__(plan.config, folder, is_sweep=True)
         self._plan, self._listen = plan, listen
-        self._state = SweepState(plan, folder, self.started)
+        self._state = SweepState(plan, folder, self.started_s)
         self._dataset_cache = DatasetCache(plan.config)
         self._is_verified = False
         self._findings: Findings | None = None

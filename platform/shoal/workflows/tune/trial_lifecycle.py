@@ -223,7 +223,14 @@ class TrialLifecycle:
         config = progress.config
         cached = self._dataset_cache.get(config)
         preprocessing = preprocessing_spec(config.data, config.task, config.seed, cached.plan.source)
-        worker = WorkerSpec(config, progress.folder.uri, self._attempt, cached.info, preprocessing)
+        worker = WorkerSpec(
+            config,
+            progress.folder.uri,
+            self._attempt,
+            cached.info,
+            preprocessing,
+            sweep_folder=self._state.folder.uri,
+        )
         return TrialSpec(
             worker,
             cached.shard_refs,

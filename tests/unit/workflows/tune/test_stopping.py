@@ -97,6 +97,7 @@ class Sweep:
 def folder(tmp_path):
     folder = RunFolder(str(tmp_path / "sweep"))
     folder.create()
+    folder.acquire_lease()
     return folder
 
 
