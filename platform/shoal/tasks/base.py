@@ -13,8 +13,8 @@ from shoal.data.preprocessing import Transform
 
 # The limit of samples evaluated at a time: by numbers of inputs, and by rows.
 MAX_INPUTS, MAX_ROWS = 1 << 24, 1024
-# So many numbers of inputs are evaluated at a time whatever the training's batch: in fewer, time goes into calls.
-FEW_INPUTS = 1 << 13
+# So many numbers, or tokens, are evaluated at a time whatever the training's batch: in fewer, time goes into calls.
+FEW_INPUTS, FEW_TOKENS = 1 << 16, 1 << 13
 
 # From a stored batch, and the epoch that it is trained in or None where it is held out, to what the model receives.
 View = Callable[[Batch, int | None], Batch]
@@ -72,7 +72,8 @@ class Task(ABC):
     def evaluation_rows(cls, sample: tuple[int, ...], outputs: int) -> EvaluationRows:
         """Return how many rows of a shape are evaluated at a time; `outputs` are the numbers of a sample or token."""
         size = prod(sample)
-        return EvaluationRows(max(1, FEW_INPUTS // size), max(1, min(MAX_ROWS, MAX_INPUTS // size)))
+        few = (FEW_TOKENS if cls.takes_text else FEW_INPUTS) // size
+        return EvaluationRows(max(1, few), max(1, min(MAX_ROWS, MAX_INPUTS // size)))
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
