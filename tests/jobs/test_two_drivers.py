@@ -54,7 +54,7 @@ def test_of_two_drivers_at_once_one_trains_and_the_other_says_who(place: Place, 
     assert folder.identity().status == "KILLED"
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_driver_that_was_taken_for_dead_wakes_up_and_writes_no_more(place: Place) -> None:
     """It is stopped, and its lease made that of another host, where nothing can be looked up."""
     command = ("train", *SETTINGS, "train.epochs=2000", "checkpoint.every_steps=50")
