@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shoal.registry.champion import COMPARISON, Candidate, contest
+from shoal.registry.champion import COMPARISON, Candidate, contest, find_champion
 from shoal.registry.client import patience_for
 from shoal.storage.folder import Folder
 from shoal.storage.records import Verified
@@ -30,8 +30,9 @@ def publish_model(
             version = _register(client, identity.registered_model_name, model_id, run_id, identity.verified)
             folder.update_tracked(model_version=int(version.version))
             candidate = Candidate(version.name, str(version.version), identity.verified, local, runs_code)
-            # A version without rows is of an earlier Shoal, which has compared it.
-            if "held_out" in version.tags and COMPARISON not in version.tags:
+            # A version without rows is of an earlier Shoal, which has compared it, unless the store is another one.
+            is_comparable = "held_out" in version.tags or find_champion(client, version.name) is None
+            if is_comparable and COMPARISON not in version.tags:
                 text = contest(client, candidate)
                 client.set_model_version_tag(version.name, version.version, COMPARISON, text[:5000])
                 folder.update_tracked(comparison=text)
