@@ -28,6 +28,8 @@ from shoal.errors import DataError
 from shoal.runs.config import RunConfig
 from shoal.runs.validate import RunPlan, validate_data
 
+pytestmark = pytest.mark.long
+
 FUNCTION = "function"  # the scheme of `package.module:function`
 LIMIT = 200  # bytes: every source here is larger
 WORKERS = 2

@@ -23,8 +23,13 @@ from shoal.storage.run_folder import CONFIG, RunFolder
 AnyResult = TypeVar("AnyResult", bound=Result)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
-# Keys whose default is not what earlier versions did, with what they did.
-BEFORE = {"optim.decay": "all", "scale.sync_batchnorm": False}
+# Keys that earlier versions did not have, with what they did.
+BEFORE = {
+    "optim.decay": "all",
+    "scale.sync_batchnorm": False,
+    "train.evaluate_precision": "fp32",
+    "tune.lag": 8,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +76,8 @@ def as_begun(config: AnyConfig, folder: RunFolder) -> AnyConfig:
     """Return a config as a run goes on with it: keys that are newer than the run have the value they stood for then."""
     if not folder.exists(CONFIG):
         return config
-    missing = _missing_keys(_stored_config(folder))
     now = flatten(config)
+    missing = _missing_keys(_stored_config(folder), now)
     changed = {key: value for key, value in missing.items() if now[key] != value}
     if not changed:
         return config
@@ -81,13 +86,13 @@ def as_begun(config: AnyConfig, folder: RunFolder) -> AnyConfig:
     return config.replace(changed)
 
 
-def _missing_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the former values of keys that a stored config is too old to have."""
+def _missing_keys(tree: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the former values of keys that a stored config is too old to have; `now` has all keys of its kind."""
     missing = {}
-    for key, value in BEFORE.items():
+    for key in BEFORE.keys() & now.keys():
         section, _, leaf = key.rpartition(".")
         if leaf not in (tree.get(section) or {}):
-            missing[key] = value
+            missing[key] = BEFORE[key]
     return missing
 
 
@@ -105,8 +110,9 @@ def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
             f"run_name='{config.run_name}' is of another kind of job (a run, or a sweep): choose another run_name"
         )
     known = _known_keys(kind, tree)
-    for key in _missing_keys(tree):
-        assign(known, key, flatten(config)[key])
+    now = flatten(config)
+    for key in _missing_keys(tree, now):
+        assign(known, key, now[key])
     try:
         earlier = flatten(build_config(kind, hide(known)))
     except ConfigError as error:
@@ -114,7 +120,6 @@ def _check_same_config(config: RunConfig, folder: RunFolder) -> None:
             f"run_name='{config.run_name}' was begun with a config that this version refuses ({error}): choose "
             "another run_name, or set if_exists=new"
         ) from None
-    now = flatten(config)
     changed = [
         f"{key}: {earlier[key]} then, {now[key]} now"
         for key in now

@@ -9,17 +9,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import inspect_source
 from shoal.data.images import holds_images
+from shoal.data.loader import Batch
 from shoal.data.partition import partition_source
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.data.sources import image_column as module
 from shoal.data.sources.function import source_from_value
 from shoal.data.sources.image_column import decode_image_column
 from shoal.data.sources.open import open_source
+from shoal.data.widen import Widen
 from shoal.errors import DataError
 from shoal.tasks.open_data import open_data, preprocessing_spec
 
@@ -107,6 +110,9 @@ def test_the_image_column_of_a_hub_data_set_becomes_what_an_image_model_takes(hu
     assert info.transform.label.classes == (0, 1)
     inputs = np.concatenate([inputs for inputs, _ in rows.values()])
     assert inputs.shape == (60, 3, 4, 5)
+    assert inputs.dtype == np.uint8  # as they are stored; a batch of them is widened
+    batch = Batch(torch.from_numpy(inputs), torch.zeros(60), count=60)
+    inputs = Widen(info.transform)(batch, None).inputs.numpy()
     assert inputs.dtype == np.float32
     mean, std = info.transform.columns[0].mean, info.transform.columns[0].std
     pixels = channels_first(*(noise(seed=number) for number in range(60)))

@@ -154,9 +154,12 @@ def test_what_a_real_evaluation_holds_is_estimated(name):
     ledger.close()
     assert sums[0] == samples
     dtype = torch.int64 if name == "gpt" else torch.float32
-    setup = TrainingSetup(samples, evaluate_few=samples, evaluate_most=samples)
+    setup = TrainingSetup(samples, evaluate_most=min(samples, task.held_out_rows.most))
     expected = estimate(lambda: build(name), shape, dtype, setup).layouts[0].plain
-    assert expected.evaluation == pytest.approx(ledger.peak, rel=0.15)
+    copied = (
+        rows.inputs.nbytes
+    )  # of which evaluation may hold a copy; the estimate is of what the model makes
+    assert 0.85 * (ledger.peak - copied) <= expected.evaluation <= 1.15 * ledger.peak
     assert expected.evaluation < expected.activations
 
 

@@ -23,6 +23,8 @@ from shoal.storage.run_folder import MODEL, MODEL_CARD
 from shoal.tasks.open_data import open_data, preprocessing_spec, reopen_source
 from shoal.tracking.sync import RunSync
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):

@@ -14,7 +14,9 @@ def test_values_that_mean_nothing_are_refused(setting):
 
 
 def test_help_names_the_types_of_micro_batch_size():
-    (line,) = (line for line in describe(RunConfig).splitlines() if "micro_batch_size" in line)
+    (line,) = (
+        line for line in describe(RunConfig).splitlines() if line.strip().startswith("train.micro_batch_size")
+    )
     assert "int|auto|null" in line
 
 

@@ -151,6 +151,7 @@ def test_what_was_read_before_another_process_worked_is_not_built_upon(folder):
     assert late.acquire_lease() == 2
 
 
+@pytest.mark.long
 def test_of_two_processes_at_once_one_gets_the_folder_a_hundred_times(place):
     """The error of the other names the one that has it."""
     racers = [run(RACER), run(RACER)]

@@ -97,6 +97,7 @@ def test_a_signal_stops_the_stage_in_progress_and_lets_no_other_begin(tmp_path, 
     stages = Stages()
     first, second = RunFolder(str(tmp_path / "first")), RunFolder(str(tmp_path / "second"))
     first.create()
+    first.acquire_lease()
     with stages("sweep", first) as listen:
         assert isinstance(listen, SweepTable)
         signal.raise_signal(signal.SIGTERM)

@@ -15,6 +15,8 @@ from shoal.tracking.background import Tracker
 from shoal.tracking.sweep_sync import sync
 from shoal.tracking.sync import KEY_TAG, LEASE_TAG, PARENT_TAG
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="session")
 def mlflow_store(mlflow_server):

@@ -2,6 +2,7 @@ import json
 import math
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -190,8 +191,8 @@ def make_parts(folder, count, attempt=1):
 
 
 @pytest.fixture
-def stored(s3, request):
-    return RunFolder(f"{s3}/journal/{request.node.name}")
+def stored(s3):
+    return RunFolder(f"{s3}/journal/{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_requests_a_minute_do_not_grow_with_the_journal(stored, object_store, cl
         clock[0] += 1.0
         journal.log(before + second, {"train/loss": 0.5})
         journal.flush()
-        if thread := journal._out._thread:
+        if thread := journal._out._out._thread:
             thread.join()
         for reader in readers:
             read_by[reader] += steps(reader.read())

@@ -1,6 +1,7 @@
 """The width report on synthetic losses: parabolas in log2 of the rate, with a known optimum."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_rates_drawn_at_random_serve_as_well_as_a_grid():
 
 def test_trials_that_diverged_beyond_the_best_do_not_pull_the_vertex():
     rows = [
-        TrialRow(**(vars(row) | {"metric": 1e9 if row.params["optim.lr"] > 0.04 else row.metric}))
+        replace(row, metric=1e9 if row.params["optim.lr"] > 0.04 else row.metric)
         for row in trials(lambda width: 0.0113)
     ]
     assert [optimum.lr for optimum in report(rows).optima] == pytest.approx([0.0113] * 4, rel=0.02)
@@ -102,16 +103,16 @@ def test_fewer_than_three_rates_are_no_parabola():
 
 
 def test_equal_metrics_are_no_optimum():
-    rows = [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(lambda width: 0.01)]
+    rows = [replace(row, metric=1.0) for row in trials(lambda width: 0.01)]
     assert report(rows).drift == "unclear"
 
 
 def test_there_is_no_report_without_two_widths():
     assert report([]) is None
     assert report(trials(lambda width: 0.01, widths=[64])) is None
-    rows = [TrialRow(**(vars(row) | {"params": {"optim.lr": 0.1}})) for row in trials(lambda width: 0.01)]
+    rows = [replace(row, params={"optim.lr": 0.1}) for row in trials(lambda width: 0.01)]
     assert report(rows) is None
-    text = [TrialRow(**(vars(row) | {"params": row.params | {"model.width": "wide"}})) for row in rows]
+    text = [replace(row, params=row.params | {"model.width": "wide"}) for row in rows]
     assert report(text) is None
 
 
@@ -135,7 +136,7 @@ def test_the_picture_has_a_curve_per_width_with_its_parabola_and_vertex():
 def test_optima_at_the_edge_and_equal_metrics_are_drawn_without_a_vertex():
     for rows in (
         trials(lambda width: 10.0),
-        [TrialRow(**(vars(row) | {"metric": 1.0})) for row in trials(float)],
+        [replace(row, metric=1.0) for row in trials(float)],
     ):
         found = report(rows)
         (axes,) = width_figure(found, rows, "val/loss").axes
