@@ -13,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
+from shoal.storage.durable import sync_folder
 from shoal.storage.folder import Folder
 
 # A claim lives for a few requests. One that is seen for longer was left by a process that died.
@@ -37,7 +38,7 @@ def _create_local(path: Path, data: bytes) -> bool:
             return False
         except OSError:  # no hard links here; a reader may see the file before its end
             _write(path, data)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         return False
     finally:
@@ -50,14 +51,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _create_object(folder: Folder, name: str, data: bytes) -> bool:
