@@ -78,6 +78,11 @@ def reader(index: "Metadata", open_file: OpenFile) -> "FileSystemReader":
             return open_file(Path(path).name)
 
     class Reader(FileSystemReader):
+        def _slice_file(self, file: BinaryIO, part: Any) -> BinaryIO:
+            """Read a part at once: torch.load reads it in dozens of pieces, each a request to an object store."""
+            file.seek(part.offset)
+            return io.BytesIO(file.read(part.length))
+
         def read_metadata(self, *_: Any, **__: Any) -> "Metadata":
             index.storage_meta = index.storage_meta or StorageMeta()
             index.storage_meta.load_id = self.load_id

@@ -464,7 +464,7 @@ def crew(job, size, folder, bucket=""):
     ]
     for worker in workers:
         worker.start()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     for worker in workers:
         worker.join(timeout=max(0.0, until - time.monotonic()))
         if worker.is_alive():
@@ -677,6 +677,18 @@ def test_a_checkpoint_in_an_object_store_is_whole(two, bucket):
     assert store.latest() == ("step-000005", [])
     assert store.state("step-000005").attempt == 7
     assert RunFolder(bucket).read(f"{CHECKPOINTS}/step-000005/{DATASET_INFO}") == b"prepared"
+
+
+def test_a_tensor_of_a_sharded_checkpoint_is_one_request_a_part(two, bucket, object_store):
+    alone, checkpoint = Training(SingleProcess(), GPT), CheckpointStore(RunFolder(bucket)).open("step-000005")
+    parts = len(checkpoint.shards()._index.storage_data)
+    before = len(object_store.requests)
+    restore(checkpoint, alone.model, alone.optimizer)
+    read = [
+        line for _, line in object_store.requests[before:] if line.startswith("GET") and ".distcp" in line
+    ]
+    assert len(read) <= parts
+    same(alone.whole(), two[0]["fsdp"]["kept"])
 
 
 def test_every_worker_writes_its_own_file_and_the_manifest_lists_them_all(two, folder):
