@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0  # for a beat that waits for an object store which is away
 STATUS_EVERY = 3  # in an object store, where it is a request: beats between two looks at the status
-RENEW_EVERY_S = {True: 5.0, False: 20.0}  # by whether the run folder is on a disk
+RENEW_EVERY_S = {True: 5.0, False: 25.0}  # by whether the run folder is on a disk
 
 
 class Heartbeat:

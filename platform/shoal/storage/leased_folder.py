@@ -22,7 +22,7 @@ ATTEMPTS = "attempts"
 WATCH_EVERY_S = {True: 1.0, False: 5.0}  # by whether the folder is on a disk
 # In an object store a look for a later attempt costs a request. A process that was paused or suspended for so long that
 # another one took over looks again before it writes.
-FENCE_EVERY_S = 10.0
+FENCE_EVERY_S = 30.0  # less than LEASE_S, for which another process watches
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class LeasedFolder(RecordFolder):
         self._fence: _Fence | None = None
         self._latest: int | None = None  # the latest attempt, when the folder was found free
         self._gone: Lease | None = None  # of a process on another host, which was watched
+        self._own: Lease | None = None  # as this object wrote it last; nobody else renews it
 
     def of_attempt(self, attempt: int, holder: "Folder | None" = None) -> Self:
         """Let this folder belong to an attempt from now on.
@@ -147,6 +148,7 @@ class LeasedFolder(RecordFolder):
                 "read it: run the same command again"
             )
         self.of_attempt(lease.attempt)
+        self._own = lease
         return lease.attempt
 
     def renew_lease(self) -> None:
@@ -155,15 +157,16 @@ class LeasedFolder(RecordFolder):
         Raises:
             LeaseLostError: another process holds the folder.
         """
-        lease = self._own_lease()
+        lease = self._own_lease() if self.is_local else self._own  # in an object store a read is requests
         if lease is None:
             raise LeaseLostError(f"the lease of '{self.uri}' is not that of this process any more")
         self.check_fence()
-        self._save_lease(renewed(lease))
+        self._own = renewed(lease)
+        self._save_lease(self._own)
 
     def release_lease(self) -> None:
         """Say that no process holds the folder, if it is this one that does."""
-        lease = self._own_lease()
+        lease, self._own = self._own_lease(), None
         if lease:
             self._save_lease(lease.replace(pid=None))
 
