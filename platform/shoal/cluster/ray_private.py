@@ -11,6 +11,10 @@ Variables RAY_TRAIN_V2_ENABLED, RAY_CHDIR_TO_TRIAL_DIR, RAY_ACCEL_ENV_VAR_OVERRI
     Without them, Ray's defaults.
 `ray._private.worker.print_to_stdstream` (`silence_raylet`)
     Ray prints raylets' messages about lost workers whatever `log_to_driver` says. Without it, they are printed.
+`ray_constants.ENABLE_RAY_CLUSTER`, variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER (`listening_on_loopback`)
+    Ray's servers listen on 127.0.0.1 alone if that is their node's address. `ray.init` replaces it by one that other
+    hosts reach, unless these say that no other node can join (Ray's default on macOS). Without them, the cluster
+    demands a token.
 `ActorHandle._actor_id` (`actor_id`)
     Ray's memory monitor names processes by it. Without it, every process the monitor stopped counts as the one that
     used too much.
@@ -34,9 +38,14 @@ Three more are not behind a function of this module:
 Imports Ray inside functions alone: `TRAIN_ENV` must be set before Ray is imported.
 """
 
+import contextlib
 import logging
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
+
+import psutil
 
 from shoal.errors import ConfigError
 
@@ -64,6 +73,33 @@ def silence_raylet() -> None:
 
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = lambda data, **_: logger.debug("%s", data.get("lines"))
+
+
+@contextlib.contextmanager
+def listening_on_loopback() -> Iterator[bool]:
+    """Let a cluster that is started meanwhile listen on 127.0.0.1 alone; yield whether this Ray can do so."""
+    from ray._private import ray_constants
+
+    if not hasattr(ray_constants, "ENABLE_RAY_CLUSTER"):
+        yield False
+        return
+    before, environment = ray_constants.ENABLE_RAY_CLUSTER, dict(os.environ)
+    interfaces = psutil.net_if_addrs().items()
+    loopback = [
+        name for name, addresses in interfaces if any(one.address == "127.0.0.1" for one in addresses)
+    ]
+    for name in loopback[:1]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # of the workers that the cluster starts
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield True
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in ("GLOO_SOCKET_IFNAME", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+            os.environ.pop(name, None)
+            if name in environment:
+                os.environ[name] = environment[name]
 
 
 def actor_id(actor: Any) -> str:

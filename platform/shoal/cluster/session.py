@@ -2,10 +2,11 @@
 
 import logging
 import os
+import secrets
 import signal
 import threading
 
-from shoal.cluster.ray_private import TRAIN_ENV, silence_raylet
+from shoal.cluster.ray_private import TRAIN_ENV, listening_on_loopback, silence_raylet
 from shoal.errors import ConfigError
 from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
@@ -26,6 +27,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     for name, value in TRAIN_ENV.items():
         os.environ.setdefault(name, value)
     found = cluster_address()
+    decides_on_token = found is None and "RAY_AUTH_MODE" not in os.environ
     if found is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -40,7 +42,10 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
         try:
             if found is None:
                 cpus = (os.cpu_count() or 1) + spare_cpus
-                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+                with listening_on_loopback() as is_hidden:
+                    if decides_on_token and not is_hidden:
+                        _demand_token()
+                    ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
             else:
                 ray.init(found, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -59,6 +64,15 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
         scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None)
     )
     return bool(scale.use_gpu and gpus >= scale.num_workers)
+
+
+def _demand_token() -> None:
+    """Let the cluster that is started next demand a token; Ray does so by default where it starts one."""
+    del os.environ["RAY_AUTH_MODE"]
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault(
+            "RAY_AUTH_TOKEN", secrets.token_hex(32)
+        )  # which this user's processes alone can read
 
 
 def disconnect() -> None:
