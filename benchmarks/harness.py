@@ -283,7 +283,7 @@ class ShoalRun:
 
     started_s: float
     result: dict[str, Any]
-    step_ends_s: dict[int, float]  # when each recorded optimiser step ended
+    step_ends_s: dict[int, float]  # when each recorded optimizer step ended
 
     def epoch_ends_s(self, epochs: int) -> list[float]:
         """Return when the last step of each epoch ended."""

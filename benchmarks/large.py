@@ -1,7 +1,7 @@
 """Measures what a model of 50 million parameters asks of a worker: bytes under FSDP, seconds that a checkpoint blocks.
 
 A `gpt` of width 512 and depth 16, AdamW. Bytes: two processes over gloo share it as `scale.strategy` says and make a
-step; after it, each counts its parameters, their gradients and the optimiser's state as it holds them, the largest
+step; after it, each counts its parameters, their gradients and the optimizer's state as it holds them, the largest
 unit that FSDP makes whole in between added. Checkpoint: this process takes and writes one as the loop does, in the
 background, and as a loop would without that, waiting for the disk; the measure is how long the caller is kept, by
 any but the first checkpoint.
@@ -39,7 +39,7 @@ def make_model() -> nn.Module:
 
 
 def step(model: nn.Module, forward: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Make one step on one row; return the bytes of parameters, gradients and optimiser state held here."""
+    """Make one step on one row; return the bytes of parameters, gradients and optimizer state held here."""
     row = torch.arange(CONTEXT)[None] % VOCABULARY
     forward(row).float().logsumexp(-1).sum().backward()
     gradients = sum(map(nbytes, (parameter.grad for parameter in model.parameters())))
@@ -126,8 +126,8 @@ def measure(repeat: int) -> Report:
             progress(f"round {number + 1}/{repeat}: {blocked[-1]:.3g} s of {waited[-1]:.3g} s")
     share = [100 * one for one in ratios(blocked, waited)]
     rows = [
-        Row("parameters, gradients, optimiser state: ddp", [ddp / 1e6], "MB"),
-        Row("parameters, gradients, optimiser state: fsdp", [fsdp / 1e6], "MB"),
+        Row("parameters, gradients, optimizer state: ddp", [ddp / 1e6], "MB"),
+        Row("parameters, gradients, optimizer state: fsdp", [fsdp / 1e6], "MB"),
         Row("a checkpoint that is waited for", waited, "s"),
         Row("a checkpoint in the background keeps the loop", blocked, "s"),
         Row("share", share, "%"),

@@ -1,4 +1,4 @@
-"""Measures the seconds from `python jobs/train.py` to the first optimiser step, against bare Ray Train.
+"""Measures the seconds from `python jobs/train.py` to the first optimizer step, against bare Ray Train.
 
 Both on the same Ray cluster, running already; both on the reference data and model with 2 workers. The peer is a
 bare script: Ray Data, `TorchTrainer.fit` at Ray's defaults, `iter_torch_batches`; it checks and records nothing.
@@ -79,7 +79,7 @@ def measure(repeat: int) -> Report:
     share = Row("Shoal / bare Ray Train", ratios(ours, bare), "x")
     rows = [Row("bare Ray Train", bare, "s"), Row("Shoal", ours, "s"), share]
     figures = [Figure("start to first step against bare Ray Train", share.median, 1.0, is_at_least=False)]
-    return Report("From the command to the first optimiser step", rows, figures, [quiet.note])
+    return Report("From the command to the first optimizer step", rows, figures, [quiet.note])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `jobs/transfer.py --verify` as a user runs it: a sweep of rates a factor of 2 apart at the base width, one training at
 the target width with the best of them, then the same sweep at the target width to judge it by. On the digits an MLP
 32 to 256 wide, three seeds a rate, of which the mean counts; on the source of Python's standard library a decoder 32 to
-256 wide. Both minimise the validation loss, after a fixed number of steps. There is no peer but the sweep at the target
+256 wide. Both minimize the validation loss, after a fixed number of steps. There is no peer but the sweep at the target
 width.
 """
 

@@ -1,5 +1,5 @@
 """A training in this process, assembled as a run's: 200 rows in batches of 16 (the last of an epoch short), real
-model, optimiser and checkpoints.
+model, optimizer and checkpoints.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 
 
 class Rows(torch.utils.data.Dataset):
-    """Sequences one after another, as a tokenised data set holds them."""
+    """Sequences one after another, as a tokenized data set holds them."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self._rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)

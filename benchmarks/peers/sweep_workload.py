@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Digits:
-    """Standardised rows of two splits, as (inputs, targets); the third, for a test, is left out."""
+    """Standardized rows of two splits, as (inputs, targets); the third, for a test, is left out."""
 
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]

@@ -96,7 +96,7 @@ class DatasetCache:
         return cached
 
     def steps_per_epoch(self, config: RunConfig) -> int:
-        """Return the optimiser steps of an epoch."""
+        """Return the optimizer steps of an epoch."""
         cached = self.get(config)
         preprocessing = preprocessing_spec(config.data, config.task, config.seed, cached.plan.source)
         return cached.info.lanes(preprocessing).steps

@@ -18,7 +18,7 @@ def augment(images: Tensor, rows: Indices, epoch: int, seed: int, flip: bool, pa
     """Pad each image with `pad` zeros, crop it at random to its size, and mirror every second one.
 
     This is the augmentation of He et al. 2015, "Deep Residual Learning", section 4.2. Zero is the mean, as images are
-    standardised before. Pixels are moved, not computed, so that the result is exact on every device.
+    standardized before. Pixels are moved, not computed, so that the result is exact on every device.
 
     Args:
         images: [n, channels, height, width], of any type, on any device.

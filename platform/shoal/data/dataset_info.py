@@ -37,7 +37,7 @@ class PreprocessingSpec:
         data: the config section.
         seed: of the order, and of the splits unless `data.split_seed` is set.
         is_classification: the label is one of several classes, else a number.
-        is_ready: the features are what the model takes; they are not standardised.
+        is_ready: the features are what the model takes; they are not standardized.
         tokenizer: of a source of tokens, as JSON.
         has_label: there is a column to predict.
     """

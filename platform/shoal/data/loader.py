@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         inputs: [n, ...] features, n >= 1.
-        targets: [n] class numbers (int64) or standardised values (float32).
+        targets: [n] class numbers (int64) or standardized values (float32).
         count: samples in the global batch, over all workers.
         is_filler: the worker has no row in this short batch; `inputs` holds one row, whose loss must not count.
         first: place of the first row in the worker's part, of which this may be a part itself.

@@ -77,7 +77,7 @@ class Column(BaseModel):
 
 
 class Label(BaseModel):
-    """How the label column becomes targets: class numbers, or standardised values."""
+    """How the label column becomes targets: class numbers, or standardized values."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -86,7 +86,7 @@ class Label(BaseModel):
     std: float = 1.0
 
     def targets(self, values: np.ndarray) -> np.ndarray:
-        """Return [rows] int64 class numbers or float32 standardised values.
+        """Return [rows] int64 class numbers or float32 standardized values.
 
         Raises:
             DataError: a value is missing, or is a class that the training data do not have.
@@ -106,7 +106,7 @@ class Label(BaseModel):
         return np.fromiter((numbers_of[value] for value in plain), np.int64, len(plain))
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
-        """Turn class numbers [rows] or standardised values [rows] back into labels."""
+        """Turn class numbers [rows] or standardized values [rows] back into labels."""
         if self.classes:
             return np.asarray(np.asarray(self.classes)[outputs])
         return outputs.astype(np.float64) * self.std + self.mean

@@ -38,7 +38,7 @@ class _SyncBatchNorm(nn.Module):
     counts: Callable[[], bool]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [n, channels, ...] by the mean and variance over all workers in training."""
+        """Normalize [n, channels, ...] by the mean and variance over all workers in training."""
         layer: Any = self
         if x.dim() < 2 or not (layer.training or layer.running_mean is None):
             return super().forward(x)  # type: ignore[misc, no-any-return]
@@ -96,14 +96,14 @@ SYNCED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def has_batchnorm(model: nn.Module, of_a_users_own: bool = False) -> bool:
-    """Whether a model has BatchNorm layers, or ones of classes that are not synchronised: subclasses of torch's."""
+    """Whether a model has BatchNorm layers, or ones of classes that are not synchronized: subclasses of torch's."""
     layers = (layer for layer in model.modules() if isinstance(layer, tuple(SYNCED)))
     known = (*SYNCED, *SYNCED.values()) if of_a_users_own else ()
     return any(type(layer) not in known for layer in layers)
 
 
 def use_sync_batchnorm(model: nn.Module, all_reduce: AllReduce, counts: Callable[[], bool]) -> None:
-    """Have a model's BatchNorm layers normalise over all workers, in place; names, weights and evaluation stay.
+    """Have a model's BatchNorm layers normalize over all workers, in place; names, weights and evaluation stay.
 
     Args:
         all_reduce: sums a vector over the workers.

@@ -156,10 +156,10 @@ def silence_redistribution() -> None:
 
 
 def without_wrappers(kind: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
-    """Return an optimiser's class whose methods skip torch's wrappers as long as there are no hooks to call.
+    """Return an optimizer's class whose methods skip torch's wrappers as long as there are no hooks to call.
 
     The wrappers mark a range for the profiler and call into torch._dynamo, whose import takes 1.2 s in each process
-    and which has nothing to do: the optimiser is not compiled. Without them a step takes 90 us of a small model
+    and which has nothing to do: the optimizer is not compiled. Without them a step takes 90 us of a small model
     instead of 125. With a step hook registered, on the instance or globally, `step` is torch's wrapped one.
     """
     methods = {

@@ -1,11 +1,11 @@
 """Dropout whose masks are a function of seed, step and row: not of the worker that has the row.
 
 torch draws a mask from a generator that each worker has for itself. Here an element's draw is a hash of its row's key
-and its column's. A row's key comes from the seed, the optimiser step and the row's place in the global batch; a
+and its column's. A row's key comes from the seed, the optimizer step and the row's place in the global batch; a
 column's from the module's name, the number of the call in this forward, and the element's place. So a mask is the same
 however a batch is divided among workers and micro-batches, and when activations are computed again in backward.
 
-The hash is the finaliser `lowbias32` (Wellons 2018, "Prospecting for Hash Functions"; in the manner of MurmurHash3's)
+The hash is the finalizer `lowbias32` (Wellons 2018, "Prospecting for Hash Functions"; in the manner of MurmurHash3's)
 in 32-bit integers, which are the same on every device. It gives two draws of 16 bits: a probability is rounded to a
 multiple of 1/65536, and outputs are scaled by what it was rounded to.
 
@@ -35,7 +35,7 @@ class _Announced:
 
     Attributes:
         keys: [n] int32, of the rows; None outside the training loop.
-        step: of the optimiser.
+        step: of the optimizer.
         place: what keys of other steps are made from: seed, first row, distance of rows, number of rows.
         drawn: by module, the number of each call, by what it drew from torch's generator.
         calls: by module, calls that the compiler has traced.
@@ -76,7 +76,7 @@ class RowsOfBatch:
 
         Args:
             seed: of the run.
-            step: of the optimiser, from 0.
+            step: of the optimizer, from 0.
             first: place of the first row in the global batch.
             distance: from a row's place to the next one's.
             rows: their number.

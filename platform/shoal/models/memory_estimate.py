@@ -186,7 +186,7 @@ class RunEstimate:
         Args:
             steps: optimizer steps.
             peak: FLOPs per second of a worker's device.
-            mfu: model FLOPs utilisation, the share of the peak that the model's own operations reach
+            mfu: model FLOPs utilization, the share of the peak that the model's own operations reach
                 (Chowdhery et al. 2022, "PaLM", section 4.1).
         """
         return steps * self.flops_per_step / (self.num_workers * peak * mfu)

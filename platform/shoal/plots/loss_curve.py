@@ -1,4 +1,4 @@
-"""Losses over optimiser steps as a picture."""
+"""Losses over optimizer steps as a picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ def loss_curve(curves: Mapping[str, Curve], title: str) -> bytes:
 
 
 def loss_figure(curves: Mapping[str, Curve], title: str) -> "Figure":
-    """Draw losses over optimiser steps; a dense training loss is drawn faint with its running mean over it."""
+    """Draw losses over optimizer steps; a dense training loss is drawn faint with its running mean over it."""
     figure, axes = new_figure(title)
     for name, points in curves.items():
         steps, values = np.array([step for step, _ in points]), np.array([value for _, value in points])
@@ -33,7 +33,7 @@ def loss_figure(curves: Mapping[str, Curve], title: str) -> "Figure":
     positive = [value for points in curves.values() for _, value in points if value > 0]
     if positive and max(positive) > 20 * min(positive):
         axes.set_yscale("log")
-    axes.set_xlabel("optimiser step")
+    axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -43,7 +43,7 @@ def patience_for(nbytes: int) -> Iterator[None]:
 
 
 def connect(tracking_uri: str) -> Any:
-    """Return an MlflowClient that gives up within seconds, its store initialised."""
+    """Return an MlflowClient that gives up within seconds, its store initialized."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # who syncs tries again
     os.environ.setdefault(TIMEOUT, str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

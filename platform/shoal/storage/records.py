@@ -267,7 +267,7 @@ class JournalPosition(Record):
 
 
 class Progress(Part):
-    """How far a training is: optimiser steps, samples, metrics by MLflow's names, seconds over all attempts."""
+    """How far a training is: optimizer steps, samples, metrics by MLflow's names, seconds over all attempts."""
 
     step: int = 0
     samples: int = 0

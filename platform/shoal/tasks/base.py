@@ -40,7 +40,7 @@ class Task(ABC):
 
     Attributes:
         name: as a config spells it.
-        metric_names: what it reports of a split; the first is minimised.
+        metric_names: what it reports of a split; the first is minimized.
         compared_by: the metric that is the same for models that see the same rows in another form.
         is_classification: the label is one of several classes.
         has_label: there is a column to predict; else the target is made from the row itself.

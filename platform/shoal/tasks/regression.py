@@ -1,4 +1,4 @@
-"""One number for each row: squared error on standardised targets."""
+"""One number for each row: squared error on standardized targets."""
 
 from typing import Self
 
@@ -18,7 +18,7 @@ class Regression(Task):
 
     name = "regression"
     metric_names = ("loss", "rmse", "mae", "r2")
-    compared_by = "rmse"  # the loss is of targets that each run standardises by its own training rows
+    compared_by = "rmse"  # the loss is of targets that each run standardizes by its own training rows
     sums_size = 5
 
     def __init__(self, scale: float) -> None:

@@ -22,7 +22,7 @@ def estimate_report(config: RunConfig, mfu: float = MFU) -> str:
     """Return model size, work, memory by strategy, time and verdict as text.
 
     Args:
-        mfu: model FLOPs utilisation: the share of the devices' peak that training reaches, above 0 and at most 1.
+        mfu: model FLOPs utilization: the share of the devices' peak that training reaches, above 0 and at most 1.
 
     Raises:
         ConfigError: the share is outside that range.
@@ -100,7 +100,7 @@ def _memory(config: RunConfig, estimate: RunEstimate) -> str:
             "samples",
             "weights",
             "gradients",
-            "optimiser",
+            "optimizer",
             "activations",
             "evaluation",
             "total",

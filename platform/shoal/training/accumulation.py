@@ -1,6 +1,6 @@
 """Gradient accumulation: a batch is split into micro-batches, so that a step fits into memory.
 
-It knows how memory runs out and how gradients are reduced; it does not know what an optimiser step is.
+It knows how memory runs out and how gradients are reduced; it does not know what an optimizer step is.
 """
 
 import logging

@@ -143,7 +143,7 @@ def assemble_loop(
 ) -> TrainingLoop:
     """Build the training loop of a model and a task; the model is prepared in place.
 
-    The order matters: layers are replaced before the model is wrapped or sharded, and optimiser and EMA take the
+    The order matters: layers are replaced before the model is wrapped or sharded, and optimizer and EMA take the
     parameters that it has afterwards.
     """
     shard = ViewedShard(shard, task.view) if task.view else shard

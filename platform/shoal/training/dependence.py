@@ -22,7 +22,7 @@ OWN_DRAWS = (
     "the model draws random numbers of its own in training (torch.rand, F.dropout, dropout inside torch's attention or "
     "LSTM, ...), which each worker has a generator for"
 )
-OWN_ROWS = "BatchNorm normalises over the rows that a worker computes on at a time"
+OWN_ROWS = "BatchNorm normalizes over the rows that a worker computes on at a time"
 UNKNOWN_ROWS = "dropout on activations of shape {} in which rows of the batch were not found draws by worker"
 
 
@@ -34,7 +34,7 @@ class Dependence:
 
         Args:
             collective: of the workers.
-            batchnorm_is_of_batch: whether torch's own BatchNorm layers normalise over the global batch.
+            batchnorm_is_of_batch: whether torch's own BatchNorm layers normalize over the global batch.
         """
         self._warns = collective.rank == 0 and collective.data_size > 1
         self._reasons: list[str] = []

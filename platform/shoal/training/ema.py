@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which often generalises better (Polyak and Juditsky 1992).
+"""An exponential moving average of the weights, which often generalizes better (Polyak and Juditsky 1992).
 
 It knows a model's tensors; it does not know what is evaluated with them or where they are saved.
 """
@@ -28,7 +28,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the mean with the weights after optimiser step `step` (from 0)."""
+        """Update the mean with the weights after optimizer step `step` (from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         lerp_(self._mean, self._live, 1.0 - decay)
 

@@ -1,6 +1,6 @@
 """THE LOOP: forward, backward, clip, update, until the preset epochs, steps or metric.
 
-`train` steps through the batches, `update` makes one optimiser step. Every collaborator is an argument
+`train` steps through the batches, `update` makes one optimizer step. Every collaborator is an argument
 (`TrainingLoop`, which `shoal.training.assemble` makes from a config, and a run's `Callbacks`). It knows no Ray and no
 MLflow, and not where the data lies, how gradients are reduced or where metrics and checkpoints go.
 """
@@ -49,7 +49,7 @@ class TrainConfig(Section):
     epochs: int = Field(
         20, ge=1, description="passes over the training rows, unless max_steps ends it before"
     )
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps after which training ends")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps after which training ends")
     target: dict[str, float] = Field(
         default_factory=dict, description="stop as soon as these are reached, e.g. {val/accuracy: 0.97}"
     )
@@ -80,11 +80,11 @@ class MetricLogger(Protocol):
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """What one worker needs to make optimiser steps and to evaluate; `shoal.training.assemble` makes it.
+    """What one worker needs to make optimizer steps and to evaluate; `shoal.training.assemble` makes it.
 
     Attributes:
         forward: the model, wrapped so that backward sums its gradients over the workers.
-        learning_rate: of an optimiser step, counted from 0.
+        learning_rate: of an optimizer step, counted from 0.
         clip_norm: largest norm of the whole gradient.
         shard: this worker's rows, as the task sees them.
         ema: None where the weights themselves are the model.
@@ -127,7 +127,7 @@ class Callbacks:
         is_stop_requested: asked on every worker; one that says so stops all.
         is_save_due: asked on rank 0, unless `save_every` is set.
         decide: asked on every worker after each evaluation but the last.
-        after_step: called after each optimiser step.
+        after_step: called after each optimizer step.
         save_every: steps between checkpoints.
         log_every: steps between points of train/loss.
     """
@@ -220,7 +220,7 @@ def train(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, 
 
 
 def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
-    """Make one optimiser step; return this worker's sum of losses, a scalar still on its device."""
+    """Make one optimizer step; return this worker's sum of losses, a scalar still on its device."""
     since, waited = time.perf_counter(), loop.collective.waited_s
     for group in loop.optimizer.param_groups:
         group["lr"] = loop.learning_rate(step) * group.get("lr_scale", 1.0)

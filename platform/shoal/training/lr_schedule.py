@@ -9,7 +9,7 @@ WSD_DECAY_SHARE = 0.2
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of optimiser step `step` (from 0) of `total_steps`."""
+    """Return the learning rate of optimizer step `step` (from 0) of `total_steps`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     span = max(1, total_steps - config.warmup_steps)

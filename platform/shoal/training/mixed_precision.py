@@ -1,6 +1,6 @@
 """The number format of forward and backward: autocast, and the scaling of losses that fp16 needs.
 
-Weights, gradients and optimiser stay fp32. It knows neither models nor the loop.
+Weights, gradients and optimizer stay fp32. It knows neither models nor the loop.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Optimisers by name, with the learning rates and weight decays of their parameter groups."""
+"""Optimizers by name, with the learning rates and weight decays of their parameter groups."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -33,9 +33,9 @@ class OptimConfig(Section):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """Build the optimiser, fused: one kernel for all parameters of a group.
+    """Build the optimizer, fused: one kernel for all parameters of a group.
 
-    A group holds the parameters that scale alike, all of them in the standard parametrisation; where some of them do
+    A group holds the parameters that scale alike, all of them in the standard parametrization; where some of them do
     not decay, these have a group of their own. A group's "lr_scale" is what the scheduled learning rate is multiplied
     with.
     """
@@ -48,7 +48,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def state_by_number(optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimiser's state dict whose parameters have the same numbers whether all of them decay or not."""
+    """Return an optimizer's state dict whose parameters have the same numbers whether all of them decay or not."""
     state_dict, numbers = optimizer.state_dict(), _numbers(optimizer)
     return state_dict | {"state": {numbers[place]: state for place, state in state_dict["state"].items()}}
 

@@ -39,7 +39,7 @@ class StepProfiler:
         self._profile.start()
 
     def step(self) -> None:
-        """Count an optimiser step."""
+        """Count an optimizer step."""
         self._profile.step()
 
     def close(self) -> None:

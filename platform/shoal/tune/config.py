@@ -71,7 +71,7 @@ class TrialTrackConfig(TrackConfig):
     """The section `track`, with fewer points per trial."""
 
     every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="optimiser steps between points of a trial's train/loss; auto: some 1,000 in all"
+        "auto", description="optimizer steps between points of a trial's train/loss; auto: some 1,000 in all"
     )
 
 
@@ -170,7 +170,7 @@ class SweepConfig(RunConfig):
 
     @property
     def mode(self) -> Mode:
-        """Whether the metric is minimised or maximised."""
+        """Whether the metric is minimized or maximized."""
         return self.tune.mode or ("max" if is_higher_better(self.tune.metric) else "min")
 
     @property

@@ -31,7 +31,7 @@ class Report:
 
     Attributes:
         iteration: number of the evaluation, from 1.
-        step: optimiser steps so far.
+        step: optimizer steps so far.
         value: of the metric that is tuned.
     """
 

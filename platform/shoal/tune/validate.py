@@ -121,7 +121,7 @@ def evaluations(config: RunConfig, steps_per_epoch: int) -> int:
 
 
 def evaluation_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Return the optimiser steps between evaluations."""
+    """Return the optimizer steps between evaluations."""
     return config.train.evaluate_every_steps or steps_per_epoch
 
 
@@ -186,5 +186,5 @@ def _why_infeasible(config: RunConfig, base: RunPlan) -> str | None:
     needed = TRAINING_COPIES * sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     has = psutil.virtual_memory().total
     if needed > has:
-        return f"needs {readable(needed)}B for weights, gradients and optimiser, this machine has {readable(has)}B"
+        return f"needs {readable(needed)}B for weights, gradients and optimizer, this machine has {readable(has)}B"
     return None

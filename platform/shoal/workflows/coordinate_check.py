@@ -44,7 +44,7 @@ FACTORS = (1, 2, 4, 8, 16)
 WIDEST = 1024
 # Of a batch, the sequences that hold so many tokens: outputs grow with the width as in a full batch.
 MOST_TOKENS = 1024
-# In this process, unsharded, and from the initialisation: a folder's weights are of one width.
+# In this process, unsharded, and from the initialization: a folder's weights are of one width.
 HERE = {"scale.num_workers": 0, "scale.strategy": "ddp", "scale.tp_size": None, "model.init": None}
 
 
@@ -53,8 +53,8 @@ class CheckConfig(Section):
         None,
         description="two or more; null: model.base_width, else model.width, times 1, 2, 4, 8, 16 up to 1024",
     )
-    steps: int = Field(4, ge=1, description="optimiser steps at each width")
-    seeds: int = Field(2, ge=1, description="models of each width, which differ by their initialisation")
+    steps: int = Field(4, ge=1, description="optimizer steps at each width")
+    seeds: int = Field(2, ge=1, description="models of each width, which differ by their initialization")
     tolerance: float = Field(
         TOLERANCE, gt=0, description="largest |k| of changes that go as width^k which passes"
     )

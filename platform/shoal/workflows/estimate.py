@@ -55,7 +55,7 @@ def data_shape(config: RunConfig) -> DataShape:
 
 
 def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
-    # Another parametrisation has the same sizes, and is made from the weights' values.
+    # Another parametrization has the same sizes, and is made from the weights' values.
     model = config.model.model_copy(update={"parametrization": "standard"})
     few, most = TASKS[config.task].evaluation_rows(data.sample, data.outputs)
     return estimate(

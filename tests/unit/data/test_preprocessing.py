@@ -40,7 +40,7 @@ def test_moments_of_nothing_are_neutral():
 # Columns.
 
 
-def test_a_number_column_is_standardised():
+def test_a_number_column_is_standardized():
     values = np.random.default_rng(0).normal(5, 3, 1000)
     features = fit(values).features(values)
     assert features.shape == (1000, 1)

@@ -209,7 +209,7 @@ class Training:
         return evaluate(self.model, self.task, self.shard, "validation", self.collective)
 
     def whole(self):
-        """Return weights and optimiser state, whole, by worker-independent names."""
+        """Return weights and optimizer state, whole, by worker-independent names."""
         state = self.optimizer.state_dict()["state"]
         moments = {f"{n}/{key}": value for n, values in state.items() for key, value in values.items()}
         return dtensor_io.gather_full_tensors(self.model.state_dict() | moments, keeps=True)
@@ -401,8 +401,8 @@ def a_run(folder, scale, epochs=2):
     return folder.load(Outcome).model_dump()
 
 
-def normalised(mine, group=None):
-    """Normalise rows of nine twice; return outputs, gradients of the rows and the layer, and statistics.
+def normalized(mine, group=None):
+    """Normalize rows of nine twice; return outputs, gradients of the rows and the layer, and statistics.
 
     Of four workers the last has no row of its own.
     """
@@ -428,7 +428,7 @@ def four(rank, folder, bucket):
     ddp = make_group(CPU, ScaleConfig(num_workers=4))
     found["ddp"] = {kind: Training(ddp, *LEARNT[kind]).run(0, 10) for kind in DEPENDS_ON_ROWS}
     found["dropout"] = Training(group, *LEARNT["gpt, dropout"]).run(0, 10)
-    found["normalised"] = normalised(slice(rank, None, 3) if rank < 3 else slice(1), ddp)
+    found["normalized"] = normalized(slice(rank, None, 3) if rank < 3 else slice(1), ddp)
     found["evaluated"] = training.evaluate()
     found["both"] = saved(training, store, 5)
     found["resumed"] = resumed(group, GPT, CheckpointStore(RunFolder(f"{folder}/alone")), "step-000005")
@@ -561,12 +561,12 @@ def test_dropout_and_batchnorm_give_four_workers_the_losses_of_one(all_four, kin
 
 
 def test_batchnorm_over_workers_is_that_over_all_rows_where_they_have_unequally_many_or_none(all_four):
-    outputs, of_rows, of_layer, statistics, evaluated = normalised(slice(None))
+    outputs, of_rows, of_layer, statistics, evaluated = normalized(slice(None))
     for rank, result in enumerate(all_four[1][:3]):
-        found = result["normalised"]
+        found = result["normalized"]
         expected = (outputs[rank::3], of_rows[rank::3], of_layer, statistics, evaluated[rank::3])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not all_four[1][3]["normalised"][1].any()
+    assert not all_four[1][3]["normalized"][1].any()
 
 
 def test_dropout_is_the_same_in_micro_batches(two):

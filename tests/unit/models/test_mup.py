@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """One block, initialised as GPT-2: every matrix with std 0.02, biases 0."""
+    """One block, initialized as GPT-2: every matrix with std 0.02, biases 0."""
 
     def __init__(self, width, heads=2, is_tied=True):
         super().__init__()

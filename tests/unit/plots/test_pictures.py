@@ -19,7 +19,7 @@ def test_each_loss_is_a_curve_of_its_points_named_in_the_legend():
     (axes,) = loss_figure(curves, "run 1").axes
     assert labels(axes.get_legend().get_texts()) == ["train/loss", "val/loss"]
     assert [list(zip(*line.get_data(), strict=True)) for line in axes.lines] == list(curves.values())
-    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("run 1", "optimiser step", "loss")
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("run 1", "optimizer step", "loss")
     assert axes.get_yscale() == "linear"
 
 

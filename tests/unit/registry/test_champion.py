@@ -141,7 +141,7 @@ def test_a_champion_that_cannot_be_measured_stays_and_it_is_said(files, publish,
 
 
 def test_regressions_are_compared_in_the_unit_of_the_label(files, publish):
-    """The loss is of standardised targets: the same error is a smaller loss where the labels vary more."""
+    """The loss is of standardized targets: the same error is a smaller loss where the labels vary more."""
     pd.read_csv("hard.csv").assign(size=lambda rows: 1000 * rows["size"]).to_csv("wide.csv", index=False)
     publish("csv:wide.csv", task="regression", label="size", steps=30)
     second = publish("csv:hard.csv", task="regression", label="size", steps=10)

@@ -33,7 +33,7 @@ FILES = [WEIGHTS, OPTIMIZER, RANDOM, CheckpointState.file, DATASET_INFO]
 
 
 def trained(steps=3, seed=0):
-    """A model with buffers and an optimiser with state."""
+    """A model with buffers and an optimizer with state."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)

@@ -25,7 +25,7 @@ def make(tmp_path):
     return made
 
 
-def test_the_loss_falls_and_the_model_generalises(make):
+def test_the_loss_falls_and_the_model_generalizes(make):
     run = make(epochs=15)
     run.train()
     losses = list(run.metric_log.of("train/loss").values())

@@ -160,7 +160,7 @@ def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
 
 @contextlib.contextmanager
 def hooked(optimizer, seen, everywhere):
-    """Note each step, by hooks of the optimiser or of all optimisers."""
+    """Note each step, by hooks of the optimizer or of all optimizers."""
     register = (
         (register_optimizer_step_pre_hook, register_optimizer_step_post_hook)
         if everywhere

@@ -71,7 +71,7 @@ class Source:
         scheme: the kind of reader.
         parts: rows in order, one part for each split that the source states.
         nbytes: estimated size, before reading.
-        is_ready: the features are what the model takes; nothing is standardised.
+        is_ready: the features are what the model takes; nothing is standardized.
         digest: the fingerprint, where the reader has its own; None: it is computed.
         tokenizer: the tokenizer of rows of tokens, as JSON.
     """

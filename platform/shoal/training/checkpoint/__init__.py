@@ -4,5 +4,5 @@
 - `files`: the files of one, read and checked
 - `store`: those of a run folder
 - `background`: writing them while training goes on
-- `restore`: back into a model and its optimiser
+- `restore`: back into a model and its optimizer
 """

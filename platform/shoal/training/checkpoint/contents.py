@@ -38,7 +38,7 @@ class CheckpointConfig(Section):
 
 @dataclass
 class TrainingProgress:
-    """Where training stands: all that the next step depends on besides weights and optimiser.
+    """Where training stands: all that the next step depends on besides weights and optimizer.
 
     The position in the data is the step: batch `step % steps_per_epoch` of epoch `step // steps_per_epoch`.
     """
@@ -100,7 +100,7 @@ def snapshot(
     ema: EMA | None = None,
     spare: Snapshot | None = None,
 ) -> Snapshot:
-    """Copy weights and optimiser state to the host.
+    """Copy weights and optimizer state to the host.
 
     Args:
         spare: a snapshot that nobody needs any more: its memory is used again, which takes a fifth of the time.
@@ -118,7 +118,7 @@ def snapshot(
 
 
 def keyed_tensors(weights: Mapping[str, Tensor], state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return tensors by their keys among the shards; parameters of an optimiser go by their number."""
+    """Return tensors by their keys among the shards; parameters of an optimizer go by their number."""
     return {f"{MODEL_KEY}/{name}": tensor for name, tensor in weights.items()} | {
         f"{OPTIMIZER_KEY}/{number}/{name}": value
         for number, values in state.items()

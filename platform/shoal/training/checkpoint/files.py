@@ -93,7 +93,7 @@ class CheckpointFiles:
 
     def random(self) -> list[dict[str, Any]]:
         """Return one random state per part of the data."""
-        # Earlier versions had them beside the optimiser's state, which is used later.
+        # Earlier versions had them beside the optimizer's state, which is used later.
         file = RANDOM if RANDOM in self._files else OPTIMIZER
         data = self._kept[file] = self._bytes(file)
         return list(_load(data)["random"])

@@ -1,4 +1,4 @@
-"""A checkpoint put back into a model and its optimiser, whole or from shards."""
+"""A checkpoint put back into a model and its optimizer, whole or from shards."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ def restore(
     scaler: GradScaler | None = None,
     ema: EMA | None = None,
 ) -> TrainingProgress:
-    """Load weights and optimiser state in place, however they were and are divided, and return the progress.
+    """Load weights and optimizer state in place, however they were and are divided, and return the progress.
 
-    Groups and hyperparameters of the optimiser stay as they are.
+    Groups and hyperparameters of the optimizer stay as they are.
 
-    Without an optimiser the model gets the weights that the run is for. A checkpoint made without scaler or average
+    Without an optimizer the model gets the weights that the run is for. A checkpoint made without scaler or average
     is good: they begin anew.
 
     Raises:
@@ -70,7 +70,7 @@ def _load_weights(checkpoint: CheckpointFiles, model: nn.Module) -> None:
 def _own_part(
     state: Mapping[int, Mapping[str, Any]], optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Any]]:
-    """Return this worker's part of an optimiser's whole state, by the number of its parameter."""
+    """Return this worker's part of an optimizer's whole state, by the number of its parameter."""
     parameters = parameters_by_number(optimizer)
     return {
         number: {
@@ -84,7 +84,7 @@ def _own_part(
 def _load_shards(
     checkpoint: CheckpointFiles, model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> dict[int, dict[str, Tensor]]:
-    """Load weights from all workers' shards, and return this worker's part of the optimiser's state."""
+    """Load weights from all workers' shards, and return this worker's part of the optimizer's state."""
     shards = checkpoint.shards()
     saved = shards.contents()
     wanted = keyed_tensors(model.state_dict(), {})

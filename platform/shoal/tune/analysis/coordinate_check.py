@@ -1,6 +1,6 @@
-"""The coordinate check of a parametrisation: how far activations move in a few steps, at several widths.
+"""The coordinate check of a parametrization: how far activations move in a few steps, at several widths.
 
-Under muP every activation moves by about as much at any width; under another parametrisation some move more, or
+Under muP every activation moves by about as much at any width; under another parametrization some move more, or
 less, by a power of the width (Yang et al. 2022, "Tensor Programs V", section D.1 and Figure 5).
 It trains by the loop's own `update`. Knows training loops; does not know how they came to be.
 """
@@ -39,7 +39,7 @@ class Coordinate:
 
     width: int
     seed: int
-    step: int  # optimiser steps made; 0 is the initialisation
+    step: int  # optimizer steps made; 0 is the initialization
     module: str
     size: float  # mean |x_t|
     change: float  # mean |x_t - x_0|
@@ -75,7 +75,7 @@ def coordinate_check(
         loop_at: makes the training loop of a width and a seed.
         batches: one a step, over again when they are fewer.
         widths: two or more.
-        steps: optimiser steps at each width.
+        steps: optimizer steps at each width.
         seeds: one model of each width per seed.
         tell: called with each width once it is trained.
     """

@@ -3,7 +3,7 @@
 L(x) = a x^-b + c, with x the number of parameters N or the operations of the training C, and c >= 0 the loss that no
 size removes (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", equations 1.1 and 1.3; Henighan et al.
 2020, "Scaling Laws for Autoregressive Generative Modeling", equation 1.1, for c). It knows rows of trials, not how
-models were parametrised. Without a tuned learning rate at each width, the law is one of learning rates.
+models were parametrized. Without a tuned learning rate at each width, the law is one of learning rates.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Whether the best learning rate drifts with the width; with a parametrisation such as muP it should not.
+"""Whether the best learning rate drifts with the width; with a parametrization such as muP it should not.
 
-It knows tried rates and their metrics, not how the models were parametrised. The question and the picture are
+It knows tried rates and their metrics, not how the models were parametrized. The question and the picture are
 those of Yang, Hu et al. 2022, "Tensor Programs V" (muTransfer), figure 1.
 """
 

@@ -57,7 +57,7 @@ def heatmap(rows: Sequence[TrialRow], x: str, y: str, metric: str, mode: Mode) -
 
 
 def learning_curves(rows: Sequence[TrialRow], metric: str, mode: Mode) -> "Figure | None":
-    """Draw the metric over optimiser steps: the five best trials in colour, all others faint."""
+    """Draw the metric over optimizer steps: the five best trials in colour, all others faint."""
     curves = {row.number: [point for point in row.curve if math.isfinite(point[1])] for row in rows}
     drawn = [row for row in rows if curves[row.number]]
     if not drawn:
@@ -72,7 +72,7 @@ def learning_curves(rows: Sequence[TrialRow], metric: str, mode: Mode) -> "Figur
         label = f"{row.name}  {row.metric:.4g}"
         axes.plot(*zip(*curves[row.number], strict=True), marker=".", label=label, **style)
     _fit_metric(axes, *_span([[value for _, value in curves[row.number]] for row in drawn], mode))
-    axes.set_xlabel("optimiser step")
+    axes.set_xlabel("optimizer step")
     axes.set_ylabel(metric)
     if top:
         figure.legend(loc="outside right upper", title="best", fontsize=8, title_fontsize=8)

@@ -45,7 +45,7 @@ class TrialHistory:
         trial.recorded = reports
 
     def evaluation_steps(self, config: RunConfig) -> int:
-        """Return the optimiser steps between a trial's evaluations."""
+        """Return the optimizer steps between a trial's evaluations."""
         return evaluation_steps(config, self._dataset_cache.steps_per_epoch(config))
 
     def curve(self, folder: RunFolder) -> list[tuple[int, float]]:

@@ -25,7 +25,7 @@ class TrialProgress:
         seconds: of work, over all attempts.
         times_lost: how often this attempt lost the trial's process.
         outcome: finished, stopped, infeasible, failed, killed or reused, once its records are closed.
-        evaluation_steps: optimiser steps between evaluations.
+        evaluation_steps: optimizer steps between evaluations.
         parameters, flops, training_s: of the model and its training, once known.
         decisions: of the scheduler, by the step of the report.
     """

@@ -178,7 +178,7 @@ def test_learning_curves_are_one_for_each_trial_and_name_the_five_best_in_order(
     coloured = [line for line in axes.lines if line.get_color() != "gray"]
     assert [line.get_label() for line in coloured] == legend(figure)
     assert tuple(zip(*coloured[0].get_data(), strict=True)) == best[0].curve
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimiser step", "val/accuracy")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer step", "val/accuracy")
 
 
 def test_a_diverged_trial_does_not_stretch_the_axis_of_the_learning_curves(grid):
