@@ -33,6 +33,7 @@ def test_four_workers_on_fractional_cpus_agree_with_none(shared: Place, single_p
     assert_close(Trace.of(shared.folder("run")), single_process)
 
 
+@pytest.mark.long
 def test_streamed_through_ray_data_agrees_with_resident(shared: Place, single_process: Trace) -> None:
     result = shared.train(*SETTINGS, "data.resident=false", "train.epochs=1")
     streamed = Trace.of(shared.folder("run")).points
@@ -46,6 +47,7 @@ def test_streamed_through_ray_data_agrees_with_resident(shared: Place, single_pr
     )
 
 
+@pytest.mark.long
 def test_a_run_resumes_on_another_number_of_workers(shared: Place, single_process: Trace) -> None:
     process = shared.start("train", *SETTINGS, "scale.num_workers=2", "checkpoint.every_steps=20")
     shared.wait_for_step(process, "run", 30)
@@ -68,6 +70,7 @@ def train_with_ray_datas_readers(shared: Place, monkeypatch: pytest.MonkeyPatch,
     assert ended.value.code == 0
 
 
+@pytest.mark.long
 def test_large_sources_through_ray_datas_readers_give_the_same_as_small_ones(
     shared: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +94,7 @@ def test_large_sources_through_ray_datas_readers_give_the_same_as_small_ones(
     assert_equal(Trace.of(shared.folder("run")), Trace.of(shared.folder("run", "large")))
 
 
+@pytest.mark.long
 def test_images_of_a_large_hub_data_set_are_decoded_by_ray_data_as_by_the_driver(
     shared: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def test_the_registered_model_predicts_the_same_beside_this_shoal(finished: Plac
 
 @pytest.mark.parametrize("model", ["models:/digits@champion", "runs/compatibility/registered"])
 def test_an_evaluation_finds_the_recorded_metrics(finished: Place, model: str) -> None:
-    done = finished.run("evaluate", model)
+    done = finished.run_in_process("evaluate", model)
     assert done.code == 0, done.out + done.err
     expected = recorded()["model"]["evaluation"]
     for key, value in expected.items():
@@ -55,7 +55,7 @@ def test_its_command_finds_it_finished(finished: Place) -> None:
 
 def test_its_folder_is_delivered_to_an_empty_store(finished: Place) -> None:
     folder, uri = run_folder(finished.path), f"sqlite:///{finished.path}/other.db"
-    done = finished.run("sync", str(folder), f"track.tracking_uri={uri}")
+    done = finished.run_in_process("sync", str(folder), f"track.tracking_uri={uri}")
     assert done.code == 0, done.out + done.err
     run, history = mlflow_record(uri, only_run(uri))
     assert run.info.status == "FINISHED"

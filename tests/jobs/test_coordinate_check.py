@@ -37,6 +37,7 @@ def test_an_mlp_on_the_digits_passes_under_mup_and_all_is_in_mlflow(place: Place
     assert pictures == ["pictures/coordinate_check.png"]
 
 
+@pytest.mark.long
 def test_the_standard_parametrization_fails_with_the_module_the_exponent_and_the_remedy(place: Place) -> None:
     done = place.run("coordinate_check", *DIGITS, "model.width=32")
     assert done.code == 1

@@ -67,6 +67,7 @@ def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: P
     assert list(tmp_path.glob("runs/shoal/*/result.json"))
 
 
+@pytest.mark.long
 def test_stopped_job_is_recorded_as_killed_and_leaves_nothing(
     cluster: dict[str, str], upload: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ def text(place: Place) -> str:
 
 
 def assert_measured_again(place: Place, experiment: str, result: dict) -> None:
-    done = place.run("evaluate", f"runs/{experiment}/run")
+    done = place.run_in_process("evaluate", f"runs/{experiment}/run")
     assert done.code == 0, done.err
     for name, value in done.result["metrics"].items():
         assert result["metrics"][f"test/{name}"] == pytest.approx(value, rel=1e-4)
@@ -99,7 +99,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_go_together_is_refused(place: Place, case: str) -> None:
     arguments, words = REFUSED[case]
-    done = place.run("train", *arguments)
+    done = place.run_in_process("train", *arguments)
     assert done.code == 2, done.out + done.err
     assert len(done.err.splitlines()) == len(done.errors) == 1, done.err
     for word in words:

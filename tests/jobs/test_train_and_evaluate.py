@@ -96,7 +96,7 @@ def test_evaluation_of_a_run_folder_a_run_and_a_registered_model_agree(digits: P
     result = digits.first  # type: ignore[attr-defined]
     found = []
     for model in (result["run_folder"], f"runs:/{result['mlflow_run_id']}", "models:/digits@champion"):
-        done = digits.run("evaluate", model)
+        done = digits.run_in_process("evaluate", model)
         assert done.code == 0, done.err
         assert "precision" in done.out
         found.append(done.result)
@@ -158,11 +158,11 @@ def test_own_model_and_own_data_by_import_path(shared: Place, settings: tuple[st
     result = shared.train(*settings, "model.name=mine:Net", "train.epochs=4")
     assert result["is_verified"]
     assert result["world_size"] == (1 if "scale.num_workers=0" in settings else 2)
-    refused = shared.run("evaluate", result["run_folder"])
+    refused = shared.run_in_process("evaluate", result["run_folder"])
     assert refused.code == 2
     assert "description.json' names the model's own code, 'mine:Net'" in refused.errors[0]
     assert "trust_code=true" in refused.errors[0]
-    done = shared.run("evaluate", result["run_folder"], "trust_code=true")
+    done = shared.run_in_process("evaluate", result["run_folder"], "trust_code=true")
     assert done.code == 0, done.err
     assert done.result["metrics"]["loss"] == pytest.approx(result["metrics"]["test/loss"], rel=1e-6)
 

@@ -62,6 +62,7 @@ def test_only_the_best_trials_checkpoints_are_kept_and_the_table_has_every_trial
     assert pd.read_parquet(folder / "report" / "trials.parquet")["optim.lr"].between(1e-4, 1e-1).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [
@@ -103,6 +104,7 @@ def test_schedulers_and_searches_come_to_an_end(shared: Place, settings: tuple[s
         assert entry["from"] != lineages[0].parent.name
 
 
+@pytest.mark.long
 def test_a_point_that_is_drawn_twice_is_trained_once_also_when_the_sweep_is_extended(shared: Place) -> None:
     from mlflow import MlflowClient
 
@@ -142,6 +144,7 @@ def test_a_point_that_is_drawn_twice_is_trained_once_also_when_the_sweep_is_exte
     }
 
 
+@pytest.mark.long
 def test_an_optuna_sweep_is_the_same_with_one_trial_at_a_time_and_with_two(shared: Place) -> None:
     settings = (
         *QUICK,
@@ -171,6 +174,7 @@ def test_a_dry_run_predicts_the_cost_and_starts_nothing(twin: Place, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_dry_run_predicts_the_cost_although_a_trial_diverges(place: Place) -> None:
     done = place.run("tune", "optim.lr=0.001,1e6", "optim.name=sgd", "train.epochs=3", "dry_run=true")
     assert done.code == 0, done.out + done.err

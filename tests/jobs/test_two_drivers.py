@@ -36,6 +36,7 @@ def storage(request: pytest.FixtureRequest, place: Place, monkeypatch: pytest.Mo
     server.stop()
 
 
+@pytest.mark.long
 def test_of_two_drivers_at_once_one_trains_and_the_other_says_who(place: Place, storage: str) -> None:
     """Whichever is faster; the unit tests repeat the decision a hundred times."""
     command = ("train", *SETTINGS, "train.epochs=100000", f"storage_path={storage}")

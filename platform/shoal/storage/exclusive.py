@@ -13,7 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
-from shoal.storage.durable import sync_folder
+from shoal.storage.durable import scratch_beside, sync_folder
 from shoal.storage.folder import Folder
 
 # A claim lives for a few requests. One that is seen for longer was left by a process that died.
@@ -29,7 +29,7 @@ def create_file(folder: Folder, name: str, data: bytes) -> bool:
 
 def _create_local(path: Path, data: bytes) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    part = scratch_beside(path)
     try:
         _write(part, data)
         try:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from shoal.errors import Interrupted, LeaseLostError, StorageError
 from shoal.storage.lease import now_ms
-from shoal.storage.leased_folder import LeasedFolder
+from shoal.storage.leased_folder import ATTEMPTS, LeasedFolder
 from shoal.storage.records import Identity, Tracked
 
 CONFIG = "config.yaml"
@@ -49,7 +49,8 @@ class RunFolder(LeasedFolder):
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes left half written; only the process that holds the folder calls this."""
-        for name in WRITTEN:
+        attempts = self.names(ATTEMPTS) if self.is_local else []  # an object store keeps nothing half written
+        for name in [*WRITTEN, *(f"{ATTEMPTS}/{attempt}" for attempt in attempts)]:
             self.clear_scratch(name)
 
     def identity(self) -> Identity:

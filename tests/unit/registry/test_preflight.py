@@ -37,8 +37,8 @@ def test_a_file_below_a_folder_that_mlflow_makes_is_accepted(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_is_asked(server, caplog, monkeypatch):
-    with FaultyProxy(server.uri) as proxy:
+def test_a_server_is_asked(mlflow_server, caplog, monkeypatch):
+    with FaultyProxy(mlflow_server.uri) as proxy:
         check_tracking_uri(proxy.uri)
         assert proxy.count() == {"GET /api/2.0/mlflow/experiments/search": 1}
         assert caplog.text == ""

@@ -184,8 +184,9 @@ def test_a_server_that_dies_before_the_run_is_in_it_is_waited_for_as_one_that_wa
     assert time.monotonic() - began > 1.0
 
 
-def test_a_server_that_stops_answering_holds_up_the_end_of_a_run_once(run, server):
-    with FaultyProxy(server.uri) as proxy:
+@pytest.mark.parametrize("mlflow_store", ["http"], indirect=True)
+def test_a_server_that_stops_answering_holds_up_the_end_of_a_run_once(run, mlflow_store):
+    with FaultyProxy(mlflow_store) as proxy:
         folder = run(status="RUNNING")
         folder.update(Identity, tracking_uri=proxy.uri, artifact_location=None)
         tracker = Tracker(folder)
@@ -199,8 +200,9 @@ def test_a_server_that_stops_answering_holds_up_the_end_of_a_run_once(run, serve
         assert time.monotonic() - since < 15
 
 
-def test_a_run_that_was_asked_to_stop_waits_for_no_server(run, server):
-    with FaultyProxy(server.uri) as proxy:
+@pytest.mark.parametrize("mlflow_store", ["http"], indirect=True)
+def test_a_run_that_was_asked_to_stop_waits_for_no_server(run, mlflow_store):
+    with FaultyProxy(mlflow_store) as proxy:
         folder = run(status="RUNNING")
         folder.update(Identity, tracking_uri=proxy.uri, artifact_location=None)
         tracker = Tracker(folder)
