@@ -53,11 +53,12 @@ train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes
 tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
 	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
-# Three processes, each file in one of them. Files run in alphabetical order, in which the slow ones come first.
-PYTEST := $(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Four processes, for they wait much, each file in one of them. Files run in alphabetical order, in which the slow ones
+# come first.
+PYTEST := $(PYTHON) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks some, long ones too
-	@$(PYTEST) $(or $(ARGS),-m "not long")
+test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks some
+	@$(PYTEST) -m "not long" $(ARGS)
 
 test-long: setup ## run the tests that kill processes, take services away or go through runs of earlier versions
 	@$(PYTEST) -m long $(ARGS)

@@ -111,6 +111,7 @@ def test_rank_0_reads_each_file_of_a_checkpoint_once_and_the_others_none(read):
     assert taken == {(0, file): size for file, size in sizes.items()}
 
 
+@pytest.mark.long
 def test_each_worker_reads_its_own_shard_once_and_rank_0_the_rest(read):
     opens, taken, sizes = read("fsdp", "fsdp")
     theirs = (1, "__0_0.distcp")  # rank 0 writes what all hold alike, such as the number of steps
@@ -120,6 +121,7 @@ def test_each_worker_reads_its_own_shard_once_and_rank_0_the_rest(read):
     assert taken == {(rank, file): sizes[file] for rank, file in opens if (rank, file) != theirs}
 
 
+@pytest.mark.long
 def test_a_worker_that_needs_several_shards_opens_each_of_them_once(read):
     opens, taken, sizes = read("fsdp", "ddp")
     shards = {"__0_0.distcp", "__1_0.distcp"}

@@ -262,6 +262,7 @@ def test_tensor_parallelism_leaves_a_worker_its_part_of_the_blocks_large_layers(
     assert attention_heads(make(*MODELS[3])) is None
 
 
+@pytest.mark.long
 def test_a_seven_billion_parameter_model_on_64_workers_is_planned_without_its_weights():
     config = RunConfig.model_validate(
         {

@@ -532,6 +532,7 @@ def digits_loss(parametrization, width, lr):
     return total
 
 
+@pytest.mark.long
 def test_the_best_learning_rate_of_a_narrow_model_is_that_of_an_eight_times_wider_one():
     def best(parametrization, width):
         return min(range(-9, -2), key=lambda power: digits_loss(parametrization, width, 2.0**power))

@@ -27,6 +27,7 @@ def test_a_compiled_model_has_the_same_names_and_losses_within_rounding(tmp_path
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the check's, and the model's
 
 
+@pytest.mark.long
 def test_a_compiled_models_dropout_has_the_masks_of_the_one_that_is_not_compiled_once(tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
