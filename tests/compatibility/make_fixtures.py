@@ -1,6 +1,7 @@
 """Makes all fixtures of the compatibility tests by running the jobs: the record, and the packed places.
 
-It was run at commit 405cdcc, before the library was restructured, and is not run by the tests:
+It was run at commit 405cdcc, before the library was restructured, and is not run by the tests. `digits_two_workers` and
+`ema` were made again at that commit without dropout, whose masks are others since:
 
     .venv/bin/python tests/compatibility/make_fixtures.py
 
@@ -64,11 +65,11 @@ RESNET = (
 
 RUNS = {
     "digits": (*ALONE, *DIGITS, SLOWLY),
-    "digits_two_workers": (*TWO, *DIGITS, "run_name=two", "model.args={dropout: 0.1}", "model.parametrization=mup",
+    "digits_two_workers": (*TWO, *DIGITS, "run_name=two", "model.args={dropout: 0.0}", "model.parametrization=mup",
                            "model.base_width=8"),
     "gpt": (*ALONE, *GPT, "run_name=gpt", "data.tokenizer=bpe:300", "train.max_steps=60"),
     "resnet": (*ALONE, *RESNET, "run_name=resnet"),
-    "ema": (*ALONE, *DIGITS, "run_name=ema", "model.args={dropout: 0.1}", "train.ema=0.95", "optim.name=adamw",
+    "ema": (*ALONE, *DIGITS, "run_name=ema", "model.args={dropout: 0.0}", "train.ema=0.95", "optim.name=adamw",
             "optim.schedule=wsd", SLOWLY),
     "fsdp": (*TWO, *GPT, "run_name=fsdp", "scale.strategy=fsdp", *SHORT),
     "tp": (*TWO, *GPT, "run_name=tp", "scale.strategy=tp", *SHORT),

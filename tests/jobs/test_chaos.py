@@ -81,6 +81,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_a_killed_run(place: Place) -> None
     """
     process = place.start("train", *SETTINGS)
     place.wait_for_step(process, "run", 1000)
+    eventually(lambda: place.folder("run").tracked().run_id is not None, 60, "a run in MLflow")
     process.send_signal(signal.SIGINT)
     done = place.wait(process)
     assert done.code == 130, done.out + done.err
