@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 from shoal.storage.durable import scratch_beside, sync_folder
+from shoal.storage.failures import explained
 from shoal.storage.folder import Folder
 
 # A claim lives for a few requests. One that is seen for longer was left by a process that died.
@@ -22,9 +23,16 @@ PAUSE_S = 0.5
 
 
 def create_file(folder: Folder, name: str, data: bytes) -> bool:
-    """Create a file, whole; return False, and change nothing, if it is there."""
+    """Create a file, whole; return False, and change nothing, if it is there.
+
+    Raises:
+        StorageError: the disk is full or fails, or the object store was away for too long.
+    """
     local = folder.local(name)
-    return _create_object(folder, name, data) if local is None else _create_local(local, data)
+    if local is None:
+        return _create_object(folder, name, data)
+    with explained(str(local)):
+        return _create_local(local, data)
 
 
 def _create_local(path: Path, data: bytes) -> bool:
