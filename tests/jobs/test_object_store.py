@@ -70,6 +70,7 @@ def test_a_training_asks_little_of_an_object_store_however_long_its_journal_is(
     done = stored.wait(process)
     assert done.code == 130, done.err
     assert len(asked) < 40, Counter(asked)
+    assert len([what for what in asked if "lease" not in what]) < 25, Counter(asked)
     steps = [point.step for point in JournalReader(run_folder()).read() if point.key == "train/loss"]
     assert steps == list(range(100, steps[-1] + 1, 100))
 

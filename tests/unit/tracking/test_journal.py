@@ -202,9 +202,11 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.mark.parametrize("before", [10, 180])
+@pytest.mark.parametrize(
+    "before", [10, 180, pytest.param(720, marks=pytest.mark.long), pytest.param(2000, marks=pytest.mark.long)]
+)
 def test_requests_a_minute_do_not_grow_with_the_journal(stored, object_store, clock, before):
-    """Ten minutes of writing, and of polling by two readers, at the beginning and after an hour."""
+    """Ten minutes of writing, and of polling by two readers, at the beginning, after an hour and after many."""
     make_parts(stored, before)
     journal, first = Journal(stored, 1), JournalReader(stored)
     assert steps(first.read()) == list(range(before))
