@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from shoal.config.schema import Section
 from shoal.data.sampler import SplitRule
+from shoal.data.sources.base import ReadOptions
+
+ColumnKind = Literal["number", "category", "text", "date", "drop"]
 
 
 class DataConfig(Section):
@@ -26,6 +29,29 @@ class DataConfig(Section):
         0,
         ge=0,
         description="task=image_classification: shift training images at random, by at most this many pixels",
+    )
+    columns: dict[str, ColumnKind] = Field(
+        default_factory=dict,
+        description="what columns are, e.g. {zip: category, when: date, id: drop}; the kind of the others is learnt "
+        "from the training rows",
+    )
+    missing: tuple[str, ...] | None = Field(
+        None, description="texts that mean a missing value; null: empty cells, NA, N/A, NaN, null, None, ?, -"
+    )
+    delimiter: str | None = Field(None, description="between the cells of a CSV file; null: detected")
+    decimal: Literal[".", ","] | None = Field(
+        None, description="the decimal mark of numbers in text; null: detected"
+    )
+    encoding: str | None = Field(
+        None, description="of text files, e.g. latin-1, utf-16 or gb18030; null: detected"
+    )
+    header: bool | None = Field(
+        None, description="whether the first row of a CSV file names the columns; null: detected"
+    )
+    arrays: dict[str, str] = Field(
+        default_factory=dict,
+        description="npz: columns by name of the array, by split if it is dotted, e.g. {train.features: x_train, "
+        "train.target: y_train, test.features: x_test, test.target: y_test}",
     )
     text: str | None = Field(None, description="the column that holds text")
     tokenizer: str = Field(
@@ -49,6 +75,19 @@ class DataConfig(Section):
         "auto",
         description="keep each worker's shard in memory; false: stream it through Ray Data; auto: keep it if it fits",
     )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the files of the source are read."""
+        return ReadOptions(
+            self.delimiter,
+            self.decimal,
+            self.encoding,
+            self.header,
+            self.missing,
+            tuple(self.columns.items()),
+            tuple(self.arrays.items()),
+        )
 
     def split_rule(self, seed: int) -> SplitRule:
         """Return how rows are split; `seed` is the run's, used where there is no `split_seed`."""

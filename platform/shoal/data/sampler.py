@@ -19,13 +19,22 @@ SPLIT_SALT = np.uint64(0x5348_4F41_4C)  # keeps the draws of splits apart from t
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
-SPLIT_NAMES = {  # as data sets and folders spell them
+SPLIT_NAMES = {  # as data sets and folders spell them, in any case
     "train": TRAIN,
+    "training": TRAIN,
     "validation": VALIDATION,
     "val": VALIDATION,
     "valid": VALIDATION,
+    "dev": VALIDATION,
+    "eval": VALIDATION,
     "test": TEST,
+    "testing": TEST,
 }
+
+
+def split_named(name: object) -> str | None:
+    """Return the split that a name stands for, in any case; None: none."""
+    return SPLIT_NAMES.get(str(name).lower())
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,14 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 # Keys that earlier versions did not have, with what they did.
-BEFORE = {
+BEFORE: dict[str, Any] = {
+    "data.arrays": {},
+    "data.columns": {},
+    "data.decimal": None,
+    "data.delimiter": None,
+    "data.encoding": None,
+    "data.header": None,
+    "data.missing": None,
     "optim.decay": "all",
     "scale.sync_batchnorm": False,
     "train.evaluate_precision": "fp32",

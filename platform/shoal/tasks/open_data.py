@@ -30,9 +30,9 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
     kind = TASKS[task]
     scheme, _, location = reveal(data.source).partition(":")
     if scheme == IMAGES and not kind.takes_text:
-        return open_source(data.source, shape=data.shape)
+        return open_source(data.source, shape=data.shape, options=data.read_options)
     if scheme != TEXT and not kind.takes_text:
-        source = open_source(data.source)
+        source = open_source(data.source, options=data.read_options)
         return decode_image_column(source, data.label, data.shape) if kind.decodes_images else source
     splits = data.split_rule(seed)
     options = TextOptions(data.context, data.tokenizer, splits.validation, splits.test, tokenizer)
@@ -48,7 +48,7 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
             f"task={task} learns from text, and data.text names no column of '{data.source}': set data.text=COLUMN"
             + ("" if kind.has_label else ", or data.source=text:PATH")
         )
-    source = open_source(data.source)
+    source = open_source(data.source, options=data.read_options)
     if not kind.has_label:
         return open_text_column(source, data.text, options, splits.seed)
     split_of_rows = partial(blocks_with_splits, preprocessing=preprocessing_spec(data, task, seed, source))

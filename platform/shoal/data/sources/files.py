@@ -15,15 +15,25 @@ import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
 from pyarrow import fs as arrow_fs
 
-from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN
+from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN, split_named
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, Part, Source, file_size, filesystem_of
+from shoal.data.sources.base import (
+    DETECTED,
+    IN_DRIVER_BYTES,
+    Block,
+    Chunks,
+    Part,
+    ReadOptions,
+    Source,
+    file_size,
+    filesystem_of,
+)
 from shoal.errors import DataError, UserError
 
 CSV_READ = arrow_csv.ReadOptions(block_size=64 << 20)
 CSV_CONVERT = arrow_csv.ConvertOptions(strings_can_be_null=True)
 BATCH_ROWS = 1 << 16  # of a large source read at a time
-SPLIT_WORD = re.compile(rf"(?:^|[-._ ])({'|'.join(SPLIT_NAMES)})(?=$|[-._ 0-9])")
+SPLIT_WORD = re.compile(rf"(?:^|[-._ ])({'|'.join(SPLIT_NAMES)})(?=$|[-._ 0-9])", re.IGNORECASE)
 
 
 def open_file(path: str) -> Any:
@@ -42,7 +52,7 @@ def read_npz(data: Any, path: str) -> Block:
     return block
 
 
-def open_files(scheme: str, uri: str, location: str) -> Source:
+def open_files(scheme: str, uri: str, location: str, options: ReadOptions = DETECTED) -> Source:
     """List the files of a source; they are read later.
 
     Raises:
@@ -162,7 +172,7 @@ def is_folder(location: str) -> bool:
 
 def _named_split(name: str) -> str | None:
     """Return the split that a name states, or None; a name with the words of two splits states none."""
-    found = {SPLIT_NAMES[word] for word in SPLIT_WORD.findall(name)}
+    found = {split_named(word) for word in SPLIT_WORD.findall(name)}
     return found.pop() if len(found) == 1 else None
 
 

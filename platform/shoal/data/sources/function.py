@@ -11,9 +11,18 @@ import numpy as np
 from shoal.config.import_path import find
 from shoal.config.secrets import reveal
 from shoal.data.random_state import seed_random_states, seeded
-from shoal.data.sampler import SPLIT_NAMES, TRAIN, mix
+from shoal.data.sampler import TRAIN, mix, split_named
 from shoal.data.sources.arrow import table_to_block, to_array
-from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, Part, Source, in_memory_source
+from shoal.data.sources.base import (
+    DETECTED,
+    IN_DRIVER_BYTES,
+    Block,
+    Chunks,
+    Part,
+    ReadOptions,
+    Source,
+    in_memory_source,
+)
 from shoal.errors import DataError, UserError
 
 BLOCK_BYTES = 32 << 20  # of a map-style dataset read at a time
@@ -42,8 +51,8 @@ class Items:
 
 def source_from_value(uri: str, value: Any) -> Source:
     """Wrap what a user's function returned: a frame, a torch Dataset, a Ray Dataset, or a dict of splits."""
-    if isinstance(value, Mapping) and value and set(value) <= set(SPLIT_NAMES):
-        inner = {SPLIT_NAMES[name]: source_from_value(uri, part) for name, part in value.items()}
+    if isinstance(value, Mapping) and value and all(map(split_named, value)):
+        inner = {split_named(name): source_from_value(uri, part) for name, part in value.items()}
         if TRAIN not in inner:
             raise DataError(
                 f"data.source='{uri}' returned splits {', '.join(value)}: 'train' must be among them"
@@ -101,7 +110,7 @@ def items_to_block(items: list[Any], label: str = "target") -> Block:
     )
 
 
-def open_function(uri: str) -> Source:
+def open_function(uri: str, options: ReadOptions = DETECTED) -> Source:
     """Call a user's function `package.module:function?name=value&...` and wrap what it returns.
 
     torch, NumPy and `random` are seeded meanwhile, with the same seed in every run: it returns the same rows again.

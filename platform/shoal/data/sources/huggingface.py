@@ -5,16 +5,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from shoal.data.sampler import SPLIT_NAMES, TRAIN
+from shoal.data.sampler import TRAIN, split_named
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.base import DETECTED, Block, Part, ReadOptions, Source
 from shoal.errors import DataError
 
 BLOCK_ROWS = 1 << 16
 
 
-def open_huggingface(uri: str, name: str) -> Source:
-    """Open a data set; its splits called train, validation (or val, valid) and test are kept, others left out.
+def open_huggingface(uri: str, name: str, _: ReadOptions = DETECTED) -> Source:
+    """Open a data set; its splits with names of train, validation and test are kept, others left out.
 
     Raises:
         DataError: the package `datasets` is missing, the data set does not load, or it has no training split.
@@ -25,7 +25,7 @@ def open_huggingface(uri: str, name: str) -> Source:
         raise DataError(
             f"data.source='{uri}' needs the 'datasets' package: pip install 'shoal[huggingface]'"
         ) from None
-    path, _, config = name.partition("?")
+    path, _question, config = name.partition("?")
     try:
         loaded = (
             datasets.load_from_disk(path)
@@ -44,7 +44,7 @@ def open_huggingface(uri: str, name: str) -> Source:
             for first in range(0, len(rows), BLOCK_ROWS):
                 yield table_to_block(rows.with_format("arrow")[first : first + BLOCK_ROWS])
 
-        return Part(read, SPLIT_NAMES[split] if len(splits) > 1 else None)
+        return Part(read, split_named(split) if len(splits) > 1 else None)
 
     parts = tuple(part(split, rows) for split, rows in splits.items())
     nbytes = sum(rows.data.nbytes for rows in splits.values())
@@ -53,7 +53,7 @@ def open_huggingface(uri: str, name: str) -> Source:
 
 def _known_splits(uri: str, loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the splits that rows can be trained and evaluated on; a single one, of any name, is all of the data."""
-    known = {split: rows for split, rows in loaded.items() if split in SPLIT_NAMES} or dict(loaded)
+    known = {split: rows for split, rows in loaded.items() if split_named(split)} or dict(loaded)
     if len(known) > 1 and TRAIN not in known:
         raise DataError(
             f"data.source='{uri}' has the splits {', '.join(loaded)}: 'train' must be among them; rename the split "

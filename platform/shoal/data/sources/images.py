@@ -19,8 +19,8 @@ from shoal.data.images import (
     read_pixels,
     refuse_broken,
 )
-from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN
-from shoal.data.sources.base import IN_DRIVER_BYTES, Part, Source
+from shoal.data.sampler import SPLITS, TRAIN, split_named
+from shoal.data.sources.base import DETECTED, IN_DRIVER_BYTES, Part, ReadOptions, Source
 from shoal.errors import DataError
 
 BLOCK_BYTES = 32 << 20
@@ -104,25 +104,26 @@ def open_images(directory: str, shape: tuple[int, ...] | None = None) -> ImageFo
 def list_images(directory: str) -> list[ImageFile]:
     """List the images below a folder's class folders, sorted by path, hidden ones left out.
 
-    The class is the name of the folder at the top; folders inside it do not count. Where the folders at the top
-    are called train, validation (or val, valid) and test, and hold class folders, they are the splits. Files
-    outside class folders are left out.
+    The class is the name of the folder at the top; folders inside it do not count. Where the folders at the top are
+    named after splits (train, validation, test, or other usual names, in any case) and hold class folders, they are the
+    splits. Files outside class folders are left out.
 
     Raises:
         DataError: there is no such folder, or there are no images of two classes in it.
     """
     found = _walk(directory)
     tops = {place[0] for place in found if len(place) > 1}
-    nested = {place[0] for place in found if len(place) > 2} & set(SPLIT_NAMES)
-    has_splits = len(nested) > 1 or bool(nested and tops <= set(SPLIT_NAMES))
-    if has_splits and tops - set(SPLIT_NAMES):
+    nested = {place[0] for place in found if len(place) > 2 and split_named(place[0])}
+    others = {name for name in tops if not split_named(name)}
+    has_splits = len(nested) > 1 or bool(nested and not others)
+    if has_splits and others:
         raise DataError(
-            f"images:{directory} has '{min(tops - set(SPLIT_NAMES))}' beside the splits "
+            f"images:{directory} has '{min(others)}' beside the splits "
             f"{', '.join(sorted(nested))}: move it elsewhere, or into the folder of a split"
         )
     depth = 1 if has_splits else 0
     files = [
-        ImageFile(info.path, place[depth], SPLIT_NAMES[place[0]] if has_splits else None, info.size)
+        ImageFile(info.path, place[depth], split_named(place[0]) if has_splits else None, info.size)
         for place, info in sorted(found.items())
         if len(place) > depth + 1
     ]
@@ -211,7 +212,9 @@ def encoded_files(files: Sequence[ImageFile]) -> list[EncodedImage]:
     return [EncodedImage(file.path, reader(file.path[prefix:])) for file in files]
 
 
-def open_image_source(uri: str, directory: str, shape: tuple[int, ...] | None = None) -> Source:
+def open_image_source(
+    uri: str, directory: str, _: ReadOptions = DETECTED, shape: tuple[int, ...] | None = None
+) -> Source:
     """Open a folder of images as rows; arguments and errors are those of `open_images`."""
     folder = open_images(directory, shape)
     parts = tuple(Part(partial(folder.blocks, split), split) for split in folder.splits)

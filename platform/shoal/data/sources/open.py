@@ -1,6 +1,6 @@
 """A `data.source` URI becomes a Source: blocks of rows read in this process, in a fixed order.
 
-To add a source: a module with a function (uri, location) -> Source, and a line in `READERS`.
+To add a source: a module with a function (uri, location, options) -> Source, and a line in `READERS`.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from functools import partial
 
 from shoal.config.import_path import is_path
 from shoal.config.secrets import reveal
-from shoal.data.sources.base import Source
+from shoal.data.sources.base import DETECTED, ReadOptions, Source
 from shoal.data.sources.files import open_files
 from shoal.data.sources.function import open_function
 from shoal.data.sources.huggingface import open_huggingface
@@ -20,8 +20,8 @@ from shoal.errors import DataError, nearest
 IMAGES = "images"
 TEXT = "text"  # read by tasks on text alone: `shoal.data.sources.text`
 
-# By scheme: from the whole URI, which messages name, and its part behind the scheme.
-READERS: dict[str, Callable[[str, str], Source]] = {
+# By scheme: from the whole URI, which messages name, its part behind the scheme, and how files are read.
+READERS: dict[str, Callable[[str, str, ReadOptions], Source]] = {
     "sklearn": open_sklearn,
     "csv": partial(open_files, "csv"),
     "parquet": partial(open_files, "parquet"),
@@ -34,12 +34,13 @@ READERS: dict[str, Callable[[str, str], Source]] = {
 SCHEMES = (*READERS, TEXT)
 
 
-def open_source(uri: str, *, shape: tuple[int, ...] | None = None) -> Source:
+def open_source(uri: str, *, shape: tuple[int, ...] | None = None, options: ReadOptions = DETECTED) -> Source:
     """Find the source a URI names; files are listed, nothing large is read.
 
     Args:
         uri: `SCHEME:LOCATION` or `package.module:function`.
         shape: (channels, height, width) to resize the images of an `images:` source to; None: chosen from them.
+        options: how files are read.
 
     Raises:
         DataError: unknown scheme, nothing there, or an empty result.
@@ -47,11 +48,11 @@ def open_source(uri: str, *, shape: tuple[int, ...] | None = None) -> Source:
     """
     scheme, colon, location = reveal(uri).partition(":")
     if colon and scheme == IMAGES:
-        return open_image_source(uri, location, shape)
+        return open_image_source(uri, location, options, shape)
     if colon and scheme in READERS:
-        return READERS[scheme](uri, location)
+        return READERS[scheme](uri, location, options)
     if is_function(uri):
-        return open_function(uri)
+        return open_function(uri, options)
     raise DataError(
         f"data.source='{uri}' is not known{nearest(scheme, SCHEMES)}: write one of "
         f"{', '.join(f'{name}:' for name in SCHEMES)} or package.module:function"

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from shoal.data.sources.arrow import to_array
-from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.base import DETECTED, Block, Part, ReadOptions, Source
 from shoal.errors import DataError, nearest
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
 
 
-def open_sklearn(uri: str, name: str) -> Source:
+def open_sklearn(uri: str, name: str, _: ReadOptions = DETECTED) -> Source:
     if name not in BUNDLED:
         raise DataError(
             f"data.source='{uri}': '{name}' does not come with scikit-learn{nearest(name, BUNDLED)}: "

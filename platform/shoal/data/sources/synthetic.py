@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from shoal.data.sources.base import Block, Chunks, Part, Source
+from shoal.data.sources.base import DETECTED, Block, Chunks, Part, ReadOptions, Source
 from shoal.errors import DataError, nearest
 
 SYNTHETIC_CHUNK = 4096  # rows that share a generator: a row is a function of its number alone
@@ -61,7 +61,7 @@ def synthetic_options(uri: str) -> dict[str, Any]:
     return {"kind": kind, **options}
 
 
-def open_synthetic(uri: str, _: str) -> Source:
+def open_synthetic(uri: str, _: str, __: ReadOptions = DETECTED) -> Source:
     options = synthetic_options(uri)
     rows, size = options.pop("rows"), options["features"] * 4 + 8
     step = max(SYNTHETIC_CHUNK, BLOCK_BYTES // size // SYNTHETIC_CHUNK * SYNTHETIC_CHUNK)
