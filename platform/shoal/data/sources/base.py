@@ -100,6 +100,7 @@ class Source:
         is_ready: the features are what the model takes; nothing is standardized.
         digest: the fingerprint, where the reader has its own; None: it is computed.
         tokenizer: the tokenizer of rows of tokens, as JSON.
+        notes: a line for each thing that was detected and may be wrong, e.g. how a file is read.
     """
 
     uri: str
@@ -109,6 +110,7 @@ class Source:
     is_ready: bool = False
     digest: str | None = None
     tokenizer: str | None = None
+    notes: tuple[str, ...] = ()
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
