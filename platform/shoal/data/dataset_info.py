@@ -7,26 +7,33 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.config import DataConfig
+from shoal.data.glance import Duplicates, Glance, Suspect
 from shoal.data.images import holds_images
 from shoal.data.preprocessing import (
-    ColumnStats,
     Label,
     Moments,
     Transform,
     as_classes,
     as_numbers,
+    as_texts,
     is_missing,
 )
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule, count_splits
+from shoal.data.schema import ColumnFacts, column_notes, fit_columns
 from shoal.data.sources.base import Block, Source, check_column
+from shoal.data.statistics import ColumnOptions, ColumnStats, TextStats
 from shoal.errors import DataError
 
 MAX_CLASSES = 10_000
+MAX_SHOWN_CLASSES = 100
+SHOWN_SHARE = 0.01  # of held-out rows that are training rows
+UNLABELLED = -1  # the class of rows whose label is kept secret, as competitions give their test split
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ class PreprocessingSpec:
     def split_rule(self) -> SplitRule:
         return self.data.split_rule(self.seed)
 
+    @property
+    def column_options(self) -> ColumnOptions:
+        return ColumnOptions(dict(self.data.columns), self.data.missing, self.data.decimal)
+
 
 class DatasetInfo(BaseModel):
     """All that is known of the data before a worker starts; every checkpoint holds it.
@@ -62,6 +73,12 @@ class DatasetInfo(BaseModel):
         rows: number of rows of each split.
         fingerprint: hash of the source's content.
         row_bytes: of a transformed row with its target.
+        columns: what each column was understood as.
+        class_counts: rows of each class, the `MAX_SHOWN_CLASSES` most frequent, by split.
+        classes_without_training: rows of each class that only held-out splits have.
+        duplicates: rows of held-out splits that are training rows too.
+        suspects: columns that alone predict the label.
+        examples: a few training rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,6 +86,40 @@ class DatasetInfo(BaseModel):
     rows: dict[str, int]
     fingerprint: str
     row_bytes: int
+    columns: tuple[ColumnFacts, ...] = ()
+    class_counts: dict[str, dict[str, int]] = {}
+    classes_without_training: dict[str, int] = {}
+    duplicates: tuple[Duplicates, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+    examples: tuple[dict[str, str], ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing that a person should know before training."""
+        label = self.transform.label
+        lines = column_notes(self.columns, self.rows[TRAIN])
+        if label.reading:
+            lines.append(f"label column '{label.name}' is read as {label.reading}")
+        lines += [f"the split {name} has no labels: it is set aside" for name in label.unlabelled]
+        if self.classes_without_training:
+            some = ", ".join(
+                f"{name!r} ({count} rows)" for name, count in list(self.classes_without_training.items())[:5]
+            )
+            lines.append(
+                f"{len(self.classes_without_training)} classes have no training rows and cannot be learnt: {some}"
+            )
+        if not any(self.rows[name] for name in SPLITS if name != TRAIN):
+            lines.append("nothing is held out: the model is not evaluated on rows it was not trained on")
+        lines += [
+            f"{found.share:.1%} of the {found.split} rows are training rows too: their metrics are too good"
+            for found in self.duplicates
+            if found.share >= SHOWN_SHARE
+        ]
+        lines += [
+            f"column '{found.column}' alone predicts '{label.name}' ({found.score:.0%}): is it known before the label?"
+            for found in self.suspects[:3]
+        ]
+        return lines
 
     def lanes(self, preprocessing: PreprocessingSpec, worker: int = 0, num_workers: int = 1) -> Lanes:
         return Lanes(
@@ -83,12 +134,14 @@ class DatasetSummary:
     rows: dict[str, int]
     names: tuple[str, ...]
     columns: dict[str, ColumnStats] = field(default_factory=dict)
-    label_missing: int = 0
+    label_missing: dict[str, int] = field(default_factory=dict)
     label_infinite: int = 0
     label_is_fractional: bool = False
     label_is_text: bool = False
-    label_counts: Counter[bool | int | str] = field(default_factory=Counter)
+    label_counts: dict[str, Counter[bool | int | str]] = field(default_factory=dict)
     label_moments: Moments | None = None
+    label_text: TextStats | None = None
+    glance: Glance = field(default_factory=Glance)
 
     @property
     def total(self) -> int:
@@ -102,7 +155,8 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
         DataError: there is no such label column.
     """
     if not preprocessing.has_label:
-        return DatasetSummary(count_splits(split), tuple(block), _columns(block, split, preprocessing))
+        columns = _columns(block, split, preprocessing)
+        return DatasetSummary(count_splits(split), tuple(block), columns)
     label = preprocessing.data.label
     check_column(preprocessing.data.source, "data.label", label, block)
     train = split == 0
@@ -112,24 +166,32 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
             f"data.label='{label}' has shape {values.shape[1:]} per row: it must be one value per row"
         )
     values = values.reshape(len(values))
+    columns = _columns(block, split, preprocessing)
     missing = is_missing(values)
     known = values[~missing]
     summary = DatasetSummary(
         rows=count_splits(split),
         names=tuple(block),
-        columns=_columns(block, split, preprocessing),
-        label_missing=int(missing.sum()),
+        columns=columns,
+        label_missing=count_splits(split[missing]),
         label_is_text=known.dtype.kind in "US"
         or (known.dtype == object and any(isinstance(value, str) for value in known)),
         label_infinite=int(np.isinf(known).sum()) if known.dtype.kind == "f" else 0,
+        glance=Glance() if preprocessing.tokenizer else Glance.of(block, split, label),
     )
     if preprocessing.is_classification:
         summary.label_is_fractional = bool(
             known.dtype.kind == "f" and len(known) and not np.all(known == np.floor(known))
         )
         if not summary.label_is_fractional:
-            summary.label_counts = Counter(as_classes(known))
-    elif not summary.label_is_text:
+            classes = np.array([*as_classes(known), None], dtype=object)[:-1]
+            summary.label_counts = {
+                name: Counter(classes[split[~missing] == number].tolist())
+                for number, name in enumerate(SPLITS)
+            }
+    elif summary.label_is_text:
+        summary.label_text = TextStats.of(as_texts(known, label), preprocessing.column_options)
+    else:
         summary.label_moments = Moments.of(as_numbers(values[train]))
     return summary
 
@@ -144,7 +206,7 @@ def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) 
                 "task=image_classification decodes: set it, or leave the column out of the data"
             )
     return {
-        name: ColumnStats.of(column[train], preprocessing.is_ready)
+        name: ColumnStats.of(column[train], preprocessing.is_ready, name, preprocessing.column_options)
         for name, column in block.items()
         if name != label
     }
@@ -152,31 +214,37 @@ def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) 
 
 def merge_summaries(summaries: Iterable[DatasetSummary]) -> DatasetSummary:
     """Join the summaries of all blocks, in their order."""
-    joined: DatasetSummary | None = None
-    for other in summaries:
-        if joined is None:
-            joined = other
-            continue
-        if set(other.names) != set(joined.names):
-            odd = sorted(set(other.names) ^ set(joined.names))
-            raise DataError(
-                f"column '{odd[0]}' is in only a part of the data: every part needs the same columns"
-            )
-        moments = joined.label_moments
-        joined = DatasetSummary(
-            rows={name: joined.rows[name] + other.rows[name] for name in SPLITS},
-            names=joined.names,
-            columns={name: stats.merge(other.columns[name], name) for name, stats in joined.columns.items()},
-            label_missing=joined.label_missing + other.label_missing,
-            label_infinite=joined.label_infinite + other.label_infinite,
-            label_is_fractional=joined.label_is_fractional or other.label_is_fractional,
-            label_is_text=joined.label_is_text or other.label_is_text,
-            label_counts=joined.label_counts + other.label_counts,
-            label_moments=moments.merge(other.label_moments) if moments and other.label_moments else moments,
-        )
+    joined = reduce(_merge, summaries, None)
     if joined is None or joined.total == 0:
         raise DataError("the data is empty: it has 0 rows; name a data.source that has some")
     return joined
+
+
+def _merge(one: DatasetSummary | None, other: DatasetSummary) -> DatasetSummary:
+    if one is None:
+        return other
+    if set(other.names) != set(one.names):
+        odd = sorted(set(other.names) ^ set(one.names))
+        raise DataError(f"column '{odd[0]}' is in only a part of the data: every part needs the same columns")
+    moments, text = one.label_moments, one.label_text
+    return DatasetSummary(
+        rows={name: one.rows[name] + other.rows[name] for name in SPLITS},
+        names=one.names,
+        columns={name: stats.merge(other.columns[name], name) for name, stats in one.columns.items()},
+        label_missing={
+            name: one.label_missing.get(name, 0) + other.label_missing.get(name, 0) for name in SPLITS
+        },
+        label_infinite=one.label_infinite + other.label_infinite,
+        label_is_fractional=one.label_is_fractional or other.label_is_fractional,
+        label_is_text=one.label_is_text or other.label_is_text,
+        label_counts={
+            name: one.label_counts.get(name, Counter()) + other.label_counts.get(name, Counter())
+            for name in SPLITS
+        },
+        label_moments=moments.merge(other.label_moments) if moments and other.label_moments else moments,
+        label_text=text.merge(other.label_text) if text and other.label_text else text,
+        glance=one.glance.merge(other.glance) if one.glance.hashes else one.glance,
+    )
 
 
 def fit_dataset_info(
@@ -188,9 +256,11 @@ def fit_dataset_info(
         DataError: a rule is broken; the message has the value, the rule and the remedy.
     """
     data, total = preprocessing.data, summary.total
-    if summary.label_missing:
+    unlabelled = _unlabelled_splits(summary)
+    missing = sum(count for name, count in summary.label_missing.items() if name not in unlabelled)
+    if missing:
         raise DataError(
-            f"data.label='{data.label}' is missing (NaN) in {summary.label_missing} of {total} rows: "
+            f"data.label='{data.label}' is missing (NaN) in {missing} of {total} rows: "
             "every row needs a label; fill or drop these rows"
         )
     if summary.label_infinite:
@@ -200,9 +270,10 @@ def fit_dataset_info(
         )
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
-    label = _fit_label(summary, preprocessing) if preprocessing.has_label else Label(name="")
-    _check_splits(summary.rows, data)
-    columns = tuple(stats.fit(name) for name, stats in summary.columns.items())
+    label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
+    rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
+    _check_splits(rows, data)
+    columns, facts = fit_columns(summary.columns, data.columns, data.source)
     transform = Transform(columns=columns, label=label, tokenizer=preprocessing.tokenizer)
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
@@ -211,7 +282,54 @@ def fit_dataset_info(
     row_bytes = number_bytes * int(np.prod(transform.input_shape)) + (
         8 if preprocessing.is_classification else 4
     )
-    return DatasetInfo(transform=transform, rows=summary.rows, fingerprint=fingerprint, row_bytes=row_bytes)
+    glance, named = summary.glance, data.label if preprocessing.has_label else None
+    return DatasetInfo(
+        transform=transform,
+        rows=rows,
+        fingerprint=fingerprint,
+        row_bytes=row_bytes,
+        columns=facts,
+        class_counts={
+            name: {str(value): count for value, count in counts.most_common(MAX_SHOWN_CLASSES)}
+            for name, counts in summary.label_counts.items()
+            if counts and name not in unlabelled
+        },
+        classes_without_training=_classes_without_training(summary, unlabelled),
+        duplicates=tuple(glance.duplicates()),
+        suspects=tuple(glance.suspects(named, preprocessing.is_classification)),
+        examples=tuple(glance.examples()),
+    )
+
+
+def _unlabelled_splits(summary: DatasetSummary) -> tuple[str, ...]:
+    """Return the held-out splits of which no row has a label: missing, or -1 where no training row is -1."""
+    counts = {name: summary.label_counts.get(name, Counter()) for name in SPLITS}
+    return tuple(
+        name
+        for name in SPLITS
+        if name != TRAIN
+        and summary.rows[name]
+        and (
+            summary.label_missing.get(name, 0) == summary.rows[name]
+            or (set(counts[name]) == {UNLABELLED} and UNLABELLED not in counts[TRAIN])
+        )
+    )
+
+
+def _label_counts(summary: DatasetSummary, unlabelled: tuple[str, ...]) -> Counter[bool | int | str]:
+    """Return the rows of each class over all splits that have labels."""
+    labelled = (counts for name, counts in summary.label_counts.items() if name not in unlabelled)
+    return reduce(lambda one, other: one + other, labelled, Counter())
+
+
+def _classes_without_training(summary: DatasetSummary, unlabelled: tuple[str, ...]) -> dict[str, int]:
+    """Return the rows of each class that no training row has."""
+    trained = summary.label_counts.get(TRAIN, Counter())
+    return {
+        str(value): count
+        for value, count in _label_counts(summary, unlabelled).items()
+        if value not in trained
+    }
 
 
 def blocks_with_splits(
@@ -267,21 +385,17 @@ def _shaped(transform: Transform, data: DataConfig) -> Transform:
     return transform.model_copy(update={"shape": data.shape})
 
 
-def _fit_label(summary: DatasetSummary, preprocessing: PreprocessingSpec) -> Label:
+def _fit_label(
+    summary: DatasetSummary, unlabelled: tuple[str, ...], preprocessing: PreprocessingSpec
+) -> Label:
     data = preprocessing.data
     if not preprocessing.is_classification:
-        if summary.label_is_text:
-            raise DataError(
-                f"data.label='{data.label}' holds text: task=regression needs numbers; set task=classification"
-            )
-        assert summary.label_moments is not None
-        mean, std = summary.label_moments.fitted()
-        return Label(name=data.label, mean=mean, std=std)
+        return _fit_number(summary, unlabelled, data)
     if summary.label_is_fractional:
         raise DataError(
             f"data.label='{data.label}' holds fractions: task=classification needs classes; set task=regression"
         )
-    classes = sorted(summary.label_counts, key=lambda value: (isinstance(value, str), value))
+    classes = sorted(_label_counts(summary, unlabelled), key=lambda value: (isinstance(value, str), value))
     if len(classes) < 2:
         raise DataError(
             f"data.label='{data.label}' has one class ({classes[0]!r}) in all {summary.total} rows: "
@@ -292,4 +406,26 @@ def _fit_label(summary: DatasetSummary, preprocessing: PreprocessingSpec) -> Lab
             f"data.label='{data.label}' has {len(classes)} classes in {summary.total} rows, more than "
             f"{MAX_CLASSES}: name another label, or set task=regression"
         )
-    return Label(name=data.label, classes=tuple(classes))
+    return Label(name=data.label, classes=tuple(classes), unlabelled=unlabelled)
+
+
+def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: DataConfig) -> Label:
+    """Fit the label of a regression, whose every cell must be a number."""
+    text = summary.label_text
+    if text is None:
+        assert summary.label_moments is not None
+        mean, std = summary.label_moments.fitted()
+        return Label(name=data.label, mean=mean, std=std, unlabelled=unlabelled)
+    reading = text.reading
+    if reading is None:
+        raise DataError(
+            f"data.label='{data.label}' holds text: task=regression needs numbers; set task=classification"
+        )
+    readable = text.readings[reading.model_copy(update={"is_ambiguous": False})]
+    if readable.count < text.cells:
+        raise DataError(
+            f"data.label='{data.label}' holds {text.cells - readable.count} cells that are no number (e.g. "
+            f"{readable.odd!r}): every row needs a label; mend or drop these rows"
+        )
+    mean, std = readable.moments.fitted()
+    return Label(name=data.label, mean=mean, std=std, reading=reading, unlabelled=unlabelled)

@@ -4,24 +4,27 @@ It is fitted on the training split alone and saved with every checkpoint and mod
 one. Depends on columns; independent of files, splits and models.
 """
 
-from collections import Counter
+import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.cells import PLAIN, Reading, is_missing_text
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.errors import DataError, nearest
 
-MAX_CATEGORIES = 100  # of a text column: its most frequent values; the rest share one "other" column
+MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
+BUCKETS = 128  # that values or words are hashed into
 ROUNDED_BITS = 24  # of statistics that are kept, as many as a float32 has
 CONSTANT = 1e-12  # a std below this share of the mean is a constant's, up to rounding
 
-STATISTICS_BYTES = 256 << 20  # of float64 numbers whose statistics are computed at a time
+Kind = Literal["number", "category", "hashed", "words", "tensor", "ready"]
 
-Kind = Literal["number", "category", "tensor", "ready"]
+WORD = re.compile(r"\w+")
 
 # Types of rows that are kept as they are, since float32 takes more memory.
 NARROW = ("bool", "int8", "uint8", "int16")
@@ -30,8 +33,12 @@ NARROW = ("bool", "int8", "uint8", "int16")
 class Column(BaseModel):
     """How one raw column becomes features.
 
-    number: (x - mean) / std; a missing value is the mean, marked in a 0/1 column if training rows had any.
-    category: one column per frequent value, and one for all other or missing values.
+    number: (x - mean) / std; a missing value is the mean, marked in a 0/1 column if training rows had any. `reading`
+        says how text becomes numbers, where the column was text in training.
+    category: one column per value of training, and one for all other or missing values.
+    hashed: one column per bucket, and 1 in the bucket of the value's CRC-32 (Weinberger et al., 2009, eq. 2 without
+        the sign); 0 everywhere for a missing value.
+    words: the same for each word of a text in lower case.
     tensor: as number, per element for [rows, n], over all elements for more dimensions.
     ready: unchanged.
     """
@@ -45,6 +52,16 @@ class Column(BaseModel):
     std: list[float] | float = 1.0
     has_missing: bool = False
     categories: tuple[str, ...] = ()
+    reading: Reading | None = None
+
+    @property
+    def width(self) -> int:
+        """How many features it becomes."""
+        if self.kind == "category":
+            return len(self.categories) + 1
+        if self.kind in ("hashed", "words"):
+            return BUCKETS
+        return int(np.prod(self.shape)) + self.has_missing
 
     def features(self, values: np.ndarray) -> np.ndarray:
         """Return [rows, columns], or [rows, ...] for a tensor of more dimensions."""
@@ -55,7 +72,9 @@ class Column(BaseModel):
             return values.astype(np.float32) if values.dtype.kind in "fub" else values.astype(np.int64)
         if self.kind == "category":
             return self._one_hot(values)
-        numbers = as_numbers(values)
+        if self.kind in ("hashed", "words"):
+            return _hashed(as_texts(values, self.name), by_word=self.kind == "words")
+        numbers = self.read(values)
         if numbers.shape[1:] != self.shape:
             raise DataError(
                 f"column '{self.name}' has shape {numbers.shape[1:]} per row: the model was trained on {self.shape}"
@@ -68,22 +87,47 @@ class Column(BaseModel):
         parts = [scaled[:, None], missing[:, None].astype(np.float32)]
         return np.concatenate(parts if self.has_missing else parts[:1], axis=1)
 
+    def read(self, values: np.ndarray) -> np.ndarray:
+        """Return the numbers of a column of numbers, float64; NaN where there is none, or none can be read."""
+        if values.dtype.kind in "US" or (values.dtype == object and values.ndim == 1):
+            return _read_cells(values.astype(object), self.reading or PLAIN)
+        return as_numbers(values)
+
+    def misfits(self, values: np.ndarray) -> np.ndarray:
+        """Return which values [n] are there and mean nothing to this column: no number, or none of the categories."""
+        if self.kind == "number" and values.dtype.kind in "OUS" and values.ndim == 1:
+            texts = values.astype(object)
+            are_texts = np.array([isinstance(value, str) for value in texts], dtype=bool)
+            unread = are_texts & np.isnan(_read_cells(texts, self.reading or PLAIN))
+            unread[unread] = ~is_missing_text(texts[unread])
+            return np.asarray(unread)
+        if self.kind == "category":
+            texts, known = as_texts(values, self.name), set(self.categories)
+            return np.array([text is not None and text not in known for text in texts], dtype=bool)
+        return np.zeros(len(values), dtype=bool)
+
     def _one_hot(self, values: np.ndarray) -> np.ndarray:
         numbers = {category: number for number, category in enumerate(self.categories)}
-        index = np.fromiter(
-            (numbers.get(str(value), len(numbers)) for value in values), np.int64, len(values)
-        )
+        texts = as_texts(values, self.name)
+        index = np.fromiter((numbers.get(text, len(numbers)) for text in texts), np.int64, len(texts))
         return np.eye(len(numbers) + 1, dtype=np.float32)[index]
 
 
 class Label(BaseModel):
-    """How the label column becomes targets: class numbers, or standardized values."""
+    """How the label column becomes targets: class numbers, or standardized values.
+
+    Attributes:
+        reading: how text becomes numbers, where the label of a regression was text in training.
+        unlabelled: splits of the training data whose rows have no label; they are set aside.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
     classes: tuple[bool | int | str, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+    reading: Reading | None = None
+    unlabelled: tuple[str, ...] = ()
 
     def targets(self, values: np.ndarray) -> np.ndarray:
         """Return [rows] int64 class numbers or float32 standardized values.
@@ -93,7 +137,7 @@ class Label(BaseModel):
         """
         values = values.reshape(len(values))
         if not self.classes:
-            numbers = as_numbers(values)
+            numbers = _read_cells(values, self.reading) if self.reading else as_numbers(values)
             return ((numbers - self.mean) / self.std).astype(np.float32)
         numbers_of = {name: number for number, name in enumerate(self.classes)}
         plain = as_classes(values)
@@ -155,7 +199,7 @@ class Transform(BaseModel):
             return (only.shape[0] - 1,)  # the last token of a row is a target only
         if len(self.columns) == 1 and only.kind in ("tensor", "ready"):
             return only.shape
-        return (sum(self._width(column) for column in self.columns),)
+        return (sum(column.width for column in self.columns),)
 
     @property
     def outputs(self) -> int:
@@ -209,12 +253,6 @@ class Transform(BaseModel):
             )
         return self.label.targets(block[self.label.name])
 
-    @staticmethod
-    def _width(column: Column) -> int:
-        if column.kind == "category":
-            return len(column.categories) + 1
-        return int(np.prod(column.shape)) + column.has_missing
-
 
 @dataclass
 class Moments:
@@ -234,6 +272,18 @@ class Moments:
         deviations = np.where(is_known, (numbers - mean) ** 2, 0.0).sum(axis=0)
         return cls(count, mean, deviations)
 
+    @classmethod
+    def weighted(cls, numbers: np.ndarray, weights: np.ndarray) -> "Moments":
+        """Summarise numbers [n] that occur so many times each, without NaN."""
+        total = weights.sum()
+        mean = np.asarray((numbers * weights).sum() / max(total, 1))
+        return cls(np.asarray(total), mean, np.asarray((weights * (numbers - mean) ** 2).sum()))
+
+    @property
+    def total(self) -> int:
+        """How many numbers there are in all."""
+        return int(np.sum(self.count))
+
     def merge(self, other: "Moments") -> "Moments":
         count = self.count + other.count
         safe = np.maximum(count, 1)
@@ -249,80 +299,11 @@ class Moments:
         return _rounded(self.mean, std), _rounded(std, std)
 
 
-@dataclass
-class ColumnStats:
-    """Statistics of one column over training rows; those of blocks can be merged."""
-
-    kind: Kind
-    shape: tuple[int, ...]
-    dtype: str
-    rows: int
-    missing: int
-    moments: Moments | None = None
-    counts: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def of(cls, values: np.ndarray, is_ready: bool) -> "ColumnStats":
-        kind: Kind = "ready" if is_ready else _kind(values)
-        stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
-        if kind == "category":
-            missing = is_missing(values)
-            stats.counts = Counter(map(str, values[~missing]))
-            stats.missing = int(missing.sum())
-        elif kind != "ready":
-            step = max(1, STATISTICS_BYTES // max(1, 8 * values[:1].size))
-            for first in range(0, max(1, len(values)), step):
-                numbers = as_numbers(values[first : first + step])
-                stats.missing += int(np.isnan(numbers).sum())
-                moments = Moments.of(numbers.reshape(-1) if numbers.ndim > 2 else numbers)
-                stats.moments = stats.moments.merge(moments) if stats.moments else moments
-        return stats
-
-    def merge(self, other: "ColumnStats", name: str) -> "ColumnStats":
-        dtype = _common_dtype(self.dtype, other.dtype)
-        if self.rows == 0 or other.rows == 0:
-            return replace(other if self.rows == 0 else self, dtype=dtype)
-        if self.kind != other.kind or self.shape != other.shape:
-            raise DataError(
-                f"column '{name}' is {self.kind} {self.shape} in one part of the data and {other.kind} "
-                f"{other.shape} in another: make it one type throughout"
-            )
-        moments = self.moments.merge(other.moments) if self.moments and other.moments else None
-        return ColumnStats(
-            self.kind,
-            self.shape,
-            dtype,
-            self.rows + other.rows,
-            self.missing + other.missing,
-            moments,
-            self.counts + other.counts,
-        )
-
-    def fit(self, name: str) -> Column:
-        if self.kind == "ready":
-            return Column(name=name, kind="ready", shape=self.shape, dtype=self.dtype)
-        if self.kind == "category":
-            frequent = sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_CATEGORIES]
-            categories = tuple(sorted(value for value, _ in frequent))
-            return Column(name=name, kind="category", dtype="object", categories=categories)
-        assert self.moments is not None
-        mean, std = self.moments.fitted()
-        return Column(
-            name=name,
-            kind=self.kind,
-            shape=self.shape,
-            dtype=self.dtype,
-            mean=mean,
-            std=std,
-            has_missing=self.kind == "number" and self.missing > 0,
-        )
-
-
 def as_numbers(values: np.ndarray) -> np.ndarray:
     """Return float64 with NaN for missing values; times in seconds since 1970."""
     if values.dtype.kind in "mM":
-        unit = "datetime64[ns]" if values.dtype.kind == "M" else "timedelta64[ns]"
-        return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e9)
+        unit = "datetime64[us]" if values.dtype.kind == "M" else "timedelta64[us]"
+        return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e6)
     if values.dtype == object:
         import pandas as pd
 
@@ -344,11 +325,12 @@ def as_classes(values: np.ndarray) -> list[bool | int | str]:
     if values.dtype.kind == "f":
         return [int(value) if float(value).is_integer() else str(value) for value in values]
     if values.dtype.kind == "O":
-        return [_as_class(value) for value in values]
+        return [as_class(value) for value in values]
     return list(values.tolist())
 
 
-def _as_class(value: Any) -> bool | int | str:
+def as_class(value: Any) -> bool | int | str:
+    """Return one label value as plain Python."""
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | np.number) and float(value).is_integer():
@@ -356,19 +338,48 @@ def _as_class(value: Any) -> bool | int | str:
     return str(value)
 
 
-def _common_dtype(one: str, other: str) -> str:
-    """Return the type that holds the values of two blocks: with missing numbers in one of them it is a float."""
-    return one if one == other else str(np.result_type(np.dtype(one), np.dtype(other)))
+def as_texts(values: np.ndarray, name: str = "") -> np.ndarray:
+    """Return values as objects of str, those that are missing as None.
+
+    Raises:
+        DataError: a value is no text, number, boolean or date: it has no form as a category.
+    """
+    texts = values.astype(object)
+    missing = is_missing(texts)
+    texts[missing] = None
+    kinds = {type(value) for value in texts[~missing]}
+    for kind in kinds:
+        if issubclass(kind, bytes | Mapping | list | tuple | set | np.ndarray):
+            what = "bytes" if kind is bytes else f"values of type {kind.__name__}"
+            raise DataError(
+                f"column '{name}' holds {what}, and a column needs one text or number per row: set "
+                f"data.columns={{{name}: drop}}, or write it as several columns"
+            )
+    if kinds - {str}:
+        texts[~missing] = [str(as_class(value)) for value in texts[~missing]]
+    return texts
 
 
-def _kind(values: np.ndarray) -> Kind:
-    if values.ndim > 1:
-        return "tensor"
-    if values.dtype.kind in "iufbmM":
-        return "number"
-    known = values[~is_missing(values)]
-    is_numeric = len(known) > 0 and all(isinstance(value, bool | int | float | np.number) for value in known)
-    return "number" if is_numeric else "category"
+def _read_cells(values: np.ndarray, reading: Reading) -> np.ndarray:
+    """Return numbers of objects [n], of which some are texts."""
+    are_texts = np.array([isinstance(value, str) for value in values], dtype=bool)
+    numbers = np.full(len(values), np.nan)
+    if are_texts.any():
+        numbers[are_texts] = reading.numbers(values[are_texts])
+    if not are_texts.all():
+        numbers[~are_texts] = as_numbers(values[~are_texts])
+    return numbers
+
+
+def _hashed(texts: np.ndarray, by_word: bool) -> np.ndarray:
+    """Return [n, BUCKETS] with 1 in the bucket of each text, or of each of its words."""
+    features = np.zeros((len(texts), BUCKETS), dtype=np.float32)
+    for row, text in enumerate(texts):
+        if text is None:
+            continue
+        for word in WORD.findall(text.lower()) if by_word else (text,):
+            features[row, zlib.crc32(word.encode()) % BUCKETS] = 1.0
+    return features
 
 
 def _rounded(numbers: np.ndarray, std: np.ndarray) -> Any:

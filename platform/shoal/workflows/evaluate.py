@@ -81,7 +81,8 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
         check_source_of_artifact(preprocessing.data.source, config.trust_code)
     source = reopen_source(preprocessing, predictor.task.name, other)
     found = sums = None
-    for split in (None,) if other else (TEST, VALIDATION):
+    held_out = [name for name in (TEST, VALIDATION) if name not in label.unlabelled]
+    for split in (None,) if other else held_out:
         sums = sum_over_blocks(predictor, split_blocks(source, preprocessing, split))
         if sums is not None:
             found = split or "all"

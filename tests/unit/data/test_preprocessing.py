@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from shoal.data.preprocessing import MAX_CATEGORIES, Column, ColumnStats, Label, Moments, Transform
+from shoal.data.preprocessing import MAX_CATEGORIES, Column, Label, Moments, Transform
+from shoal.data.statistics import ColumnStats
 from shoal.errors import DataError
 
 
@@ -104,11 +105,14 @@ def test_a_text_column_is_one_hot_and_unseen_or_missing_values_share_the_last_pl
     )
 
 
-def test_a_text_column_keeps_its_most_frequent_values_whatever_the_order_of_rows():
+def test_a_text_column_of_more_values_than_categories_is_hashed_whatever_the_order_of_rows():
     values = [f"v{number:03d}" for number in range(MAX_CATEGORIES + 20)] + ["v119"] * 2
     column = fit(texts(*values))
     assert column == fit(texts(*reversed(values)))
-    assert set(column.categories) == {f"v{number:03d}" for number in range(MAX_CATEGORIES - 1)} | {"v119"}
+    assert column.kind == "hashed"
+    features = column.features(texts("v119", "v119", "never seen", None))
+    np.testing.assert_array_equal(features.sum(axis=1), [1, 1, 1, 0])
+    np.testing.assert_array_equal(features[0], features[1])
 
 
 def test_vectors_are_standardised_per_element_and_images_over_all():
@@ -234,7 +238,7 @@ def test_statistics_of_a_large_block_are_computed_in_parts(monkeypatch, shape):
     values = np.random.default_rng(0).normal(size=(101, *shape))
     values[7] = np.nan
     whole = ColumnStats.of(values, is_ready=False)
-    monkeypatch.setattr("shoal.data.preprocessing.STATISTICS_BYTES", 1000)
+    monkeypatch.setattr("shoal.data.statistics.STATISTICS_BYTES", 1000)
     parts = ColumnStats.of(values, is_ready=False)
     assert parts.fit("x") == whole.fit("x")
     assert (parts.rows, parts.missing) == (whole.rows, whole.missing)

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shoal.data.preprocessing import ColumnStats, as_numbers
+from shoal.data.preprocessing import as_numbers
 from shoal.data.random_state import seed_random_states
 from shoal.data.sources.function import source_from_value
 from shoal.data.sources.open import open_source
 from shoal.data.sources.synthetic import synthetic_block, synthetic_options
+from shoal.data.statistics import ColumnStats
 from shoal.errors import DataError, UserError
 
 

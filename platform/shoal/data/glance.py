@@ -1,0 +1,184 @@
+"""A bounded look at the rows: duplicates between splits, columns that alone predict the label, and examples.
+
+It is taken block by block and merged; what it holds does not grow with the rows. Depends on columns alone.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from shoal.data.sampler import SPLITS, TRAIN, mix
+from shoal.data.sources.base import Block
+
+HASHED_ELEMENTS = 64  # of a row's tensor, evenly spread
+KEPT_HASHES = 4096  # of the rows of a split: those with the smallest hashes, the same rows in every split
+BLOCK_ROWS = 512  # that are kept of a block
+MOST_ROWS = 4096  # that are kept in all
+EXAMPLES = 3
+BINS = 16  # into which a column is divided to predict the label from it alone
+SUSPICIOUS = 0.98  # accuracy of one column alone
+FEW_ROWS = 50  # too few to suspect anything
+
+
+class Duplicates(BaseModel):
+    """Rows of a held-out split that are training rows too.
+
+    Attributes:
+        share: of the rows of `split`, estimated.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    split: str
+    share: float
+
+
+class Suspect(BaseModel):
+    """A column that alone predicts the label on rows that its rule was not made from.
+
+    Attributes:
+        score: accuracy, or the share of the variance of a number.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    column: str
+    score: float
+
+
+@dataclass
+class Glance:
+    """What was looked at.
+
+    Attributes:
+        hashes: by split, the smallest hashes of rows without their label.
+        rows: some training rows, columns [n, ...].
+    """
+
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: Block = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, block: Block, split: np.ndarray, label: str | None) -> "Glance":
+        found = _row_hashes({name: column for name, column in block.items() if name != label}, len(split))
+        hashes = {name: np.unique(found[split == number])[:KEPT_HASHES] for number, name in enumerate(SPLITS)}
+        train = np.flatnonzero(split == SPLITS.index(TRAIN))
+        some = train[:: max(1, len(train) // BLOCK_ROWS)][:BLOCK_ROWS]
+        return cls(hashes, {name: column[some] for name, column in block.items() if _is_small(column)})
+
+    def merge(self, other: "Glance") -> "Glance":
+        hashes = {
+            name: np.unique(np.concatenate([self.hashes[name], other.hashes[name]]))[:KEPT_HASHES]
+            for name in SPLITS
+        }
+        count = len(next(iter(self.rows.values()), ()))
+        if count >= MOST_ROWS or self.rows.keys() != other.rows.keys():
+            return Glance(hashes, self.rows)
+        rows = {name: np.concatenate([column, other.rows[name]]) for name, column in self.rows.items()}
+        return Glance(hashes, rows)
+
+    def duplicates(self) -> list[Duplicates]:
+        """Return the splits of which rows are in the training split too."""
+        found = []
+        train = self.hashes.get(TRAIN, np.empty(0, np.uint64))
+        for name in SPLITS:
+            rows = self.hashes.get(name, train[:0])
+            if name == TRAIN or not len(rows) or not len(train):
+                continue
+            # Below both bounds the hashes of both splits are complete.
+            bound = min([one[-1] for one in (rows, train) if len(one) == KEPT_HASHES], default=None)
+            shown = rows if bound is None else rows[rows <= bound]
+            share = float(np.isin(shown, train).mean()) if len(shown) else 0.0
+            if share:
+                found.append(Duplicates(split=name, share=share))
+        return found
+
+    def suspects(self, label: str | None, is_classification: bool) -> list[Suspect]:
+        """Return the columns that alone predict the label better than `SUSPICIOUS`, the best first."""
+        if label is None or label not in self.rows or len(self.rows[label]) < FEW_ROWS:
+            return []
+        targets = self.rows[label].reshape(len(self.rows[label]))
+        found = []
+        for name, column in self.rows.items():
+            if name == label or column.ndim > 1:
+                continue
+            score = _score_alone(column, targets, is_classification)
+            if score >= SUSPICIOUS:
+                found.append(Suspect(column=name, score=score))
+        return sorted(found, key=lambda suspect: -suspect.score)
+
+    def examples(self) -> list[dict[str, str]]:
+        """Return the first rows as text."""
+        count = min(EXAMPLES, len(next(iter(self.rows.values()), ())))
+        return [{name: _cell(column[row]) for name, column in self.rows.items()} for row in range(count)]
+
+
+def _is_small(column: np.ndarray) -> bool:
+    return column[:1].nbytes <= 1 << 16
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{list(value.shape)} of {value.dtype}"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _row_hashes(block: Block, rows: int) -> np.ndarray:
+    """Return a hash per row [rows], uint64, of all columns; of at most `HASHED_ELEMENTS` of a tensor."""
+    import pandas as pd
+
+    total = np.zeros(rows, dtype=np.uint64)
+    if not rows:
+        return total
+    for number, column in enumerate(block.values()):
+        if column.dtype == object:
+            parts = [pd.util.hash_array(column.reshape(rows, -1)[:, 0])]
+        else:
+            flat = column.reshape(rows, -1)
+            step = max(1, flat.shape[1] // HASHED_ELEMENTS)
+            numbers = flat[:, ::step].astype(np.float64)
+            parts = [
+                np.ascontiguousarray(numbers[:, place]).view(np.uint64) for place in range(numbers.shape[1])
+            ]
+        with np.errstate(over="ignore"):
+            for place, bits in enumerate(parts):
+                total = total * np.uint64(31) + mix(bits ^ np.uint64(number * 1009 + place))
+    return np.asarray(mix(total))
+
+
+def _score_alone(column: np.ndarray, targets: np.ndarray, is_classification: bool) -> float:
+    """Return how well a rule made from every other row predicts the rest, above what the label's mean does."""
+    groups = _groups(column)
+    known, tested = slice(None, None, 2), slice(1, None, 2)
+    if is_classification:
+        classes, numbers = np.unique(np.array([str(value) for value in targets]), return_inverse=True)
+        table = np.zeros((groups.max() + 1, len(classes)))
+        np.add.at(table, (groups[known], numbers[known]), 1)
+        overall = np.bincount(numbers[known], minlength=len(classes))
+        guess = np.where(table.sum(1) > 0, table.argmax(1), overall.argmax())
+        right = float((guess[groups[tested]] == numbers[tested]).mean())
+        base = float((overall.argmax() == numbers[tested]).mean())
+        return right if right > base + (1 - base) / 2 else 0.0
+    try:
+        values = targets.astype(np.float64)
+    except (TypeError, ValueError):
+        return 0.0
+    sums = np.bincount(groups[known], values[known], groups.max() + 1)
+    counts = np.bincount(groups[known], minlength=groups.max() + 1)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), values[known].mean())
+    variance = float(((values[tested] - values[known].mean()) ** 2).mean())
+    error = float(((values[tested] - means[groups[tested]]) ** 2).mean())
+    return 1 - error / variance if variance > 0 else 0.0
+
+
+def _groups(column: np.ndarray) -> np.ndarray:
+    """Return the group of each value: the value itself where few differ, else which of `BINS` quantiles it is in."""
+    import pandas as pd
+
+    codes, distinct = pd.factorize(column)
+    codes = codes + 1  # missing ones are 0
+    if len(distinct) <= BINS or column.dtype == object:
+        return np.asarray(codes)
+    ranks = pd.Series(column).rank(method="dense", na_option="top").to_numpy()
+    groups = np.minimum((ranks - 1) * BINS // max(ranks.max(), 1), BINS - 1)
+    return np.asarray(groups.astype(np.int64))

@@ -1,0 +1,174 @@
+"""What the columns of a data set were understood as: facts for a person, and the lines that warn of what is odd.
+
+Depends on `statistics` and `preprocessing`; independent of labels, splits and files.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from shoal.data.preprocessing import BUCKETS, MAX_CATEGORIES, Column
+from shoal.data.statistics import ColumnStats
+from shoal.errors import DataError, nearest
+
+ID_NAME = re.compile(
+    r"(?:^|[_\W])(?:id|ids|uuid|guid|index|idx|rowid|rownum|row|nr|no|number|key)$|^unnamed|^column_1$|^$",
+    re.I,
+)
+CAMEL_ID = re.compile(r"[a-z](?:Id|ID|Key|Index)$")
+NAMED = 5  # columns that a line names
+
+
+class ColumnFacts(BaseModel):
+    """One column of the training rows, as `--check` and the data report show it.
+
+    Attributes:
+        kind: what it was understood as, e.g. "number", "category", "number with a decimal comma", "dropped".
+        missing: cells without a value.
+        unreadable: cells with a value that the kind cannot use.
+        odd: one of them.
+        distinct: how many values differ, estimated above 1,024; None: it was not counted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    kind: str
+    missing: int = 0
+    unreadable: int = 0
+    odd: str | None = None
+    distinct: int | None = None
+    is_constant: bool = False
+    looks_like_an_id: bool = False
+    is_ambiguous: bool = False
+
+
+def fit_columns(
+    stats: Mapping[str, ColumnStats], kinds: Mapping[str, str], source: str
+) -> tuple[tuple[Column, ...], tuple[ColumnFacts, ...]]:
+    """Fit the transform of each column that is not dropped; also returns what is known of all.
+
+    Raises:
+        DataError: `data.columns` names one that is not there, or a kind that a column is not; or all are dropped.
+    """
+    for name in kinds:
+        if name not in stats and kinds[name] != "drop":  # a reader may have dropped it already
+            raise DataError(
+                f"data.columns names '{name}', which is no column of '{source}'{nearest(name, stats)}: its columns "
+                f"are {', '.join(list(stats)[:20])}"
+            )
+    kept = {name: found for name, found in stats.items() if kinds.get(name) != "drop"}
+    if not kept:
+        raise DataError(f"data.columns drops every column of '{source}': leave at least one")
+    columns = tuple(found.fit(name, kinds.get(name)) for name, found in kept.items())
+    by_name = {column.name: column for column in columns}
+    return columns, tuple(_facts(name, found, by_name.get(name)) for name, found in stats.items())
+
+
+def _facts(name: str, stats: ColumnStats, column: Column | None) -> ColumnFacts:
+    if column is None:
+        return ColumnFacts(name=name, kind="dropped", missing=stats.missing)
+    if stats.text is not None:
+        return _facts_of_text(stats, column)
+    if stats.numbers is None:
+        return ColumnFacts(name=name, kind=_shaped("ready", stats))
+    numbers = stats.numbers
+    is_single = stats.kind == "number"
+    is_named = is_single and looks_like_an_id_name(name) and numbers.lowest is not None
+    return ColumnFacts(
+        name=name,
+        kind=_kind_of_numbers(stats),
+        missing=stats.missing - numbers.infinite,
+        unreadable=numbers.infinite,
+        odd="inf" if numbers.infinite else None,
+        distinct=numbers.sketch.distinct if is_single else None,
+        is_constant=stats.rows > 1 and numbers.is_constant,
+        looks_like_an_id=is_single
+        and (numbers.are_row_numbers or (is_named and numbers.sketch.are_all_different)),
+    )
+
+
+def _facts_of_text(stats: ColumnStats, column: Column) -> ColumnFacts:
+    text = stats.text
+    assert text is not None
+    distinct = len(text.counts) if text.counts is not None else text.sketch.distinct
+    if column.reading is None:
+        return ColumnFacts(
+            name=column.name,
+            kind={"words": "text, its words hashed", "hashed": "category, hashed"}.get(
+                column.kind, column.kind
+            ),
+            missing=stats.missing,
+            distinct=distinct,
+            is_constant=distinct == 1,
+            looks_like_an_id=column.kind == "hashed"
+            and distinct >= 0.95 * text.cells
+            and text.words <= 1.5 * text.cells,
+        )
+    readable = text.readings[column.reading.model_copy(update={"is_ambiguous": False})]
+    return ColumnFacts(
+        name=column.name,
+        kind=str(column.reading),
+        missing=stats.missing + text.tokens,
+        unreadable=text.values - readable.count,
+        odd=readable.odd,
+        distinct=distinct,
+        is_constant=bool((readable.moments.deviations == 0).all()),
+        is_ambiguous=column.reading.is_ambiguous,
+    )
+
+
+def looks_like_an_id_name(name: str) -> bool:
+    return bool(ID_NAME.search(name.strip()) or CAMEL_ID.search(name))
+
+
+def _kind_of_numbers(stats: ColumnStats) -> str:
+    if stats.dtype.startswith("datetime"):
+        return "date"
+    return _shaped("number", stats) if stats.kind == "tensor" else "number"
+
+
+def _shaped(kind: str, stats: ColumnStats) -> str:
+    return f"{kind} {list(stats.shape)} of {stats.dtype}" if stats.shape else kind
+
+
+def column_notes(facts: Sequence[ColumnFacts], rows: int) -> list[str]:
+    """Return a line for each thing about columns that a person should know before training."""
+    lines = []
+    for fact in facts:
+        if fact.unreadable:
+            lines.append(
+                f"column '{fact.name}' is read as {fact.kind}: {fact.unreadable} of {rows} cells are none (e.g. "
+                f"'{fact.odd}') and count as missing; data.columns={{{fact.name}: category}} keeps them as text"
+            )
+        elif fact.is_ambiguous:
+            lines.append(f"column '{fact.name}' is read as {fact.kind}: write 2024-12-31 to be sure")
+    lines += _joined(
+        [fact.name for fact in facts if fact.looks_like_an_id],
+        "looks like an id or a row number, which cannot help with other rows: set data.columns={{{name}: drop}}",
+        "look like ids or row numbers, which cannot help with other rows: set data.columns={{{name}: drop, ...}}",
+    )
+    lines += _joined(
+        [fact.name for fact in facts if fact.is_constant and "[" not in fact.kind],
+        "has the same value in all training rows",
+        "have the same value in all training rows",
+    )
+    lines += [
+        f"column '{fact.name}' has {fact.distinct} different texts, more than {MAX_CATEGORIES}: "
+        + ("its words are" if "words" in fact.kind else "they are")
+        + f" hashed into {BUCKETS} columns; data.columns={{{fact.name}: drop}} leaves it out"
+        for fact in facts
+        if "hashed" in fact.kind and not fact.looks_like_an_id
+    ]
+    return lines
+
+
+def _joined(names: list[str], one: str, many: str) -> list[str]:
+    """Return one line for any number of columns."""
+    if not names:
+        return []
+    if len(names) == 1:
+        return [f"column '{names[0]}' {one.format(name=names[0])}"]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    listed = ", ".join(f"'{name}'" for name in names[:NAMED])
+    return [f"columns {listed}{more} {many.format(name=names[0])}"]
