@@ -8,6 +8,7 @@ from shoal.cluster import session
 from shoal.config.loading import describe, load
 from shoal.models.memory_estimate import MFU
 from shoal.runs.config import RunConfig
+from shoal.runs.data_notes import data_notes
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import check_tracking, validate
@@ -15,7 +16,7 @@ from shoal.storage.records import TrainResult
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.estimate_report import estimate_report
 from shoal.terminal.progress import ProgressLine
-from shoal.terminal.reports import plan_report, train_report
+from shoal.terminal.reports import plan_report, schema_report, train_report
 from shoal.workflows.train import train
 
 
@@ -46,8 +47,10 @@ def main(arguments: list[str]) -> int:
     check_tracking(config.track)
     plan = validate(config, session.connect)
     if plan.dataset_info and plan.size:  # else the cluster reads the data
-        print(plan_report(config, plan.dataset_info, plan.size))
+        print(plan_report(config, plan.dataset_info, plan.size, data_notes(plan.source, plan.dataset_info)))
     if options.check:
+        if plan.dataset_info:
+            print(schema_report(plan.dataset_info))
         print("the config is sound; nothing was started")
         return 0
     print(f"run     {folder.uri}")

@@ -105,9 +105,9 @@ class DatasetInfo(BaseModel):
             some = ", ".join(
                 f"{name!r} ({count} rows)" for name, count in list(self.classes_without_training.items())[:5]
             )
-            lines.append(
-                f"{len(self.classes_without_training)} classes have no training rows and cannot be learnt: {some}"
-            )
+            count = len(self.classes_without_training)
+            what = "1 class has" if count == 1 else f"{count} classes have"
+            lines.append(f"{what} no training rows and cannot be learnt: {some}")
         if not any(self.rows[name] for name in SPLITS if name != TRAIN):
             lines.append("nothing is held out: the model is not evaluated on rows it was not trained on")
         lines += [

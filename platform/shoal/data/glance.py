@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.sampler import SPLITS, TRAIN, mix
+from shoal.data.sampler import SPLITS, TRAIN, count_splits, mix
 from shoal.data.sources.base import Block
 
 HASHED_ELEMENTS = 64  # of a row's tensor, evenly spread
@@ -18,6 +18,7 @@ MOST_ROWS = 4096  # that are kept in all
 EXAMPLES = 3
 BINS = 16  # into which a column is divided to predict the label from it alone
 SUSPICIOUS = 0.98  # accuracy of one column alone
+MOSTLY_DIFFERENT = 0.98  # of the training rows; else the same values come up by chance
 FEW_ROWS = 50  # too few to suspect anything
 
 
@@ -50,10 +51,12 @@ class Glance:
     """What was looked at.
 
     Attributes:
+        counts: rows by split.
         hashes: by split, the smallest hashes of rows without their label.
         rows: some training rows, columns [n, ...].
     """
 
+    counts: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, np.ndarray] = field(default_factory=dict)
     rows: Block = field(default_factory=dict)
 
@@ -63,23 +66,30 @@ class Glance:
         hashes = {name: np.unique(found[split == number])[:KEPT_HASHES] for number, name in enumerate(SPLITS)}
         train = np.flatnonzero(split == SPLITS.index(TRAIN))
         some = train[:: max(1, len(train) // BLOCK_ROWS)][:BLOCK_ROWS]
-        return cls(hashes, {name: column[some] for name, column in block.items() if _is_small(column)})
+        return cls(
+            count_splits(split),
+            hashes,
+            {name: column[some] for name, column in block.items() if _is_small(column)},
+        )
 
     def merge(self, other: "Glance") -> "Glance":
         hashes = {
             name: np.unique(np.concatenate([self.hashes[name], other.hashes[name]]))[:KEPT_HASHES]
             for name in SPLITS
         }
+        counts = {name: self.counts[name] + other.counts[name] for name in SPLITS}
         count = len(next(iter(self.rows.values()), ()))
         if count >= MOST_ROWS or self.rows.keys() != other.rows.keys():
-            return Glance(hashes, self.rows)
+            return Glance(counts, hashes, self.rows)
         rows = {name: np.concatenate([column, other.rows[name]]) for name, column in self.rows.items()}
-        return Glance(hashes, rows)
+        return Glance(counts, hashes, rows)
 
     def duplicates(self) -> list[Duplicates]:
-        """Return the splits of which rows are in the training split too."""
-        found = []
+        """Return the splits of which rows are in the training split too; none where training rows repeat anyway."""
+        found: list[Duplicates] = []
         train = self.hashes.get(TRAIN, np.empty(0, np.uint64))
+        if len(train) < MOSTLY_DIFFERENT * min(self.counts.get(TRAIN, 0), KEPT_HASHES):
+            return found
         for name in SPLITS:
             rows = self.hashes.get(name, train[:0])
             if name == TRAIN or not len(rows) or not len(train):

@@ -27,7 +27,8 @@ class ColumnFacts(BaseModel):
         kind: what it was understood as, e.g. "number", "category", "number with a decimal comma", "dropped".
         missing: cells without a value.
         unreadable: cells with a value that the kind cannot use.
-        odd: one of them.
+        odd: one of them, else a text that stands for a missing value.
+        is_text: the cells are text.
         distinct: how many values differ, estimated above 1,024; None: it was not counted.
     """
 
@@ -41,6 +42,7 @@ class ColumnFacts(BaseModel):
     is_constant: bool = False
     looks_like_an_id: bool = False
     is_ambiguous: bool = False
+    is_text: bool = False
 
 
 def fit_columns(
@@ -111,7 +113,8 @@ def _facts_of_text(stats: ColumnStats, column: Column) -> ColumnFacts:
         kind=str(column.reading),
         missing=stats.missing + text.tokens,
         unreadable=text.values - readable.count,
-        odd=readable.odd,
+        odd=readable.odd or text.token,
+        is_text=True,
         distinct=distinct,
         is_constant=bool((readable.moments.deviations == 0).all()),
         is_ambiguous=column.reading.is_ambiguous,
@@ -139,10 +142,14 @@ def column_notes(facts: Sequence[ColumnFacts], rows: int) -> list[str]:
         if fact.unreadable:
             lines.append(
                 f"column '{fact.name}' is read as {fact.kind}: {fact.unreadable} of {rows} cells are none (e.g. "
-                f"'{fact.odd}') and count as missing; data.columns={{{fact.name}: category}} keeps them as text"
+                f"'{fact.odd}') and count as missing"
+                + (f"; data.columns={{{fact.name}: category}} keeps them as text" * fact.is_text)
             )
-        elif fact.is_ambiguous:
-            lines.append(f"column '{fact.name}' is read as {fact.kind}: write 2024-12-31 to be sure")
+        elif fact.is_text and fact.kind != "category":
+            gaps = f"; {fact.missing} of {rows} cells are missing" if fact.missing else ""
+            example = f" (e.g. '{fact.odd}')" if fact.missing and fact.odd else ""
+            doubt = ": write years first to be sure" if fact.is_ambiguous else ""
+            lines.append(f"column '{fact.name}' is text and is read as {fact.kind}{gaps}{example}{doubt}")
     lines += _joined(
         [fact.name for fact in facts if fact.looks_like_an_id],
         "looks like an id or a row number, which cannot help with other rows: set data.columns={{{name}: drop}}",

@@ -147,6 +147,7 @@ class TextStats:
     Attributes:
         cells: that are not missing.
         tokens: of them, those that stand for a missing value where numbers are expected.
+        token: one of these texts.
         zeros: of them, those with a leading zero, as codes have.
         words: in all cells together.
         counts: of the different values; None: there are more than `MOST_DISTINCT`.
@@ -155,6 +156,7 @@ class TextStats:
 
     cells: int
     tokens: int
+    token: str | None
     zeros: int
     words: int
     counts: Counter[str] | None
@@ -177,6 +179,7 @@ class TextStats:
         return cls(
             cells=len(texts),
             tokens=int(weights[are_tokens].sum()),
+            token=next(iter(distinct[are_tokens]), None),
             zeros=int(counts[[_has_leading_zero(text) for text in values]].sum()) if readings else 0,
             words=int(
                 sum(text.count(" ") + 1 for text in distinct[:SAMPLED])
@@ -195,6 +198,7 @@ class TextStats:
         return TextStats(
             self.cells + other.cells,
             self.tokens + other.tokens,
+            self.token or other.token,
             self.zeros + other.zeros,
             self.words + other.words,
             counts if counts is not None and len(counts) <= MOST_DISTINCT else None,

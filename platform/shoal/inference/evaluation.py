@@ -1,13 +1,17 @@
 """A trained model evaluated on raw rows: the task's sums over the rows of a split."""
 
+import logging
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
 from shoal.data.dataset_info import PreprocessingSpec, blocks_with_splits
+from shoal.data.misfits import Misfits
 from shoal.data.sampler import SPLITS
 from shoal.data.sources.base import Block, Source
 from shoal.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 
 def split_blocks(
@@ -28,10 +32,15 @@ def sum_over_blocks(predictor: Predictor, blocks: Iterable[Block]) -> Tensor | N
     """Return the sums over all labelled rows, of which `predictor.task.metrics` makes means; None: there are no rows.
 
     Raises:
-        DataError: a column is missing, or a label is one that the model does not know.
+        DataError: a column is missing or mostly unreadable, or a label is one that the model does not know.
     """
     total: Tensor | None = None
+    misfits = Misfits(predictor.transform)
     for block in blocks:
+        misfits.add(block)
+        misfits.check()
         sums = predictor.sums(block)
         total = sums if total is None else total + sums
+    for line in misfits.lines():
+        logger.warning("%s", line)
     return total

@@ -5,6 +5,7 @@ training.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import PreprocessingSpec
 from shoal.data.loader import Batch
+from shoal.data.misfits import Misfits
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block
@@ -36,6 +38,8 @@ from shoal.tasks.base import Task
 from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.registry import TaskName, make_task
 from shoal.training.evaluation import RowLimit
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
 TEXT = "text"  # the column that a model of text takes
@@ -165,6 +169,10 @@ class Predictor:
             return pd.DataFrame({"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]})
         if self.transform.tokenizer and TOKENS not in block:
             block = {TOKENS: self._tokens(block[TEXT])}
+        misfits = Misfits(self.transform)
+        misfits.add(block)
+        for line in misfits.lines():
+            logger.warning("%s", line)
         outputs = self.outputs(block)
         if not label.classes:
             return pd.DataFrame({"prediction": label.values(outputs.reshape(-1).numpy())})

@@ -63,6 +63,7 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
 def _loosen(signature: Any, transform: Transform) -> None:
     """Allow missing texts, which the transform accepts, and numbers of any width."""
     from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
 
     if signature.inputs.is_tensor_spec() or transform.tokenizer:
         return
@@ -70,8 +71,10 @@ def _loosen(signature: Any, transform: Transform) -> None:
     specs = []
     for spec in signature.inputs.inputs:
         column = columns[spec.name]
-        if column.kind == "category":
+        if column.kind == "category" or column.kind in ("hashed", "words"):
             specs.append(ColSpec(DataType.string, spec.name, required=False))
+        elif column.reading is not None:
+            specs.append(ColSpec(AnyType(), spec.name, required=False))  # a number, or text as in training
         elif column.kind == "number" and column.dtype.startswith("float"):
             specs.append(ColSpec(DataType.double, spec.name))
         else:

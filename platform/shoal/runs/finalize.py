@@ -13,6 +13,7 @@ from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier
 from shoal.runs.config import RunConfig
+from shoal.runs.data_notes import draw_data
 from shoal.storage.records import Identity, Outcome, Verified
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, PICTURES, SAMPLE, RunFolder
 from shoal.tasks.registry import TASKS, TaskName
@@ -94,7 +95,7 @@ def _save(
 
 
 def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:
-    """Draw the loss curve, and the confusion matrix of a classification."""
+    """Draw the loss curve, the confusion matrix of a classification, and the data."""
     points: dict[str, list[tuple[int, float]]] = {}
     for point in JournalReader(folder).read():
         points.setdefault(point.key, []).append((point.step, point.value))
@@ -108,6 +109,7 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
             counts, dataset_info.transform.label.classes, f"{title}: {outcome.split} split"
         )
         folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
+    draw_data(folder, dataset_info, title)
 
 
 def _example(source: Source, preprocessing: PreprocessingSpec, split: str) -> dict[str, np.ndarray]:

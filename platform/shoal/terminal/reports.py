@@ -6,7 +6,7 @@ It returns text and prints nothing.
 import math
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.workflows.evaluate import Evaluation
 
 MOST_MODULES = 30
+MOST_COLUMNS, MOST_CLASSES = 30, 10  # that --check shows
 
 
 def look_at_it(tracking_uri: str | None) -> str:
@@ -40,10 +41,27 @@ def look_at_it(tracking_uri: str | None) -> str:
     return f"look at it: make {where}ui STORE={shlex.quote(tracking_uri)}"
 
 
-def plan_report(config: "RunConfig", dataset_info: "DatasetInfo", size: "ModelSize") -> str:
-    """Return rows by split and model size, before anything starts."""
+def plan_report(
+    config: "RunConfig", dataset_info: "DatasetInfo", size: "ModelSize", notes: Sequence[str]
+) -> str:
+    """Return rows by split, what is worth knowing of them, and model size, before anything starts."""
     rows = ", ".join(f"{count} {split}" for split, count in dataset_info.rows.items())
-    return f"data    {config.data.source}: {rows} rows\nmodel   {config.model.name}: {size}"
+    lines = [f"data    {config.data.source}: {rows} rows", *(f"note    {note}" for note in notes)]
+    return "\n".join([*lines, f"model   {config.model.name}: {size}"])
+
+
+def schema_report(dataset_info: "DatasetInfo") -> str:
+    """Return what each column was understood as, and the classes."""
+    from shoal.data.report import COLUMN_HEADER, column_cells
+
+    shown = dataset_info.columns[:MOST_COLUMNS]
+    lines = [table([COLUMN_HEADER, *map(column_cells, shown)])] if shown else []
+    if len(dataset_info.columns) > MOST_COLUMNS:
+        lines.append(f"  and {len(dataset_info.columns) - MOST_COLUMNS} more columns")
+    for split, counts in dataset_info.class_counts.items():
+        classes = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:MOST_CLASSES])
+        lines.append(f"  {split}: {classes}" + (", ..." if len(counts) > MOST_CLASSES else ""))
+    return "\n".join(lines)
 
 
 def train_report(result: TrainResult) -> str:

@@ -25,6 +25,7 @@ from shoal.storage.run_folder import (
     MODEL_CARD,
     PICTURES,
     PROFILE,
+    REPORTS,
     SAMPLE,
     RunFolder,
 )
@@ -210,7 +211,7 @@ class RunSync:
 
     def _steps_to_close(self) -> list[Step]:
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
-        for where in (PICTURES, PROFILE):
+        for where in (PICTURES, PROFILE, REPORTS):
             steps += [partial(self._upload, f"{where}/{name}", where) for name in self._folder.names(where)]
         steps.append(partial(self._upload, SAMPLE))
         if self._parent is None:

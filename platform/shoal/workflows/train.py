@@ -19,6 +19,7 @@ from shoal.data.partition import partition_source
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
+from shoal.runs.data_notes import data_notes, write_data_report
 from shoal.runs.finalize import package_and_verify
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.machine import local_gpus
@@ -127,6 +128,7 @@ class _TrainingRun(RunLifecycle):
         """Write what MLflow receives besides metrics, and start the sync."""
         if self.folder.load(Metadata) is None:
             self.folder.save(run_metadata(self.config, dataset_info, size))
+        write_data_report(self.folder, self.plan.source, dataset_info)
         self.dataset_info, self.size = dataset_info, size
         self.tracker.start()
 
@@ -164,6 +166,8 @@ class _TrainingRun(RunLifecycle):
         dataset_info, shard_refs = put_shards(self.plan, scale.data_size)
         if self.plan.dataset_info is None:
             self._check_unchanged(dataset_info)
+            for note in data_notes(self.plan.source, dataset_info):
+                logger.warning("%s", note)
             self._write_metadata(dataset_info, measure_model(self.config, dataset_info))
         with self._watching(dataset_info):
             WorkerGroup(scale, use_gpu, shard_refs).train(self._worker_spec(dataset_info), self.folder)

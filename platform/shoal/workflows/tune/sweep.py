@@ -16,6 +16,7 @@ from shoal.cluster.shard_store import spare_cpus
 from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.data.dataset_info import DatasetInfo
 from shoal.errors import TrainingError
+from shoal.runs.data_notes import write_data_report
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.resolve import as_begun
 from shoal.storage.records import Status, SweepResult
@@ -153,6 +154,7 @@ class _SweepRun(RunLifecycle):
 
     def _start_tracking(self, dataset_info: DatasetInfo) -> None:
         self.folder.save(sweep_metadata(self._plan, dataset_info))
+        write_data_report(self.folder, self._plan.base.source, dataset_info)
         self.tracker.start()
 
 

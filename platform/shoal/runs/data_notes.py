@@ -1,0 +1,33 @@
+"""What a person should know of a run's data: lines before training, and a report in the run folder."""
+
+from shoal.data.dataset_info import DatasetInfo
+from shoal.data.report import data_report
+from shoal.data.sampler import TRAIN
+from shoal.data.sources.base import Source
+from shoal.plots.data_report import data_picture
+from shoal.storage.run_folder import PICTURES, REPORTS, RunFolder
+
+REPORT = f"{REPORTS}/data.md"
+PICTURE = f"{PICTURES}/data.png"
+
+
+def data_notes(source: Source, info: DatasetInfo) -> list[str]:
+    """Return a line for each thing that was detected while reading, or is odd about the rows."""
+    return [*source.notes, *info.notes]
+
+
+def write_data_report(folder: RunFolder, source: Source, info: DatasetInfo) -> None:
+    """Write the report, unless an earlier attempt has."""
+    if not folder.exists(REPORT):
+        folder.write(REPORT, data_report(source.uri, info, data_notes(source, info)).encode())
+
+
+def draw_data(folder: RunFolder, info: DatasetInfo, title: str) -> None:
+    """Draw class balance and missing cells; rows of text have neither."""
+    if info.transform.tokenizer:
+        return
+    rows = max(1, info.rows[TRAIN])
+    missing = {
+        fact.name: (fact.missing + fact.unreadable) / rows for fact in info.columns if "[" not in fact.kind
+    }
+    folder.write(PICTURE, data_picture(info.rows, info.class_counts, missing, f"{title}: data"))
