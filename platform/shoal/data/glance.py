@@ -16,7 +16,7 @@ KEPT_HASHES = 4096  # of the rows of a split: those with the smallest hashes, th
 BLOCK_ROWS = 512  # that are kept of a block
 MOST_ROWS = 4096  # that are kept in all
 EXAMPLES = 3
-BINS = 16  # into which a column is divided to predict the label from it alone
+FEW_VALUES = 16  # of which rows with the same value are compared
 SUSPICIOUS = 0.98  # accuracy of one column alone
 MOSTLY_DIFFERENT = 0.98  # of the training rows; else the same values come up by chance
 FEW_ROWS = 50  # too few to suspect anything
@@ -157,38 +157,41 @@ def _row_hashes(block: Block, rows: int) -> np.ndarray:
 
 
 def _score_alone(column: np.ndarray, targets: np.ndarray, is_classification: bool) -> float:
-    """Return how well a rule made from every other row predicts the rest, above what the label's mean does."""
-    groups = _groups(column)
+    """Return how well a rule made from every other row predicts the rest; 0 where the commonest class does nearly.
+
+    The rule: what rows with the same value have, or for numbers of many values, the row with the nearest one.
+    """
     known, tested = slice(None, None, 2), slice(1, None, 2)
     if is_classification:
-        classes, numbers = np.unique(np.array([str(value) for value in targets]), return_inverse=True)
-        table = np.zeros((groups.max() + 1, len(classes)))
-        np.add.at(table, (groups[known], numbers[known]), 1)
-        overall = np.bincount(numbers[known], minlength=len(classes))
-        guess = np.where(table.sum(1) > 0, table.argmax(1), overall.argmax())
-        right = float((guess[groups[tested]] == numbers[tested]).mean())
-        base = float((overall.argmax() == numbers[tested]).mean())
+        _, numbers = np.unique(np.array([str(value) for value in targets]), return_inverse=True)
+        classes = np.eye(numbers.max() + 1)[numbers]
+        guess = _guess(column[known], classes[known], column[tested]).argmax(axis=1)
+        right = float((guess == numbers[tested]).mean())
+        base = float(classes[tested].mean(axis=0).max())
         return right if right > base + (1 - base) / 2 else 0.0
     try:
-        values = targets.astype(np.float64)
+        values = targets.astype(np.float64)[:, None]
     except (TypeError, ValueError):
         return 0.0
-    sums = np.bincount(groups[known], values[known], groups.max() + 1)
-    counts = np.bincount(groups[known], minlength=groups.max() + 1)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), values[known].mean())
-    variance = float(((values[tested] - values[known].mean()) ** 2).mean())
-    error = float(((values[tested] - means[groups[tested]]) ** 2).mean())
+    error = float(((values[tested] - _guess(column[known], values[known], column[tested])) ** 2).mean())
+    variance = float(values[tested].var())
     return 1 - error / variance if variance > 0 else 0.0
 
 
-def _groups(column: np.ndarray) -> np.ndarray:
-    """Return the group of each value: the value itself where few differ, else which of `BINS` quantiles it is in."""
+def _guess(column: np.ndarray, targets: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return targets [m, k] for other values of a column, from known ones [n, k]."""
     import pandas as pd
 
     codes, distinct = pd.factorize(column)
-    codes = codes + 1  # missing ones are 0
-    if len(distinct) <= BINS or column.dtype == object:
-        return np.asarray(codes)
-    ranks = pd.Series(column).rank(method="dense", na_option="top").to_numpy()
-    groups = np.minimum((ranks - 1) * BINS // max(ranks.max(), 1), BINS - 1)
-    return np.asarray(groups.astype(np.int64))
+    if len(distinct) > FEW_VALUES and column.dtype != object:
+        order = np.argsort(column, kind="stable")
+        values = column[order]
+        above = np.clip(np.searchsorted(values, others), 1, len(values) - 1)
+        nearest = np.where(others - values[above - 1] <= values[above] - others, above - 1, above)
+        return np.asarray(targets[order[nearest]])
+    sums = np.zeros((len(distinct) + 1, targets.shape[1]))
+    counts = np.zeros(len(distinct) + 1)
+    np.add.at(sums, codes, targets)  # missing values, -1, are the last
+    np.add.at(counts, codes, 1)
+    means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], targets.mean(axis=0))
+    return np.asarray(means[pd.Index(distinct).get_indexer(others)])

@@ -264,12 +264,13 @@ class Moments:
 
     @classmethod
     def of(cls, numbers: np.ndarray) -> "Moments":
-        """Summarise [rows, ...] over the rows, without NaN."""
+        """Summarise [rows, ...] over the rows, without NaN; what overflows is inf."""
         is_known = ~np.isnan(numbers)
         count = is_known.sum(axis=0)
         known = np.where(is_known, numbers, 0.0)
-        mean = known.sum(axis=0) / np.maximum(count, 1)
-        deviations = np.where(is_known, (numbers - mean) ** 2, 0.0).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = known.sum(axis=0) / np.maximum(count, 1)
+            deviations = np.where(is_known, (numbers - mean) ** 2, 0.0).sum(axis=0)
         return cls(count, mean, deviations)
 
     @classmethod
@@ -284,6 +285,7 @@ class Moments:
         """How many numbers there are in all."""
         return int(np.sum(self.count))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def merge(self, other: "Moments") -> "Moments":
         count = self.count + other.count
         safe = np.maximum(count, 1)
@@ -292,6 +294,7 @@ class Moments:
         deviations = self.deviations + other.deviations + delta**2 * self.count * other.count / safe
         return Moments(count, mean, deviations)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def fitted(self) -> tuple[Any, Any]:
         """Return (mean, std), rounded so that they do not depend on the order of summation; a constant has std 1."""
         std = np.sqrt(self.deviations / np.maximum(self.count, 1))

@@ -1,0 +1,74 @@
+"""Leaks that a bounded look finds: rows in two splits, and columns that alone predict the label."""
+
+import numpy as np
+import pytest
+
+from shoal.data.glance import KEPT_HASHES, Glance
+from shoal.data.sampler import SPLITS, TEST, TRAIN
+
+DRAW = np.random.default_rng(0)
+
+
+def look(block, split, parts=4):
+    """Glance at several blocks."""
+    found = None
+    for rows in np.array_split(np.arange(len(split)), parts):
+        one = Glance.of({name: column[rows] for name, column in block.items()}, split[rows], "y")
+        found = one if found is None else found.merge(one)
+    return found
+
+
+def splits(train, test):
+    return np.array([SPLITS.index(TRAIN)] * train + [SPLITS.index(TEST)] * test)
+
+
+@pytest.mark.parametrize(("train", "test"), [(400, 100), (KEPT_HASHES * 3, KEPT_HASHES)])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_test_rows_that_are_training_rows_too_are_counted_and_the_label_does_not_hide_them(
+    train, test, share
+):
+    numbers = DRAW.normal(size=(train + test, 3))
+    copied = int(test * share)
+    numbers[train : train + copied] = numbers[:copied]
+    block = {"a": numbers[:, 0], "b": numbers[:, 1:], "y": np.arange(train + test) % 2}
+    found = {one.split: one.share for one in look(block, splits(train, test)).duplicates()}
+    assert found.get(TEST, 0.0) == pytest.approx(share, abs=0.05)
+
+
+def test_values_that_repeat_by_chance_are_no_leak():
+    block = {"a": DRAW.integers(0, 5, 500), "y": np.zeros(500)}
+    assert look(block, splits(400, 100)).duplicates() == []
+
+
+def test_a_column_that_is_the_label_in_other_words_is_suspected_and_an_honest_one_is_not():
+    label = DRAW.integers(0, 3, 600)
+    block = {
+        "copy": np.array(["red", "green", "blue"], dtype=object)[label],
+        "scaled": label * 10.0 + DRAW.normal(0, 0.1, 600),
+        "useful": label + DRAW.normal(0, 1.0, 600),
+        "noise": DRAW.normal(size=600),
+        "y": label,
+    }
+    found = look(block, splits(600, 0)).suspects("y", is_classification=True)
+    assert {one.column for one in found} == {"copy", "scaled"}
+
+
+def test_a_column_is_not_suspected_where_one_class_is_nearly_all_rows():
+    label = (np.arange(1000) % 100 == 0).astype(int)
+    block = {"noise": DRAW.normal(size=1000), "y": label}
+    assert look(block, splits(1000, 0)).suspects("y", is_classification=True) == []
+
+
+def test_a_number_that_follows_from_one_column_is_suspected():
+    label = DRAW.normal(size=800)
+    block = {"same": label * 3 + 1, "near": label + DRAW.normal(0, 0.5, 800), "y": label}
+    found = look(block, splits(800, 0)).suspects("y", is_classification=False)
+    assert [one.column for one in found] == ["same"]
+
+
+def test_what_is_kept_does_not_grow_with_the_rows():
+    small, large = (
+        look({"a": DRAW.normal(size=n), "y": np.zeros(n)}, splits(n, 0)) for n in (10_000, 100_000)
+    )
+    assert len(large.hashes[TRAIN]) == KEPT_HASHES
+    assert len(large.rows["a"]) == len(small.rows["a"])

@@ -1,0 +1,150 @@
+"""What columns are understood as, whatever the blocks they come in, and the lines that say so."""
+
+import numpy as np
+import pytest
+
+from shoal.data.preprocessing import BUCKETS
+from shoal.data.schema import column_notes, fit_columns
+from shoal.data.statistics import DEFAULTS, MOST_DISTINCT, ColumnOptions, ColumnStats
+from shoal.errors import DataError, ShoalError
+
+DRAW = np.random.default_rng(0)
+
+
+def cells(*values):
+    return np.array([*values, None], dtype=object)[:-1]
+
+
+def understood(values, options=DEFAULTS, name="x", parts=3):
+    """Fit a column from several blocks; returns (column, facts)."""
+    stats = None
+    for part in np.array_split(values, parts):
+        found = ColumnStats.of(part, is_ready=False, name=name, options=options)
+        stats = found if stats is None else stats.merge(found, name)
+    [column], [facts] = fit_columns({name: stats}, options.kinds, "csv:d.csv")
+    return column, facts
+
+
+def refusal(*arguments, **named):
+    with pytest.raises(ShoalError) as caught:
+        understood(*arguments, **named)
+    return str(caught.value)
+
+
+def test_a_column_is_a_number_when_nearly_all_cells_are_and_the_odd_ones_are_counted():
+    values = cells(*[f"{number / 7:.3f}" for number in range(100)], "?", "-", "12 apples", None)
+    column, facts = understood(values)
+    assert column.kind == "number"
+    assert column.has_missing
+    assert (facts.missing, facts.unreadable, facts.odd) == (3, 1, "12 apples")
+    features = column.features(cells("7", "?", "12 apples"))
+    np.testing.assert_array_equal(features[:, 1], [0, 1, 1])
+    [line] = column_notes([facts], 104)
+    assert "1 of 104 cells are none (e.g. '12 apples')" in line
+    assert "data.columns={x: category}" in line
+
+
+def test_the_mean_and_std_of_text_are_those_of_its_numbers():
+    numbers = DRAW.normal(5, 2, 300).round(3)
+    as_text, _ = understood(cells(*[f"{number:.3f}".replace(".", ",") for number in numbers]))
+    plain, _ = understood(numbers)
+    assert as_text.reading.decimal == ","
+    assert (as_text.mean, as_text.std) == (pytest.approx(plain.mean), pytest.approx(plain.std))
+
+
+def test_codes_with_leading_zeros_are_a_category():
+    column, facts = understood(cells(*["007", "012", "100"] * 20))
+    assert column.categories == ("007", "012", "100")
+    assert facts.kind == "category"
+
+
+def test_the_text_none_is_another_category_than_a_missing_value():
+    column, _ = understood(cells(*["None", "a", None] * 10))
+    np.testing.assert_array_equal(column.features(cells("None", None)), [[1, 0, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"), [(100, "category"), (101, "hashed"), (MOST_DISTINCT * 2, "hashed")]
+)
+def test_a_text_column_of_many_values_is_hashed_and_says_so(count, kind):
+    column, facts = understood(cells(*[f"v{number}" for number in range(count)] * 2))
+    assert column.kind == kind
+    assert facts.distinct == pytest.approx(count, rel=0.1)
+    assert column.features(cells("v1")).shape == (1, BUCKETS if kind == "hashed" else count + 1)
+    assert bool(column_notes([facts], count * 2)) == (kind == "hashed")
+
+
+def test_what_is_kept_of_many_values_does_not_grow_with_them():
+    stats = ColumnStats.of(cells(*map(str, map(hash, map(str, range(3 * MOST_DISTINCT))))), False)
+    assert stats.text.counts is None
+    assert len(stats.text.sketch.hashes) <= 1024
+
+
+def test_prose_is_read_word_by_word():
+    prose = [f"the quick fox number {number} jumps over the dog" for number in range(300)]
+    column, _ = understood(cells(*prose))
+    assert column.kind == "words"
+    one, other = column.features(cells("The FOX", "fox the"))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("rows", np.arange(5, 105), True),  # row numbers, whatever they are called
+        ("customer_id", DRAW.permutation(100_000)[:300], True),
+        ("population", DRAW.permutation(100_000)[:300], False),
+        ("id", DRAW.normal(size=300), False),
+        ("userId", cells(*[f"u{number:04d}" for number in range(300)]), True),
+        ("count", DRAW.integers(0, 5, 300), False),
+    ],
+)
+def test_ids_and_row_numbers_are_named(name, values, expected):
+    _, facts = understood(values, name=name)
+    assert facts.looks_like_an_id == expected
+    assert any(f"data.columns={{{name}: drop}}" in line for line in column_notes([facts], 300)) == expected
+
+
+def test_constants_are_named():
+    _, facts = understood(np.full(50, 3))
+    assert column_notes([facts], 50) == ["column 'x' has the same value in all training rows"]
+
+
+def test_a_column_is_what_the_config_says():
+    numbers = np.tile([1, 2, 3], 20)
+    column, _ = understood(numbers, ColumnOptions({"x": "category"}))
+    assert column.categories == ("1", "2", "3")
+    np.testing.assert_array_equal(column.features(np.array([2.0])), [[0, 1, 0, 0]])
+    column, _ = understood(cells(*["10", "20"] * 20), ColumnOptions({"x": "category"}))
+    assert column.kind == "category"
+    column, _ = understood(cells(*["1,5", "2,25"] * 20), ColumnOptions({"x": "number"}, decimal=","))
+    assert column.mean == pytest.approx(1.875)
+    assert "data.columns says that 'x' is a date" in refusal(cells("a", "b"), ColumnOptions({"x": "date"}))
+    assert "data.columns says that 'x' is a number" in refusal(
+        cells("a", "b"), ColumnOptions({"x": "number"})
+    )
+    assert "data.columns drops every column" in refusal(numbers, ColumnOptions({"x": "drop"}))
+    assert "data.columns names 'xx', which is no column" in refusal(numbers, ColumnOptions({"xx": "number"}))
+
+
+def test_numbers_whose_variance_overflows_are_refused_with_the_remedy():
+    assert "take their logarithm" in refusal(np.array([1e308, -1e308, 1e300]))
+
+
+def test_an_infinite_number_counts_as_missing_and_is_said():
+    column, facts = understood(np.array([1.0, 2.0, np.inf, np.nan, 3.0]), parts=1)
+    assert column.mean == 2.0
+    assert (facts.missing, facts.unreadable, facts.odd) == (1, 1, "inf")
+
+
+def test_lists_and_bytes_have_no_form_as_a_category():
+    with pytest.raises(DataError, match="holds bytes"):
+        ColumnStats.of(cells(b"a", b"b"), False, "x")
+    with pytest.raises(DataError, match="values of type dict"):
+        ColumnStats.of(cells({"a": 1}), False, "x")
+
+
+def test_a_block_without_values_takes_the_kind_of_the_others():
+    column, facts = understood(np.concatenate([cells(None, None), cells(*range(10))]), parts=6)
+    assert column.kind == "number"
+    assert facts.missing == 2
