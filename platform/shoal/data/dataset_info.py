@@ -21,7 +21,6 @@ from shoal.data.preprocessing import (
     Transform,
     as_classes,
     as_numbers,
-    as_texts,
     is_missing,
 )
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule, count_splits
@@ -184,16 +183,29 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
             known.dtype.kind == "f" and len(known) and not np.all(known == np.floor(known))
         )
         if not summary.label_is_fractional:
-            classes = np.array([*as_classes(known), None], dtype=object)[:-1]
-            summary.label_counts = {
-                name: Counter(classes[split[~missing] == number].tolist())
-                for number, name in enumerate(SPLITS)
-            }
+            summary.label_counts = _count_classes(known, split[~missing])
     elif summary.label_is_text:
-        summary.label_text = TextStats.of(as_texts(known, label), preprocessing.column_options)
+        summary.label_text = TextStats.of(known, preprocessing.column_options, label)
     else:
         summary.label_moments = Moments.of(as_numbers(values[train]))
     return summary
+
+
+def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[bool | int | str]]:
+    """Return the rows of each class, by split."""
+    import pandas as pd
+
+    places, found = pd.factorize(labels)
+    distinct = np.array([*found, None], dtype=object)[:-1] if labels.dtype == object else np.asarray(found)
+    classes = as_classes(distinct)
+    counts: dict[str, Counter[bool | int | str]] = {}
+    for number, name in enumerate(SPLITS):
+        of_split = np.bincount(places[split == number], minlength=len(classes))
+        counts[name] = Counter()
+        for value, count in zip(classes, of_split.tolist(), strict=True):
+            if count:
+                counts[name][value] += count
+    return counts
 
 
 def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> dict[str, ColumnStats]:

@@ -3,6 +3,7 @@
 It is taken block by block and merged; what it holds does not grow with the rows. Depends on columns alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from shoal.data.sampler import SPLITS, TRAIN, count_splits, mix
 from shoal.data.sources.base import Block
+from shoal.data.statistics import smallest
 
 HASHED_ELEMENTS = 64  # of a row's tensor, evenly spread
+ENOUGH_COLUMNS = 3  # of numbers, to tell rows apart by
 KEPT_HASHES = 4096  # of the rows of a split: those with the smallest hashes, the same rows in every split
 BLOCK_ROWS = 512  # that are kept of a block
 MOST_ROWS = 4096  # that are kept in all
@@ -63,7 +66,7 @@ class Glance:
     @classmethod
     def of(cls, block: Block, split: np.ndarray, label: str | None) -> "Glance":
         found = _row_hashes({name: column for name, column in block.items() if name != label}, len(split))
-        hashes = {name: np.unique(found[split == number])[:KEPT_HASHES] for number, name in enumerate(SPLITS)}
+        hashes = {name: smallest(found[split == number], KEPT_HASHES) for number, name in enumerate(SPLITS)}
         train = np.flatnonzero(split == SPLITS.index(TRAIN))
         some = train[:: max(1, len(train) // BLOCK_ROWS)][:BLOCK_ROWS]
         return cls(
@@ -74,7 +77,7 @@ class Glance:
 
     def merge(self, other: "Glance") -> "Glance":
         hashes = {
-            name: np.unique(np.concatenate([self.hashes[name], other.hashes[name]]))[:KEPT_HASHES]
+            name: smallest(np.concatenate([self.hashes[name], other.hashes[name]]), KEPT_HASHES)
             for name in SPLITS
         }
         counts = {name: self.counts[name] + other.counts[name] for name in SPLITS}
@@ -134,26 +137,35 @@ def _cell(value: object) -> str:
 
 
 def _row_hashes(block: Block, rows: int) -> np.ndarray:
-    """Return a hash per row [rows], uint64, of all columns; of at most `HASHED_ELEMENTS` of a tensor."""
+    """Return a hash per row [rows], uint64, of at most `HASHED_ELEMENTS` of a tensor.
+
+    Columns of numbers alone tell rows apart where there are some: to hash texts takes as long as to read them.
+    """
     import pandas as pd
 
     total = np.zeros(rows, dtype=np.uint64)
     if not rows:
         return total
-    for number, column in enumerate(block.values()):
-        if column.dtype == object:
-            parts = [pd.util.hash_array(column.reshape(rows, -1)[:, 0])]
-        else:
-            flat = column.reshape(rows, -1)
-            step = max(1, flat.shape[1] // HASHED_ELEMENTS)
-            numbers = flat[:, ::step].astype(np.float64)
-            parts = [
-                np.ascontiguousarray(numbers[:, place]).view(np.uint64) for place in range(numbers.shape[1])
-            ]
-        with np.errstate(over="ignore"):
-            for place, bits in enumerate(parts):
-                total = total * np.uint64(31) + mix(bits ^ np.uint64(number * 1009 + place))
-    return np.asarray(mix(total))
+    numeric = [column for column in block.values() if column.dtype != object]
+    parts = [part for column in numeric for part in _elements(column)]
+    if len(numeric) < ENOUGH_COLUMNS:
+        parts += [
+            pd.util.hash_array(column.reshape(rows, -1)[:, 0])
+            for column in block.values()
+            if column.dtype == object
+        ]
+    with np.errstate(over="ignore"):
+        for place, bits in enumerate(parts):
+            # An odd factor of its own for each column (multiply-shift hashing, Dietzfelbinger et al., 1997).
+            total += bits * (mix(np.uint64(place)) | np.uint64(1))
+        return np.asarray(mix(total))
+
+
+def _elements(column: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the bits of some numbers of each row, as [rows] of uint64."""
+    flat = column.reshape(len(column), -1)
+    for place in range(0, flat.shape[1], max(1, flat.shape[1] // HASHED_ELEMENTS)):
+        yield np.ascontiguousarray(flat[:, place], dtype=np.float64).view(np.uint64)
 
 
 def _score_alone(column: np.ndarray, targets: np.ndarray, is_classification: bool) -> float:

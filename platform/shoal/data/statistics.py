@@ -50,7 +50,7 @@ class Sketch:
 
     @classmethod
     def of(cls, hashes: np.ndarray, looked_at: int) -> "Sketch":
-        return cls(np.unique(hashes)[:SKETCH], looked_at)
+        return cls(smallest(hashes, SKETCH), looked_at)
 
     def merge(self, other: "Sketch") -> "Sketch":
         return Sketch.of(np.concatenate([self.hashes, other.hashes]), self.looked_at + other.looked_at)
@@ -164,32 +164,36 @@ class TextStats:
     readings: dict[Reading, Readable]
 
     @classmethod
-    def of(cls, texts: np.ndarray, options: ColumnOptions) -> "TextStats":
-        """Summarise texts [n] without missing ones."""
+    def of(cls, values: np.ndarray, options: ColumnOptions, name: str) -> "TextStats":
+        """Summarise texts [n], or what becomes text; missing values are left out.
+
+        Raises:
+            DataError: a value has no form as a text.
+        """
         import pandas as pd
 
-        places, found = pd.factorize(texts)
-        distinct = np.asarray(found, dtype=object)
-        weights = np.bincount(places, minlength=len(distinct))
+        try:
+            places, found = pd.factorize(values)
+        except TypeError:  # lists and mappings cannot be compared
+            places, found = pd.factorize(as_texts(values, name))
+        distinct = as_texts(np.array([*found, None], dtype=object)[:-1], name)
+        weights = np.bincount(places[places >= 0], minlength=len(distinct))
         are_tokens = is_missing_text(distinct, options.missing)
-        values, counts = distinct[~are_tokens], weights[~are_tokens]
+        texts, counts = distinct[~are_tokens], weights[~are_tokens]
         readings = {
-            reading: _readable(reading, values, counts) for reading in candidates(values, options.decimal)
+            reading: _readable(reading, texts, counts) for reading in candidates(texts, options.decimal)
         }
+        some = distinct[:SAMPLED]
         return cls(
-            cells=len(texts),
+            cells=int(weights.sum()),
             tokens=int(weights[are_tokens].sum()),
             token=next(iter(distinct[are_tokens]), None),
-            zeros=int(counts[[_has_leading_zero(text) for text in values]].sum()) if readings else 0,
-            words=int(
-                sum(text.count(" ") + 1 for text in distinct[:SAMPLED])
-                * len(texts)
-                / max(1, len(distinct[:SAMPLED]))
-            ),
+            zeros=int(counts[[_has_leading_zero(text) for text in texts]].sum()) if readings else 0,
+            words=round(sum(text.count(" ") + 1 for text in some) * weights.sum() / max(1, len(some))),
             counts=Counter(dict(zip(distinct.tolist(), weights.tolist(), strict=True)))
             if len(distinct) <= MOST_DISTINCT
             else None,
-            sketch=Sketch.of(pd.util.hash_array(distinct), len(texts)),
+            sketch=Sketch.of(pd.util.hash_array(distinct), int(weights.sum())),
             readings=readings,
         )
 
@@ -258,9 +262,8 @@ class ColumnStats:
         kind: Kind = "ready" if is_ready else _kind(values, name)
         stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
         if kind == "category":
-            missing = is_missing(values)
-            stats.missing = int(missing.sum())
-            stats.text = TextStats.of(as_texts(values[~missing], name), options)
+            stats.text = TextStats.of(values, options, name)
+            stats.missing = len(values) - stats.text.cells
         elif kind != "ready":
             stats.numbers = NumberStats.of(values)
             stats.missing = int(values.size - stats.numbers.moments.total)
@@ -351,6 +354,18 @@ class ColumnStats:
     def _example(self) -> str:
         assert self.text is not None
         return next(iter(self.text.counts or ()), "") if self.text.counts is not None else ""
+
+
+def smallest(hashes: np.ndarray, count: int) -> np.ndarray:
+    """Return the smallest `count` different hashes, sorted.
+
+    `np.unique` of NumPy 2.4 takes 2 s for 500,000 hashes, this 10 ms.
+    """
+    enough = 4 * count
+    ordered = np.sort(np.partition(hashes, enough)[:enough] if len(hashes) > enough else hashes)
+    is_new = np.ones(len(ordered), dtype=bool)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    return np.asarray(ordered[is_new][:count])
 
 
 def _readable(reading: Reading, values: np.ndarray, counts: np.ndarray) -> Readable:
