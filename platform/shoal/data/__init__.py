@@ -5,6 +5,10 @@
 - `sampler`: which split a row is in, and the order in which training rows are seen
 - `dataset_info`: the checks of all rows, and the fitted transform
 - `preprocessing`: raw columns to tensors, and back from outputs to labels
+- `cells`: texts that are numbers or dates
+- `statistics`: what blocks tell of a column; `schema`: what it is understood as
+- `misfits`: cells of other data that a fitted transform cannot use
+- `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown
 - `partition`: rows divided among workers
 - `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
 - `random_state`: what a user's own code draws from, seeded for a while

@@ -185,7 +185,7 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
         if not summary.label_is_fractional:
             summary.label_counts = _count_classes(known, split[~missing])
     elif summary.label_is_text:
-        summary.label_text = TextStats.of(known, preprocessing.column_options, label)
+        summary.label_text = TextStats.of(values[train & ~missing], preprocessing.column_options, label)
     else:
         summary.label_moments = Moments.of(as_numbers(values[train]))
     return summary

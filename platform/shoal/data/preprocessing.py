@@ -138,6 +138,12 @@ class Label(BaseModel):
         values = values.reshape(len(values))
         if not self.classes:
             numbers = _read_cells(values, self.reading) if self.reading else as_numbers(values)
+            unread = np.flatnonzero(np.isnan(numbers))
+            if len(unread):
+                raise DataError(
+                    f"label column '{self.name}' holds {values[unread[0]]!r}, which is no number, in "
+                    f"{len(unread)} rows: every row needs a label; mend or drop these rows"
+                )
             return ((numbers - self.mean) / self.std).astype(np.float32)
         numbers_of = {name: number for number, name in enumerate(self.classes)}
         plain = as_classes(values)

@@ -270,3 +270,104 @@ def test_data_without_features_or_rows_is_refused(rows, preprocessing):
 def test_parts_with_different_columns_are_refused(rows, preprocessing):
     less = {name: column for name, column in rows.items() if name != "count"}
     assert "column 'count' is in only a part" in problem(source(rows, less), preprocessing())
+
+
+# What a person should know.
+
+
+def given(**splits):
+    """A source of given splits, one block each."""
+    return source_from_value("mine:rows", {name: dict(block) for name, block in splits.items()})
+
+
+def numbered(labels, first=0):
+    return {"x": np.arange(first, first + len(labels)) / 7, "target": np.array(labels)}
+
+
+def test_a_test_split_without_labels_is_set_aside(preprocessing):
+    made = preprocessing(test_fraction=0, validation_fraction=0)
+    src = given(train=numbered([0, 1] * 20), validation=numbered([0, 1] * 5, 40), test=numbered([-1] * 9, 50))
+    info = inspect_source(src, made)
+    assert info.rows == {"train": 40, "validation": 10, "test": 0}
+    assert info.transform.label.classes == (0, 1)
+    assert "the split test has no labels: it is set aside" in info.notes
+    [rows] = partition_source(src, made, info, 1)
+    assert {name: len(targets) for name, (_, targets) in rows.items()} == info.rows
+
+
+def test_minus_one_is_a_class_where_training_rows_have_it(preprocessing):
+    made = preprocessing(test_fraction=0, validation_fraction=0)
+    src = given(train=numbered([-1, 1] * 20), test=numbered([-1] * 9, 50))
+    info = inspect_source(src, made)
+    assert info.rows["test"] == 9
+    assert info.transform.label.unlabelled == ()
+
+
+@pytest.mark.parametrize("is_classification", [True, False])
+def test_a_split_whose_labels_are_missing_is_set_aside_and_single_gaps_are_refused(
+    preprocessing, is_classification
+):
+    made = preprocessing(is_classification=is_classification, test_fraction=0, validation_fraction=0)
+    train, nothing = numbered([0.0, 1.0] * 20), numbered([np.nan] * 9, 50)
+    info = inspect_source(given(train=train, test=nothing), made)
+    assert (info.rows["test"], info.transform.label.unlabelled) == (0, ("test",))
+    some = numbered([np.nan, 1.0], 50)
+    with pytest.raises(DataError, match=r"missing .* in 1 of 42 rows"):
+        inspect_source(given(train=train, test=some), made)
+
+
+def test_a_class_without_training_rows_is_named_with_its_rows(preprocessing):
+    made = preprocessing(test_fraction=0, validation_fraction=0)
+    info = inspect_source(given(train=numbered(["a", "b"] * 20), test=numbered(["a", "c", "c"], 50)), made)
+    assert info.class_counts == {"train": {"a": 20, "b": 20}, "test": {"c": 2, "a": 1}}
+    assert "1 class has no training rows and cannot be learnt: 'c' (2 rows)" in info.notes
+
+
+def test_test_rows_that_are_training_rows_and_a_copy_of_the_label_are_said(rows, preprocessing):
+    made = preprocessing(test_fraction=0, validation_fraction=0)
+    leaky = rows | {"copy": np.where(rows["target"] > 0, "yes", "no").astype(object)}
+    again = {name: column[:30] for name, column in leaky.items()}
+    info = inspect_source(given(train=leaky, test=again), made)
+    assert "100.0% of the test rows are training rows too: their metrics are too good" in info.notes
+    assert any(line.startswith("column 'copy' alone predicts 'target' (100%)") for line in info.notes)
+
+
+def test_nothing_odd_is_said_of_honest_rows(rows, preprocessing):
+    honest = rows | {"target": np.random.default_rng(1).integers(0, 2, 120)}
+    assert inspect_source(source(honest), preprocessing()).notes == []
+
+
+def test_a_label_of_amounts_is_a_number(rows, preprocessing):
+    made = preprocessing(is_classification=False)
+    prices = rows["size"].round(2)
+    plain = inspect_source(source(rows | {"target": prices}), made)
+    texts = np.array([f"{price:.2f} €".replace(".", ",") for price in prices], dtype=object)
+    src = source(rows | {"target": texts})
+    info = inspect_source(src, made)
+    assert "label column 'target' is read as numbers with a decimal comma" in info.notes
+    for name in SPLITS:
+        np.testing.assert_allclose(
+            partition_source(src, made, info, 1)[0][name][1],
+            partition_source(source(rows | {"target": prices}), made, plain, 1)[0][name][1],
+            rtol=1e-5,
+        )
+    for row in (np.flatnonzero(splits(rows, made) == number)[0] for number in (0, 1)):
+        odd = texts.copy()
+        odd[row] = "free"
+        assert "'free'" in problem(source(rows | {"target": odd}), made)
+
+
+def test_what_is_known_survives_the_json_of_a_checkpoint(rows, preprocessing):
+    info = inspect_source(source(rows), preprocessing())
+    assert DatasetInfo.model_validate_json(info.model_dump_json()) == info
+    assert info.examples
+
+
+def test_a_column_that_the_config_drops_is_no_feature(rows, preprocessing):
+    made = preprocessing(columns={"size": "drop", "count": "category"})
+    info = inspect_source(source(rows), made)
+    assert {column.name: column.kind for column in info.transform.columns} == {
+        "count": "category",
+        "color": "category",
+    }
+    assert {fact.name: fact.kind for fact in info.columns}["size"] == "dropped"
