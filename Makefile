@@ -19,6 +19,9 @@ ARGS ?=
 PORT ?= 5000
 STORE ?=
 
+# Containers often set it; each of a job's and the tests' processes would then compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train tune test test-long check ui bench
 
