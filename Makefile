@@ -56,7 +56,8 @@ train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes
 tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
 	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
-# Three processes, each file in one of them. Files run in alphabetical order, in which the slow ones come first.
+# Three processes, each file in one of them, as tests/conftest.py groups them. Files run in alphabetical order, in which
+# the slow ones come first.
 PYTEST := $(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks some

@@ -286,6 +286,12 @@ uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="critical")
 """
 
 
+# Where the server does what an SQLite store does: its case is in the long tests.
+MOSTLY_SQLITE = pytest.mark.parametrize(
+    "mlflow_store", ["sqlite", pytest.param("http", marks=pytest.mark.long)], indirect=True
+)
+
+
 class Server:
     """A real MLflow server on a port of its own, which can be killed and started again."""
 

@@ -476,7 +476,8 @@ def crew(job, size, folder, bucket=""):
     """Let processes do a job; return what each found, by rank."""
     context = multiprocessing.get_context("forkserver")
     # Imported once: they take each process seconds.
-    preloaded = ["distributed.tensor.parallel", "distributed.fsdp", "distributed.checkpoint", "_dynamo"]
+    preloaded = [f"distributed.{name}" for name in ("tensor.parallel", "fsdp", "checkpoint")]
+    preloaded += ["_dynamo", "_inductor"]
     context.set_forkserver_preload([f"torch.{name}" for name in preloaded] + ["pytest", "sklearn.datasets"])
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     workers = [
