@@ -668,7 +668,7 @@ def test_what_a_tensor_parallel_group_holds_alike_stays_so_under_dropout(two):
     )
 
 
-def test_under_fsdp_a_worker_holds_half_of_parameters_gradients_and_optimiser_state(two):
+def test_under_fsdp_a_worker_holds_half_of_parameters_gradients_and_optimizer_state(two):
     for result in two:
         assert result["bytes"]["ddp"] > 4 * 4 * 1_000_000
         assert result["bytes"]["fsdp"] <= 0.55 * result["bytes"]["ddp"]
