@@ -19,6 +19,9 @@ ARGS ?=
 PORT ?= 5000
 STORE ?=
 
+# Containers often set it; each of a job's and the tests' processes would then compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train tune test test-long check ui bench
 
@@ -53,7 +56,8 @@ train: setup ## train on the digits with 2 workers; ARGS="key=value ..." changes
 tune: setup ## sweep learning rate and width on the digits; ARGS="key=value key=range ..."
 	@$(PYTHON) jobs/tune.py jobs/configs/tune.yaml $(ARGS)
 
-# Three processes, each file in one of them. Files run in alphabetical order, in which the slow ones come first.
+# Three processes, each file in one of them, as tests/conftest.py groups them. Files run in alphabetical order, in which
+# the slow ones come first.
 PYTEST := $(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks some

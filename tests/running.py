@@ -263,6 +263,35 @@ def still_runs(process: psutil.Process, word: str = "") -> bool:
         return False
 
 
+# What `mlflow server --workers 1` does, in one process: MLflow's command imports all, makes the tables, and starts
+# another Python that imports all again.
+MLFLOW_SERVER = """
+import os, sys
+from mlflow.server import constants
+
+path, port = sys.argv[1:]
+store, artifacts = f"sqlite:///{path}/server.db", "mlflow-artifacts:/"
+os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = store
+os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = artifacts
+os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = f"{path}/artifacts"
+os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+
+import uvicorn
+from mlflow.server.fastapi_app import app
+from mlflow.server.handlers import initialize_backend_stores
+
+initialize_backend_stores(store, store, artifacts)
+uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="critical")
+"""
+
+
+# Where the server does what an SQLite store does: its case is in the long tests.
+MOSTLY_SQLITE = pytest.mark.parametrize(
+    "mlflow_store", ["sqlite", pytest.param("http", marks=pytest.mark.long)], indirect=True
+)
+
+
 class Server:
     """A real MLflow server on a port of its own, which can be killed and started again."""
 
@@ -272,11 +301,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = ["server", "--backend-store-uri", f"sqlite:///{self._path}/server.db"]
-        command += ["--artifacts-destination", str(self._path / "artifacts"), "--port", str(self._port)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--workers", "1"],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            [sys.executable, "-c", MLFLOW_SERVER, str(self._path), str(self._port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

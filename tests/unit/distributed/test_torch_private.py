@@ -143,7 +143,7 @@ def test_the_logger_that_is_silenced_is_torchs_own():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_an_optimisers_step_is_unwrapped_and_calls_a_hook_once_there_is_one(kind):
+def test_an_optimizers_step_is_unwrapped_and_calls_a_hook_once_there_is_one(kind):
     layer = nn.Linear(2, 1)
     optimizer = torch_private.without_wrappers(kind)(layer.parameters(), lr=0.1)
     assert type(optimizer) is not kind
@@ -160,6 +160,6 @@ def test_an_optimisers_step_is_unwrapped_and_calls_a_hook_once_there_is_one(kind
 
 
 @pytest.mark.parametrize("missing", ["profile_hook_step"])
-def test_without_torchs_wrapper_the_optimisers_class_stays_as_it_is(monkeypatch, missing):
+def test_without_torchs_wrapper_the_optimizers_class_stays_as_it_is(monkeypatch, missing):
     monkeypatch.delattr(torch.optim.Optimizer, missing)
     assert torch_private.without_wrappers(torch.optim.Adam) is torch.optim.Adam

@@ -392,7 +392,7 @@ def test_mup_wants_a_base_width_and_a_model_that_has_a_width():
         build_model(config(args={"width": 8}), (64,), 10, seed=0)
 
 
-def test_optimiser_state_restored_from_a_checkpoint_keeps_each_groups_scale():
+def test_optimizer_state_restored_from_a_checkpoint_keeps_each_groups_scale():
     stream, model = io.BytesIO(), in_mup(mlp, 128)
     torch.save(optimized(model, name="adamw").state_dict(), stream)
     stream.seek(0)

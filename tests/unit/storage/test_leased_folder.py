@@ -200,7 +200,9 @@ def test_a_pid_that_was_given_to_another_process_does_not_hold_the_folder(other,
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="start ticks are read in /proc")
-@pytest.mark.parametrize("seconds", [-7200, -1, 1, 7200])
+@pytest.mark.parametrize(
+    "seconds", [-7200, 1, *(pytest.param(s, marks=pytest.mark.long) for s in (-1, 7200))]
+)
 def test_a_step_of_the_clock_kills_no_process(other, tmp_path, seconds):
     folder, _ = other
     looker = run(LOOKER, folder.uri, seconds, tmp_path / "procfs")

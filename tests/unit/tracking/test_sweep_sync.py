@@ -5,6 +5,7 @@ import time
 import pytest
 
 from curves import add_trial, history, log_curve
+from running import MOSTLY_SQLITE
 from shoal.storage.records import Identity, Metadata
 from shoal.storage.run_folder import TRIALS
 from shoal.tracking.background import Tracker
@@ -43,6 +44,7 @@ def test_syncing_twice_changes_nothing_and_makes_no_child_twice(client, sweep):
     } == first
 
 
+@MOSTLY_SQLITE
 def test_a_trial_that_is_synced_again_within_one_session_is_the_same_child(client, sweep):
     folder = sweep()
     sync = make_sync(folder)
@@ -73,6 +75,7 @@ def test_trials_that_were_synced_are_skipped_and_the_time_when_all_were_is_kept(
     assert {run.info.status for run in children(client, sync.run_id).values()} == {"FINISHED"}
 
 
+@MOSTLY_SQLITE
 def test_the_tracker_reports_when_all_trials_were_synced(sweep):
     folder = sweep()
     tracker = Tracker(folder)
@@ -81,6 +84,7 @@ def test_the_tracker_reports_when_all_trials_were_synced(sweep):
     assert tracker.synced_at_s == pytest.approx(time.time(), abs=60)
 
 
+@MOSTLY_SQLITE
 def test_a_sweep_whose_driver_died_is_closed_with_its_trials(client, sweep):
     folder = sweep(("FINISHED", "RUNNING"), status="RUNNING")
     parent = sync(folder)
@@ -119,6 +123,7 @@ def test_a_live_sweep_that_was_reaped_says_running_again_with_its_open_trials(cl
     assert client.get_run(sync.run_id).info.status == "RUNNING"
 
 
+@MOSTLY_SQLITE
 def test_a_trial_whose_params_are_not_known_yet_waits(client, sweep):
     folder = sweep(("RUNNING",), status="RUNNING")
     folder.acquire_lease()
@@ -154,6 +159,7 @@ def assert_complete(client, parent, names=("t0000", "t0001", "t0002")):
         assert [step for step, _, _ in history(client, run.info.run_id)] == [1, 2, 3]
 
 
+@MOSTLY_SQLITE
 def test_every_key_of_a_trials_point_is_a_param_of_its_run(client, sweep):
     found = children(client, sync(sweep()))
     assert found["t0001"].data.params == {
@@ -163,12 +169,14 @@ def test_every_key_of_a_trials_point_is_a_param_of_its_run(client, sweep):
     }
 
 
+@MOSTLY_SQLITE
 def test_a_trial_that_failed_before_its_model_was_built_has_its_point_too(client, sweep):
     folder = sweep(("FINISHED", "FAILED"))
     folder.inner(f"{TRIALS}/t0001").delete(Metadata.file)
     assert children(client, sync(folder))["t0001"].data.params["optim.lr"] == "1"
 
 
+@MOSTLY_SQLITE
 @pytest.mark.parametrize("again", [sync, extended], ids=["synced", "extended"])
 @pytest.mark.parametrize("takes_children_along", [True, False])
 def test_a_parent_that_was_deleted_is_made_anew_with_all_its_children(
@@ -186,6 +194,7 @@ def test_a_parent_that_was_deleted_is_made_anew_with_all_its_children(
     assert folder.tracked().run_id == parent
 
 
+@MOSTLY_SQLITE
 @pytest.mark.parametrize("again", [sync, extended], ids=["synced", "extended"])
 def test_a_child_that_was_deleted_is_made_anew(client, sweep, again):
     folder = sweep()
@@ -213,6 +222,7 @@ def test_what_is_deleted_while_a_sweep_runs_is_made_anew(client, sweep):
     assert_complete(client, tracker.run_id, ("t0000", "t0001"))
 
 
+@MOSTLY_SQLITE
 def test_a_trial_whose_folder_was_deleted_and_that_was_trained_again_is_one_child(client, sweep):
     folder = sweep()
     parent = sync(folder)
@@ -226,6 +236,7 @@ def test_a_trial_whose_folder_was_deleted_and_that_was_trained_again_is_one_chil
     assert children(client, parent)["t0001"].info.run_id != before
 
 
+@MOSTLY_SQLITE
 @pytest.mark.parametrize("again", [sync, extended], ids=["synced", "extended"])
 def test_the_reason_of_an_earlier_attempt_goes_away(client, sweep, again):
     folder = sweep(("FINISHED", "FAILED"), status="KILLED")
@@ -241,6 +252,7 @@ def test_the_reason_of_an_earlier_attempt_goes_away(client, sweep, again):
         assert REASON_TAG not in run.data.tags
 
 
+@MOSTLY_SQLITE
 def test_a_child_that_another_process_closed_by_mistake_says_again_how_it_ended(client, sweep):
     folder = sweep()
     parent = sync(folder)
@@ -252,6 +264,7 @@ def test_a_child_that_another_process_closed_by_mistake_says_again_how_it_ended(
     assert REASON_TAG not in client.get_run(run_id).data.tags
 
 
+@MOSTLY_SQLITE
 def test_once_a_sweep_is_marked_no_trial_of_it_is_opened_as_running(client, sweep):
     folder = sweep(("RUNNING",), status="RUNNING")
     folder.acquire_lease()
@@ -272,6 +285,7 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+@MOSTLY_SQLITE
 def test_the_folders_of_a_large_sweep_are_not_listed_at_each_poll_and_are_listed_at_the_end(
     client, sweep, monkeypatch
 ):

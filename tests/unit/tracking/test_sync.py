@@ -3,6 +3,7 @@ import time
 import pytest
 
 from curves import history, log_curve
+from running import MOSTLY_SQLITE
 from shoal.errors import LeaseLostError
 from shoal.storage.lease import renewed
 from shoal.storage.records import Identity, JournalPosition, Lease, Metadata, Result, Tracked
@@ -43,6 +44,7 @@ def test_a_run_folder_becomes_a_run_with_all_it_holds(client, run):
     assert found["artifacts"] == {CONFIG, Metadata.file, Result.file, PICTURES, f"{PICTURES}/loss_curve.png"}
 
 
+@MOSTLY_SQLITE
 def test_a_profilers_trace_is_uploaded_as_it_is(client, run):
     folder = run()
     folder.write(f"{PROFILE}/trace.json.gz", b"\x1f\x8bpacked")
@@ -51,6 +53,7 @@ def test_a_profilers_trace_is_uploaded_as_it_is(client, run):
     assert client.list_artifacts(run_id, PROFILE)[0].file_size == 8
 
 
+@MOSTLY_SQLITE
 @pytest.mark.parametrize("forgets", [None, "position", "run id", "both"])
 def test_synchronising_twice_has_the_same_outcome_whatever_was_forgotten_in_between(client, run, forgets):
     folder = run(end_ms=2_000_000_000_000)
@@ -65,6 +68,7 @@ def test_synchronising_twice_has_the_same_outcome_whatever_was_forgotten_in_betw
     assert outcome(client, run_id) == first
 
 
+@MOSTLY_SQLITE
 def test_a_run_is_found_again_by_its_key_not_by_its_name(client, run):
     one, other = run("same"), run("other")
     other.update(Identity, name="same")
@@ -95,6 +99,7 @@ def test_an_experiment_that_was_deleted_comes_back(client, run):
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+@MOSTLY_SQLITE
 def test_a_crash_and_a_replay_end_with_the_curve_of_an_uninterrupted_run(client, run):
     disturbed, twin = run("disturbed"), run("twin")
     log_curve(twin, range(1, 11))
@@ -107,18 +112,20 @@ def test_a_crash_and_a_replay_end_with_the_curve_of_an_uninterrupted_run(client,
     assert curves[0] == curves[1]
 
 
+@MOSTLY_SQLITE
 def test_points_go_out_once_each_and_more_than_one_batch_of_them(client, run):
     folder = run()
-    log_curve(folder, range(1, 2502))
+    log_curve(folder, range(1, 1202))
     sync = RunSync(folder)
     sync.open()
-    assert sync.send_points() == 2501
+    assert sync.send_points() == 1201
     assert sync.send_points() == 0
-    log_curve(folder, range(2502, 2505), attempt=2)
+    log_curve(folder, range(1202, 1205), attempt=2)
     assert sync.send_points() == 3
-    assert client.get_run(sync.run_id).data.metrics["train/loss"] == 1 / 2504
+    assert client.get_run(sync.run_id).data.metrics["train/loss"] == 1 / 1204
 
 
+@MOSTLY_SQLITE
 def test_points_that_mlflow_did_not_accept_are_sent_the_next_time(client, run, monkeypatch):
     folder = run()
     log_curve(folder, range(1, 4))
@@ -143,6 +150,7 @@ def test_numbers_that_are_not_finite_are_taken(client, run):
     assert len(history(client, run_id)) == 2
 
 
+@MOSTLY_SQLITE
 def test_a_run_that_failed_or_was_killed_says_so_and_why(client, run):
     for status in ("FAILED", "KILLED"):
         found = client.get_run(sync(run(status.lower(), status, reason="no memory")))
@@ -150,12 +158,14 @@ def test_a_run_that_failed_or_was_killed_says_so_and_why(client, run):
         assert found.data.tags[REASON_TAG] == "no memory"
 
 
+@MOSTLY_SQLITE
 def test_a_folder_whose_driver_died_without_a_word_is_no_running_run(client, run, gone_process):
     folder = run(status="RUNNING")
     folder.save(gone_process, inside="attempts/0001")
     assert client.get_run(sync(folder)).info.status == "FAILED"
 
 
+@MOSTLY_SQLITE
 @pytest.mark.parametrize("damage", [b"", b'{"run_id": "0', b"[]"])
 def test_a_damaged_record_of_tracking_is_dropped_with_a_warning_and_found_out_again(
     client, run, caplog, damage
@@ -173,6 +183,7 @@ def test_a_damaged_record_of_tracking_is_dropped_with_a_warning_and_found_out_ag
         assert any(f"{name}' is damaged" in message for message in caplog.messages)
 
 
+@MOSTLY_SQLITE
 def test_metadata_of_an_earlier_version_is_uploaded_under_its_name(client, run):
     folder = run()
     folder.write("facts.json", folder.read(Metadata.file))
@@ -195,6 +206,7 @@ def running(client, folder, lease):
     return sync.run_id
 
 
+@MOSTLY_SQLITE
 @pytest.mark.parametrize("clock_s", [-7200, 0, 7200])
 def test_only_runs_whose_process_is_gone_are_reaped(client, run, gone_process, monkeypatch, clock_s):
     """One of another host is gone if its lease does not change between two looks, whatever its clock says."""
@@ -256,6 +268,7 @@ def test_a_live_run_that_another_process_closed_says_running_again_and_one_that_
     assert client.get_run(sync.run_id).info.status == "KILLED"
 
 
+@MOSTLY_SQLITE
 def test_a_later_attempt_stops_what_an_earlier_one_sends(client, run):
     folder = run(status="RUNNING")
     log_curve(folder, range(1, 4))
@@ -278,7 +291,8 @@ def test_a_later_attempt_stops_what_an_earlier_one_sends(client, run):
     assert len(history(client, early.run_id)) == 3
 
 
-@pytest.mark.parametrize("pieces", [1, 20])
+@MOSTLY_SQLITE
+@pytest.mark.parametrize("pieces", [1, 6, pytest.param(20, marks=pytest.mark.long)])
 def test_an_outage_of_mlflow_keeps_no_more_in_memory_than_one_piece_of_the_journal(
     client, run, monkeypatch, pieces
 ):

@@ -56,8 +56,15 @@ def test_four_widths_of_a_pure_power_get_no_floor_below_zero():
     assert fit_power_law(sizes, bent_the_other_way).floor == 0.0
 
 
-@pytest.mark.parametrize(("count", "span"), [(4, 64), (6, 1024)])
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("count", "span", "share"),
+    [
+        (4, 64, 0.0),
+        (6, 1024, 0.5),
+        pytest.param(4, 64, 0.5, marks=pytest.mark.long),
+        pytest.param(6, 1024, 0.0, marks=pytest.mark.long),
+    ],
+)
 def test_the_interval_holds_the_exponent_about_as_often_as_it_says(count, span, share):
     draw, sizes = np.random.default_rng(0), 1e4 * np.geomspace(1, span, count)
     power = (sizes / sizes[0]) ** -0.3
