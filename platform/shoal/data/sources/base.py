@@ -51,6 +51,21 @@ class ReadOptions:
 DETECTED = ReadOptions()
 
 
+class OtherTypesError(DataError):
+    """A cell is not of the type that samples of its column show; `relearn` of the part finds what holds for all."""
+
+    def __init__(self, uri: str, file: str, column: str) -> None:
+        super().__init__(
+            f"column '{column}' of '{file}' holds cells of another type than samples of data.source='{uri}' show: read "
+            f"it again, or set data.columns={{{column}: text}}"
+        )
+        self.column = column
+        self._arguments = (uri, file, column)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), self._arguments
+
+
 @dataclass(frozen=True)
 class Chunks:
     """Rows in chunks that any process can read by itself; `read` takes a chunk's number, and can be pickled."""
@@ -78,6 +93,7 @@ class Part:
         chunks: made when the cluster reads them.
         dataset: a Ray Dataset.
         encoded: another part, whose blocks the function decodes.
+        relearn: how to read on after an `OtherTypesError` of a chunk: `chunks` is then asked for again.
     """
 
     read: Callable[[], Iterator[Block]]
@@ -86,6 +102,7 @@ class Part:
     chunks: Callable[[], Chunks] | None = None
     dataset: Any = None
     encoded: "tuple[Part, Callable[[Block], Iterator[Block]]] | None" = None
+    relearn: Callable[[OtherTypesError], None] | None = None
 
 
 @dataclass(frozen=True)
