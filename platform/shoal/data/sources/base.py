@@ -3,12 +3,13 @@
 Depends on files and file systems alone; independent of what the columns mean.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pyarrow import fs as arrow_fs
@@ -17,6 +18,7 @@ from shoal.data.sampler import VALIDATION
 from shoal.errors import DataError, nearest
 
 Block = dict[str, np.ndarray]
+Result = TypeVar("Result")
 
 # The driver's checks read a source up to this size as a whole, so that a problem is an error before anything is
 # started. The driver then sends the rows to the workers, rather than having them read a second time.
@@ -103,6 +105,17 @@ class Part:
     dataset: Any = None
     encoded: "tuple[Part, Callable[[Block], Iterator[Block]]] | None" = None
     relearn: Callable[[OtherTypesError], None] | None = None
+
+
+def read_again(read: Callable[[], Result]) -> Result:
+    """Call a function that reads a whole source, again where cells are not of the types that samples show.
+
+    The blocks that were read before have the types of the samples, and those behind would have others.
+    """
+    while True:
+        # Each time, at least one more column is known to hold text.
+        with contextlib.suppress(OtherTypesError):
+            return read()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from shoal.data.sources.base import ReadOptions
 from shoal.data.sources.encoding import find_encoding
-from shoal.data.sources.opening import UTF8, File, open_bytes
+from shoal.data.sources.opening import UTF8, File, open_bytes, unclear_encoding
 from shoal.errors import DataError
 
 HEAD_BYTES = 1 << 20
@@ -89,10 +89,7 @@ def decode_sample(file: File, sample: Sample, options: ReadOptions) -> tuple[lis
     """
     encoding = options.encoding or find_encoding(sample.slices)
     if encoding is None:
-        raise DataError(
-            f"'{file.name}' is not UTF-8, and its encoding is not clear: name it, e.g. data.encoding=cp1251, "
-            "shift_jis, euc_kr, big5 or utf-16"
-        )
+        raise unclear_encoding(file)
     slices = sample.slices[:1] if encoding.startswith(("utf-16", "utf-32")) else sample.slices
     texts = []
     for part in slices:
@@ -169,12 +166,11 @@ def find_delimiter(head: str) -> str | None:
         if delimiter not in head:
             continue
         lengths = [len(row) for row in parse(head, delimiter)]
-        width, count = Counter(lengths).most_common(1)[0]
+        body = lengths[1:] or lengths
+        width, count = Counter(body).most_common(1)[0]
         # R writes a header without a name for the row names; some programs end all rows but it with a delimiter.
         starts = lengths[0] in (width, width - 1) and lengths[0] > 1
-        share = count / len(lengths) if len(lengths) > 1 else float(lengths[0] > 1)
-        if len(lengths) == 2 and lengths[0] == width - 1:
-            share = 1.0
+        share = count / len(body)
         if delimiter == " " and (width < 3 or share < 1 or len(lengths) < 2):
             continue
         if width > 1 and starts and share > best[0]:

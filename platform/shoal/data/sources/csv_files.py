@@ -23,6 +23,7 @@ from shoal.data.sources.csv_types import (
     parse_options,
     read_options,
     widen,
+    without_spaces,
 )
 from shoal.data.sources.opening import File, open_text, undecodable
 from shoal.data.sources.tables import Constants, check_names, with_constants
@@ -82,6 +83,7 @@ class CsvReader:
             self.layout = replace(
                 before,
                 types=before.types | {error.column: TEXT},
+                widths={name: width for name, width in before.widths.items() if name != error.column},
                 commas=before.commas - {error.column},
                 empty=before.empty - {error.column},
             )
@@ -242,7 +244,7 @@ def _open(file: File, dialect: Dialect) -> Iterator[Any]:
 
 @dataclass
 class _WithoutSpaces:
-    """A stream without the spaces between a delimiter and a quote, which Arrow takes for a part of the cell."""
+    """A stream without the spaces between a delimiter and a quote."""
 
     stream: Any
     delimiter: bytes
@@ -257,7 +259,7 @@ class _WithoutSpaces:
                 chunk += more
             if not chunk:
                 break
-            self._rest += re.sub(re.escape(self.delimiter) + b' +"', self.delimiter + b'"', chunk)
+            self._rest += without_spaces(chunk, self.delimiter)
         taken, self._rest = self._rest[:count], self._rest[count:]
         return taken
 

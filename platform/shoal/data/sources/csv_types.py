@@ -86,6 +86,11 @@ def null_values(options: ReadOptions, spaces: bool = False) -> tuple[str, ...]:
     return (*nulls, *(f" {null}" for null in nulls)) if spaces else nulls
 
 
+def without_spaces(data: bytes, delimiter: bytes) -> bytes:
+    """Remove spaces between a delimiter and a quote, which Arrow takes for a part of the cell."""
+    return re.sub(re.escape(delimiter) + b' +"', delimiter + b'"', data)
+
+
 def parse_options(dialect: Dialect, skips_bad_rows: bool = False) -> arrow_csv.ParseOptions:
     return arrow_csv.ParseOptions(
         delimiter=dialect.delimiter,
@@ -136,7 +141,7 @@ def learn(dialect: Dialect, texts: list[str], is_whole: bool, options: ReadOptio
         ):
             is_clear = options.decimal == "," or not matches_all(column, GROUPS_BY_COMMA, where=",")
             (commas if is_clear else unclear).add(name)
-        if pa.types.is_integer(kind):
+        if pa.types.is_integer(kind) and forced.get(name) != "number":
             widths.update(_width(name, column))
         if kind == TEXT and _holds_codes(column):
             codes.add(name)
@@ -170,6 +175,8 @@ def _read_slice(
 ) -> Iterable[tuple[str, pa.DataType, pa.ChunkedArray]]:
     """Yield for each column of a slice its type and its cells; nothing where the slice begins within quotes."""
     data = text.encode()
+    if dialect.spaces_before_quotes:
+        data = without_spaces(data, dialect.delimiter.encode())
     read = read_options(dialect, max(1 << 20, len(data) + 1), is_first)
     parse = parse_options(dialect, skips_bad_rows=True)
     nulls = {"null_values": list(layout.nulls), "strings_can_be_null": True, "include_columns": names}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ import pyarrow.json as arrow_json
 from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, Chunks, ReadOptions
 from shoal.data.sources.encoding import find_encoding
-from shoal.data.sources.opening import UTF8, File, open_bytes, open_text, undecodable
+from shoal.data.sources.opening import UTF8, File, open_bytes, open_text, unclear_encoding, undecodable
 from shoal.data.sources.parquet_files import unified
 from shoal.data.sources.tables import (
     Constants,
@@ -29,6 +30,7 @@ from shoal.errors import DataError
 
 BLOCK_BYTES = 64 << 20  # whose rows show the keys and types of a file
 HEAD_BYTES = 1 << 16
+CHANGED = re.compile(r"Column\(/(.+)\) changed from (\w+) to (\w+)")
 SHOWN = 60  # characters of a line in a message
 
 
@@ -50,9 +52,7 @@ class JsonReader:
                 head = bytes(stream.read(HEAD_BYTES))
             encoding = self.options.encoding or find_encoding([head])
             if encoding is None:
-                raise DataError(
-                    f"'{file.name}' is not UTF-8, and its encoding is not clear: set data.encoding"
-                )
+                raise unclear_encoding(file)
             if encoding != UTF8 and not self.options.encoding:
                 self.notes += (f"'{file.name}': its encoding is {encoding} (data.encoding)",)
             # Arrow's reader of JSON does not skip the mark of UTF-8.
@@ -143,6 +143,13 @@ class JsonReader:
             bad = undecodable(file, self._encodings[file])
             if bad:
                 raise bad from None
+            changed = CHANGED.search(str(error))
+            if changed:
+                key = changed[1].replace("/", ".")
+                raise DataError(
+                    f"data.source='{self.uri}' does not read as json: '{file.name}': key '{key}' "
+                    f"holds a {changed[2]} in some rows and a {changed[3]} in others: make it one type throughout"
+                ) from None
             cause = (None if self._is_array[file] else self._bad_line(file)) or str(error).splitlines()[0]
             raise DataError(
                 f"data.source='{self.uri}' does not read as json: '{file.name}': {cause}: write one object per "

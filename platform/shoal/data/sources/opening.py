@@ -158,23 +158,38 @@ def check_encoding(encoding: str | None) -> None:
         ) from None
 
 
+def unclear_encoding(file: File) -> DataError:
+    """Return the error for a file that is not UTF-8, and of which nothing else is clear."""
+    where = _undecodable_at(file, UTF8)
+    return DataError(
+        f"'{file.name}' is not UTF-8{f' {where}' if where else ''}, and its encoding is not clear: name it, e.g. "
+        "data.encoding=cp1252, cp1251, shift_jis, euc_kr, big5 or utf-16"
+    )
+
+
 def undecodable(file: File, encoding: str) -> DataError | None:
     """Return an error that names the first byte of a file that is not of an encoding; None: there is none."""
+    where = _undecodable_at(file, encoding)
+    if where is None:
+        return None
+    other = "cp1252" if encoding == UTF8 else UTF8
+    return DataError(
+        f"'{file.name}' is not {encoding} {where}: name its encoding, e.g. data.encoding={other}, or convert the file"
+    )
+
+
+def _undecodable_at(file: File, encoding: str) -> str | None:
     decoder = codecs.getincrementaldecoder(encoding)()
-    offset, row = 0, 1  # of the first byte that is not decoded yet
+    offset, line = 0, 1  # of the first byte that is not decoded yet
     with open_bytes(file) as stream:
         while True:
             chunk = bytes(stream.read(READ_BYTES))
             held = decoder.getstate()[0]
             try:
-                row += decoder.decode(chunk, final=not chunk).count("\n")
+                line += decoder.decode(chunk, final=not chunk).count("\n")
             except UnicodeDecodeError as error:
-                row += chunk[: max(0, error.start - len(held))].count(b"\n")
-                byte = error.object[error.start]
-                return DataError(
-                    f"'{file.name}' is not {encoding} at byte {offset + error.start} (line {row}, {byte:#04x}): name "
-                    f"its encoding, e.g. data.encoding={'cp1252' if encoding == UTF8 else UTF8}, or convert the file"
-                )
+                line += error.object[: error.start].count(b"\n")
+                return f"at byte {offset + error.start} (line {line}, {error.object[error.start]:#04x})"
             if not chunk:
                 return None
             offset += len(held) + len(chunk) - len(decoder.getstate()[0])

@@ -60,10 +60,10 @@ def check_names(uri: str, names: list[str], options: ReadOptions) -> None:
     Raises:
         DataError: as said.
     """
-    for name, kind in options.columns:
+    for name, _ in options.columns:
         if name not in names:
             raise DataError(
-                f"data.columns={{{name}: {kind}}} is not a column of '{uri}'{nearest(name, names)}: its columns are "
+                f"data.columns names '{name}', which is not a column of '{uri}'{nearest(name, names)}: its columns are "
                 f"{', '.join(names[:20])}"
             )
 
