@@ -182,8 +182,9 @@ def _spaces(head: str, delimiter: str) -> tuple[bool, bool]:
     """Whether spaces follow most delimiters, and whether they precede quotes."""
     if delimiter == " ":
         return False, False
-    every = head.count(delimiter)
-    return every > 0 and head.count(f"{delimiter} ") > 0.5 * every, f'{delimiter} "' in head
+    cells = [cell for row in parse(head, delimiter) for cell in row[1:] if cell]
+    follow = sum(cell.startswith(" ") for cell in cells) > 0.5 * len(cells)
+    return follow, follow and f'{delimiter} "' in head
 
 
 def is_number(cell: str) -> bool:

@@ -44,6 +44,7 @@ class CsvReader:
     options: ReadOptions
     constants: Constants
     notes: tuple[str, ...] = ()
+    is_begun: bool = False  # blocks were read since the types were learnt
     _tables: dict[File, pa.Table] = field(default_factory=dict, repr=False)
 
     def whole(self, files: tuple[File, ...]) -> Iterator[Block]:
@@ -255,7 +256,9 @@ class _WithoutSpaces:
         while len(self._rest) < max(count, 1):
             chunk = bytes(self.stream.read(max(count, 1 << 16)))
             # A cut between the delimiter and the quote would hide them.
-            while chunk and chunk[-1:] in (b" ", self.delimiter) and (more := bytes(self.stream.read(1))):
+            while (
+                chunk and chunk[-1:] in (b" ", b'"', self.delimiter) and (more := bytes(self.stream.read(1)))
+            ):
                 chunk += more
             if not chunk:
                 break

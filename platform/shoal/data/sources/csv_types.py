@@ -88,7 +88,7 @@ def null_values(options: ReadOptions, spaces: bool = False) -> tuple[str, ...]:
 
 def without_spaces(data: bytes, delimiter: bytes) -> bytes:
     """Remove spaces between a delimiter and a quote, which Arrow takes for a part of the cell."""
-    return re.sub(re.escape(delimiter) + b' +"', delimiter + b'"', data)
+    return re.sub(re.escape(delimiter) + b' +"(?!")', delimiter + b'"', data)
 
 
 def parse_options(dialect: Dialect, skips_bad_rows: bool = False) -> arrow_csv.ParseOptions:

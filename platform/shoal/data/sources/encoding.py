@@ -39,19 +39,16 @@ def find_encoding(slices: list[bytes]) -> str | None:
 def _is_utf8(part: bytes) -> bool:
     """Whether bytes are UTF-8, apart from a character that is cut at either end."""
     start = next((at for at in range(min(4, len(part))) if part[at] & 0xC0 != 0x80), 0)
-    try:
-        codecs.getincrementaldecoder(UTF8)().decode(part[start:], final=False)
-    except UnicodeDecodeError:
-        return False
-    return True
+    return _decodes(part[start:], UTF8)
 
 
 def _of_bytes_above_ascii(text: bytes) -> str | None:
     runs = HIGH.findall(text)
     lone = sum(len(run) == 1 for run in runs)
     letters = [byte for run in runs for byte in run]
-    # Letters of Western European are above 0xBF; 0x80-0x9F begin characters of Shift JIS.
-    if lone >= 0.5 * len(runs) and sum(byte < 0xA0 for byte in letters) < 0.3 * len(letters):
+    # Letters of Western European are above 0xBF; 0x80-0x9F begin characters of Shift JIS, and are dashes and quotes.
+    signs = sum(byte < 0xA0 for byte in letters)
+    if lone >= 0.5 * len(runs) and (signs < 0.3 * len(letters) or not _decodes(text, "shift_jis")):
         # cp1252 is Latin-1 with letters in the place of control characters, and leaves five bytes undefined.
         return "latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", text) else "cp1252"
     even = sum(len(run) % 2 == 0 for run in runs)
@@ -59,9 +56,13 @@ def _of_bytes_above_ascii(text: bytes) -> str | None:
     # 0xA1-0xA3 are punctuation, 0xB0-0xD7 the 3,755 characters of the first level of GB 2312.
     common = sum(0xB0 <= lead <= 0xD7 or 0xA1 <= lead <= 0xA3 for lead in leads)
     if even >= 0.9 * len(runs) and leads and common >= 0.8 * len(leads):
-        try:
-            codecs.getincrementaldecoder("gb18030")().decode(text, final=False)
-        except UnicodeDecodeError:
-            return None
-        return "gb18030"
+        return "gb18030" if _decodes(text, "gb18030") else None
     return None
+
+
+def _decodes(text: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(text, final=False)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -98,17 +98,18 @@ def _part(reader: Reader, split: str | None, files: tuple[File, ...], nbytes: in
         if nbytes <= IN_DRIVER_BYTES:
             yield from reader.whole(files)
             return
-        is_begun = False
         while True:
             try:
                 for block in reader.chunks(files).blocks():
-                    is_begun = True
+                    if isinstance(reader, CsvReader):
+                        reader.is_begun = True
                     yield block
                 return
             except OtherTypesError as error:
-                assert relearn is not None
-                relearn(error)
-                if is_begun:
+                assert isinstance(reader, CsvReader)
+                reader.relearn(error)
+                if reader.is_begun:  # blocks with other types are out: the whole source must be read again
+                    reader.is_begun = False
                     raise
 
     paths = tuple(dict.fromkeys(file.path for file in files))

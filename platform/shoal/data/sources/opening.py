@@ -74,7 +74,7 @@ def members(path: str) -> list[File]:
             else:
                 with tarfile.open(fileobj=stream, mode="r:*") as tar:
                     names = [member.name for member in tar if member.isfile()]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, pa.ArrowException, EOFError) as error:
         raise DataError(
             f"'{path}' is no archive that can be read ({error}): unpack it, and name the folder"
         ) from None
