@@ -56,6 +56,8 @@ def to_array(column: Any) -> np.ndarray:
     array = np.asarray(column.to_numpy())
     first = next((item for item in array[:100] if item is not None), None) if array.dtype == object else None
     if isinstance(first, np.ndarray | list):
+        if len(first) and isinstance(first[0], dict):
+            return array  # chat messages, which a task of text reads; others refuse them by name
         return _stacked(array, column.name)
     if isinstance(first, datetime.time):
         return np.array([_seconds(item) for item in array])
