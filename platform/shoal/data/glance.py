@@ -20,7 +20,7 @@ BLOCK_ROWS = 512  # that are kept of a block
 MOST_ROWS = 4096  # that are kept in all
 EXAMPLES = 3
 FEW_VALUES = 16  # of which rows with the same value are compared
-SUSPICIOUS = 0.98  # accuracy of one column alone
+SUSPICIOUS = 0.995  # accuracy of one column alone
 MOSTLY_DIFFERENT = 0.98  # of the training rows; else the same values come up by chance
 FEW_ROWS = 50  # too few to suspect anything
 
