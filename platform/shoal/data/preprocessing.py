@@ -263,7 +263,7 @@ class ColumnStats:
 
     @classmethod
     def of(cls, values: np.ndarray, is_ready: bool) -> "ColumnStats":
-        kind: Kind = "ready" if is_ready else _kind(values)
+        kind: Kind = "ready" if is_ready and values.dtype.kind in "biuf" else _kind(values)
         stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
         if kind == "category":
             missing = is_missing(values)

@@ -107,7 +107,7 @@ def partitioned(data, task="image_classification"):
 def test_the_image_column_of_a_hub_data_set_becomes_what_an_image_model_takes(hub):
     info, rows = partitioned(config(hub()))
     assert info.transform.input_shape == (3, 4, 5)
-    assert info.transform.label.classes == (0, 1)
+    assert info.transform.label.classes == ("cat", "dog")
     inputs = np.concatenate([inputs for inputs, _ in rows.values()])
     assert inputs.shape == (60, 3, 4, 5)
     assert inputs.dtype == np.uint8  # as they are stored; a batch of them is widened
@@ -126,9 +126,12 @@ def test_data_shape_resizes_the_images_of_a_hub_data_set(hub):
     assert rows[TRAIN][0].shape[1:] == (1, 6, 6)
 
 
-@pytest.mark.parametrize("name", ["validation", "val", "valid"])
-def test_the_splits_of_a_hub_data_set_are_kept(hub, name):
-    uri = hub(**{"train": 30, name: 6, "test": 4})
+@pytest.mark.parametrize(
+    ("train", "name", "test"),
+    [("train", "validation", "test"), ("Train", "VAL", "testing"), ("training", "dev", "test")],
+)
+def test_the_splits_of_a_hub_data_set_are_kept(hub, train, name, test):
+    uri = hub(**{train: 30, name: 6, test: 4})
     assert partitioned(config(uri))[0].rows == {TRAIN: 30, VALIDATION: 6, TEST: 4}
     source = open_data(config(uri), "image_classification", seed=0)
     assert [part.split for part in source.parts] == [TRAIN, VALIDATION, TEST]
@@ -141,7 +144,7 @@ def test_splits_of_other_names_beside_known_ones_are_left_out(hub):
     assert 10 <= rows[VALIDATION] <= 30
 
 
-@pytest.mark.parametrize("splits", [{"training": 3, "testing": 3}, {"validation": 3, "test": 3}])
+@pytest.mark.parametrize("splits", [{"dev": 3, "testing": 3}, {"validation": 3, "test": 3}])
 def test_several_splits_without_a_training_split_are_refused_by_name(hub, splits):
     uri = hub(**splits)
     with pytest.raises(DataError, match=rf"has the splits {', '.join(splits)}: 'train' must be among them"):
