@@ -25,7 +25,7 @@ from shoal.data.dataset_info import (
 from shoal.data.partition import WorkerRows, concatenate, partition_block
 from shoal.data.sampler import SPLITS
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.base import Block, OtherTypesError, Part, Source
 from shoal.errors import UserError
 
 RowsRef = Any  # ray.ObjectRef[WorkerRows]
@@ -53,7 +53,22 @@ class Blocks:
 
 
 def read_blocks(source: Source) -> Blocks:
-    """Read in parallel, by the functions that read a small source in one process; the order of rows is the same."""
+    """Read in parallel, by the functions that read a small source in one process; the order of rows is the same.
+
+    A cell that is not of the type that samples of its column show has all read again.
+    """
+    while True:
+        try:
+            return _read_once(source)
+        except OtherTypesError as error:
+            parts = [part.encoded[0] if part.encoded else part for part in source.parts]
+            relearn = next((part.relearn for part in parts if part.relearn), None)
+            if relearn is None:
+                raise
+            relearn(error)  # the parts have one schema
+
+
+def _read_once(source: Source) -> Blocks:
     found: list[tuple[str | None, Any]] = []
     for split, refs in [(part.split, _start_reading(part)) for part in source.parts]:
         found += [(split, ref) for some in refs for ref in some]

@@ -1,8 +1,8 @@
 """The `data` section of the config."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shoal.config.schema import Section
 from shoal.data.sampler import SplitRule
@@ -11,13 +11,20 @@ from shoal.data.sources.base import ReadOptions
 ColumnKind = Literal["number", "category", "text", "date", "drop"]
 
 
+def _as_name(value: object) -> object:
+    """Return a whole number, as YAML reads the name 1, as text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class DataConfig(Section):
     source: str = Field(
         "sklearn:digits",
         description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, huggingface:NAME, "
         "synthetic:classification?rows=..., or package.module:function",
     )
-    label: str = Field("target", description="the column to predict; causal_lm and masked_lm have none")
+    label: Annotated[str, BeforeValidator(_as_name)] = Field(
+        "target", description="the column to predict; causal_lm and masked_lm have none"
+    )
     shape: tuple[int, ...] | None = Field(
         None,
         description="shape of one sample, e.g. [1, 8, 8] for images in flat rows; encoded images are resized to it",

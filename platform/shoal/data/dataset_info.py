@@ -23,7 +23,7 @@ from shoal.data.preprocessing import (
     is_missing,
 )
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule, count_splits
-from shoal.data.sources.base import Block, Source, check_column
+from shoal.data.sources.base import Block, Source, check_column, read_again
 from shoal.errors import DataError
 
 MAX_CLASSES = 10_000
@@ -228,9 +228,11 @@ def blocks_with_splits(
 
 def inspect_source(source: Source, preprocessing: PreprocessingSpec) -> DatasetInfo:
     """Check and fit in this process, block by block."""
-    summary = merge_summaries(
-        summarise_block(block, split, preprocessing)
-        for block, split in blocks_with_splits(source, preprocessing)
+    summary = read_again(
+        lambda: merge_summaries(
+            summarise_block(block, split, preprocessing)
+            for block, split in blocks_with_splits(source, preprocessing)
+        )
     )
     return fit_dataset_info(summary, preprocessing, source.fingerprint)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from shoal.data.dataset_info import PreprocessingSpec, blocks_with_splits
 from shoal.data.sampler import SPLITS
-from shoal.data.sources.base import Block, Source
+from shoal.data.sources.base import Block, Source, read_again
 from shoal.inference.predictor import Predictor
 
 
@@ -22,6 +22,13 @@ def split_blocks(
         is_in_split = splits == SPLITS.index(split)
         if is_in_split.any():
             yield {name: column[is_in_split] for name, column in block.items()}
+
+
+def sum_over_split(
+    predictor: Predictor, source: Source, preprocessing: PreprocessingSpec, split: str | None
+) -> Tensor | None:
+    """Return the sums over the rows of one split, or over all, as `sum_over_blocks`."""
+    return read_again(lambda: sum_over_blocks(predictor, split_blocks(source, preprocessing, split)))
 
 
 def sum_over_blocks(predictor: Predictor, blocks: Iterable[Block]) -> Tensor | None:

@@ -65,6 +65,7 @@ def evaluate_saved_model(model: str, split: str) -> dict[str, float]:
     from mlflow import pyfunc
 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
+    from shoal.data.sources.base import read_again
     from shoal.inference.evaluation import split_blocks, sum_over_blocks
     from shoal.inference.predictor import Predictor, as_rows, weights_folder
     from shoal.tasks.open_data import reopen_source
@@ -79,8 +80,10 @@ def evaluate_saved_model(model: str, split: str) -> dict[str, float]:
             raise VerificationError("pyfunc's predictions differ from the model's own")
         return block
 
-    blocks = split_blocks(reopen_source(own.preprocessing, own.task.name), own.preprocessing, split)
-    sums = sum_over_blocks(own, map(compare_predictions, blocks))
+    source = reopen_source(own.preprocessing, own.task.name)
+    sums = read_again(
+        lambda: sum_over_blocks(own, map(compare_predictions, split_blocks(source, own.preprocessing, split)))
+    )
     if sums is None:
         raise VerificationError(f"there are no {split} rows to measure on")
     return own.task.metrics(sums)

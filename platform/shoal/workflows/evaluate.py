@@ -11,7 +11,7 @@ from shoal.config.schema import Section
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
 from shoal.inference.artifact_code import check_source_of_artifact
-from shoal.inference.evaluation import split_blocks, sum_over_blocks
+from shoal.inference.evaluation import sum_over_split
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.runs.job_result import JobResult, log_job_result
@@ -82,7 +82,7 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
     source = reopen_source(preprocessing, predictor.task.name, other)
     found = sums = None
     for split in (None,) if other else (TEST, VALIDATION):
-        sums = sum_over_blocks(predictor, split_blocks(source, preprocessing, split))
+        sums = sum_over_split(predictor, source, preprocessing, split)
         if sums is not None:
             found = split or "all"
             break

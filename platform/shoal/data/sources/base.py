@@ -3,12 +3,13 @@
 Depends on files and file systems alone; independent of what the columns mean.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pyarrow import fs as arrow_fs
@@ -17,6 +18,7 @@ from shoal.data.sampler import VALIDATION
 from shoal.errors import DataError, nearest
 
 Block = dict[str, np.ndarray]
+Result = TypeVar("Result")
 
 # The driver's checks read a source up to this size as a whole, so that a problem is an error before anything is
 # started. The driver then sends the rows to the workers, rather than having them read a second time.
@@ -51,6 +53,21 @@ class ReadOptions:
 DETECTED = ReadOptions()
 
 
+class OtherTypesError(DataError):
+    """A cell is not of the type that samples of its column show; `relearn` of the part finds what holds for all."""
+
+    def __init__(self, uri: str, file: str, column: str) -> None:
+        super().__init__(
+            f"column '{column}' of '{file}' holds cells of another type than samples of data.source='{uri}' show: read "
+            f"it again, or set data.columns={{{column}: text}}"
+        )
+        self.column = column
+        self._arguments = (uri, file, column)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), self._arguments
+
+
 @dataclass(frozen=True)
 class Chunks:
     """Rows in chunks that any process can read by itself; `read` takes a chunk's number, and can be pickled."""
@@ -78,6 +95,7 @@ class Part:
         chunks: made when the cluster reads them.
         dataset: a Ray Dataset.
         encoded: another part, whose blocks the function decodes.
+        relearn: how to read on after an `OtherTypesError` of a chunk: `chunks` is then asked for again.
     """
 
     read: Callable[[], Iterator[Block]]
@@ -86,6 +104,18 @@ class Part:
     chunks: Callable[[], Chunks] | None = None
     dataset: Any = None
     encoded: "tuple[Part, Callable[[Block], Iterator[Block]]] | None" = None
+    relearn: Callable[[OtherTypesError], None] | None = None
+
+
+def read_again(read: Callable[[], Result]) -> Result:
+    """Call a function that reads a whole source, again where cells are not of the types that samples show.
+
+    The blocks that were read before have the types of the samples, and those behind would have others.
+    """
+    while True:
+        # Each time, at least one more column is known to hold text.
+        with contextlib.suppress(OtherTypesError):
+            return read()
 
 
 @dataclass(frozen=True)

@@ -1,131 +1,140 @@
 """Reads `csv:`, `parquet:`, `json:` and `npz:` paths: a file, a folder or a glob, on a disk or in an object store."""
 
-import contextlib
 import glob
-import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.csv as arrow_csv
-import pyarrow.json as arrow_json
 from pyarrow import fs as arrow_fs
 
 from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN, split_named
-from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import (
     DETECTED,
     IN_DRIVER_BYTES,
     Block,
     Chunks,
+    OtherTypesError,
     Part,
     ReadOptions,
     Source,
     file_size,
     filesystem_of,
 )
-from shoal.errors import DataError, UserError
+from shoal.data.sources.csv_files import CsvReader, open_csv
+from shoal.data.sources.json_files import JsonReader
+from shoal.data.sources.npz_files import NpzReader, array_splits
+from shoal.data.sources.opening import File, check_encoding, decoded_size, is_archive, members
+from shoal.data.sources.parquet_files import ParquetReader, rows_size
+from shoal.data.sources.tables import partitions
+from shoal.errors import DataError
 
-CSV_READ = arrow_csv.ReadOptions(block_size=64 << 20)
-CSV_CONVERT = arrow_csv.ConvertOptions(strings_can_be_null=True)
-BATCH_ROWS = 1 << 16  # of a large source read at a time
 SPLIT_WORD = re.compile(rf"(?:^|[-._ ])({'|'.join(SPLIT_NAMES)})(?=$|[-._ 0-9])", re.IGNORECASE)
+SUFFIXES = {
+    "csv": (".csv", ".tsv", ".tab", ".psv"),
+    "parquet": (".parquet", ".parq", ".pq"),
+    "json": (".json", ".jsonl", ".ndjson"),
+    "npz": (".npz", ".npy"),
+}
 
 
-def open_file(path: str) -> Any:
-    """Open a file on a disk or in an object store, to read it from any place."""
-    filesystem, inner = filesystem_of(path)
-    return filesystem.open_input_file(inner)
+class Reader(Protocol):
+    """Reads files of one kind.
 
+    Attributes:
+        notes: a line for each thing that was detected.
+    """
 
-def read_npz(data: Any, path: str) -> Block:
-    """Read the arrays of one .npz file; their first dimension is the row."""
-    with np.load(data, allow_pickle=False) as arrays:
-        block = {name: arrays[name] for name in arrays.files}
-    lengths = {name: len(array) for name, array in block.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(f"'{path}' holds arrays of different lengths {lengths}: rows must match")
-    return block
+    notes: tuple[str, ...]
+
+    def whole(self, files: tuple[File, ...]) -> Iterator[Block]: ...
+
+    def chunks(self, files: tuple[File, ...]) -> Chunks: ...
 
 
 def open_files(scheme: str, uri: str, location: str, options: ReadOptions = DETECTED) -> Source:
-    """List the files of a source; they are read later.
+    """List the files of a source; they are read later, but for samples that show how they are written.
 
     Raises:
-        DataError: there are no files, or they are empty, or some are of splits and others not; while reading: a file is
-            not of the scheme.
+        DataError: there are no files, or they are empty, or some are of splits and others not, or they are written in
+            several ways; while reading: a file is not of the scheme.
     """
+    check_encoding(options.encoding)
     paths, nbytes = list_files(uri, scheme, location)
-    parts = given_splits(uri, location, paths)
-    files = _Files(uri, scheme, tuple(path for part in parts.values() for path in part), nbytes)
-    return Source(uri, scheme, tuple(files.part(split, part) for split, part in parts.items()), nbytes=nbytes)
+    listed = {
+        file.name: file for path in paths for file in (members(path) if scheme != "npz" else [File(path)])
+    }
+    listed, notes = _of_scheme(scheme, uri, listed, is_folder(location) or any(map(is_archive, paths)))
+    files = tuple(listed.values())
+    nbytes = rows_size(files) if scheme == "parquet" else max(nbytes, sum(map(decoded_size, files)))
+    if scheme == "npz" and options.arrays:
+        splits = array_splits(options)
+        parts = tuple(
+            _part(NpzReader(uri, options, columns), split, files, nbytes) for split, columns in splits.items()
+        )
+        return Source(uri, scheme, parts, nbytes=nbytes, digest=None, notes=notes)
+    reader = _reader(scheme, uri, location, files, options)
+    named = given_splits(uri, location, tuple(listed))
+    parts = tuple(
+        _part(reader, split, tuple(listed[name] for name in names), nbytes) for split, names in named.items()
+    )
+    return Source(uri, scheme, parts, nbytes=nbytes, notes=notes + reader.notes)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of a source, whose columns have one type over all of them."""
+def _reader(scheme: str, uri: str, location: str, files: tuple[File, ...], options: ReadOptions) -> Reader:
+    if scheme == "npz":
+        return NpzReader(uri, options, {})
+    constants = partitions(list(files), _root(location))
+    if scheme == "csv":
+        return open_csv(uri, files, options, constants)
+    return (JsonReader if scheme == "json" else ParquetReader)(uri, files, options, constants)
 
-    uri: str
-    scheme: str
-    paths: tuple[str, ...]
-    nbytes: int
 
-    def part(self, split: str | None, paths: tuple[str, ...]) -> Part:
-        def read() -> Iterator[Block]:
-            if self.nbytes > IN_DRIVER_BYTES or not self._holds_tables():
-                yield from self.chunks(paths).blocks()
+def _part(reader: Reader, split: str | None, files: tuple[File, ...], nbytes: int) -> Part:
+    relearn = reader.relearn if isinstance(reader, CsvReader) else None
+
+    def read() -> Iterator[Block]:
+        if nbytes <= IN_DRIVER_BYTES:
+            yield from reader.whole(files)
+            return
+        while True:
+            try:
+                for block in reader.chunks(files).blocks():
+                    if isinstance(reader, CsvReader):
+                        reader.is_begun = True
+                    yield block
                 return
-            with self._explained():
-                yield table_to_block(_dataset(self.scheme, paths, self.paths).to_table())
+            except OtherTypesError as error:
+                assert isinstance(reader, CsvReader)
+                reader.relearn(error)
+                if reader.is_begun:  # blocks with other types are out: the whole source must be read again
+                    reader.is_begun = False
+                    raise
 
-        return Part(read, split, paths, chunks=lambda: self.chunks(paths))
+    paths = tuple(dict.fromkeys(file.path for file in files))
+    return Part(read, split, paths, chunks=lambda: reader.chunks(files), relearn=relearn)
 
-    def chunks(self, paths: tuple[str, ...]) -> Chunks:
-        """Return what is read by itself: a file, or a row group of a Parquet file."""
-        if not self._holds_tables():
-            return Chunks(len(paths), lambda number: self._read_file(paths[number]))
-        with self._explained():
-            dataset = _dataset(self.scheme, paths, self.paths)
-            fragments = list(dataset.get_fragments())
-            if self.scheme == "parquet":
-                fragments = [group for fragment in fragments for group in fragment.split_by_row_group()]
-        schema = dataset.schema
 
-        def read(number: int) -> Iterator[Block]:
-            with self._explained():
-                for batch in fragments[number].to_batches(schema=schema, batch_size=BATCH_ROWS):
-                    if batch.num_rows:
-                        yield table_to_block(pa.Table.from_batches([batch]))
+def _of_scheme(
+    scheme: str, uri: str, listed: dict[str, File], is_many: bool
+) -> tuple[dict[str, File], tuple[str, ...]]:
+    """Leave out files of a folder or an archive whose suffix is not of the scheme, if others' suffixes are."""
+    own = {name: file for name, file in listed.items() if file.suffix in SUFFIXES[scheme]}
+    if not listed:
+        raise DataError(f"data.source='{uri}' is an archive without files: name one with {scheme} files")
+    if not is_many or not own or len(own) == len(listed):
+        return listed, ()
+    others = [name for name in listed if name not in own]
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    shown = ", ".join(f"'{name}'" for name in others[:3]) + more
+    return own, (f"{shown}: left out, since {', '.join(SUFFIXES[scheme])} files lie beside",)
 
-        return Chunks(len(fragments), read)
 
-    def _holds_tables(self) -> bool:
-        """Whether Arrow reads the files."""
-        with self._explained():
-            return self.scheme != "npz" and not (self.scheme == "json" and _is_json_array(self.paths[0]))
-
-    def _read_file(self, path: str) -> Iterator[Block]:
-        """Read a file that Arrow does not."""
-        with self._explained(), open_file(path) as stream:
-            yield read_npz(stream, path) if self.scheme == "npz" else read_json_array(stream)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn an error of reading into one that says which source it is of, and what to do."""
-        try:
-            yield
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"data.source='{self.uri}' does not read as {self.scheme} ({reason}): fix the file, or name another "
-                "scheme"
-            ) from error
+def _root(location: str) -> str:
+    """Return the part of a location that folders of partitions are below: a path without what a glob matches."""
+    expanded = location if "://" in location else os.path.abspath(os.path.expanduser(location))
+    return re.split(r"[*?\[]", expanded)[0].rpartition("/")[0] if not is_folder(location) else expanded
 
 
 def given_splits(uri: str, location: str, paths: tuple[str, ...]) -> dict[str | None, tuple[str, ...]]:
@@ -158,7 +167,7 @@ def given_splits(uri: str, location: str, paths: tuple[str, ...]) -> dict[str | 
 
 def _top_names(location: str, paths: tuple[str, ...]) -> list[str]:
     """Return for each path the name at the top of the folder that it was found in; empty where no folder was named."""
-    if not is_folder(location):
+    if not is_folder(location) and not is_archive(location):
         return [""] * len(paths)
     root = location if "://" in location else os.path.abspath(os.path.expanduser(location))
     return [path[len(root.rstrip("/")) + 1 :].partition("/")[0] for path in paths]
@@ -174,35 +183,6 @@ def _named_split(name: str) -> str | None:
     """Return the split that a name states, or None; a name with the words of two splits states none."""
     found = {split_named(word) for word in SPLIT_WORD.findall(name)}
     return found.pop() if len(found) == 1 else None
-
-
-def _dataset(scheme: str, paths: tuple[str, ...], all_paths: tuple[str, ...]) -> Any:
-    """Return some of a source's files as an Arrow dataset, with the columns and types of all of them."""
-    import pyarrow.dataset as arrow_dataset  # imported here: it imports pandas, which workers do not need
-
-    formats = {
-        "csv": lambda: arrow_dataset.CsvFileFormat(
-            parse_options=arrow_csv.ParseOptions(), read_options=CSV_READ, convert_options=CSV_CONVERT
-        ),
-        "json": lambda: arrow_dataset.JsonFileFormat(
-            read_options=arrow_json.ReadOptions(block_size=64 << 20)
-        ),
-        "parquet": arrow_dataset.ParquetFileFormat,
-    }
-    filesystem, _ = filesystem_of(paths[0])
-    inner = [filesystem_of(path)[1] for path in paths]
-    each = [
-        arrow_dataset.dataset([filesystem_of(path)[1]], format=formats[scheme](), filesystem=filesystem)
-        for path in all_paths
-    ]
-    schema = pa.unify_schemas([one.schema for one in each], promote_options="permissive")
-    if scheme == "csv":
-        # With the types unified over all files: a column of integers in one file and of fractions in the next is
-        # read alike in both.
-        convert = arrow_csv.ConvertOptions(strings_can_be_null=True, column_types=schema)
-        reader = arrow_dataset.CsvFileFormat(read_options=CSV_READ, convert_options=convert)
-        return arrow_dataset.dataset(inner, format=reader, filesystem=filesystem, schema=schema)
-    return arrow_dataset.dataset(inner, format=formats[scheme](), filesystem=filesystem, schema=schema)
 
 
 def list_files(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]:
@@ -238,17 +218,3 @@ def list_files(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], i
         raise DataError(f"data.source='{uri}' is empty (0 bytes): give a file with rows")
     # Absolute: the processes of a cluster that was started before have working directories of their own.
     return tuple(path if "://" in path else os.path.abspath(path) for path in paths), nbytes
-
-
-def read_json_array(stream: Any) -> Block:
-    """Read a file that holds one array of JSON objects, with every key that any of them has."""
-    rows = json.loads(stream.read())
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("its items are not all objects")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return table_to_block(pa.table({name: [row.get(name) for row in rows] for name in names}))
-
-
-def _is_json_array(path: str) -> bool:
-    with open_file(path) as stream:
-        return bytes(stream.read(64)).lstrip()[:1] == b"["
