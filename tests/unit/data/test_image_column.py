@@ -151,6 +151,31 @@ def test_several_splits_without_a_training_split_are_refused_by_name(hub, splits
         open_source(uri)
 
 
+def test_classes_are_the_names_that_a_hub_data_set_states_and_missing_ones_stay_numbers():
+    kinds = datasets.Features(
+        {"x": datasets.Value("int64"), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+
+    def made(*labels):
+        return datasets.Dataset.from_dict({"x": range(len(labels)), "label": labels}, features=kinds)
+
+    splits = datasets.DatasetDict({"train": made(0, 1, None), "test": made(-1, -1), "unsupervised": made(0)})
+    source = source_from_value("m:f", splits)
+    found = {split: block["label"].tolist() for split, block in source.blocks()}
+    assert found == {"train": ["cat", "dog", None], "test": [-1, -1]}
+    assert source.notes == ("splits left out: unsupervised",)
+    with pytest.raises(DataError, match="without streaming=True"):
+        source_from_value("m:f", splits["train"].to_iterable_dataset())
+
+
+def test_images_of_sixteen_bits_in_a_column_are_scaled_by_the_range_that_they_use():
+    deep = np.array([[0, 4095], [2048, 16]], dtype=np.uint16)
+    source = frame(encode(deep), encode(deep // 2))
+    block = decoded(source)[0] if isinstance(decoded(source), list) else decoded(source)
+    assert block["image"][0, 0].tolist() == [[0, 255], [128, 1]]
+    assert decode_image_column(source, "target", None).notes
+
+
 def test_a_single_split_of_any_name_is_all_of_the_data(hub):
     source = open_source(hub(everything=7))
     assert [part.split for part in source.parts] == [None]

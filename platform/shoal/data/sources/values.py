@@ -85,6 +85,9 @@ def stack_values(where: str, rows: Sequence[int], values: Iterable[Any]) -> np.n
     Raises:
         DataError: they have different shapes; the message has two of them.
     """
+    values = list(values)
+    if any(map(_is_list_of_mappings, values)):  # chat messages
+        return _objects(values)
     arrays = [
         NONE if value is None else as_array(f"{where} {row}", value)
         for row, value in zip(rows, values, strict=True)
