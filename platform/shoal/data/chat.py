@@ -28,6 +28,13 @@ def is_messages(value: Any) -> bool:
     )
 
 
+def holds_messages(column: np.ndarray) -> bool:
+    """Whether a column is of chat messages, judged by its first value that is not missing."""
+    return column.dtype == object and is_messages(
+        next((value for value in column if value is not None), None)
+    )
+
+
 def chat_text(value: Any) -> str:
     """Return messages as one text.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.chat import holds_messages
 from shoal.data.config import DataConfig
 from shoal.data.images import holds_images
 from shoal.data.preprocessing import (
@@ -142,6 +143,11 @@ def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) 
             raise DataError(
                 f"column '{name}' of '{preprocessing.data.source}' holds encoded images, which only "
                 "task=image_classification decodes: set it, or leave the column out of the data"
+            )
+        if name != label and holds_messages(column):
+            raise DataError(
+                f"column '{name}' of '{preprocessing.data.source}' holds chat messages, which are text: set "
+                f"task=causal_lm, masked_lm or sequence_classification and data.text={name}, or leave it out"
             )
     return {
         name: ColumnStats.of(column[train], preprocessing.is_ready)

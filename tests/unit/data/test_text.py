@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from shoal.data import text as text_module
-from shoal.data.dataset_info import blocks_with_splits
+from shoal.data.dataset_info import blocks_with_splits, inspect_source
 from shoal.data.sampler import split_rows
 from shoal.data.sources import text
 from shoal.data.sources.function import source_from_value
@@ -479,6 +479,12 @@ def test_chat_messages_become_text_by_a_template(here):
     for value in ({"chat": CHATS}, pd.DataFrame({"chat": CHATS}), [{"chat": chat} for chat in CHATS]):
         source = open_text_column(source_from_value("m:f", value), "chat", EVERYTHING, 0)
         assert documents(source) == CHAT_TEXTS
+
+
+def test_chat_messages_are_refused_where_no_text_is_learnt(preprocessing):
+    source = source_from_value("m:f", {"chat": CHATS, "target": [0, 1, 0, 1, 0]})
+    with pytest.raises(DataError, match=r"column 'chat' .* holds chat messages.*data\.text=chat"):
+        inspect_source(source, preprocessing())
 
 
 @pytest.mark.parametrize("count", [1, 3])
