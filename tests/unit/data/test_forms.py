@@ -242,7 +242,7 @@ def test_a_column_may_be_called_as_a_split():
     ("value", "pieces"),
     [
         ({"train": FRAME, "tset": FRAME}, ["'tset' (did you mean 'test'?) beside the splits train"]),
-        ({"train": FRAME, "val": FRAME[:0]}, ["split 'val'", "is empty"]),
+        ({"train": FRAME[:0], "val": FRAME}, ["split 'train'", "is empty"]),
         ({"train": DataLoader(Items(lambda row: row))}, ["split 'train'", "loader.dataset"]),
         ({"dev": FRAME}, ["'train' must be among them"]),
     ],

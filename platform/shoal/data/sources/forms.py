@@ -65,7 +65,7 @@ def columns_of(uri: str, value: Any) -> tuple[Block, tuple[str, ...]]:
     """Turn a frame, a dict of columns, a pair of arrays or a structured array into columns, and notes on them.
 
     Raises:
-        DataError: columns have one name or different lengths, or there are no rows.
+        DataError: columns have one name or different lengths.
     """
     notes: tuple[str, ...] = ()
     if isinstance(value, tuple | list):
@@ -166,8 +166,6 @@ def _checked(uri: str, columns: list[tuple[str, np.ndarray]]) -> Block:
     if len(set(lengths.values())) > 1:
         few = dict(list(lengths.items())[:10])
         raise DataError(f"data.source='{uri}' returned columns of different lengths {few}: rows must match")
-    if not any(lengths.values()):
-        raise DataError(f"data.source='{uri}' is empty: it has 0 rows and {len(names)} columns; return some")
     return dict(columns)
 
 

@@ -111,7 +111,7 @@ def _compare(uri: str, sample: Sample, again: Sample | None) -> None:
             )
 
 
-def _open(uri: str, value: Any) -> _Opened:
+def _open(uri: str, value: Any, may_be_empty: bool = False) -> _Opened:
     splits = splits_of(uri, value)
     if splits is not None:
         return _open_splits(uri, splits)
@@ -122,6 +122,10 @@ def _open(uri: str, value: Any) -> _Opened:
         return _Opened(source_of_loaded(uri, value), None)
     if is_table_like(value):
         block, notes = columns_of(uri, value)
+        if not may_be_empty and not any(map(len, block.values())):
+            raise DataError(
+                f"data.source='{uri}' is empty: it has 0 rows and {len(block)} columns; return some"
+            )
         return _Opened(replace(in_memory_source(uri, block), notes=notes), lambda: [block])
     return _open_items(uri, Items(uri, rows_of(uri, value)))
 
@@ -131,7 +135,9 @@ def _open_splits(uri: str, splits: list[tuple[str, Any]]) -> _Opened:
     opened = []
     for name, value in splits:
         try:
-            opened.append((split_named(name), _open(uri, value)))
+            split = split_named(name)
+            # A held-out split without rows is refused later, where it is known whether one is asked for.
+            opened.append((split, _open(uri, value, may_be_empty=split != TRAIN)))
         except DataError as error:
             raise DataError(f"split '{name}': {error}") from error
     samples = [one.sample for _, one in opened]
