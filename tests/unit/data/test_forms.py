@@ -379,6 +379,9 @@ def items():
 def splits():
     return {"train": columns(), "test": columns()}
 
+def without_validation_rows():
+    return {"train": seeded(), "val": {"x": np.empty(0), "target": np.empty(0)}}
+
 def seeded():
     return {"x": np.random.normal(size=6), "target": [0, 1] * 3}
 
@@ -395,7 +398,7 @@ def test_a_function_that_returns_other_rows_when_called_again_is_refused(user_mo
     for name in ("columns", "items", "splits"):
         with pytest.raises(DataError, match="returns other rows when it is called again"):
             open_source(f"{mine}:{name}")
-    for name in ("seeded", "only_once"):
+    for name in ("seeded", "only_once", "without_validation_rows"):
         open_source(f"{mine}:{name}")
 
 

@@ -99,6 +99,8 @@ def first_difference(one: Block, other: Block) -> tuple[str, int] | None:
         again = other[name]
         if column.shape != again.shape or column.dtype.kind != again.dtype.kind:
             return name, min(len(column), len(again)) - 1 if len(column) != len(again) else 0
+        if column.size == 0:
+            continue
         if column.dtype == object:
             differs = np.array([str(a) != str(b) for a, b in zip(column, again, strict=True)])
         else:
