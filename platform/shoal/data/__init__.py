@@ -12,7 +12,7 @@
 - `partition`: rows divided among workers
 - `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
 - `random_state`: what a user's own code draws from, seeded for a while
-- `text`, `tokenizer`, `images`, `augment`: for rows of text and images
+- `text`, `tokenizer`, `chat`, `images`, `augment`: for rows of text and images
 
 Depends on `config` and `errors`; independent of models, of torch.distributed and of Ray.
 """

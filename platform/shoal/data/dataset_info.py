@@ -12,6 +12,7 @@ from functools import reduce
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.chat import holds_messages
 from shoal.data.config import DataConfig
 from shoal.data.glance import Duplicates, Glance, Suspect
 from shoal.data.images import holds_images
@@ -216,6 +217,11 @@ def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) 
             raise DataError(
                 f"column '{name}' of '{preprocessing.data.source}' holds encoded images, which only "
                 "task=image_classification decodes: set it, or leave the column out of the data"
+            )
+        if name != label and holds_messages(column):
+            raise DataError(
+                f"column '{name}' of '{preprocessing.data.source}' holds chat messages, which are text: set "
+                f"task=causal_lm, masked_lm or sequence_classification and data.text={name}, or leave it out"
             )
     return {
         name: ColumnStats.of(column[train], preprocessing.is_ready, name, preprocessing.column_options)

@@ -29,6 +29,7 @@ SAMPLED_IMAGES = 64  # that are looked at to choose a shape
 NAMED_IMAGES = 5  # of the broken ones, in a message
 GREY_MODES = ("1", "L", "LA", "La")
 SIXTEEN_BITS = "I;16"  # and its byte orders, I;16L and I;16B
+DEEPEST = 16  # bits of a value
 EXIF_ORIENTATION = 0x0112  # from 5 on, height and width are swapped
 
 
@@ -104,19 +105,40 @@ def native_shape(encoded: Sequence[EncodedImage]) -> Shape:
     return _channels(looks), *looks[0][1]
 
 
-def decode_images(encoded: Sequence[EncodedImage], shape: Shape, resize: bool) -> np.ndarray:
+def used_bits(encoded: Sequence[EncodedImage]) -> int:
+    """Return how many bits the values of 16-bit images use, from 8 to 16, judged by the brightest of a sample.
+
+    Cameras and scanners store 10, 12 or 14 bits in 16. The same number holds for all images, so that a dark one stays
+    darker than a bright one. Without images of 16 bits it is 16.
+    """
+    brightest, _ = _collect(_sampled(encoded), _brightest)
+    deepest = max(brightest, default=-1)
+    return DEEPEST if deepest < 0 else max(8, deepest.bit_length())
+
+
+def depth_notes(bits: int) -> tuple[str, ...]:
+    """Return a line on images of 16 bits of which fewer are used."""
+    if bits == DEEPEST:
+        return ()
+    return (f"images of 16 bits use {bits} of them: values from 0 to {2**bits - 1} become 0 to 255",)
+
+
+def decode_images(
+    encoded: Sequence[EncodedImage], shape: Shape, resize: bool, bits: int = DEEPEST
+) -> np.ndarray:
     """Decode images to [n, channels, height, width] uint8, as `read_pixels` does.
 
     Args:
         encoded: at least one.
         shape: of each.
         resize: bring each image to the shape; else each must have it.
+        bits: that values of 16-bit images use.
 
     Raises:
         DataError: images are broken, or of other sizes and not to be resized.
     """
     channels, height, width = shape
-    pixels, broken = read_pixels(encoded, (height, width) if resize else None, channels)
+    pixels, broken = read_pixels(encoded, (height, width) if resize else None, channels, bits)
     refuse_broken(broken)
     return stack_pixels(pixels, (height, width))
 
@@ -141,7 +163,7 @@ def stack_pixels(pixels: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndar
 
 
 def read_pixels(
-    encoded: Sequence[EncodedImage], size: tuple[int, int] | None, channels: int
+    encoded: Sequence[EncodedImage], size: tuple[int, int] | None, channels: int, bits: int = DEEPEST
 ) -> tuple[list[np.ndarray], list[str]]:
     """Decode images; of animations, the first frame.
 
@@ -153,12 +175,20 @@ def read_pixels(
         encoded: images.
         size: (height, width), or None to keep the size of each image.
         channels: 1 for greyscale, 3 for RGB.
+        bits: that values of 16-bit images use; the upper 8 of these are kept.
 
     Returns:
         the pixels [channels, height, width] uint8 of the images that can be decoded, and the names of the broken ones
         with the reason.
     """
-    return _collect(encoded, lambda image: _to_array(image, size, channels))
+    return _collect(encoded, lambda image: _to_array(image, size, channels, bits))
+
+
+def item_pixels(image: "Image") -> np.ndarray:
+    """Return the pixels of an opened image, [channels, height, width]: uint8, or float32 of more than 8 bits."""
+    if image.mode in ("I", "F") or image.mode.startswith(SIXTEEN_BITS):
+        return np.asarray(image).astype(np.float32)[None]
+    return _to_array(image, None, 1 if _is_grey(image) else 3)
 
 
 def refuse_broken(broken: Sequence[str]) -> None:
@@ -202,10 +232,18 @@ def _collect(encoded: Sequence[EncodedImage], use: Callable[["Image"], T]) -> tu
     return made, broken
 
 
+def _sampled(encoded: Sequence[EncodedImage]) -> Sequence[EncodedImage]:
+    return encoded[:: -(-len(encoded) // SAMPLED_IMAGES) or 1]
+
+
+def _brightest(image: "Image") -> int:
+    """Return the largest value of an image of 16 bits; -1 for others."""
+    return int(np.asarray(image).max()) if image.mode.startswith(SIXTEEN_BITS) else -1
+
+
 def _look_at(encoded: Sequence[EncodedImage], size: Callable[["Image"], T]) -> list[tuple[bool, T]]:
     """Return (is greyscale, size) of up to `SAMPLED_IMAGES` images, evenly spread; none is decoded."""
-    sample = encoded[:: -(-len(encoded) // SAMPLED_IMAGES) or 1]
-    looks, broken = _collect(sample, lambda image: (_is_grey(image), size(image)))
+    looks, broken = _collect(_sampled(encoded), lambda image: (_is_grey(image), size(image)))
     if not looks:
         refuse_broken(broken)
     return looks
@@ -225,7 +263,7 @@ def _upright_size(image: "Image") -> tuple[int, int]:
     return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
-def _to_array(image: "Image", size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def _to_array(image: "Image", size: tuple[int, int] | None, channels: int, bits: int = DEEPEST) -> np.ndarray:
     """Return [channels, height, width] uint8."""
     import PIL.Image
     import PIL.ImageOps
@@ -235,7 +273,7 @@ def _to_array(image: "Image", size: tuple[int, int] | None, channels: int) -> np
             f"pixels of 32 bits (mode {image.mode}), whose range is not known; make them 8 or 16"
         )
     if image.mode.startswith(SIXTEEN_BITS):  # Pillow's own conversion would clip 16 bits at 255
-        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = PIL.Image.fromarray(np.minimum(np.asarray(image) >> (bits - 8), 255).astype(np.uint8))
     image = PIL.ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
     if size:
         image = PIL.ImageOps.fit(image, (size[1], size[0]), PIL.Image.Resampling.BILINEAR)

@@ -259,7 +259,7 @@ class ColumnStats:
         wanted = options.kinds.get(name)
         if wanted in ("category", "text") and not is_ready and values.ndim == 1:
             values = as_texts(values, name)
-        kind: Kind = "ready" if is_ready else _kind(values, name)
+        kind: Kind = "ready" if is_ready and values.dtype.kind in "biuf" else _kind(values, name)
         stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
         if kind == "category":
             stats.text = TextStats.of(values, options, name)

@@ -10,6 +10,7 @@ from shoal.config.import_path import find
 from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, inspect_source
 from shoal.data.sources.base import Source
 from shoal.data.sources.open import is_function
+from shoal.data.widen import input_dtype
 from shoal.distributed.parallelism import check_strategy
 from shoal.models.registry import build_model_for, find_builder
 from shoal.models.size import ModelSize, measure_size
@@ -89,9 +90,7 @@ def measure_model(config: RunConfig, dataset_info: DatasetInfo) -> ModelSize:
         ModelError: it cannot be built, does not take such rows, or cannot be divided as `scale.strategy` says.
     """
     transform = dataset_info.transform
-    first = transform.columns[0]
-    is_whole = first.kind == "ready" and first.dtype.startswith(("int", "uint"))
-    sample = torch.zeros((1, *transform.input_shape), dtype=torch.int64 if is_whole else torch.float32)
+    sample = torch.zeros((1, *transform.input_shape), dtype=input_dtype(transform))
     model = build_model_for(config.model, transform, config.task, config.seed)
     check_strategy(model, config.scale)
     return measure_size(model, sample)

@@ -42,7 +42,7 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
                 f"data.source='{data.source}' is text without labels, and task={task} learns a label: set "
                 "task=causal_lm or masked_lm, or name rows with a text column, e.g. csv:PATH with data.text=COLUMN"
             )
-        return open_text(data.source, location, options, splits.seed)
+        return open_text(data.source, location, options, splits.seed, data.encoding)
     if data.text is None:
         raise DataError(
             f"task={task} learns from text, and data.text names no column of '{data.source}': set data.text=COLUMN"

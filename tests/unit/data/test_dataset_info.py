@@ -8,7 +8,7 @@ from shoal.data import dataset_info as dataset_info_module
 from shoal.data.dataset_info import DatasetInfo, blocks_with_splits, inspect_source
 from shoal.data.partition import partition_source
 from shoal.data.sampler import SPLITS, Lanes
-from shoal.data.sources.base import Part, Source
+from shoal.data.sources.base import Part, Source, in_memory_source
 from shoal.data.sources.function import source_from_value
 from shoal.errors import DataError
 
@@ -264,7 +264,8 @@ def test_a_validation_split_that_came_out_empty_is_refused(preprocessing):
 
 def test_data_without_features_or_rows_is_refused(rows, preprocessing):
     assert "no column besides the label" in problem({"target": rows["target"]}, preprocessing())
-    assert "has 0 rows" in problem({name: column[:0] for name, column in rows.items()}, preprocessing())
+    empty = in_memory_source("mine:rows", {name: column[:0] for name, column in rows.items()})
+    assert "has 0 rows" in problem(empty, preprocessing())
 
 
 def test_parts_with_different_columns_are_refused(rows, preprocessing):

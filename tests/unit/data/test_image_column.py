@@ -107,7 +107,7 @@ def partitioned(data, task="image_classification"):
 def test_the_image_column_of_a_hub_data_set_becomes_what_an_image_model_takes(hub):
     info, rows = partitioned(config(hub()))
     assert info.transform.input_shape == (3, 4, 5)
-    assert info.transform.label.classes == (0, 1)
+    assert info.transform.label.classes == ("cat", "dog")
     inputs = np.concatenate([inputs for inputs, _ in rows.values()])
     assert inputs.shape == (60, 3, 4, 5)
     assert inputs.dtype == np.uint8  # as they are stored; a batch of them is widened
@@ -126,9 +126,12 @@ def test_data_shape_resizes_the_images_of_a_hub_data_set(hub):
     assert rows[TRAIN][0].shape[1:] == (1, 6, 6)
 
 
-@pytest.mark.parametrize("name", ["validation", "val", "valid"])
-def test_the_splits_of_a_hub_data_set_are_kept(hub, name):
-    uri = hub(**{"train": 30, name: 6, "test": 4})
+@pytest.mark.parametrize(
+    ("train", "name", "test"),
+    [("train", "validation", "test"), ("Train", "VAL", "testing"), ("training", "dev", "test")],
+)
+def test_the_splits_of_a_hub_data_set_are_kept(hub, train, name, test):
+    uri = hub(**{train: 30, name: 6, test: 4})
     assert partitioned(config(uri))[0].rows == {TRAIN: 30, VALIDATION: 6, TEST: 4}
     source = open_data(config(uri), "image_classification", seed=0)
     assert [part.split for part in source.parts] == [TRAIN, VALIDATION, TEST]
@@ -141,11 +144,36 @@ def test_splits_of_other_names_beside_known_ones_are_left_out(hub):
     assert 10 <= rows[VALIDATION] <= 30
 
 
-@pytest.mark.parametrize("splits", [{"training": 3, "testing": 3}, {"validation": 3, "test": 3}])
+@pytest.mark.parametrize("splits", [{"dev": 3, "testing": 3}, {"validation": 3, "test": 3}])
 def test_several_splits_without_a_training_split_are_refused_by_name(hub, splits):
     uri = hub(**splits)
     with pytest.raises(DataError, match=rf"has the splits {', '.join(splits)}: 'train' must be among them"):
         open_source(uri)
+
+
+def test_classes_are_the_names_that_a_hub_data_set_states_and_missing_ones_stay_numbers():
+    kinds = datasets.Features(
+        {"x": datasets.Value("int64"), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+
+    def made(*labels):
+        return datasets.Dataset.from_dict({"x": range(len(labels)), "label": labels}, features=kinds)
+
+    splits = datasets.DatasetDict({"train": made(0, 1, None), "test": made(-1, -1), "unsupervised": made(0)})
+    source = source_from_value("m:f", splits)
+    found = {split: block["label"].tolist() for split, block in source.blocks()}
+    assert found == {"train": ["cat", "dog", None], "test": [-1, -1]}
+    assert source.notes == ("splits left out: unsupervised",)
+    with pytest.raises(DataError, match="without streaming=True"):
+        source_from_value("m:f", splits["train"].to_iterable_dataset())
+
+
+def test_images_of_sixteen_bits_in_a_column_are_scaled_by_the_range_that_they_use():
+    deep = np.array([[0, 4095], [2048, 16]], dtype=np.uint16)
+    source = frame(encode(deep), encode(deep // 2))
+    block = decoded(source)[0] if isinstance(decoded(source), list) else decoded(source)
+    assert block["image"][0, 0].tolist() == [[0, 255], [128, 1]]
+    assert decode_image_column(source, "target", None).notes
 
 
 def test_a_single_split_of_any_name_is_all_of_the_data(hub):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shoal.data.images import read_pixels, refuse_broken, stack_pixels
+from shoal.data.images import item_pixels, read_pixels, refuse_broken, stack_pixels
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.data.sources import images as module
 from shoal.data.sources.images import ImageFile, encoded_files, image_shape, list_images, open_images
@@ -212,6 +212,37 @@ def test_sixteen_bits_become_the_upper_eight_and_transparency_is_dropped(draw):
     clear = np.dstack([noise(4, 4), np.zeros((4, 4), dtype=np.uint8)])
     found = read_images(files(draw("clear.png", clear)), None, 3)
     np.testing.assert_array_equal(found[0], clear[:, :, :3].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("brightest", "bits"), [(200, 8), (1023, 10), (4095, 12), (4096, 13), (65535, 16)])
+def test_images_of_sixteen_bits_are_scaled_by_the_range_that_all_of_them_use(draw, brightest, bits):
+    bright = np.full((4, 4), brightest, dtype=np.uint16)
+    draw("d/a/bright.png", bright)
+    draw("d/b/dark.png", bright // 4)
+    draw("d/b/dark.tif", bright // 4)
+    source = open_source("images:d")
+    [(_, block)] = source.blocks()
+    assert block["image"].shape == (3, 1, 4, 4)
+    found = block["image"][:, 0, 0, 0]
+    assert found.tolist() == [value >> (bits - 8) for value in (brightest, brightest // 4, brightest // 4)]
+    assert bool(source.notes) == (bits < 16)
+    assert all(f"use {bits} of them" in note for note in source.notes)
+
+
+def test_a_brighter_image_than_those_of_the_sample_is_cut_at_white(draw):
+    paths = [
+        draw(f"{name}.png", np.full((2, 2), value, dtype=np.uint16))
+        for name, value in (("a", 4095), ("b", 9000))
+    ]
+    pixels, _ = read_pixels(encoded_files(files(*paths)), None, 1, bits=12)
+    assert [int(image.max()) for image in pixels] == [255, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "PA"])
+def test_images_of_every_mode_become_greyscale_and_rgb(mode, tmp_path):
+    image = Image.new(mode, (4, 4))
+    assert item_pixels(image).shape[1:] == (4, 4)
+    assert item_pixels(image).dtype == np.uint8
 
 
 def test_a_photograph_is_turned_upright_as_its_exif_says(draw):

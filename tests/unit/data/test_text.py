@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from shoal.data import text as text_module
-from shoal.data.dataset_info import blocks_with_splits
+from shoal.data.dataset_info import blocks_with_splits, inspect_source
 from shoal.data.sampler import split_rows
 from shoal.data.sources import text
 from shoal.data.sources.function import source_from_value
@@ -241,6 +241,50 @@ def test_a_named_file_that_is_no_utf8_is_refused_with_the_byte_and_the_remedy(
     assert all(part in message for part in ("a.txt'", place, "convert it", "iconv")), message
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("chunk_bytes", [1, 5, 1 << 20])
+def test_a_file_that_begins_with_the_mark_of_its_encoding_is_read_by_it(
+    here, monkeypatch, encoding, chunk_bytes
+):
+    monkeypatch.setattr(text, "CHUNK_BYTES", chunk_bytes)
+    here("a.txt", "né 日本\n".encode(encoding))
+    assert documents(opened("a.txt")) == ["né 日本\n"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "gb18030", "utf-16-le", "cp1251"])
+def test_files_are_read_by_the_encoding_that_is_given(here, encoding):
+    content = {"latin-1": "né", "cp1251": "привет"}.get(encoding, "n 日本")
+    here("d/a.txt", content.encode(encoding))
+    source = open_text("text:d", "d", EVERYTHING, 0, encoding)
+    assert documents(source) == [content]
+    assert source.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "looks"),
+    [
+        ("caf\xe9, d\xe9j\xe0 vu, s\xed ".encode("latin-1"), "cp1252"),
+        ("数据集的文本文件，每行一个样本。".encode("gb18030"), "gb18030"),
+        ("plain words".encode("utf-16-le"), "utf-16-le"),
+    ],
+)
+def test_a_file_of_another_encoding_is_refused_with_the_one_it_looks_like(here, content, looks):
+    here("a.txt", content)
+    message = problem(opened, "a.txt")
+    assert all(piece in message for piece in (f"it looks like {looks}", f"data.encoding={looks}")), message
+    here("d/good.txt", "good")
+    here("d/odd.txt", content)
+    [note] = opened("d").notes
+    assert "1 of 2 files are left out" in note
+    assert f"data.encoding={looks}" in note
+
+
+def test_an_unknown_encoding_is_refused(here):
+    here("a.txt", "a")
+    with pytest.raises(DataError, match=r"data\.encoding='latin-99'"):
+        open_text("text:a.txt", "a.txt", EVERYTHING, 0, "latin-99")
+
+
 def test_a_directory_without_text_is_refused(here):
     here("d/a.png", b"\x89PNG\0")
     here("d/b.png", b"\0")
@@ -415,6 +459,58 @@ def test_each_value_of_a_column_is_a_document_and_missing_ones_are_none(here, sc
     source = open_text_column(open_source(f"{scheme}:d"), "story", EVERYTHING, 0)
     assert documents(source) == ["once", "upon\na time", "there was", "é日本"]
     assert source.is_ready
+
+
+CHATS = [
+    [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello\nyou"}],
+    [{"role": "system", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]}],
+    None,
+    [{"from": "human", "value": "why"}, {"from": "gpt", "value": None}],
+    [],
+]
+CHAT_TEXTS = [
+    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello\nyou<|im_end|>\n",
+    "<|im_start|>system\nbe kind<|im_end|>\n",
+    "<|im_start|>user\nwhy<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n",
+]
+
+
+def test_chat_messages_become_text_by_a_template(here):
+    for value in ({"chat": CHATS}, pd.DataFrame({"chat": CHATS}), [{"chat": chat} for chat in CHATS]):
+        source = open_text_column(source_from_value("m:f", value), "chat", EVERYTHING, 0)
+        assert documents(source) == CHAT_TEXTS
+
+
+def test_chat_messages_are_refused_where_no_text_is_learnt(preprocessing):
+    source = source_from_value("m:f", {"chat": CHATS, "target": [0, 1, 0, 1, 0]})
+    with pytest.raises(DataError, match=r"column 'chat' .* holds chat messages.*data\.text=chat"):
+        inspect_source(source, preprocessing())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_chat_messages_in_files_are_read_whether_or_not_chats_have_one_length(here, count):
+    chats = [[{"role": "user", "content": "hi"}] * (1 + row % count) for row in range(4)]
+    here("a.json", "".join(json.dumps({"chat": chat}) + "\n" for chat in chats))
+    pd.DataFrame({"chat": chats}).to_parquet("a.parquet")
+    turn = "<|im_start|>user\nhi<|im_end|>\n"
+    for scheme in ("json", "parquet"):
+        source = open_text_column(open_source(f"{scheme}:a.{scheme}"), "chat", EVERYTHING, 0)
+        assert documents(source) == [turn * len(chat) for chat in chats]
+
+
+@pytest.mark.parametrize(
+    ("value", "pieces"),
+    [
+        ({"a": 1}, ["holds a dict (a)", "[{role, content}, ...]"]),
+        ([{"a": "x"}], ["holds a list (dict)"]),
+        ([{"role": "user", "content": 5}], ["content '5' is no text"]),
+        (7, ["holds 7", "a int", "a column of text"]),
+    ],
+)
+def test_a_column_of_other_values_is_refused_by_name(value, pieces):
+    source = source_from_value("m:f", {"story": [value] * 4})
+    message = problem(open_text_column, source, "story", EVERYTHING, 0)
+    assert all(piece in message for piece in ["data.text='story'", *pieces]), message
 
 
 def given(**splits):

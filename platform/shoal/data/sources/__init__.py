@@ -2,6 +2,7 @@
 
 - `base`: what every reader returns
 - `files`, `sklearn`, `synthetic`, `huggingface`, `images`, `function`: rows
+- `forms`, `items`, `values`: for `function`, what users return: told apart, item by item, value by value
 - `text`, `text_column`: rows of tokens, by `corpus`
 - `image_column`: encoded images among rows become pixels
 - `arrow`: Arrow tables and pandas columns become arrays

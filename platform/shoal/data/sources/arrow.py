@@ -15,10 +15,13 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # in a second
 
 def table_to_block(table: pa.Table) -> Block:
     """Turn an Arrow table into arrays: missing numbers are NaN, missing texts None."""
-    return {
-        name: to_array(_plain(table.column(name)).to_pandas(date_as_object=False))
-        for name in table.column_names
-    }
+    return {name: _column(table.column(name)) for name in table.column_names}
+
+
+def _column(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):  # chat messages
+        return np.asarray(column.to_pandas())
+    return to_array(_plain(column).to_pandas(date_as_object=False))
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

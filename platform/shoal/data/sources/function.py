@@ -1,18 +1,18 @@
 """Reads `package.module:function`: whatever data a user's own function returns."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-import numpy as np
-
 from shoal.config.import_path import find
 from shoal.config.secrets import reveal
-from shoal.data.random_state import seed_random_states, seeded
-from shoal.data.sampler import TRAIN, mix, split_named
-from shoal.data.sources.arrow import table_to_block, to_array
+from shoal.data.random_state import seeded
+from shoal.data.sampler import TRAIN, split_named
+from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import (
     DETECTED,
     IN_DRIVER_BYTES,
@@ -23,91 +23,38 @@ from shoal.data.sources.base import (
     Source,
     in_memory_source,
 )
+from shoal.data.sources.forms import columns_of, is_table_like, rows_of, splits_of
+from shoal.data.sources.huggingface import is_loaded_set, source_of_loaded
+from shoal.data.sources.items import DATA_SEED, Items, compare_reads, first_difference, is_table
 from shoal.errors import DataError, UserError
 
 BLOCK_BYTES = 32 << 20  # of a map-style dataset read at a time
 BATCH_ROWS = 1 << 16  # of a Ray Dataset read at a time
-DATA_SEED = 0  # of what a user's function draws: one for all runs, whose data do not depend on their seeds
+CALLED_TWICE_S = 2.0  # a function that returns within this time is called again, to compare
+COMPARED_BYTES = 64 << 20
+
+Sample = Callable[[], list[Block]]
 
 
 @dataclass(frozen=True)
-class Items:
-    """A map-style torch Dataset; what an item draws from random generators depends on its row alone."""
+class _Opened:
+    """A source, and rows of it that must be the same whenever the function is called; None: they are not compared."""
 
-    dataset: Any
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, rows: Iterable[int]) -> Block:
-        """Return some rows as a block."""
-        with seeded(DATA_SEED):
-            return items_to_block([self._item(row) for row in rows])
-
-    def _item(self, row: int) -> Any:
-        seed_random_states(int(mix(np.uint64(DATA_SEED + row))) >> 1)
-        return self.dataset[row]
+    source: Source
+    sample: Sample | None
 
 
 def source_from_value(uri: str, value: Any) -> Source:
-    """Wrap what a user's function returned: a frame, a torch Dataset, a Ray Dataset, or a dict of splits."""
-    if isinstance(value, Mapping) and value and all(map(split_named, value)):
-        inner = {split_named(name): source_from_value(uri, part) for name, part in value.items()}
-        if TRAIN not in inner:
-            raise DataError(
-                f"data.source='{uri}' returned splits {', '.join(value)}: 'train' must be among them"
-            )
-        return Source(
-            uri,
-            "splits",
-            tuple(replace(part, split=split) for split, source in inner.items() for part in source.parts),
-            nbytes=sum(source.nbytes for source in inner.values()),
-            is_ready=inner[TRAIN].is_ready,
-        )
-    if is_ray_dataset(value):
-        part = Part(lambda: _ray_blocks(value), dataset=value)
-        return Source(uri, "ray", (part,), nbytes=IN_DRIVER_BYTES + 1)
-    if isinstance(value, Mapping):
-        block = {str(name): np.asarray(column) for name, column in value.items()}
-        for name, column in block.items():
-            if column.ndim == 0:
-                raise DataError(
-                    f"data.source='{uri}' returned one value as column '{name}': return an array of rows"
-                )
-        lengths = {name: len(column) for name, column in block.items()}
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"data.source='{uri}' returned columns of different lengths {lengths}: rows must match"
-            )
-        return in_memory_source(uri, block)
-    if hasattr(value, "to_pandas"):
-        value = value.to_pandas()
-    if hasattr(value, "iloc"):
-        return in_memory_source(uri, {str(name): to_array(value[name]) for name in value.columns})
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str | bytes):
-        return _indexed(uri, Items(value))
-    raise DataError(
-        f"data.source='{uri}' returned a {type(value).__name__}: return a pandas frame, a Ray Dataset, a "
-        "map-style torch Dataset (with __len__ and __getitem__), or a dict of these by split"
-    )
+    """Wrap what a user's function returned: a frame, arrays, a torch Dataset, a Ray Dataset, or a dict of splits.
+
+    Raises:
+        DataError: it is something else, or has no rows; the message says what to return instead.
+    """
+    return _open(uri, value).source
 
 
 def is_ray_dataset(value: Any) -> bool:
     return any(base.__module__.startswith("ray.data") for base in type(value).__mro__)
-
-
-def items_to_block(items: list[Any], label: str = "target") -> Block:
-    """Stack the items of a map-style dataset: tuples (features, label) or dicts."""
-    if isinstance(items[0], Mapping):
-        return {str(name): np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
-    if isinstance(items[0], tuple | list) and len(items[0]) == 2:
-        return {
-            "features": np.stack([np.asarray(item[0]) for item in items]),
-            label: np.stack([np.asarray(item[1]) for item in items]),
-        }
-    raise DataError(
-        f"an item of the dataset is a {type(items[0]).__name__}: return a pair (features, label) or a dict"
-    )
 
 
 def open_function(uri: str, options: ReadOptions = DETECTED) -> Source:
@@ -117,19 +64,32 @@ def open_function(uri: str, options: ReadOptions = DETECTED) -> Source:
 
     Raises:
         UserError: it cannot be imported, or raises.
-        DataError: it returns something that is not data.
+        DataError: it returns something that is not data, or other rows when it is called again.
     """
     path, _, query = reveal(uri).partition("?")
     function = find(path, "data.source")
-    try:
+    arguments = {name: _literal(text) for name, text in parse_qsl(query)}
+
+    def call() -> Any:
         with seeded(DATA_SEED):
-            value = function(**{name: _literal(text) for name, text in parse_qsl(query)})
+            return function(**arguments)
+
+    started = time.monotonic()
+    try:
+        value = call()
     except Exception as error:
         raise UserError(
             f"data.source='{uri}' raised {type(error).__name__}: {error}: fix the function "
             "(SHOAL_TRACEBACK=1 shows where)"
         ) from error
-    return source_from_value(uri, value)
+    seconds = time.monotonic() - started
+    opened = _open(uri, value)
+    if opened.sample and seconds < CALLED_TWICE_S and opened.source.nbytes <= COMPARED_BYTES:
+        with contextlib.suppress(
+            ImportError, OSError, RuntimeError, MemoryError
+        ):  # it may be called only once
+            _compare(uri, opened.sample, _open(uri, call()).sample)
+    return opened.source
 
 
 def _literal(text: str) -> Any:
@@ -139,11 +99,69 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _indexed(uri: str, items: Items) -> Source:
-    """Wrap a map-style torch Dataset: its items are what the model takes."""
+def _compare(uri: str, sample: Sample, again: Sample | None) -> None:
+    """Refuse a function that returned other rows when it was called again."""
+    for one, other in zip(sample(), again() if again else [], strict=True):
+        odd = first_difference(one, other)
+        if odd:
+            raise DataError(
+                f"data.source='{uri}' returns other rows when it is called again ('{odd[0]}' differs), though torch, "
+                "numpy.random and random begin at the same seed: draw from these, or from "
+                "numpy.random.default_rng(0), and use no time, counter or set order"
+            )
+
+
+def _open(uri: str, value: Any, may_be_empty: bool = False) -> _Opened:
+    splits = splits_of(uri, value)
+    if splits is not None:
+        return _open_splits(uri, splits)
+    if is_ray_dataset(value):
+        part = Part(lambda: _ray_blocks(value), dataset=value)
+        return _Opened(Source(uri, "ray", (part,), nbytes=IN_DRIVER_BYTES + 1), None)
+    if is_loaded_set(value):
+        return _Opened(source_of_loaded(uri, value), None)
+    if is_table_like(value):
+        block, notes = columns_of(uri, value)
+        if not may_be_empty and not any(map(len, block.values())):
+            raise DataError(
+                f"data.source='{uri}' is empty: it has 0 rows and {len(block)} columns; return some"
+            )
+        return _Opened(replace(in_memory_source(uri, block), notes=notes), lambda: [block])
+    return _open_items(uri, Items(uri, rows_of(uri, value)))
+
+
+def _open_splits(uri: str, splits: list[tuple[str, Any]]) -> _Opened:
+    """Join the sources of (name, value) of splits."""
+    opened = []
+    for name, value in splits:
+        try:
+            split = split_named(name)
+            # A held-out split without rows is refused later, where it is known whether one is asked for.
+            opened.append((split, _open(uri, value, may_be_empty=split != TRAIN)))
+        except DataError as error:
+            raise DataError(f"split '{name}': {error}") from error
+    samples = [one.sample for _, one in opened]
+    source = Source(
+        uri,
+        "splits",
+        tuple(replace(part, split=split) for split, one in opened for part in one.source.parts),
+        nbytes=sum(one.source.nbytes for _, one in opened),
+        is_ready=next(one.source.is_ready for split, one in opened if split == TRAIN),
+        notes=tuple(dict.fromkeys(note for _, one in opened for note in one.source.notes)),
+    )
+    if None in samples:
+        return _Opened(source, None)
+    return _Opened(source, lambda: [block for sample in samples if sample for block in sample()])
+
+
+def _open_items(uri: str, items: Items) -> _Opened:
+    """Wrap a map-style torch Dataset: its items are what the model takes, unless they are records."""
     if len(items) == 0:
         raise DataError(f"data.source='{uri}' is empty: it has 0 rows; name one that has some")
-    size = sum(column.nbytes for column in items.read([0]).values())
+    notes = compare_reads(items)
+    rows = items.sample()
+    found = items.read(rows)
+    size = sum(column.nbytes for column in found.values()) // len(rows)
     step = max(1, BLOCK_BYTES // max(size, 1))
 
     def read(number: int) -> Iterator[Block]:
@@ -151,7 +169,10 @@ def _indexed(uri: str, items: Items) -> Source:
 
     chunks = Chunks(-(-len(items) // step), read)
     part = Part(chunks.blocks, chunks=lambda: chunks)
-    return Source(uri, "indexed", (part,), nbytes=size * len(items), is_ready=True)
+    source = Source(
+        uri, "indexed", (part,), nbytes=size * len(items), is_ready=not is_table(found), notes=notes
+    )
+    return _Opened(source, lambda: [found])
 
 
 def _ray_blocks(dataset: Any) -> Iterator[Block]:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.data.images import Shape, checked_shape, decode_images, encoded_column, holds_images, native_shape
+from shoal.data.images import (
+    DEEPEST,
+    Shape,
+    checked_shape,
+    decode_images,
+    depth_notes,
+    encoded_column,
+    holds_images,
+    native_shape,
+    used_bits,
+)
 from shoal.data.sources.base import Block, Part, Source, check_column
 from shoal.errors import DataError
 
@@ -24,12 +34,14 @@ class ImageDecoder:
         label: a column that is kept; all others are left out.
         shape: (channels, height, width) of the decoded images.
         resize: bring images to that shape; else another size is refused.
+        bits: that values of 16-bit images use.
     """
 
     column: str
     label: str
     shape: Shape
     resize: bool
+    bits: int = DEEPEST
 
     def blocks(self, block: Block, first_row: int = 0) -> Iterator[Block]:
         """Yield {column: [n, channels, height, width] uint8, label: [n]}, some 32 MiB of pixels at a time.
@@ -46,7 +58,7 @@ class ImageDecoder:
             some = slice(first, first + rows)
             encoded = encoded_column(block[self.column][some], first_row + first)
             yield {
-                self.column: decode_images(encoded, self.shape, self.resize),
+                self.column: decode_images(encoded, self.shape, self.resize, self.bits),
                 self.label: block[self.label][some],
             }
 
@@ -78,8 +90,9 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
         )
     column = columns[0]
     check_column(source.uri, "data.label", label, first)
-    encoded_shape = checked_shape(shape) if shape else native_shape(encoded_column(first[column]))
-    decoder = ImageDecoder(column, label, encoded_shape, resize=shape is not None)
+    images = encoded_column(first[column])
+    encoded_shape = checked_shape(shape) if shape else native_shape(images)
+    decoder = ImageDecoder(column, label, encoded_shape, resize=shape is not None, bits=used_bits(images))
 
     def open_part(part: Part) -> Part:
         def read() -> Iterator[Block]:
@@ -97,6 +110,7 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
         tuple(map(open_part, source.parts)),
         nbytes=_count_rows(source, first[column]) * math.prod(encoded_shape),
         digest=hashlib.sha256(described.encode()).hexdigest()[:16],
+        notes=(*source.notes, *depth_notes(decoder.bits)),
     )
 
 

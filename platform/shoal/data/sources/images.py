@@ -12,12 +12,15 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from shoal.data.images import (
+    DEEPEST,
     SUFFIXES,
     EncodedImage,
     checked_shape,
+    depth_notes,
     median_shape,
     read_pixels,
     refuse_broken,
+    used_bits,
 )
 from shoal.data.sampler import SPLITS, TRAIN, split_named
 from shoal.data.sources.base import DETECTED, IN_DRIVER_BYTES, Part, ReadOptions, Source
@@ -38,10 +41,17 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder, and the (channels, height, width) to which all of them are resized."""
+    """The images of a folder, and how they are read.
+
+    Attributes:
+        files: the images.
+        shape: (channels, height, width) to which all of them are resized.
+        bits: that values of 16-bit images use.
+    """
 
     files: tuple[ImageFile, ...]
     shape: tuple[int, int, int]
+    bits: int = DEEPEST
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +67,8 @@ class ImageFolder:
     @property
     def digest(self) -> str:
         """A short hash of the files' names, classes, splits and sizes, and of the shape; no file is read."""
-        hasher = hashlib.sha256(repr(self.shape).encode())
+        read = self.shape if self.bits == DEEPEST else (*self.shape, self.bits)
+        hasher = hashlib.sha256(repr(read).encode())
         for file in self.files:
             listed = (file.split, file.label, os.path.basename(file.path), file.nbytes)
             hasher.update(repr(listed).encode())
@@ -77,7 +88,7 @@ class ImageFolder:
         broken: list[str] = []
         for first in range(0, len(files), rows):
             part = files[first : first + rows]
-            pixels, failed = read_pixels(encoded_files(part), (height, width), channels)
+            pixels, failed = read_pixels(encoded_files(part), (height, width), channels, self.bits)
             broken += failed
             if not broken:
                 yield {
@@ -88,7 +99,7 @@ class ImageFolder:
 
 
 def open_images(directory: str, shape: tuple[int, ...] | None = None) -> ImageFolder:
-    """List a folder's images and choose their shape from a sample of them; none is decoded.
+    """List a folder's images and choose their shape from a sample of them.
 
     Args:
         directory: a path, or a URI such as s3://bucket/prefix.
@@ -98,7 +109,8 @@ def open_images(directory: str, shape: tuple[int, ...] | None = None) -> ImageFo
         DataError: there are no images of two classes, or no such shape.
     """
     files = tuple(list_images(directory))
-    return ImageFolder(files, checked_shape(shape) if shape else image_shape(files))
+    bits = used_bits(encoded_files(files))
+    return ImageFolder(files, checked_shape(shape) if shape else image_shape(files), bits)
 
 
 def list_images(directory: str) -> list[ImageFile]:
@@ -220,4 +232,4 @@ def open_image_source(
     parts = tuple(Part(partial(folder.blocks, split), split) for split in folder.splits)
     # Without `paths`: their hash leaves out the folders and so the classes. A small source hashes its content.
     digest = None if folder.nbytes <= IN_DRIVER_BYTES else folder.digest
-    return Source(uri, "images", parts, nbytes=folder.nbytes, digest=digest)
+    return Source(uri, "images", parts, folder.nbytes, digest=digest, notes=depth_notes(folder.bits))

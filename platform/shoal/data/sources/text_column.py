@@ -1,10 +1,12 @@
 """Reads a column of texts: as documents of a language model, or as the inputs of a classification."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from shoal.data.chat import chat_text, is_messages
 from shoal.data.preprocessing import is_missing
 from shoal.data.sources.base import Block, Part, Source, check_column
 from shoal.data.sources.corpus import Corpus, Documents
@@ -90,21 +92,41 @@ def encode_column(
 
 
 def _texts(uri: str, column: str, block: Block) -> list[str]:
-    """Return a column's texts, empty for missing values.
+    """Return a column's texts, empty for missing values; chat messages by the template of `shoal.data.chat`.
 
     Raises:
         DataError: there is no such column, or a value is not a text.
     """
     check_column(uri, "data.text", column, block)
     values = block[column]
-    if values.ndim > 1:
+    if values.ndim > 1 and not (len(values) and is_messages(values[0])):
         raise DataError(
             f"data.text='{column}' has shape {values.shape[1:]} per row in '{uri}': it must be one text per row"
         )
-    texts: list[str] = np.where(is_missing(values), "", values.astype(object)).tolist()
-    wrong = next((value for value in texts if not isinstance(value, str)), None)
-    if wrong is not None:
+    missing = np.zeros(len(values), dtype=bool) if values.ndim > 1 else is_missing(values)
+    return [
+        "" if is_gone else value if isinstance(value, str) else _as_text(uri, column, value)
+        for value, is_gone in zip(_rows(values), missing, strict=True)
+    ]
+
+
+def _rows(values: np.ndarray) -> list[Any]:
+    return list(values) if values.dtype == object else values.tolist()
+
+
+def _as_text(uri: str, column: str, value: Any) -> str:
+    if isinstance(value, list | np.ndarray) and len(value) == 0:
+        return ""
+    where = f"data.text='{column}' holds"
+    try:
+        if is_messages(value):
+            return chat_text(value)
+    except ValueError as error:
+        raise DataError(f"{where} messages in '{uri}', and {error}: leave such rows out") from None
+    if isinstance(value, Mapping | list | np.ndarray):
+        keys = list(value)[:5] if isinstance(value, Mapping) else [type(item).__name__ for item in value[:3]]
         raise DataError(
-            f"data.text='{column}' holds {wrong!r} in '{uri}', a {type(wrong).__name__}: it must name a column of text"
+            f"{where} a {type(value).__name__} ({', '.join(map(str, keys))}) in '{uri}': it must name a "
+            "column of text, or of chat messages [{role, content}, ...]"
         )
-    return texts
+    raise DataError(f"{where} {value!r} in '{uri}', a {type(value).__name__}: it must name a column of text")
