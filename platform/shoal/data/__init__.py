@@ -1,6 +1,6 @@
 """From a `data.source` to the batches of a worker.
 
-- `config`: the `data` section
+- `config`: the `data` section; `read_options`: the part of it that says how files are read
 - `sources`: readers of rows, one per file
 - `sampler`: which split a row is in, and the order in which training rows are seen
 - `dataset_info`: the checks of all rows, and the fitted transform

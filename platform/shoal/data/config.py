@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from shoal.config.schema import Section
+from shoal.data.read_options import ReadOptions
 from shoal.data.sampler import SplitRule
-from shoal.data.sources.base import ReadOptions
 
 ColumnKind = Literal["number", "category", "text", "date", "drop"]
 

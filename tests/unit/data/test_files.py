@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources import base, csv_dialect, csv_files, files
-from shoal.data.sources.base import OtherTypesError, ReadOptions, read_again
+from shoal.data.sources.base import OtherTypesError, read_again
 from shoal.data.sources.open import open_source
 from shoal.errors import DataError
 

@@ -27,32 +27,6 @@ HASHED_BYTES = 1 << 30  # of larger files only names, sizes and times are hashed
 READ_BYTES = 1 << 20  # of a file hashed at a time
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """How a user says that files are to be read; None and empty: it is detected.
-
-    Attributes:
-        delimiter: between the cells of a CSV file.
-        decimal: the decimal mark of numbers in text.
-        encoding: of text files, a name that Python knows.
-        header: whether the first row of a CSV file names the columns.
-        missing: texts that mean a missing value.
-        columns: (name, kind) of columns.
-        arrays: (column, name in the file) of arrays of .npz files; `train.x` is the column x of the split train.
-    """
-
-    delimiter: str | None = None
-    decimal: str | None = None
-    encoding: str | None = None
-    header: bool | None = None
-    missing: tuple[str, ...] | None = None
-    columns: tuple[tuple[str, str], ...] = ()
-    arrays: tuple[tuple[str, str], ...] = ()
-
-
-DETECTED = ReadOptions()
-
-
 class OtherTypesError(DataError):
     """A cell is not of the type that samples of its column show; `relearn` of the part finds what holds for all."""
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from shoal.data.sources.base import ReadOptions
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources.encoding import find_encoding
 from shoal.data.sources.opening import UTF8, File, open_bytes, unclear_encoding
 from shoal.errors import DataError

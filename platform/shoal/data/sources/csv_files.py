@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import Block, Chunks, OtherTypesError, ReadOptions
+from shoal.data.sources.base import Block, Chunks, OtherTypesError
 from shoal.data.sources.csv_dialect import Dialect, decode_sample, sniff, take_sample
 from shoal.data.sources.csv_types import (
     TEXT,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from shoal.data.sources.base import ReadOptions
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources.csv_dialect import Dialect
 
 TEXT = pa.string()

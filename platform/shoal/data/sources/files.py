@@ -9,15 +9,14 @@ from typing import Protocol
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
+from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN, split_named
 from shoal.data.sources.base import (
-    DETECTED,
     IN_DRIVER_BYTES,
     Block,
     Chunks,
     OtherTypesError,
     Part,
-    ReadOptions,
     Source,
     file_size,
     filesystem_of,

@@ -11,18 +11,10 @@ from urllib.parse import parse_qsl
 from shoal.config.import_path import find
 from shoal.config.secrets import reveal
 from shoal.data.random_state import seeded
+from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sampler import TRAIN, split_named
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import (
-    DETECTED,
-    IN_DRIVER_BYTES,
-    Block,
-    Chunks,
-    Part,
-    ReadOptions,
-    Source,
-    in_memory_source,
-)
+from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, Part, Source, in_memory_source
 from shoal.data.sources.forms import columns_of, is_table_like, rows_of, splits_of
 from shoal.data.sources.huggingface import is_loaded_set, source_of_loaded
 from shoal.data.sources.items import DATA_SEED, Items, compare_reads, first_difference, is_table

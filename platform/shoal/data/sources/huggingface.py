@@ -7,9 +7,10 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sampler import TRAIN, split_named
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import DETECTED, Block, Part, ReadOptions, Source
+from shoal.data.sources.base import Block, Part, Source
 from shoal.errors import DataError
 
 BLOCK_ROWS = 1 << 16

@@ -22,8 +22,9 @@ from shoal.data.images import (
     refuse_broken,
     used_bits,
 )
+from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sampler import SPLITS, TRAIN, split_named
-from shoal.data.sources.base import DETECTED, IN_DRIVER_BYTES, Part, ReadOptions, Source
+from shoal.data.sources.base import IN_DRIVER_BYTES, Part, Source
 from shoal.errors import DataError
 
 BLOCK_BYTES = 32 << 20

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json as arrow_json
 
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import Block, Chunks, ReadOptions
+from shoal.data.sources.base import Block, Chunks
 from shoal.data.sources.encoding import find_encoding
 from shoal.data.sources.opening import UTF8, File, open_bytes, open_text, unclear_encoding, undecodable
 from shoal.data.sources.parquet_files import unified

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from shoal.data.read_options import ReadOptions
 from shoal.data.sampler import SPLITS, split_named
-from shoal.data.sources.base import Block, Chunks, ReadOptions
+from shoal.data.sources.base import Block, Chunks
 from shoal.data.sources.opening import File, open_bytes, open_plain
 from shoal.data.sources.tables import check_names
 from shoal.errors import DataError, nearest

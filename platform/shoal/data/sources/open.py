@@ -8,7 +8,8 @@ from functools import partial
 
 from shoal.config.import_path import is_path
 from shoal.config.secrets import reveal
-from shoal.data.sources.base import DETECTED, ReadOptions, Source
+from shoal.data.read_options import DETECTED, ReadOptions
+from shoal.data.sources.base import Source
 from shoal.data.sources.files import open_files
 from shoal.data.sources.function import open_function
 from shoal.data.sources.huggingface import open_huggingface

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources.arrow import table_to_block
-from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, ReadOptions, file_size, filesystem_of
+from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, file_size, filesystem_of
 from shoal.data.sources.opening import File, open_plain
 from shoal.data.sources.tables import (
     Constants,

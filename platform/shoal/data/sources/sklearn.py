@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sources.arrow import to_array
-from shoal.data.sources.base import DETECTED, Block, Part, ReadOptions, Source
+from shoal.data.sources.base import Block, Part, Source
 from shoal.errors import DataError, nearest
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")

@@ -7,7 +7,8 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from shoal.data.sources.base import DETECTED, Block, Chunks, Part, ReadOptions, Source
+from shoal.data.read_options import DETECTED, ReadOptions
+from shoal.data.sources.base import Block, Chunks, Part, Source
 from shoal.errors import DataError, nearest
 
 SYNTHETIC_CHUNK = 4096  # rows that share a generator: a row is a function of its number alone

@@ -5,7 +5,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal.data.sources.base import ReadOptions
+from shoal.data.read_options import ReadOptions
 from shoal.data.sources.opening import File
 from shoal.errors import DataError, nearest
 
