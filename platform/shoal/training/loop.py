@@ -225,7 +225,7 @@ def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
     for group in loop.optimizer.param_groups:
         group["lr"] = loop.learning_rate(step) * group.get("lr_scale", 1.0)
     loss = loop.accumulation.run(batch, lambda micro_batch: _backward(loop, micro_batch, step))
-    loop.collective.after_backward()
+    loop.collective.after_backward(loop.forward)
     loop.scaler.unscale_(loop.optimizer)
     if loop.clip_norm is not None:
         nn.utils.clip_grad_norm_(loop.model.parameters(), loop.clip_norm)
