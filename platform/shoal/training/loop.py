@@ -242,7 +242,9 @@ def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
 
 def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
     """Add a micro-batch's gradient to those of the parameters; return its sum of losses."""
-    inputs, dependence = micro_batch.inputs, loop.dependence
+    dependence = loop.dependence
+    # A model may write on its inputs: a filler's are a stored row.
+    inputs = micro_batch.inputs.clone() if micro_batch.is_filler else micro_batch.inputs
     with rows_of(
         micro_batch, step, loop.seed, loop.collective
     ):  # in backward activations may be computed again
