@@ -153,7 +153,7 @@ class _Probe:
         check_row_counts(self._config, self._info.rows[TRAIN], model, self._takes_one_row)
         loss = self._loss(batch)
         if not torch.isfinite(loss):
-            raise ModelError(f"{self._name}: {self._why_not_finite(float(loss))}")
+            raise ModelError(f"{self._name}: {self._why_not_finite(loss.item())}")
         if not loss.requires_grad:
             raise ModelError(
                 f"{self._name}: the loss depends on none of its {len(trained)} parameters: its outputs were detached, "
