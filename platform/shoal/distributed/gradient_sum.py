@@ -107,7 +107,7 @@ class SummedAfterBackward(nn.Module):
         return outputs
 
     def sum_gradients(self) -> None:
-        """Add up the gradients that backward has left, all workers together."""
+        """All-reduce the gradients that backward has left."""
         self._are_synced |= sum_shared(self._trained, self._shared, self._has_changed)
 
     @contextmanager
@@ -123,7 +123,7 @@ class SummedAfterBackward(nn.Module):
 class EachParameter(torch.autograd.Function):
     """The identity on a model's outputs, whose backward reaches every parameter with no gradient.
 
-    DistributedDataParallel is told of each parameter in each backward then, and counts one that this worker's rows do
+    DistributedDataParallel sees each parameter in each backward then, and counts one that this worker's rows do
     not use as zero instead of waiting for it. The others' gradients, and their order, stay.
     """
 

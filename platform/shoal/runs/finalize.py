@@ -59,7 +59,7 @@ def package_and_verify(
         if expected:
             measured = {key.partition("/")[2]: value for key, value in expected.items()}
             own = partial(Predictor.load_own, model.with_name("weights"))
-            _check(
+            check_measured(
                 verifier.measure(model, split),
                 measured,
                 own,

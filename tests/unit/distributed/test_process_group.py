@@ -347,23 +347,23 @@ def alone(rank, users, step, is_synced, size):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("way", ["shared", "shared, not wrapped", "network", "network, not wrapped"])
-def test_a_layer_that_only_some_workers_rows_use_gets_their_gradient_on_all(crew, way):
+@pytest.mark.parametrize("setup", ["shared", "shared, not wrapped", "network", "network, not wrapped"])
+def test_a_layer_that_only_some_workers_rows_use_gets_their_gradient_on_all(crew, setup):
     size = len(crew)
     for step, users in enumerate((range(size), [0], [])):
-        own = [alone(rank, users, step, "not" not in way, size) for rank in range(size)]
+        own = [alone(rank, users, step, "not" not in setup, size) for rank in range(size)]
         for result in crew:
-            for name, found in result["varying"][way][step].items():
+            for name, found in result["varying"][setup][step].items():
                 parts = [grads[name] for grads in own if grads[name] is not None]
                 if parts:
                     torch.testing.assert_close(found, sum(parts), rtol=1e-5, atol=1e-5)
-                    assert torch.equal(found, crew[0]["varying"][way][step][name])
+                    assert torch.equal(found, crew[0]["varying"][setup][step][name])
 
 
-@pytest.mark.parametrize("way", ["shared", "shared, not wrapped", "network, not wrapped"])
-def test_a_layer_that_no_workers_rows_use_has_no_gradient(crew, way):
+@pytest.mark.parametrize("setup", ["shared", "shared, not wrapped", "network, not wrapped"])
+def test_a_layer_that_no_workers_rows_use_has_no_gradient(crew, setup):
     for result in crew:
-        assert result["varying"][way][-1]["sometimes.weight"] is None
+        assert result["varying"][setup][-1]["sometimes.weight"] is None
 
 
 def test_over_the_network_a_layer_that_no_workers_rows_use_has_zeros_for_a_gradient(crew):
