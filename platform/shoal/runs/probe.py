@@ -31,6 +31,7 @@ from shoal.training.optimizer import build_optimizer
 
 MOST_ROWS = 8
 MOST_NUMBERS = 1 << 16  # of the rows' inputs, but two rows at least: normalization over a batch needs them
+MOST_FLOPS = 1 << 26  # of a row's forward pass: of a larger model two rows do
 # Of a model's weights: with more, this process makes no backward and no second model, for their time and memory.
 MOST_BYTES = 256 << 20
 SAME = {"rtol": 1e-4, "atol": 1e-5}  # outputs of one model for the same rows
@@ -95,7 +96,11 @@ class _Probe:
         self._name = f"model.name='{config.model.name}'"
 
     def size(self) -> ModelSize:
-        return measure_size(self._model, self._held_out.inputs[:1].clone())
+        """Measure the model; a large one sees two rows from here on."""
+        size = measure_size(self._model, self._held_out.inputs[:1].clone())
+        if size.flops_per_sample > MOST_FLOPS:
+            self._trained, self._held_out = _first(self._trained, 2), _first(self._held_out, 2)
+        return size
 
     def evaluates(self) -> None:
         """Evaluate the rows twice, and one of them alone."""
