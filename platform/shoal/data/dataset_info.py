@@ -25,7 +25,7 @@ from shoal.data.preprocessing import (
     is_missing,
 )
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule, count_splits
-from shoal.data.schema import ColumnFacts, column_notes, fit_columns
+from shoal.data.schema import ColumnSummary, column_notes, fit_columns
 from shoal.data.sources.base import Block, Source, check_column, read_again
 from shoal.data.statistics import ColumnOptions, ColumnStats, TextStats
 from shoal.errors import DataError
@@ -86,7 +86,7 @@ class DatasetInfo(BaseModel):
     rows: dict[str, int]
     fingerprint: str
     row_bytes: int
-    columns: tuple[ColumnFacts, ...] = ()
+    columns: tuple[ColumnSummary, ...] = ()
     class_counts: dict[str, dict[str, int]] = {}
     classes_without_training: dict[str, int] = {}
     duplicates: tuple[Duplicates, ...] = ()
@@ -100,7 +100,7 @@ class DatasetInfo(BaseModel):
         lines = column_notes(self.columns, self.rows[TRAIN])
         if label.reading:
             lines.append(f"label column '{label.name}' is read as {label.reading}")
-        lines += [f"the split {name} has no labels: it is set aside" for name in label.unlabelled]
+        lines += [f"the split {name} has no labels: it is left out" for name in label.unlabelled]
         if self.classes_without_training:
             some = ", ".join(
                 f"{name!r} ({count} rows)" for name, count in list(self.classes_without_training.items())[:5]
@@ -108,8 +108,6 @@ class DatasetInfo(BaseModel):
             count = len(self.classes_without_training)
             what = "1 class has" if count == 1 else f"{count} classes have"
             lines.append(f"{what} no training rows and cannot be learnt: {some}")
-        if not any(self.rows[name] for name in SPLITS if name != TRAIN):
-            lines.append("nothing is held out: the model is not evaluated on rows it was not trained on")
         lines += [
             f"{found.share:.1%} of the {found.split} rows are training rows too: their metrics are too good"
             for found in self.duplicates
@@ -291,7 +289,7 @@ def fit_dataset_info(
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
     rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
     _check_splits(rows, data)
-    columns, facts = fit_columns(summary.columns, data.columns, data.source)
+    columns, summaries = fit_columns(summary.columns, data.columns, data.source)
     transform = Transform(columns=columns, label=label, tokenizer=preprocessing.tokenizer)
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
@@ -306,7 +304,7 @@ def fit_dataset_info(
         rows=rows,
         fingerprint=fingerprint,
         row_bytes=row_bytes,
-        columns=facts,
+        columns=summaries,
         class_counts={
             name: {str(value): count for value, count in counts.most_common(MAX_SHOWN_CLASSES)}
             for name, counts in summary.label_counts.items()
@@ -445,7 +443,7 @@ def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: Data
     if readable.count < text.cells:
         raise DataError(
             f"data.label='{data.label}' holds {text.cells - readable.count} cells that are no number (e.g. "
-            f"{readable.odd!r}): every row needs a label; mend or drop these rows"
+            f"{readable.odd!r}): every row needs a label; fix or drop these rows"
         )
     mean, std = readable.moments.fitted()
     return Label(name=data.label, mean=mean, std=std, reading=reading, unlabelled=unlabelled)

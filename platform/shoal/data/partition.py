@@ -33,9 +33,9 @@ def partition_block(
         preprocessing: with the batch size that determines the lanes.
         num_workers: parts to divide the rows into.
     """
-    set_aside = [SPLITS.index(name) for name in dataset_info.transform.label.unlabelled]
-    if set_aside:
-        kept = ~np.isin(split, set_aside)
+    unlabelled = [SPLITS.index(name) for name in dataset_info.transform.label.unlabelled]
+    if unlabelled:
+        kept = ~np.isin(split, unlabelled)
         block, split = {name: column[kept] for name, column in block.items()}, split[kept]
     inputs, targets = dataset_info.transform.stored(block), dataset_info.transform.targets(block)
     lanes = dataset_info.lanes(preprocessing, num_workers=num_workers)

@@ -118,7 +118,7 @@ class Label(BaseModel):
 
     Attributes:
         reading: how text becomes numbers, where the label of a regression was text in training.
-        unlabelled: splits of the training data whose rows have no label; they are set aside.
+        unlabelled: splits of the training data whose rows have no label; they are left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -142,7 +142,7 @@ class Label(BaseModel):
             if len(unread):
                 raise DataError(
                     f"label column '{self.name}' holds {values[unread[0]]!r}, which is no number, in "
-                    f"{len(unread)} rows: every row needs a label; mend or drop these rows"
+                    f"{len(unread)} rows: every row needs a label; fix or drop these rows"
                 )
             return ((numbers - self.mean) / self.std).astype(np.float32)
         numbers_of = {name: number for number, name in enumerate(self.classes)}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.sampler import SPLITS
-from shoal.data.schema import ColumnFacts
+from shoal.data.schema import ColumnSummary
 
 MOST_COLUMNS = 200
 MOST_CLASSES = 50
@@ -28,7 +28,7 @@ def data_report(source: str, info: DatasetInfo, notes: Sequence[str]) -> str:
         parts += [f"## Classes of `{info.transform.label.name}`", _class_table(info)]
     if info.columns:
         shown = info.columns[:MOST_COLUMNS]
-        parts += ["## Columns", _markdown_table(COLUMN_HEADER, [column_cells(fact) for fact in shown])]
+        parts += ["## Columns", _markdown_table(COLUMN_HEADER, [column_cells(column) for column in shown])]
         if len(info.columns) > MOST_COLUMNS:
             parts.append(f"{len(info.columns) - MOST_COLUMNS} more columns are not shown.")
     if info.suspects:
@@ -47,15 +47,15 @@ def data_report(source: str, info: DatasetInfo, notes: Sequence[str]) -> str:
 COLUMN_HEADER = ("column", "kind", "missing", "unreadable", "distinct", "")
 
 
-def column_cells(fact: ColumnFacts) -> tuple[str, ...]:
+def column_cells(column: ColumnSummary) -> tuple[str, ...]:
     """Return the cells of a column's row in a table, under `COLUMN_HEADER`."""
-    remarks = [("constant", fact.is_constant), ("looks like an id", fact.looks_like_an_id)]
+    remarks = [("constant", column.is_constant), ("looks like an id", column.looks_like_an_id)]
     return (
-        fact.name,
-        fact.kind,
-        f"{fact.missing:,}" if fact.missing else "",
-        f"{fact.unreadable:,} (e.g. {fact.odd})" if fact.unreadable else "",
-        "" if fact.distinct is None else f"{fact.distinct:,}",
+        column.name,
+        column.kind,
+        f"{column.missing:,}" if column.missing else "",
+        f"{column.unreadable:,} (e.g. {column.odd})" if column.unreadable else "",
+        "" if column.distinct is None else f"{column.distinct:,}",
         ", ".join(text for text, holds in remarks if holds),
     )
 

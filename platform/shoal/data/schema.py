@@ -1,4 +1,4 @@
-"""What the columns of a data set were understood as: facts for a person, and the lines that warn of what is odd.
+"""What the columns of a data set were understood as: summaries for a person, and the lines that warn of what is odd.
 
 Depends on `statistics` and `preprocessing`; independent of labels, splits and files.
 """
@@ -20,7 +20,7 @@ CAMEL_ID = re.compile(r"[a-z](?:Id|ID|Key|Index)$")
 NAMED = 5  # columns that a line names
 
 
-class ColumnFacts(BaseModel):
+class ColumnSummary(BaseModel):
     """One column of the training rows, as `--check` and the data report show it.
 
     Attributes:
@@ -47,7 +47,7 @@ class ColumnFacts(BaseModel):
 
 def fit_columns(
     stats: Mapping[str, ColumnStats], kinds: Mapping[str, str], source: str
-) -> tuple[tuple[Column, ...], tuple[ColumnFacts, ...]]:
+) -> tuple[tuple[Column, ...], tuple[ColumnSummary, ...]]:
     """Fit the transform of each column that is not dropped; also returns what is known of all.
 
     Raises:
@@ -64,20 +64,20 @@ def fit_columns(
         raise DataError(f"data.columns drops every column of '{source}': leave at least one")
     columns = tuple(found.fit(name, kinds.get(name)) for name, found in kept.items())
     by_name = {column.name: column for column in columns}
-    return columns, tuple(_facts(name, found, by_name.get(name)) for name, found in stats.items())
+    return columns, tuple(_summary(name, found, by_name.get(name)) for name, found in stats.items())
 
 
-def _facts(name: str, stats: ColumnStats, column: Column | None) -> ColumnFacts:
+def _summary(name: str, stats: ColumnStats, column: Column | None) -> ColumnSummary:
     if column is None:
-        return ColumnFacts(name=name, kind="dropped", missing=stats.missing)
+        return ColumnSummary(name=name, kind="dropped", missing=stats.missing)
     if stats.text is not None:
-        return _facts_of_text(stats, column)
+        return _summary_of_text(stats, column)
     if stats.numbers is None:
-        return ColumnFacts(name=name, kind=_shaped("ready", stats))
+        return ColumnSummary(name=name, kind=_shaped("ready", stats))
     numbers = stats.numbers
     is_single = stats.kind == "number"
     is_named = is_single and looks_like_an_id_name(name) and numbers.lowest is not None
-    return ColumnFacts(
+    return ColumnSummary(
         name=name,
         kind=_kind_of_numbers(stats),
         missing=stats.missing - numbers.infinite,
@@ -90,12 +90,12 @@ def _facts(name: str, stats: ColumnStats, column: Column | None) -> ColumnFacts:
     )
 
 
-def _facts_of_text(stats: ColumnStats, column: Column) -> ColumnFacts:
+def _summary_of_text(stats: ColumnStats, column: Column) -> ColumnSummary:
     text = stats.text
     assert text is not None
     distinct = len(text.counts) if text.counts is not None else text.sketch.distinct
     if column.reading is None:
-        return ColumnFacts(
+        return ColumnSummary(
             name=column.name,
             kind={"words": "text, its words hashed", "hashed": "category, hashed"}.get(
                 column.kind, column.kind
@@ -108,7 +108,7 @@ def _facts_of_text(stats: ColumnStats, column: Column) -> ColumnFacts:
             and text.words <= 1.5 * text.cells,
         )
     readable = text.readings[column.reading.model_copy(update={"is_ambiguous": False})]
-    return ColumnFacts(
+    return ColumnSummary(
         name=column.name,
         kind=str(column.reading),
         missing=stats.missing + text.tokens,
@@ -135,37 +135,39 @@ def _shaped(kind: str, stats: ColumnStats) -> str:
     return f"{kind} {list(stats.shape)} of {stats.dtype}" if stats.shape else kind
 
 
-def column_notes(facts: Sequence[ColumnFacts], rows: int) -> list[str]:
+def column_notes(summaries: Sequence[ColumnSummary], rows: int) -> list[str]:
     """Return a line for each thing about columns that a person should know before training."""
     lines = []
-    for fact in facts:
-        if fact.unreadable:
+    for summary in summaries:
+        if summary.unreadable:
             lines.append(
-                f"column '{fact.name}' is read as {fact.kind}: {fact.unreadable} of {rows} cells are none (e.g. "
-                f"'{fact.odd}') and count as missing"
-                + (f"; data.columns={{{fact.name}: category}} keeps them as text" * fact.is_text)
+                f"column '{summary.name}' is read as {summary.kind}: {summary.unreadable} of {rows} cells are not "
+                f"(e.g. '{summary.odd}') and count as missing"
+                + (f"; data.columns={{{summary.name}: category}} keeps them as text" * summary.is_text)
             )
-        elif fact.is_text and fact.kind != "category":
-            gaps = f"; {fact.missing} of {rows} cells are missing" if fact.missing else ""
-            example = f" (e.g. '{fact.odd}')" if fact.missing and fact.odd else ""
-            doubt = ": write years first to be sure" if fact.is_ambiguous else ""
-            lines.append(f"column '{fact.name}' is text and is read as {fact.kind}{gaps}{example}{doubt}")
+        elif summary.is_text and summary.kind != "category":
+            gaps = f"; {summary.missing} of {rows} cells are missing" if summary.missing else ""
+            example = f" (e.g. '{summary.odd}')" if summary.missing and summary.odd else ""
+            doubt = ": write years first to be sure" if summary.is_ambiguous else ""
+            lines.append(
+                f"column '{summary.name}' is text and is read as {summary.kind}{gaps}{example}{doubt}"
+            )
     lines += _joined(
-        [fact.name for fact in facts if fact.looks_like_an_id],
+        [summary.name for summary in summaries if summary.looks_like_an_id],
         "looks like an id or a row number, which cannot help with other rows: set data.columns={{{name}: drop}}",
         "look like ids or row numbers, which cannot help with other rows: set data.columns={{{name}: drop, ...}}",
     )
     lines += _joined(
-        [fact.name for fact in facts if fact.is_constant and "[" not in fact.kind],
+        [summary.name for summary in summaries if summary.is_constant and "[" not in summary.kind],
         "has the same value in all training rows",
         "have the same value in all training rows",
     )
     lines += [
-        f"column '{fact.name}' has {fact.distinct} different texts, more than {MAX_CATEGORIES}: "
-        + ("its words are" if "words" in fact.kind else "they are")
-        + f" hashed into {BUCKETS} columns; data.columns={{{fact.name}: drop}} leaves it out"
-        for fact in facts
-        if "hashed" in fact.kind and not fact.looks_like_an_id
+        f"column '{summary.name}' has {summary.distinct} different texts, more than {MAX_CATEGORIES}: "
+        + ("its words are" if "words" in summary.kind else "they are")
+        + f" hashed into {BUCKETS} columns; data.columns={{{summary.name}: drop}} leaves it out"
+        for summary in summaries
+        if "hashed" in summary.kind and not summary.looks_like_an_id
     ]
     return lines
 

@@ -335,7 +335,7 @@ class ColumnStats:
         ):
             raise DataError(
                 f"data.columns says that '{name}' is a {wanted}, and most of its cells are none (e.g. "
-                f"{self._example()!r}): mend them, or say category, text or drop"
+                f"{self._example()!r}): fix them, or say category, text or drop"
             )
         if reading is not None:
             readable = text.readings[reading.model_copy(update={"is_ambiguous": False})]

@@ -13,13 +13,6 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Column, Transform
 
 
-def input_dtype(transform: Transform) -> torch.dtype:
-    """Return the type of the numbers that a model receives: whole where rows are tokens or ready whole numbers."""
-    first = transform.columns[0]
-    is_whole = first.kind == "ready" and (first.dtype.startswith("int") or first.dtype == "uint16")
-    return torch.int64 if is_whole else torch.float32
-
-
 class Widen:
     """A view of batches whose inputs are as `Transform.stored` keeps them; it is the same for every epoch."""
 

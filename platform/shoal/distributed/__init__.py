@@ -1,6 +1,7 @@
 """How the worker processes of one training act together, by torch.distributed.
 
-- `process_group`: sums and gathers over the workers, gradients inside DistributedDataParallel
+- `process_group`: sums and gathers over the workers, of gradients too
+- `gradient_sum`: the sum of gradients through shared memory, whatever part of a model a worker's rows use
 - `shm_allreduce`: the sum through shared memory, for CPU workers of one host
 - `parallelism`: FSDP2 and tensor parallelism, by the units that `blocks` finds in a model
 - `sync_batchnorm`: BatchNorm over the rows of all workers

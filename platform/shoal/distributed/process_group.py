@@ -1,12 +1,13 @@
-"""How workers act together: all-reduce, gather, broadcast, and the gradient sum in DistributedDataParallel.
+"""How workers act together: all-reduce, gather, broadcast, and the sum of gradients.
 
-On one host, CPU workers reduce gradients through shared memory instead of a loopback socket: the same sums, in
-rank order, for a fraction of the 1.5 to 2 ms that a gloo all-reduce costs there whatever its size. It knows
-torch.distributed; it does not know Ray.
+On one host, CPU workers add gradients through shared memory after backward (`shoal.distributed.gradient_sum`) instead
+of a loopback socket: the same sums, in rank order, for a fraction of the 1.5 to 2 ms that a gloo all-reduce costs there
+whatever its size. Elsewhere DistributedDataParallel adds them while backward goes on. It knows torch.distributed; it
+does not know Ray.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from shoal.distributed.gradient_sum import EachParameter, SummedAfterBackward, drop_unused, sum_shared
 from shoal.distributed.shm_allreduce import SharedMemory
 
 BROADCAST_BYTES = 64 * 2**20  # at a time, which on a GPU take memory of the device
@@ -47,7 +49,9 @@ class Collective(Protocol):
         ...
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
-        """Return a module whose backward sums gradients over the workers (a sum, not a mean).
+        """Return a module whose gradients are summed over the workers by the end of `after_backward` (not averaged).
+
+        A parameter that some workers' rows do not use counts as zero there, whatever step it happens in.
 
         Args:
             warmup: one forward and backward, which leaves gradients and no other trace.
@@ -66,8 +70,8 @@ class Collective(Protocol):
         """Copy rank 0's buffers (running statistics), which are the ones that are saved, to every worker."""
         ...
 
-    def after_backward(self) -> None:
-        """Account for the time that the gradient sum kept this worker waiting."""
+    def after_backward(self, forward: nn.Module) -> None:
+        """Sum the gradients of a wrapped module, and account for the time that it kept this worker waiting."""
         ...
 
 
@@ -101,7 +105,7 @@ class SingleProcess:
     def sync_buffers(self, model: nn.Module) -> None:
         pass
 
-    def after_backward(self) -> None:
+    def after_backward(self, forward: nn.Module) -> None:
         pass
 
 
@@ -155,65 +159,73 @@ class ProcessGroup:
         return data if self.rank == 0 else b"".join(parts)
 
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
-        warmup(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        has_unused = any(parameter.grad is None for parameter in trained)
-        model.zero_grad()
-        if not trained:
+        if not trained or self.size == 1:
             return model
+        if self._shared:
+            return SummedAfterBackward(model, self._shared, self._copy_from_first)
+        warmup(model)
+        has_unused = any(self.gather(any(parameter.grad is None for parameter in trained)))
+        model.zero_grad()
         wrapped = DistributedDataParallel(
             model,
             device_ids=[self._device.index] if self._device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             find_unused_parameters=has_unused,
         )
-        wrapped.register_comm_hook(None, self._shared_hook if self._shared else self._network_hook)
-        if not self._shared and self.size > 2:
+        wrapped.register_comm_hook(None, self._network_hook)
+        if self.size > 2:
             # DDP regroups its buckets after the first backward, and where a ring adds a number depends on its
             # place in the bucket. Regrouping before step 0, every attempt adds every step in the same order.
             warmup(wrapped)
             model.zero_grad()
+        if not has_unused:  # else DDP itself looks for them in each step
+            wrapped.register_forward_hook(lambda _, __, outputs: EachParameter.apply(outputs, *trained))
         return wrapped
 
     def no_sync(self, forward: nn.Module) -> AbstractContextManager[object]:
+        if isinstance(forward, SummedAfterBackward):
+            return forward.alone()
         return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
     def all_reduce_gradients(self, model: nn.Module) -> None:
         since = time.perf_counter()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        whole = [gradient.contiguous() for gradient in gradients]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self._shared:
-            for tensor in whole:
-                self._shared.all_reduce(tensor)
+            sum_shared(trained, self._shared)
         else:
-            for work in [dist.all_reduce(tensor, async_op=True) for tensor in whole]:
-                work.wait()
-        for gradient, total in zip(gradients, whole, strict=True):
-            if total is not gradient:
-                gradient.copy_(total)
+            self._sum_over_network(trained)
         self.waited_s += time.perf_counter() - since
 
+    def _sum_over_network(self, parameters: list[nn.Parameter]) -> None:
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self._device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        whole = [gradient.contiguous() for gradient in gradients]
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in (*whole, used)]:
+            work.wait()
+        for parameter, gradient, total in zip(parameters, gradients, whole, strict=True):
+            if total is not gradient:
+                gradient.copy_(total)
+            parameter.grad = gradient
+        drop_unused(parameters, used.tolist())
+
     def sync_buffers(self, model: nn.Module) -> None:
+        self._copy_from_first(list(model.buffers()))
+
+    def _copy_from_first(self, buffers: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for buffer in model.buffers():
+            for buffer in buffers:
                 # float64 holds every float32 and every whole number that buffers count to.
                 mine = buffer.double() if self.rank == 0 else torch.zeros_like(buffer, dtype=torch.float64)
                 buffer.copy_(self.all_reduce(mine.contiguous()))
 
-    def after_backward(self) -> None:
+    def after_backward(self, forward: nn.Module) -> None:
+        if isinstance(forward, SummedAfterBackward):
+            self._launched = time.perf_counter()
+            forward.sum_gradients()
         if self._launched is not None:
             self.waited_s += time.perf_counter() - self._launched
             self._launched = None
-
-    def _shared_hook(self, _: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-        assert self._shared is not None
-        since = time.perf_counter()
-        buffer = bucket.buffer()
-        self._shared.all_reduce(buffer)
-        self.waited_s += time.perf_counter() - since
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
-        done.set_result(buffer)
-        return done
 
     def _network_hook(self, _: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         self._launched = time.perf_counter()

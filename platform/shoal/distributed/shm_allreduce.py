@@ -6,6 +6,7 @@ import pickle
 import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,19 @@ class SharedMemory:
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over the workers."""
-        flat = tensor.view(-1)
-        step = CHUNK_BYTES // flat.element_size()
-        for first in range(0, len(flat), step):
-            self._add_chunk(flat[first : first + step])
+        self.all_reduce_together([tensor.view(-1)])
+
+    def all_reduce_together(self, vectors: Sequence[Tensor]) -> None:
+        """Replace vectors of one type by their sums over the workers, as many in a round as a slot holds."""
+        room = left = CHUNK_BYTES // vectors[0].element_size()
+        pieces: list[Tensor] = []
+        for vector in vectors:
+            while len(vector) > left:
+                self._add([*pieces, vector[:left]] if left else pieces)
+                vector, pieces, left = vector[left:], [], room
+            pieces.append(vector)
+            left -= len(vector)
+        self._add(pieces)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every worker's picklable value, by rank: each adds its bytes into a row of zeros."""
@@ -86,15 +96,23 @@ class SharedMemory:
             for row, length in zip(rows, lengths.tolist(), strict=True)
         ]
 
-    def _add_chunk(self, chunk: Tensor) -> None:
+    def _add(self, pieces: list[Tensor]) -> None:
+        """Replace vectors that fit into a slot by their sums."""
+        sizes = [len(piece) for piece in pieces]
         self._round += 1
-        slots = self._slots[self._round & 1, :, : chunk.nbytes].view(chunk.dtype)
-        slots[self._rank].copy_(chunk)
+        row = self._slots[self._round & 1, :, : sum(sizes) * pieces[0].element_size()].view(pieces[0].dtype)
+        slots = [slot.split(sizes) for slot in row]
+        if len(pieces) == 1:
+            row[self._rank].copy_(pieces[0])
+        else:
+            torch.cat(pieces, out=row[self._rank])
         self._flags[self._rank] = self._round
         self._wait()
-        torch.add(slots[0], slots[1], out=chunk)
-        for rank in range(2, self._size):
-            chunk.add_(slots[rank])
+        for piece, first, second in zip(pieces, slots[0], slots[1], strict=True):
+            torch.add(first, second, out=piece)
+        for others in slots[2:]:
+            for piece, other in zip(pieces, others, strict=True):
+                piece.add_(other)
 
     def _wait(self) -> None:
         """Spin, then yield, then nap until every flag is up; a peer that died is an error."""

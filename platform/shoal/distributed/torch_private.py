@@ -23,6 +23,8 @@ from names with a leading underscore. The list, with the reason for each and wha
 `Optimizer.profile_hook_step`, `step.hooked`, `_optimizer_step_{pre,post}_hooks`, `_global_optimizer_{pre,post}_hooks`
     (`without_wrappers`) A step without the profiler's mark and without importing the compiler (1.2 s). Without them,
     torch's class as it is: the same steps.
+`Tensor._version` (`writes`)
+    How often a tensor was written to. Without it, none is seen to be.
 Logger `torch.distributed.tensor._redistribute` (`silence_redistribution`)
     It logs a hint at every gradient norm under FSDP with tensor parallelism. Without it, the hint is logged.
 
@@ -138,6 +140,11 @@ def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
         return
     for target, source in zip(targets, sources, strict=True):
         target.lerp_(source, weight)
+
+
+def writes(tensor: Tensor) -> int:
+    """Return how often a tensor, or another that shares its memory, was written to in place."""
+    return getattr(tensor, "_version", 0)
 
 
 def keep_graphs_whole() -> None:

@@ -22,13 +22,13 @@ from shoal.data.config import DataConfig
 from shoal.data.dataset_info import PreprocessingSpec
 from shoal.data.loader import Batch
 from shoal.data.misfits import Misfits
-from shoal.data.preprocessing import Transform
+from shoal.data.preprocessing import Column, Transform, as_numbers, as_texts
 from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.widen import Widen
-from shoal.errors import ModelError
+from shoal.errors import DataError, ModelError
 from shoal.inference.artifact_code import builder_of_artifact, is_trusted_by_environment
 from shoal.inference.generation import continue_text, fill_in
 from shoal.models.config import ModelConfig
@@ -140,7 +140,7 @@ class Predictor:
         targets = np.zeros((len(next(iter(block.values()))), 0))
         with torch.no_grad():
             found = [
-                self._limit.run(batch, lambda part: self.model(part.inputs))
+                self._limit.run(batch, lambda part: self.model(part.inputs.clone()))
                 for batch in self._views(block, targets)
             ]
         return torch.cat([part for parts in found for part in parts]).double()
@@ -189,7 +189,9 @@ class Predictor:
         sums = torch.zeros(self.task.sums_size, dtype=torch.float64)
         with torch.no_grad():
             for view in self._views(block, self.transform.targets(block)):
-                for part in self._limit.run(view, lambda some: self.task.sums(self.model(some.inputs), some)):
+                for part in self._limit.run(
+                    view, lambda some: self.task.sums(self.model(some.inputs.clone()), some)
+                ):
                     sums += part
         return sums
 
@@ -263,7 +265,32 @@ def as_rows(block: Block, transform: Transform) -> Any:
     names = [column.name for column in transform.columns]
     if len(names) == 1 and transform.columns[0].kind in ("tensor", "ready"):
         return block[names[0]]
-    return pd.DataFrame({name: list(block[name]) if block[name].ndim > 1 else block[name] for name in names})
+    plain = {column.name: _plain(column, block[column.name]) for column in transform.columns}
+    return pd.DataFrame({name: list(plain[name]) if plain[name].ndim > 1 else plain[name] for name in names})
+
+
+def _plain(column: Column, values: np.ndarray) -> np.ndarray:
+    """Return a column's values in types that MLflow can describe, which the transform takes for the same."""
+    is_odd = values.dtype.kind in "mcO" or values.dtype == np.uint64
+    if column.kind == "number" and column.reading is None and is_odd:
+        return as_numbers(values)
+    if column.kind in ("category", "hashed", "words") and values.dtype.kind not in "US":
+        return as_texts(values, column.name)
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def check_names(transform: Transform) -> None:
+    """Refuse columns that a saved model could not name in its signature.
+
+    Raises:
+        DataError: a column has a blank name.
+    """
+    for number, column in enumerate(transform.columns, 1):
+        if not column.name.strip():
+            raise DataError(
+                f"feature column {number} of {len(transform.columns)} has a blank name ('{column.name}'), often an "
+                "index that was written with the rows: give it a name, or leave the column out of the data"
+            )
 
 
 def _load_pyfunc(path: str) -> Predictor:

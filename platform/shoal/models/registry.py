@@ -2,9 +2,12 @@
 
 import inspect
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from shoal.config.import_path import call_with, find, is_path
 from shoal.data.preprocessing import Transform
@@ -57,6 +60,7 @@ def build_model(
     vocabulary: int = 0,
     task: str = "",
     builder: Callable[..., Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Build a model with weights that are a pure function of the seed: torch, NumPy and `random` are seeded with it.
 
@@ -75,6 +79,7 @@ def build_model(
         vocabulary: number of token ids; 0 if the inputs are not tokens.
         task: its name.
         builder: None: the one that `model.name` names.
+        dtype: of a sample; None: whole numbers for tokens, else float32.
 
     Raises:
         UserError: the builder refuses, raises, or returns something other than a module; `model.init` does not fit.
@@ -92,14 +97,36 @@ def build_model(
     } | ({"init": config.init} if is_transformers else {})
     with seeded(seed):
         model = _call_builder(config, builder, offered)
+        _fill_lazy_layers(model, input_shape, dtype or (torch.int64 if vocabulary else torch.float32), config)
     if config.parametrization == "mup":
         at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
         at_base_width = config.model_copy(update=at_base)
-        base = build_model(at_base_width, input_shape, outputs, seed, vocabulary, task, builder)
+        base = build_model(at_base_width, input_shape, outputs, seed, vocabulary, task, builder, dtype)
         _convert_to_mup(model, base, config)
     if config.init is not None:
         load_pretrained(model, config.init)
     return model
+
+
+def _fill_lazy_layers(
+    model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, config: ModelConfig
+) -> None:
+    """Give layers that learn their shapes from their first inputs (nn.LazyLinear, ...) shapes and first weights now.
+
+    Else each worker would draw them in its first step, from its own random numbers.
+    """
+    if not any(map(is_lazy, chain(model.parameters(), model.buffers()))):
+        return
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros((1, *input_shape), dtype=dtype))
+    except Exception as error:
+        raise ModelError(
+            f"model.name='{config.name}' has lazy layers, and does not take a sample of shape {(1, *input_shape)} "
+            f"({type(error).__name__}: {' '.join(str(error).split())}): give them their shapes, or fix its forward"
+        ) from error
+    model.train(was_training)
 
 
 def _call_builder(config: ModelConfig, builder: Callable[..., Any], offered: dict[str, Any]) -> nn.Module:
@@ -149,7 +176,14 @@ def build_model_for(
             "sequence_classification, with text as data.source or data.text"
         )
     shape, outputs, vocabulary = transform.input_shape, transform.outputs, transform.vocabulary
-    return build_model(config, shape, outputs, seed, vocabulary, task, builder)
+    return build_model(config, shape, outputs, seed, vocabulary, task, builder, sample_like(transform).dtype)
+
+
+def sample_like(transform: Transform) -> torch.Tensor:
+    """Return a sample of zeros [1, ...] of the shape and type in which a model receives the rows of a transform."""
+    first = transform.columns[0]
+    is_whole = first.kind == "ready" and (first.dtype.startswith("int") or first.dtype == "uint16")
+    return torch.zeros((1, *transform.input_shape), dtype=torch.int64 if is_whole else torch.float32)
 
 
 def _convert_to_mup(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:

@@ -42,7 +42,8 @@ def measure_size(model: nn.Module, sample: torch.Tensor) -> ModelSize:
             model(sample)
     except Exception as error:
         raise ModelError(
-            f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {error}): "
+            f"the model does not take inputs of shape {tuple(sample.shape)} and type "
+            f"{str(sample.dtype).removeprefix('torch.')} ({type(error).__name__}: {' '.join(str(error).split())}): "
             "its builder receives `inputs` and `outputs` if its signature names them"
         ) from error
     finally:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,23 +42,26 @@ class Verifier:
         self._process.communicate()
         self._answers.close()
 
-    def verify(self, model: Path, split: str, expected: dict[str, float]) -> None:
-        """Raise unless the process, loading the model, finds the expected metrics on a split of its own data.
+    def measure(self, model: Path, split: str) -> dict[str, float]:
+        """Return what the process, loading the model, measures on a split of its own data.
 
         Raises:
-            VerificationError: it does not load, or measures something else.
+            VerificationError: it does not load.
         """
         _, err = self._process.communicate(json.dumps([str(model), split]))
         if self._process.returncode:
             lines = err.strip().splitlines() or ["no output"]
             raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
-        found = json.loads(self._answers.readline())
-        for name, value in expected.items():
-            if not np.isclose(found[name], value, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
-                raise VerificationError(
-                    f"the saved model measures {name}={found[name]:.6g} in a clean process; training measured "
-                    f"{value:.6g}"
-                )
+        return json.loads(self._answers.readline())  # type: ignore[no-any-return]
+
+
+def difference(found: Mapping[str, float], expected: Mapping[str, float]) -> str | None:
+    """Return how a clean process's metrics differ from the expected ones; None: they do not."""
+    for name, value in expected.items():
+        if not np.isclose(found[name], value, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
+            here = f"{name}={found[name]:.6g}"
+            return f"the saved model measures {here} in a clean process; training measured {value:.6g}"
+    return None
 
 
 def evaluate_saved_model(model: str, split: str) -> dict[str, float]:

@@ -28,6 +28,8 @@ def draw_data(folder: RunFolder, info: DatasetInfo, title: str) -> None:
         return
     rows = max(1, info.rows[TRAIN])
     missing = {
-        fact.name: (fact.missing + fact.unreadable) / rows for fact in info.columns if "[" not in fact.kind
+        column.name: (column.missing + column.unreadable) / rows
+        for column in info.columns
+        if "[" not in column.kind
     }
     folder.write(PICTURE, data_picture(info.rows, info.class_counts, missing, f"{title}: data"))

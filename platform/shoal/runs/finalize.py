@@ -1,17 +1,23 @@
 """From a finished training to its model: pictures, the pyfunc model, and its verification in a clean process."""
 
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
 from shoal.data.sampler import SPLITS, TEST, VALIDATION
-from shoal.data.sources.base import Source
+from shoal.data.sources.base import Block, Source
+from shoal.errors import VerificationError
+from shoal.inference.evaluation import split_blocks, sum_over_blocks
 from shoal.inference.predictor import DESCRIPTION, TEXT, Predictor, describe_model
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
-from shoal.registry.verify import Verifier
+from shoal.registry.verify import Verifier, difference
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import draw_data
 from shoal.storage.records import Identity, Outcome, Verified
@@ -21,6 +27,9 @@ from shoal.tracking.journal import JournalReader
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
 SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
+BESIDE = 32  # rows that are compared alone and beside each other
+
+logger = logging.getLogger(__name__)
 
 
 def package_and_verify(
@@ -49,7 +58,14 @@ def package_and_verify(
         _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
         verified = None
         if expected:
-            verifier.verify(model, split, {key.partition("/")[2]: value for key, value in expected.items()})
+            measured = {key.partition("/")[2]: value for key, value in expected.items()}
+            own = partial(Predictor.load_own, model.with_name("weights"))
+            check_measured(
+                verifier.measure(model, split),
+                measured,
+                own,
+                partial(split_blocks, source, preprocessing, split),
+            )
             metric = f"{split[:3] if split == VALIDATION else split}/{TASKS[config.task].compared_by}"
             verified = Verified(
                 metric=metric,
@@ -62,6 +78,48 @@ def package_and_verify(
         folder.put_folder(model, MODEL, last=MODEL_CARD)
     folder.update(Identity, verified=verified)
     return verified is not None
+
+
+def check_measured(
+    found: dict[str, float],
+    measured: dict[str, float],
+    load: Callable[[], Predictor],
+    blocks: Callable[[], Iterator[Block]],
+) -> None:
+    """Refuse a model that measures something else in a clean process than in training.
+
+    One whose outputs for a row depend on the rows beside it is measured again here, with the rows that a clean process
+    computes on together: in training each worker had its own.
+
+    Args:
+        found: by the clean process.
+        measured: in training.
+        load: loads the saved model here.
+        blocks: returns the rows that were measured on.
+
+    Raises:
+        VerificationError: it does.
+    """
+    differs = difference(found, measured)
+    if differs is None:
+        return
+    predictor = load()
+    rows = {name: column[:BESIDE] for name, column in next(blocks()).items()}
+    together = predictor.outputs(rows)
+    alone = [
+        predictor.outputs({name: column[row : row + 1] for name, column in rows.items()})
+        for row in range(len(together))
+    ]
+    if not torch.allclose(together, torch.cat(alone), rtol=1e-4, atol=1e-5, equal_nan=True):
+        sums = sum_over_blocks(predictor, blocks())
+        if sums is not None and difference(found, predictor.task.metrics(sums)) is None:
+            logger.warning(
+                "%s: the model's outputs for a row depend on the rows beside it, and its metrics on how rows are "
+                "grouped",
+                differs,
+            )
+            return
+    raise VerificationError(differs)
 
 
 def held_out_rows(preprocessing: PreprocessingSpec, task: TaskName, split: str) -> str:

@@ -1,25 +1,28 @@
 """Checks before anything starts: config, data, model and machine fit together."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from types import ModuleType
 
-import torch
-
 from shoal.config.import_path import find
 from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, inspect_source
+from shoal.data.sampler import TEST, TRAIN, VALIDATION, Lanes
 from shoal.data.sources.base import Source
 from shoal.data.sources.open import is_function
-from shoal.data.widen import input_dtype
 from shoal.distributed.parallelism import check_strategy
-from shoal.models.registry import build_model_for, find_builder
+from shoal.models.registry import build_model_for, find_builder, sample_like
 from shoal.models.size import ModelSize, measure_size
 from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.config import RunConfig
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.machine import Connect, check_cluster, check_local, cluster_address
+from shoal.runs.probe import probe, training_rows
 from shoal.tasks.open_data import open_data, preprocessing_spec
 from shoal.tracking.config import TrackConfig
+from shoal.training.loop import total_steps
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def validate(config: RunConfig, connect: Connect) -> RunPlan:
     if config.scale.num_workers and not source.is_small:
         return RunPlan(config, source, preprocessing, None, None)
     dataset_info = inspect_source(source, preprocessing)
-    return RunPlan(config, source, preprocessing, dataset_info, measure_model(config, dataset_info))
+    size = check_training(config, dataset_info, source, preprocessing)
+    return RunPlan(config, source, preprocessing, dataset_info, size)
 
 
 def validate_data(config: RunConfig) -> RunPlan:
@@ -83,17 +87,50 @@ def validate_data(config: RunConfig) -> RunPlan:
     )
 
 
+def check_training(
+    config: RunConfig, dataset_info: DatasetInfo, source: Source, preprocessing: PreprocessingSpec
+) -> ModelSize:
+    """Find on a few training rows what would fail in training or after it; return the model's size.
+
+    Raises:
+        UserError: the first rule that is broken.
+    """
+    _warn_of_what_is_odd(config, dataset_info)
+    model = build_model_for(config.model, dataset_info.transform, config.task, config.seed)
+    check_strategy(model, config.scale)
+    return probe(config, dataset_info, preprocessing, training_rows(source, preprocessing), model)
+
+
+def _warn_of_what_is_odd(config: RunConfig, dataset_info: DatasetInfo) -> None:
+    """Say what trains, and hardly as it was meant."""
+    rows, optim = dataset_info.rows, config.optim
+    if not rows[VALIDATION] and not rows[TEST]:
+        logger.warning(
+            "nothing is held out (0 validation rows, 0 test rows): the model is neither measured nor verified; "
+            "data.validation_fraction and data.test_fraction hold rows out"
+        )
+    steps = total_steps(config.train, Lanes(rows[TRAIN], config.data.global_batch_size, 0).steps)
+    if steps < optim.warmup_steps:
+        logger.warning(
+            "optim.warmup_steps=%d is longer than the training of %d steps: the learning rate reaches %.2g%% of "
+            "optim.lr=%g; set optim.warmup_steps to less than %d, or train longer",
+            optim.warmup_steps,
+            steps,
+            100 * steps / optim.warmup_steps,
+            optim.lr,
+            steps,
+        )
+
+
 def measure_model(config: RunConfig, dataset_info: DatasetInfo) -> ModelSize:
     """Build the model once, here, and return its size.
 
     Raises:
         ModelError: it cannot be built, does not take such rows, or cannot be divided as `scale.strategy` says.
     """
-    transform = dataset_info.transform
-    sample = torch.zeros((1, *transform.input_shape), dtype=input_dtype(transform))
-    model = build_model_for(config.model, transform, config.task, config.seed)
+    model = build_model_for(config.model, dataset_info.transform, config.task, config.seed)
     check_strategy(model, config.scale)
-    return measure_size(model, sample)
+    return measure_size(model, sample_like(dataset_info.transform))
 
 
 def _uses_ray(uri: str) -> bool:

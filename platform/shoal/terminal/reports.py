@@ -66,7 +66,8 @@ def schema_report(dataset_info: "DatasetInfo") -> str:
 
 def train_report(result: TrainResult) -> str:
     """Return metrics, speed, test loss, sample and places of a finished training."""
-    lines = [_metrics_table({**result.metrics, **result.best})]
+    metrics = {**result.metrics, **result.best}
+    lines = [_metrics_table(metrics) if metrics else "nothing was held out: not measured, not verified"]
     if result.samples_per_second:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
         lines.append(

@@ -109,7 +109,9 @@ class AutoMicroBatches(MicroBatches):
     def _attempt(self, batch: Batch, backward: Backward) -> Tensor | None:
         """Return the sum of losses, or None where memory ran out."""
         try:
-            return torch.stack([backward(micro_batch) for micro_batch in self._split(batch)]).sum()
+            # A model may write on its inputs, and another attempt begins with the rows as they were.
+            copied = replace(batch, inputs=batch.inputs.clone())
+            return torch.stack([backward(micro_batch) for micro_batch in self._split(copied)]).sum()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -82,7 +82,9 @@ def evaluate(
 
     def measure(batch: Batch) -> Tensor:
         with autocast(precision, device.type):
-            outputs = model(batch.inputs)
+            outputs = model(
+                batch.inputs.clone()
+            )  # a model may write on its inputs, and these are the stored rows
         return torch.zeros_like(sums) if batch.is_filler else task.sums(outputs, batch)
 
     with torch.no_grad():

@@ -225,7 +225,7 @@ def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
     for group in loop.optimizer.param_groups:
         group["lr"] = loop.learning_rate(step) * group.get("lr_scale", 1.0)
     loss = loop.accumulation.run(batch, lambda micro_batch: _backward(loop, micro_batch, step))
-    loop.collective.after_backward()
+    loop.collective.after_backward(loop.forward)
     loop.scaler.unscale_(loop.optimizer)
     if loop.clip_norm is not None:
         nn.utils.clip_grad_norm_(loop.model.parameters(), loop.clip_norm)
@@ -242,7 +242,9 @@ def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
 
 def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
     """Add a micro-batch's gradient to those of the parameters; return its sum of losses."""
-    inputs, dependence = micro_batch.inputs, loop.dependence
+    dependence = loop.dependence
+    # A model may write on its inputs: a filler's are a stored row.
+    inputs = micro_batch.inputs.clone() if micro_batch.is_filler else micro_batch.inputs
     with rows_of(
         micro_batch, step, loop.seed, loop.collective
     ):  # in backward activations may be computed again

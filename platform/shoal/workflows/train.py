@@ -25,7 +25,7 @@ from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.machine import local_gpus
 from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.resolve import as_begun
-from shoal.runs.validate import RunPlan, measure_model
+from shoal.runs.validate import RunPlan, check_training
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
@@ -168,7 +168,9 @@ class _TrainingRun(RunLifecycle):
             self._check_unchanged(dataset_info)
             for note in data_notes(self.plan.source, dataset_info):
                 logger.warning("%s", note)
-            self._write_metadata(dataset_info, measure_model(self.config, dataset_info))
+            plan = self.plan
+            size = check_training(plan.config, dataset_info, plan.source, plan.preprocessing)
+            self._write_metadata(dataset_info, size)
         with self._watching(dataset_info):
             WorkerGroup(scale, use_gpu, shard_refs).train(self._worker_spec(dataset_info), self.folder)
 

@@ -16,7 +16,7 @@ def test_the_report_says_what_was_understood_and_shows_rows(rows, preprocessing)
     report = data_report("mine:rows", info, ["d.csv: cells are divided by ';'"])
     assert report.startswith("# Data: mine:rows")
     assert "- d.csv: cells are divided by ';'" in report
-    train, missing = info.rows["train"], {fact.name: fact.missing for fact in info.columns}
+    train, missing = info.rows["train"], {column.name: column.missing for column in info.columns}
     assert f"| train | {train} |" in report
     assert f"| size | number | {missing['size']} |" in report
     assert "| a\\|b | numbers with a decimal comma |" in report

@@ -285,13 +285,13 @@ def numbered(labels, first=0):
     return {"x": np.arange(first, first + len(labels)) / 7, "target": np.array(labels)}
 
 
-def test_a_test_split_without_labels_is_set_aside(preprocessing):
+def test_a_test_split_without_labels_is_left_out(preprocessing):
     made = preprocessing(test_fraction=0, validation_fraction=0)
     src = given(train=numbered([0, 1] * 20), validation=numbered([0, 1] * 5, 40), test=numbered([-1] * 9, 50))
     info = inspect_source(src, made)
     assert info.rows == {"train": 40, "validation": 10, "test": 0}
     assert info.transform.label.classes == (0, 1)
-    assert "the split test has no labels: it is set aside" in info.notes
+    assert "the split test has no labels: it is left out" in info.notes
     [rows] = partition_source(src, made, info, 1)
     assert {name: len(targets) for name, (_, targets) in rows.items()} == info.rows
 
@@ -305,7 +305,7 @@ def test_minus_one_is_a_class_where_training_rows_have_it(preprocessing):
 
 
 @pytest.mark.parametrize("is_classification", [True, False])
-def test_a_split_whose_labels_are_missing_is_set_aside_and_single_gaps_are_refused(
+def test_a_split_whose_labels_are_missing_is_left_out_and_single_gaps_are_refused(
     preprocessing, is_classification
 ):
     made = preprocessing(is_classification=is_classification, test_fraction=0, validation_fraction=0)
@@ -371,4 +371,4 @@ def test_a_column_that_the_config_drops_is_no_feature(rows, preprocessing):
         "count": "category",
         "color": "category",
     }
-    assert {fact.name: fact.kind for fact in info.columns}["size"] == "dropped"
+    assert {summary.name: summary.kind for summary in info.columns}["size"] == "dropped"

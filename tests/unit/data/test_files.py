@@ -1,4 +1,4 @@
-"""How files are written is told by samples, and both ways of reading give the same rows and types."""
+"""How files are written is found from samples, and both ways of reading give the same rows and types."""
 
 import gzip
 import io
@@ -132,15 +132,10 @@ def test_a_byte_behind_the_sample_is_refused_by_file_and_position(here, read, sm
     content = lines("x,s,y", lambda n: f"{n},aaaa,0", 500).encode()
     here(
         "a.csv",
-        content[:2000].replace(b"aaaa", b"aaaa") + content[2000:].replace(b"310,aaaa", b"310,aa\xe9a"),
+        content.replace(b"310,aaaa", b"310,aa\xe9a"),
     )
     at = content.index(b"310,aaaa") + 6
-    for way in (lambda: read("csv:a.csv"), lambda: problem("csv:a.csv")):
-        try:
-            message = way()
-        except DataError as error:
-            message = str(error)
-        assert f"a.csv' is not utf-8 at byte {at} (line 312, 0xe9)" in message
+    assert f"a.csv' is not utf-8 at byte {at} (line 312, 0xe9)" in problem("csv:a.csv")
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ def cells(*values):
 
 
 def understood(values, options=DEFAULTS, name="x", parts=3):
-    """Fit a column from several blocks; returns (column, facts)."""
+    """Fit a column from several blocks; returns (column, summaries)."""
     stats = None
     for part in np.array_split(values, parts):
         found = ColumnStats.of(part, is_ready=False, name=name, options=options)
         stats = found if stats is None else stats.merge(found, name)
-    [column], [facts] = fit_columns({name: stats}, options.kinds, "csv:d.csv")
-    return column, facts
+    [column], [summaries] = fit_columns({name: stats}, options.kinds, "csv:d.csv")
+    return column, summaries
 
 
 def refusal(*arguments, **named):
@@ -33,14 +33,14 @@ def refusal(*arguments, **named):
 
 def test_a_column_is_a_number_when_nearly_all_cells_are_and_the_odd_ones_are_counted():
     values = cells(*[f"{number / 7:.3f}" for number in range(100)], "?", "-", "12 apples", None)
-    column, facts = understood(values)
+    column, summaries = understood(values)
     assert column.kind == "number"
     assert column.has_missing
-    assert (facts.missing, facts.unreadable, facts.odd) == (3, 1, "12 apples")
+    assert (summaries.missing, summaries.unreadable, summaries.odd) == (3, 1, "12 apples")
     features = column.features(cells("7", "?", "12 apples"))
     np.testing.assert_array_equal(features[:, 1], [0, 1, 1])
-    [line] = column_notes([facts], 104)
-    assert "1 of 104 cells are none (e.g. '12 apples')" in line
+    [line] = column_notes([summaries], 104)
+    assert "1 of 104 cells are not (e.g. '12 apples')" in line
     assert "data.columns={x: category}" in line
 
 
@@ -53,9 +53,9 @@ def test_the_mean_and_std_of_text_are_those_of_its_numbers():
 
 
 def test_codes_with_leading_zeros_are_a_category():
-    column, facts = understood(cells(*["007", "012", "100"] * 20))
+    column, summaries = understood(cells(*["007", "012", "100"] * 20))
     assert column.categories == ("007", "012", "100")
-    assert facts.kind == "category"
+    assert summaries.kind == "category"
 
 
 def test_the_text_none_is_another_category_than_a_missing_value():
@@ -67,11 +67,11 @@ def test_the_text_none_is_another_category_than_a_missing_value():
     ("count", "kind"), [(100, "category"), (101, "hashed"), (MOST_DISTINCT * 2, "hashed")]
 )
 def test_a_text_column_of_many_values_is_hashed_and_says_so(count, kind):
-    column, facts = understood(cells(*[f"v{number}" for number in range(count)] * 2))
+    column, summaries = understood(cells(*[f"v{number}" for number in range(count)] * 2))
     assert column.kind == kind
-    assert facts.distinct == pytest.approx(count, rel=0.1)
+    assert summaries.distinct == pytest.approx(count, rel=0.1)
     assert column.features(cells("v1")).shape == (1, BUCKETS if kind == "hashed" else count + 1)
-    assert bool(column_notes([facts], count * 2)) == (kind == "hashed")
+    assert bool(column_notes([summaries], count * 2)) == (kind == "hashed")
 
 
 def test_what_is_kept_of_many_values_does_not_grow_with_them():
@@ -100,14 +100,16 @@ def test_prose_is_read_word_by_word():
     ],
 )
 def test_ids_and_row_numbers_are_named(name, values, expected):
-    _, facts = understood(values, name=name)
-    assert facts.looks_like_an_id == expected
-    assert any(f"data.columns={{{name}: drop}}" in line for line in column_notes([facts], 300)) == expected
+    _, summaries = understood(values, name=name)
+    assert summaries.looks_like_an_id == expected
+    assert (
+        any(f"data.columns={{{name}: drop}}" in line for line in column_notes([summaries], 300)) == expected
+    )
 
 
 def test_constants_are_named():
-    _, facts = understood(np.full(50, 3))
-    assert column_notes([facts], 50) == ["column 'x' has the same value in all training rows"]
+    _, summaries = understood(np.full(50, 3))
+    assert column_notes([summaries], 50) == ["column 'x' has the same value in all training rows"]
 
 
 def test_a_column_is_what_the_config_says():
@@ -132,9 +134,9 @@ def test_numbers_whose_variance_overflows_are_refused_with_the_remedy():
 
 
 def test_an_infinite_number_counts_as_missing_and_is_said():
-    column, facts = understood(np.array([1.0, 2.0, np.inf, np.nan, 3.0]), parts=1)
+    column, summaries = understood(np.array([1.0, 2.0, np.inf, np.nan, 3.0]), parts=1)
     assert column.mean == 2.0
-    assert (facts.missing, facts.unreadable, facts.odd) == (1, 1, "inf")
+    assert (summaries.missing, summaries.unreadable, summaries.odd) == (1, 1, "inf")
 
 
 def test_lists_and_bytes_have_no_form_as_a_category():
@@ -145,6 +147,6 @@ def test_lists_and_bytes_have_no_form_as_a_category():
 
 
 def test_a_block_without_values_takes_the_kind_of_the_others():
-    column, facts = understood(np.concatenate([cells(None, None), cells(*range(10))]), parts=6)
+    column, summaries = understood(np.concatenate([cells(None, None), cells(*range(10))]), parts=6)
     assert column.kind == "number"
-    assert facts.missing == 2
+    assert summaries.missing == 2

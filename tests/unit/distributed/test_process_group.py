@@ -72,10 +72,57 @@ def summed_gradient(group, rank):
     found = []
     for _ in range(2):
         loss(forward, rank).backward()
-        group.after_backward()
+        group.after_backward(forward)
         found.append(gradients(model))
         model.zero_grad()
     return found
+
+
+class ByRank(Net):
+    """Uses a layer on some ranks alone, and writes down its own rank where every forward can read it."""
+
+    def __init__(self, rank, users):
+        super().__init__()
+        del self.unused  # every parameter is used when the model is wrapped
+        self.sometimes, self.rank, self.users = nn.Linear(16, 16), rank, users
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        hidden = torch.relu(self.hidden(x)) + self.last.sum()
+        self.last += self.rank
+        return self.out(hidden + self.sometimes(hidden) if self.rank in self.users else hidden)
+
+
+def by_rank(rank, users):
+    torch.manual_seed(7)
+    return ByRank(rank, users)
+
+
+def varying_use(group, rank, is_wrapped=True):
+    """Gradients by name of three steps: a layer that all use, that only rank 0 uses, that none uses."""
+    model = by_rank(rank, users=range(group.size))
+    forward = model
+    if is_wrapped:
+        forward = group.wrap(model, lambda module: preserved(model, lambda: loss(module, rank).backward()))
+    found = []
+    for users in (range(group.size), [0], []):
+        model.users = users
+        loss(forward, rank).backward()
+        if is_wrapped:
+            group.after_backward(forward)
+        else:
+            group.all_reduce_gradients(model)
+        found.append(
+            {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+        )
+        for parameter in model.parameters():
+            parameter.grad = None
+    return found
+
+
+def preserved(model, run):
+    with preserve_state(model):
+        run()
 
 
 def part(rank, size):
@@ -103,6 +150,7 @@ def step_in_micro_batches(group, rank, limit):
 
     before = group._shared._round
     accumulation.run(part(rank, group.size), backward)
+    group.after_backward(forward)
     return {"gradient": gradients(model), "reductions": group._shared._round - before, "sizes": seen}
 
 
@@ -156,6 +204,12 @@ def work(rank, size, folder):
             limit: step_in_micro_batches(group, rank, limit) for limit in (4, 2, 1, "auto")
         }
         found["network gradients"] = summed_gradient(network, rank)
+        found["varying"] = {
+            "shared": varying_use(group, rank),
+            "shared, not wrapped": varying_use(group, rank, is_wrapped=False),
+            "network": varying_use(network, rank),
+            "network, not wrapped": varying_use(network, rank, is_wrapped=False),
+        }
         machine, platform.machine = platform.machine, lambda: "aarch64"
         found["transport on arm"] = ProcessGroup(CPU).transport
         platform.machine = machine
@@ -282,6 +336,39 @@ def test_all_workers_halve_their_micro_batches_when_one_runs_out_of_memory(crew)
     for rank, result in enumerate(crew):
         rest = [2, 1] if rank == last else [2, 2]
         assert result["in micro-batches"]["auto"]["sizes"] == [3 if rank == last else 4, *rest]
+
+
+def alone(rank, users, step, is_synced, size):
+    """A worker's own gradient, by name, of a step of `varying_use`."""
+    model = by_rank(rank, users)
+    # Without a copy in each forward its buffer holds what this worker added; else what rank 0 did: nothing.
+    model.last += 0 if is_synced else step * rank
+    loss(model, rank).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("setup", ["shared", "shared, not wrapped", "network", "network, not wrapped"])
+def test_a_layer_that_only_some_workers_rows_use_gets_their_gradient_on_all(crew, setup):
+    size = len(crew)
+    for step, users in enumerate((range(size), [0], [])):
+        own = [alone(rank, users, step, "not" not in setup, size) for rank in range(size)]
+        for result in crew:
+            for name, found in result["varying"][setup][step].items():
+                parts = [grads[name] for grads in own if grads[name] is not None]
+                if parts:
+                    torch.testing.assert_close(found, sum(parts), rtol=1e-5, atol=1e-5)
+                    assert torch.equal(found, crew[0]["varying"][setup][step][name])
+
+
+@pytest.mark.parametrize("setup", ["shared", "shared, not wrapped", "network, not wrapped"])
+def test_a_layer_that_no_workers_rows_use_has_no_gradient(crew, setup):
+    for result in crew:
+        assert result["varying"][setup][-1]["sometimes.weight"] is None
+
+
+def test_over_the_network_a_layer_that_no_workers_rows_use_has_zeros_for_a_gradient(crew):
+    for result in crew:
+        assert not result["varying"]["network"][-1]["sometimes.weight"].any()
 
 
 def test_the_network_adds_the_same_within_rounding(crew):

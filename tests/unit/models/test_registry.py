@@ -265,3 +265,15 @@ def test_without_a_depth_a_model_has_its_builders_own_and_two_layers_where_it_ha
     assert (
         sum(isinstance(module, nn.Linear) for module in build_model(ModelConfig(), (8,), 3, 0).modules()) == 3
     )
+
+
+def test_lazy_layers_have_their_shapes_and_the_seeds_weights_before_the_first_row():
+    def lazy(outputs):
+        return nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, outputs))
+
+    one, other = (build_model(ModelConfig(), (4,), 3, seed=7, builder=lazy) for _ in range(2))
+    assert one[0].weight.shape == (5, 4)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert one.training
+    with pytest.raises(ModelError, match=r"lazy layers, and does not take a sample of shape \(1, 4\)"):
+        build_model(ModelConfig(), (4,), 3, seed=7, builder=lambda outputs: nn.LazyConv2d(outputs, 1))

@@ -14,7 +14,7 @@ from shoal.tasks.classification import Classification
 from shoal.tasks.registry import make_task
 from shoal.training.evaluation import RowLimit, evaluate
 from shoal.training.loop import evaluate_split
-from training_run import TrainingRun
+from training_run import FEATURES, TrainingRun
 
 
 def shards(workers, rows=50):
@@ -164,3 +164,27 @@ def test_a_run_evaluates_in_half_precision_while_training_and_in_full_precision_
     seen.clear()
     evaluate_split(run.loop, "validation")  # as `shoal.runs.worker` does at the end
     assert set(seen) == {torch.float32}
+
+
+class WritesOnItsInputs(nn.Module):
+    """Normalizes in place, or not: the same numbers."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.leave, self.in_place = nn.Linear(FEATURES, 2), in_place
+
+    def forward(self, x):
+        return self.leave(x.sub_(0.5).mul_(2.0) if self.in_place else (x - 0.5) * 2.0)
+
+
+@pytest.mark.parametrize("size", [None, 5, "auto"])
+def test_a_model_that_writes_on_its_inputs_trains_and_measures_as_one_that_does_not(tmp_path, size):
+    found = [
+        TrainingRun(tmp_path / str(in_place), WritesOnItsInputs(in_place), epochs=4, micro_batch_size=size)
+        for in_place in (True, False)
+    ]
+    for run in found:
+        run.train()
+    one, other = (run.metric_log.points for run in found)
+    assert one == other

@@ -19,7 +19,7 @@ from shoal.errors import DataError, nearest
 
 
 def array_splits(options: ReadOptions) -> dict[str | None, dict[str, str]]:
-    """Return `data.arrays` by split: {column: name of the array}; empty where nothing is given.
+    """Return `data.arrays` by split: {column: name of the array}; empty where there are none.
 
     Raises:
         DataError: some columns name a split and others do not.

@@ -69,7 +69,7 @@ def check_names(uri: str, names: list[str], options: ReadOptions) -> None:
 
 
 def with_kinds(table: pa.Table, options: ReadOptions) -> pa.Table:
-    """Leave out columns that are dropped, and turn those into text that are given as such."""
+    """Leave out columns that are dropped, and turn those into text that the config says are text."""
     for name, kind in options.columns:
         if name not in table.column_names:
             continue

@@ -1,0 +1,137 @@
+"""The sum of gradients over workers that share memory: after backward, whatever part of the model a worker's rows used.
+
+DistributedDataParallel waits inside backward for each parameter: for ever where one worker's rows use a layer and
+another's do not. Here every worker adds all its gradients in the model's order once its backward has ended, zeros for
+those that it lacks, and next to them a 1 for each parameter that it used. The bits of the sums are the same.
+
+It knows shared memory and modules; it does not know what is trained.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.distributed.shm_allreduce import SharedMemory
+from shoal.distributed.sync_batchnorm import SYNCED
+from shoal.distributed.torch_private import writes
+
+# Layers whose buffers are running statistics, which training does not read.
+RUNNING = (*SYNCED, *SYNCED.values(), nn.SyncBatchNorm)
+
+SyncBuffers = Callable[[Sequence[Tensor]], None]
+
+
+def sum_shared(parameters: Sequence[nn.Parameter], shared: SharedMemory, changed: bool = False) -> bool:
+    """Replace the gradients of parameters by their sums; those that no worker used keep none.
+
+    Args:
+        changed: something that a worker tells the others.
+
+    Returns:
+        whether any worker said `changed`.
+    """
+    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(parameter.dtype, []).append(parameter)
+    is_changed = False
+    for dtype, members in kinds.items():
+        flags = torch.tensor([float(p.grad is not None) for p in members] + [float(changed)]).to(dtype)
+        for parameter in members:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        shared.all_reduce_together([*(_in_memory_order(p) for p in members), flags])
+        *used, said = flags.real.tolist() if dtype.is_complex else flags.tolist()
+        is_changed |= said > 0
+        if min(used) == 0:
+            drop_unused(members, used)
+    return is_changed
+
+
+def drop_unused(parameters: Sequence[nn.Parameter], workers: Sequence[float]) -> None:
+    """Leave no gradient to the parameters that none of the workers used: the optimizer leaves these as they are."""
+    for parameter, count in zip(parameters, workers, strict=True):
+        if count == 0:
+            parameter.grad = None
+
+
+def _in_memory_order(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter's gradient as one dimension that shares its memory.
+
+    Autograd lays a gradient out as its parameter; what a hook has put there may lie otherwise, and is laid out anew.
+    """
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_contiguous() and parameter.is_contiguous():
+        return gradient.view(-1)
+    if gradient.stride() != parameter.stride():
+        gradient = parameter.grad = torch.empty_like(parameter).copy_(gradient)
+    return gradient.as_strided((gradient.numel(),), (1,))
+
+
+class SummedAfterBackward(nn.Module):
+    """A model whose gradients `sum_gradients` adds up; outside of `alone` rank 0's buffers are every worker's.
+
+    Buffers are copied from the step on after which one was seen to change, as DistributedDataParallel copies them in
+    each forward: tables that a model only reads cost nothing.
+    """
+
+    def __init__(self, model: nn.Module, shared: SharedMemory, sync_buffers: SyncBuffers) -> None:
+        super().__init__()
+        self.model = model
+        self._shared, self._sync_buffers, self._is_alone = shared, sync_buffers, False
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._places = [
+            (module, name)
+            for module in model.modules()
+            if type(module) not in RUNNING
+            for name, _ in module.named_buffers(recurse=False)
+        ]
+        self._has_changed = self._are_synced = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the model's outputs."""
+        if not self._places:
+            return self.model(inputs)  # type: ignore[no-any-return]
+        buffers = [module.get_buffer(name) for module, name in self._places]
+        if self._are_synced and not self._is_alone:
+            self._sync_buffers(buffers)
+        before = [writes(buffer) for buffer in buffers]
+        outputs: Tensor = self.model(inputs)
+        self._has_changed |= any(
+            getattr(module, name) is not buffer or writes(buffer) != count
+            for (module, name), buffer, count in zip(self._places, buffers, before, strict=True)
+        )
+        return outputs
+
+    def sum_gradients(self) -> None:
+        """All-reduce the gradients that backward has left."""
+        self._are_synced |= sum_shared(self._trained, self._shared, self._has_changed)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have forward passes inside not wait for the other workers."""
+        self._is_alone = True
+        try:
+            yield
+        finally:
+            self._is_alone = False
+
+
+class EachParameter(torch.autograd.Function):
+    """The identity on a model's outputs, whose backward reaches every parameter with no gradient.
+
+    DistributedDataParallel sees each parameter in each backward then, and counts one that this worker's rows do
+    not use as zero instead of waiting for it. The others' gradients, and their order, stay.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = len(parameters)
+        return outputs.view_as(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return gradient, *[None] * ctx.parameters

@@ -1,0 +1,315 @@
+"""What would fail after the first step or at the end, found before anything is started: on a few real rows.
+
+A model that is thrown away afterwards does all that a run does once: evaluation, loss, backward, an optimizer step,
+prediction from raw rows, and its weights loaded into another. It knows a run's config and data; it starts nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoal.config.import_path import is_path
+from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
+from shoal.data.loader import Batch
+from shoal.data.random_state import seeded
+from shoal.data.sampler import SPLITS, TRAIN
+from shoal.data.sources.base import Block, Source
+from shoal.data.widen import Widen
+from shoal.errors import ModelError, UserError
+from shoal.inference.predictor import Predictor, as_rows, check_names
+from shoal.models.registry import build_model_for
+from shoal.models.size import ModelSize, measure_size
+from shoal.runs.config import RunConfig
+from shoal.runs.row_counts import check_row_counts
+from shoal.tasks.registry import make_task
+from shoal.training.mixed_precision import Precision, autocast
+from shoal.training.optimizer import build_optimizer
+
+MOST_ROWS = 8
+MOST_NUMBERS = 1 << 16  # of the rows' inputs, but two rows at least: normalization over a batch needs them
+MOST_FLOPS = 1 << 26  # of a row's forward pass: of a larger model two rows do
+# Of a model's weights: with more, this process makes no backward and no second model, for their time and memory.
+MOST_BYTES = 256 << 20
+SAME = {"rtol": 1e-4, "atol": 1e-5}  # outputs of one model for the same rows
+
+
+def training_rows(source: Source, preprocessing: PreprocessingSpec) -> Block:
+    """Return the first few training rows of a source, as they are; only the blocks up to them are read."""
+    for block, split in blocks_with_splits(source, preprocessing):
+        found = np.flatnonzero(split == SPLITS.index(TRAIN))[:MOST_ROWS]
+        if len(found):
+            return {name: column[found] for name, column in block.items()}
+    raise AssertionError("the data was checked to hold training rows")
+
+
+def probe(
+    config: RunConfig, info: DatasetInfo, preprocessing: PreprocessingSpec, block: Block, model: nn.Module
+) -> ModelSize:
+    """Do with a model, once, all that a run will do; return its size.
+
+    Args:
+        block: some raw training rows.
+        model: which is changed.
+
+    Raises:
+        UserError: the first rule that is broken.
+    """
+    check_names(info.transform)
+    found = _Probe(config, info, preprocessing, block, model)
+    with seeded(config.seed):
+        size = found.size()
+        found.evaluates()
+        found.predicts()
+        if size.bytes <= MOST_BYTES:
+            found.is_built_again()
+        found.trains(size.bytes <= MOST_BYTES)
+    return size
+
+
+class _Probe:
+    """A model and rows in each form that it will meet them in."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        info: DatasetInfo,
+        preprocessing: PreprocessingSpec,
+        block: Block,
+        model: nn.Module,
+    ) -> None:
+        transform = info.transform
+        most = max(2, MOST_NUMBERS // max(1, int(np.prod(transform.input_shape))))
+        self._config, self._info, self._preprocessing, self._model = config, info, preprocessing, model
+        self._block = {name: column[:most] for name, column in block.items()}
+        self._task = make_task(config.task, transform, config.data, config.seed)
+        inputs, targets = (
+            torch.from_numpy(array)
+            for array in (transform.stored(self._block), transform.targets(self._block))
+        )
+        batch = Widen(transform)(Batch(inputs, targets, count=len(inputs)), None)
+        view = self._task.view or (lambda batch, epoch: batch)
+        self._trained, self._held_out = view(batch, 0), view(batch, None)
+        self._name = f"model.name='{config.model.name}'"
+
+    def size(self) -> ModelSize:
+        """Measure the model; a large one sees two rows from here on."""
+        size = measure_size(self._model, self._held_out.inputs[:1].clone())
+        if size.flops_per_sample > MOST_FLOPS:
+            self._trained, self._held_out = _first(self._trained, 2), _first(self._held_out, 2)
+        return size
+
+    def evaluates(self) -> None:
+        """Evaluate the rows twice, and one of them alone."""
+        batch, one = self._held_out, _first(self._held_out, 1)
+        self._model.eval()
+        with torch.no_grad():
+            outputs = self._outputs(batch, "evaluating")
+            with self._guarded(batch, "computing the loss of"):
+                self._task.loss(outputs, batch)
+                self._task.sums(outputs, batch)
+                self._task.loss(self._outputs(one, "evaluating"), one)
+            before = torch.get_rng_state()
+            again = self._outputs(batch, "evaluating")
+        if not torch.allclose(outputs, again, equal_nan=True, **SAME):  # type: ignore[arg-type]
+            draws = not torch.equal(before, torch.get_rng_state())
+            self._refuse_other_outputs(float((outputs - again).abs().max()), draws)
+
+    def predicts(self) -> None:
+        """Predict from raw rows, as the saved model will."""
+        predictor = Predictor(self._model, self._info.transform, self._task, self._preprocessing)
+        params = predictor.params | ({"max_new_tokens": 1} if predictor.params else {})
+        with self._guarded(self._held_out, "predicting from"):
+            predictor.predict(as_rows(_head(self._block, 2), self._info.transform), params)
+
+    def is_built_again(self) -> None:
+        """Load the weights into another model, as evaluation and prediction will."""
+        state = self._model.state_dict()
+        odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+        if odd is not None:
+            raise ModelError(
+                f"{self._name}: '{odd}' of its state_dict is a {type(state[odd]).__name__}: a saved model holds "
+                "tensors alone; leave out get_extra_state, or register a buffer"
+            )
+        if not is_path(self._config.model.name):
+            return
+        config = self._config
+        other = build_model_for(config.model, self._info.transform, config.task, config.seed)
+        try:
+            other.load_state_dict(state)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{self._name} built another model the second time ({_one_line(error)}): a builder returns the same "
+                "layers for the same arguments"
+            ) from None
+
+    def trains(self, makes_step: bool) -> None:
+        """Make a step of the optimizer, or as much of it as this process can afford."""
+        model, batch = self._model.train(), self._trained
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ModelError(
+                f"{self._name} has no parameter to train: all {len(list(model.parameters()))} have "
+                "requires_grad=False; leave it True for those that are learnt"
+            )
+        check_row_counts(self._config, self._info.rows[TRAIN], model, self._takes_one_row)
+        loss = self._loss(batch)
+        if not torch.isfinite(loss):
+            raise ModelError(f"{self._name}: {self._why_not_finite(loss.item())}")
+        if not loss.requires_grad:
+            raise ModelError(
+                f"{self._name}: the loss depends on none of its {len(trained)} parameters: its outputs were detached, "
+                "or computed under torch.no_grad or through .item() or NumPy"
+            )
+        if not makes_step:
+            return
+        if "fsdp" in self._config.scale.strategy:
+            self._uses_the_same(trained)
+        with self._guarded(batch, "in the backward pass of"):
+            loss.backward()  # type: ignore[no-untyped-call]
+        if all(parameter.grad is None for parameter in trained.values()):
+            raise ModelError(
+                f"{self._name}: none of its {len(trained)} parameters gets a gradient from the loss"
+            )
+        with self._guarded(batch, f"in the {self._config.optim.name} step of"):
+            build_optimizer(model, self._config.optim).step()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Return the loss of rows in training, computed as precisely as this process can."""
+        precision: Precision = "bf16" if self._config.train.precision == "bf16" else "fp32"
+        with autocast(precision, "cpu"):
+            outputs = self._outputs(batch, "training on")
+        with self._guarded(batch, "computing the loss of"):
+            return self._task.loss(outputs, batch) / len(batch.targets)
+
+    def _outputs(self, batch: Batch, doing: str) -> Tensor:
+        """Return a forward pass's outputs; the model receives a copy of the rows, on which it may write."""
+        with self._guarded(batch, doing):
+            outputs: object = self._model(batch.inputs.clone())
+        if not isinstance(outputs, Tensor):
+            raise ModelError(
+                f"{self._name} returned {_described(outputs)}: a model returns one tensor of outputs, a row of "
+                f"{self._info.transform.outputs} numbers per sample or token; return that one"
+            )
+        if not outputs.is_floating_point():
+            raise ModelError(
+                f"{self._name} returned numbers of type {str(outputs.dtype).removeprefix('torch.')}: outputs are "
+                "floating-point numbers (logits, or values), not classes"
+            )
+        return outputs
+
+    def _takes_one_row(self) -> str | None:
+        """Return why the model cannot train on one row at a time, or None."""
+        try:
+            self._loss(_first(self._trained, 1))
+        except ModelError as error:
+            return str(error.__cause__ or error)
+        return None
+
+    def _uses_the_same(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """Refuse a layer that is used for some rows alone where workers gather layers together."""
+        uses: set[str] | None = None
+        for row in range(len(self._trained.targets)):
+            self._model.zero_grad()
+            self._loss(_rows(self._trained, slice(row, row + 1))).backward()  # type: ignore[no-untyped-call]
+            found = {name for name, parameter in trained.items() if parameter.grad is not None}
+            if uses is not None and found != uses:
+                raise ModelError(
+                    f"parameter '{min(found ^ uses)}' of {self._name} is used for some rows alone: with scale.strategy="
+                    f"{self._config.scale.strategy} all workers need each layer in each step; use it for every row "
+                    "(times zero), or set scale.strategy=ddp"
+                )
+            uses = found
+        self._model.zero_grad()
+
+    def _why_not_finite(self, loss: float) -> str:
+        rows = self._trained.inputs
+        if rows.is_floating_point() and not torch.isfinite(rows).all():
+            return (
+                f"the loss is {loss} before the first step, and its inputs hold inf or nan: drop these values"
+            )
+        return (
+            f"the loss is {loss} before the first step, of {len(rows)} rows whose inputs are finite: look for a "
+            "division by zero, a logarithm, or weights that were never set in its forward"
+        )
+
+    def _refuse_other_outputs(self, difference: float, draws: bool) -> None:
+        where = _first_that_differs(self._model, self._held_out.inputs)
+        reason = (
+            "it draws random numbers in eval mode: write nn.Dropout, or F.dropout(x, p, training=self.training)"
+            if draws
+            else "a forward in eval mode must not change what the next one returns: keep no state there"
+        )
+        raise ModelError(
+            f"{self._name} returns other outputs for the same rows when it is evaluated again, by up to "
+            f"{difference:.3g} ({where}): {reason}"
+        )
+
+    @contextmanager
+    def _guarded(self, batch: Batch, doing: str) -> Iterator[None]:
+        """Name what the model got, and what it raised."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            shape, dtype = tuple(batch.inputs.shape), str(batch.inputs.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{self._name} raised {type(error).__name__} when {doing} rows of shape {shape} and type {dtype}: "
+                f"{_one_line(error)}: its builder receives `inputs` and `outputs` if its signature names them"
+            ) from error
+
+
+def _first_that_differs(model: nn.Module, inputs: Tensor) -> str:
+    """Name the innermost module whose outputs, of equal inputs, differ between two passes over the same rows."""
+    passes: list[list[tuple[str, Any, Any]]] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, given: tuple[Any, ...], outputs: Any) -> None:
+        passes[-1].append((names[module], given[0] if given else None, outputs))
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    with torch.no_grad():
+        for _ in range(2):
+            passes.append([])
+            model(inputs.clone())
+    for hook in hooks:
+        hook.remove()
+    where = ""
+    for (name, given, one), (_, given_again, other) in zip(*passes, strict=False):
+        if isinstance(one, Tensor) and not torch.equal(one, other):
+            has_equal_inputs = not isinstance(given, Tensor) or torch.equal(given, given_again)
+            where = name if has_equal_inputs else name.rpartition(".")[0]
+            break
+    kind = type(model.get_submodule(where)).__name__
+    return f"in the forward of {kind}" + (f", module '{where}'" if where else "")
+
+
+def _described(value: object) -> str:
+    """Describe what a model returned instead of a tensor."""
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"a {kind} of {', '.join(map(repr, list(value)[:5]))}"
+    if isinstance(value, tuple | list):
+        return f"a {kind} of {len(value)} ({', '.join(type(inner).__name__ for inner in value[:5])})"
+    return f"a {kind}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _head(block: Block, rows: int) -> Block:
+    return {name: column[:rows] for name, column in block.items()}
+
+
+def _first(batch: Batch, rows: int) -> Batch:
+    return _rows(batch, slice(0, rows))
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    inputs, targets = batch.inputs[rows], batch.targets[rows]
+    return Batch(inputs, targets, count=len(inputs))
