@@ -257,9 +257,9 @@ def matches_all(column: pa.ChunkedArray, pattern: str, where: str = "") -> bool:
 
 
 def _width(name: str, column: pa.ChunkedArray) -> dict[str, int]:
-    lengths = pc.unique(pc.utf8_length(pc.utf8_trim_whitespace(column.drop_null())))
-    width = lengths[0].as_py() if len(lengths) == 1 else 0
-    return {name: width} if width >= CODE_WIDTH else {}
+    lengths = pc.min_max(pc.utf8_length(column)).as_py()
+    width = lengths["min"] or 0
+    return {name: width} if width >= CODE_WIDTH and width == lengths["max"] else {}
 
 
 def _holds_codes(column: pa.ChunkedArray) -> bool:
