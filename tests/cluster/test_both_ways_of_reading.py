@@ -400,6 +400,27 @@ def check_splits(case: Case, info: DatasetInfo, workers: list[WorkerRows]) -> No
         assert found == expected
 
 
+def test_a_cell_that_samples_do_not_show_changes_the_type_of_a_column_in_all_tasks(
+    joined: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that finds it has the others read again: x is text in both files, not a number in one of them."""
+    for name, odd in (("a", "12 EUR"), ("b", "7")):
+        rows = [f"{odd if n == 437 else n % 50},{n % 3}" for n in range(600)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.csv").write_text("\n".join(["x,target", *rows]) + "\n")
+    for constant, size in (("WHOLE_BYTES", 1000), ("HEAD_BYTES", 400), ("SLICE_BYTES", 60)):
+        monkeypatch.setattr(f"shoal.data.sources.csv_dialect.{constant}", size)
+    case = Case("csv", codes=None)
+    info, workers = read(make_plan(case, tmp_path))
+    lower_the_limit(monkeypatch)
+    found, others = read(make_plan(case, tmp_path))
+    assert found == info
+    for mine, other in zip(workers, others, strict=True):
+        for split in SPLITS:
+            for one, two in zip(mine[split], other[split], strict=True):
+                np.testing.assert_array_equal(one, two)
+
+
 def test_every_scheme_and_every_kind_of_source_has_a_case(joined: None, tmp_path: Path) -> None:
     assert {case.scheme for case in CASES.values()} == {*READERS, TEXT, FUNCTION}
     seen = set()

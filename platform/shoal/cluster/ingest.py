@@ -14,18 +14,12 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
-from shoal.data.dataset_info import (
-    DatasetInfo,
-    DatasetSummary,
-    PreprocessingSpec,
-    fit_dataset_info,
-    merge_summaries,
-    summarise_block,
-)
+from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, fit_dataset_info
 from shoal.data.partition import WorkerRows, concatenate, partition_block
 from shoal.data.sampler import SPLITS
 from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, OtherTypesError, Part, Source
+from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.errors import UserError
 
 RowsRef = Any  # ray.ObjectRef[WorkerRows]

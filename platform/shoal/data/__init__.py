@@ -6,7 +6,7 @@
 - `dataset_info`: the checks of all rows, and the fitted transform
 - `preprocessing`: raw columns to tensors, and back from outputs to labels
 - `cells`: texts that are numbers or dates
-- `statistics`: what blocks tell of a column; `schema`: what it is understood as
+- `statistics`, `sketch`: what blocks tell of a column; `schema`: what it is understood as; `summary`: of whole blocks
 - `misfits`: cells of other data that a fitted transform cannot use
 - `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown
 - `partition`: rows divided among workers

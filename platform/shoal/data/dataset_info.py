@@ -6,28 +6,23 @@ It reads the blocks of a source once, in any process; independent of files, of w
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.chat import holds_messages
 from shoal.data.config import DataConfig
-from shoal.data.glance import Duplicates, Glance, Suspect
-from shoal.data.images import holds_images
+from shoal.data.glance import Duplicates, Suspect
 from shoal.data.preprocessing import (
     Label,
-    Moments,
     Transform,
-    as_classes,
-    as_numbers,
-    is_missing,
 )
-from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule, count_splits
+from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule
 from shoal.data.schema import ColumnSummary, column_notes, fit_columns
-from shoal.data.sources.base import Block, Source, check_column, read_again
-from shoal.data.statistics import ColumnOptions, ColumnStats, TextStats
+from shoal.data.sources.base import Block, Source, read_again
+from shoal.data.statistics import ColumnOptions
+from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.errors import DataError
 
 MAX_CLASSES = 10_000
@@ -123,144 +118,6 @@ class DatasetInfo(BaseModel):
         return Lanes(
             self.rows[TRAIN], preprocessing.data.global_batch_size, preprocessing.seed, worker, num_workers
         )
-
-
-@dataclass
-class DatasetSummary:
-    """What blocks hold: rows by split, statistics of the training rows' columns, the label. Summaries can be merged."""
-
-    rows: dict[str, int]
-    names: tuple[str, ...]
-    columns: dict[str, ColumnStats] = field(default_factory=dict)
-    label_missing: dict[str, int] = field(default_factory=dict)
-    label_infinite: int = 0
-    label_is_fractional: bool = False
-    label_is_text: bool = False
-    label_counts: dict[str, Counter[bool | int | str]] = field(default_factory=dict)
-    label_moments: Moments | None = None
-    label_text: TextStats | None = None
-    glance: Glance = field(default_factory=Glance)
-
-    @property
-    def total(self) -> int:
-        return sum(self.rows.values())
-
-
-def summarise_block(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> DatasetSummary:
-    """Summarise one block.
-
-    Raises:
-        DataError: there is no such label column.
-    """
-    if not preprocessing.has_label:
-        columns = _columns(block, split, preprocessing)
-        return DatasetSummary(count_splits(split), tuple(block), columns)
-    label = preprocessing.data.label
-    check_column(preprocessing.data.source, "data.label", label, block)
-    train = split == 0
-    values = block[label]
-    if values.ndim > 1 and values.shape[1:] != (1,):
-        raise DataError(
-            f"data.label='{label}' has shape {values.shape[1:]} per row: it must be one value per row"
-        )
-    values = values.reshape(len(values))
-    columns = _columns(block, split, preprocessing)
-    missing = is_missing(values)
-    known = values[~missing]
-    summary = DatasetSummary(
-        rows=count_splits(split),
-        names=tuple(block),
-        columns=columns,
-        label_missing=count_splits(split[missing]),
-        label_is_text=known.dtype.kind in "US"
-        or (known.dtype == object and any(isinstance(value, str) for value in known)),
-        label_infinite=int(np.isinf(known).sum()) if known.dtype.kind == "f" else 0,
-        glance=Glance() if preprocessing.tokenizer else Glance.of(block, split, label),
-    )
-    if preprocessing.is_classification:
-        summary.label_is_fractional = bool(
-            known.dtype.kind == "f" and len(known) and not np.all(known == np.floor(known))
-        )
-        if not summary.label_is_fractional:
-            summary.label_counts = _count_classes(known, split[~missing])
-    elif summary.label_is_text:
-        summary.label_text = TextStats.of(values[train & ~missing], preprocessing.column_options, label)
-    else:
-        summary.label_moments = Moments.of(as_numbers(values[train]))
-    return summary
-
-
-def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[bool | int | str]]:
-    """Return the rows of each class, by split."""
-    import pandas as pd
-
-    places, found = pd.factorize(labels)
-    distinct = np.array([*found, None], dtype=object)[:-1] if labels.dtype == object else np.asarray(found)
-    classes = as_classes(distinct)
-    counts: dict[str, Counter[bool | int | str]] = {}
-    for number, name in enumerate(SPLITS):
-        of_split = np.bincount(places[split == number], minlength=len(classes))
-        counts[name] = Counter()
-        for value, count in zip(classes, of_split.tolist(), strict=True):
-            if count:
-                counts[name][value] += count
-    return counts
-
-
-def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> dict[str, ColumnStats]:
-    label = preprocessing.data.label if preprocessing.has_label else None
-    train = split == 0
-    for name, column in block.items():
-        if name != label and holds_images(column):
-            raise DataError(
-                f"column '{name}' of '{preprocessing.data.source}' holds encoded images, which only "
-                "task=image_classification decodes: set it, or leave the column out of the data"
-            )
-        if name != label and holds_messages(column):
-            raise DataError(
-                f"column '{name}' of '{preprocessing.data.source}' holds chat messages, which are text: set "
-                f"task=causal_lm, masked_lm or sequence_classification and data.text={name}, or leave it out"
-            )
-    return {
-        name: ColumnStats.of(column[train], preprocessing.is_ready, name, preprocessing.column_options)
-        for name, column in block.items()
-        if name != label
-    }
-
-
-def merge_summaries(summaries: Iterable[DatasetSummary]) -> DatasetSummary:
-    """Join the summaries of all blocks, in their order."""
-    joined = reduce(_merge, summaries, None)
-    if joined is None or joined.total == 0:
-        raise DataError("the data is empty: it has 0 rows; name a data.source that has some")
-    return joined
-
-
-def _merge(one: DatasetSummary | None, other: DatasetSummary) -> DatasetSummary:
-    if one is None:
-        return other
-    if set(other.names) != set(one.names):
-        odd = sorted(set(other.names) ^ set(one.names))
-        raise DataError(f"column '{odd[0]}' is in only a part of the data: every part needs the same columns")
-    moments, text = one.label_moments, one.label_text
-    return DatasetSummary(
-        rows={name: one.rows[name] + other.rows[name] for name in SPLITS},
-        names=one.names,
-        columns={name: stats.merge(other.columns[name], name) for name, stats in one.columns.items()},
-        label_missing={
-            name: one.label_missing.get(name, 0) + other.label_missing.get(name, 0) for name in SPLITS
-        },
-        label_infinite=one.label_infinite + other.label_infinite,
-        label_is_fractional=one.label_is_fractional or other.label_is_fractional,
-        label_is_text=one.label_is_text or other.label_is_text,
-        label_counts={
-            name: one.label_counts.get(name, Counter()) + other.label_counts.get(name, Counter())
-            for name in SPLITS
-        },
-        label_moments=moments.merge(other.label_moments) if moments and other.label_moments else moments,
-        label_text=text.merge(other.label_text) if text and other.label_text else text,
-        glance=one.glance.merge(other.glance) if one.glance.hashes else one.glance,
-    )
 
 
 def fit_dataset_info(

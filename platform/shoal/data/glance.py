@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.sampler import SPLITS, TRAIN, count_splits, mix
+from shoal.data.sketch import smallest
 from shoal.data.sources.base import Block
-from shoal.data.statistics import smallest
 
 HASHED_ELEMENTS = 64  # of a row's tensor, evenly spread
 ENOUGH_COLUMNS = 3  # of numbers, to tell rows apart by

@@ -13,13 +13,12 @@ import numpy as np
 from shoal.data.cells import MOSTLY, Decimal, Reading, candidates, is_missing_text
 from shoal.data.preprocessing import MAX_CATEGORIES, Column, Kind, Moments, as_numbers, as_texts, is_missing
 from shoal.data.sampler import mix
+from shoal.data.sketch import Sketch
 from shoal.errors import DataError
 
 STATISTICS_BYTES = 256 << 20  # of float64 numbers whose statistics are computed at a time
 MOST_DISTINCT = 10_000  # values of a text column that are counted one by one
-SKETCH = 1024  # smallest hashes that are kept to estimate how many values differ
 SAMPLED = 4096  # numbers of a block that are looked at for what only a glance is needed
-ID_ROWS = 20  # fewer tell nothing of ids
 WORDS = 4  # and more in a value on average: it is prose
 
 
@@ -39,33 +38,6 @@ class ColumnOptions:
 
 
 DEFAULTS = ColumnOptions()
-
-
-@dataclass
-class Sketch:
-    """How many values differ: the smallest hashes of those that were looked at (Bar-Yossef et al., 2002, alg. 2)."""
-
-    hashes: np.ndarray
-    looked_at: int
-
-    @classmethod
-    def of(cls, hashes: np.ndarray, looked_at: int) -> "Sketch":
-        return cls(smallest(hashes, SKETCH), looked_at)
-
-    def merge(self, other: "Sketch") -> "Sketch":
-        return Sketch.of(np.concatenate([self.hashes, other.hashes]), self.looked_at + other.looked_at)
-
-    @property
-    def distinct(self) -> int:
-        """The estimate; exact below `SKETCH`."""
-        if len(self.hashes) < SKETCH:
-            return len(self.hashes)
-        return min(self.looked_at, int((SKETCH - 1) / (float(self.hashes[-1]) / 2.0**64)))
-
-    @property
-    def are_all_different(self) -> bool:
-        few = self.looked_at < SKETCH
-        return self.looked_at >= ID_ROWS and self.distinct >= self.looked_at * (1.0 if few else 0.9)
 
 
 @dataclass
@@ -354,18 +326,6 @@ class ColumnStats:
     def _example(self) -> str:
         assert self.text is not None
         return next(iter(self.text.counts or ()), "") if self.text.counts is not None else ""
-
-
-def smallest(hashes: np.ndarray, count: int) -> np.ndarray:
-    """Return the smallest `count` different hashes, sorted.
-
-    `np.unique` of NumPy 2.4 takes 2 s for 500,000 hashes, this 10 ms.
-    """
-    enough = 4 * count
-    ordered = np.sort(np.partition(hashes, enough)[:enough] if len(hashes) > enough else hashes)
-    is_new = np.ones(len(ordered), dtype=bool)
-    is_new[1:] = ordered[1:] != ordered[:-1]
-    return np.asarray(ordered[is_new][:count])
 
 
 def _readable(reading: Reading, values: np.ndarray, counts: np.ndarray) -> Readable:

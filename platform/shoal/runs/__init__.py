@@ -6,6 +6,7 @@
 - `probe`: what a run does, done once on a few rows; `row_counts`: rows that a worker computes on at a time
 - `lifecycle`: lease, watchdog and tracker of one attempt; `heartbeat`: its lease is renewed
 - `worker`: one worker's training, from its spec to the outcome; `callbacks`: what it attaches to the loop
+- `data_notes`: what a person should know of the data, before training and as a report
 - `mlflow_metadata`: what MLflow receives besides metrics
 - `finalize`: the model packaged and verified, pictures
 - `job_result`: what other jobs keep as a run

@@ -18,17 +18,7 @@ from typing import Any, NamedTuple
 
 from shoal.registry.client import connect
 from shoal.storage.records import Identity, JournalPosition, Metadata, Result, Status
-from shoal.storage.run_folder import (
-    CONFIG,
-    JOURNAL,
-    MODEL,
-    MODEL_CARD,
-    PICTURES,
-    PROFILE,
-    REPORTS,
-    SAMPLE,
-    RunFolder,
-)
+from shoal.storage.run_folder import CONFIG, JOURNAL, MODEL, MODEL_CARD, SAMPLE, SHOWN, RunFolder
 from shoal.tracking.entities import dataset_input, experiment_id, only_one, reason_text
 from shoal.tracking.journal import JournalReader, MetricPoint
 
@@ -211,7 +201,7 @@ class RunSync:
 
     def _steps_to_close(self) -> list[Step]:
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
-        for where in (PICTURES, PROFILE, REPORTS):
+        for where in SHOWN:
             steps += [partial(self._upload, f"{where}/{name}", where) for name in self._folder.names(where)]
         steps.append(partial(self._upload, SAMPLE))
         if self._parent is None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shoal.data.config import DataConfig
 from shoal.data.read_options import ReadOptions
 from shoal.data.sources import base, csv_dialect, csv_files, files
 from shoal.data.sources.base import OtherTypesError, read_again
@@ -178,6 +179,15 @@ def test_columns_without_a_name_or_with_anothers_are_left_out_or_named_with_a_no
     here("a.csv", lines(header, lambda n: row.format(n=n)))
     assert list(read("csv:a.csv")) == names
     assert note in notes("csv:a.csv")
+
+
+def test_an_empty_column_without_a_name_is_kept_where_a_later_cell_has_a_value(here, read, small_samples):
+    here("a.csv", lines("x,y,", lambda n: f"{n},a,{'5' if n == 437 else ''}", 600))
+    np.testing.assert_array_equal(read("csv:a.csv")["column_3"][436:438], [np.nan, 5])
+
+
+def test_a_label_that_is_a_whole_number_in_yaml_names_a_column():
+    assert DataConfig(label=1).label == "1"
 
 
 def test_spaces_after_delimiters_belong_to_no_cell(here, read):
@@ -399,6 +409,7 @@ def test_chat_messages_are_left_as_they_are(here, read):
     [
         ("{'x': 1}\n{'x': 2}\n", ["a.json", "line 1 has single quotes", "json.dumps"]),
         ('{"x": 1}\n{"x": 2\n', ["a.json", "line 2 is no JSON"]),
+        ('{"x": [1, 2], "y": [0, 1]}\n', ["a.json", "one object of columns", "orient='records'"]),
         ('{"x": 1}\n3\n', ["a.json", "line 2 is no object but a int"]),
         ('{"x": 1}\n{"x": "a"}\n', ["a.json", "key 'x' holds a number in some rows and a string in others"]),
     ],

@@ -255,6 +255,7 @@ def name_columns(dialect: Dialect, rows: list[list[str]]) -> Dialect:
         notes.append(f"its first row is data, so columns are named column_1 to column_{width} (data.header)")
     dropped, empty, unnamed = set(), set(), []
     names: list[str] = []
+    first_at: dict[str, int] = {}
     for at, title in enumerate(titles):
         name = title or f"column_{at + 1}"
         if not title and has_header:
@@ -266,12 +267,12 @@ def name_columns(dialect: Dialect, rows: list[list[str]]) -> Dialect:
                 notes.append("its first column has no name and numbers the rows: it is left out")
             else:
                 unnamed.append(name)
-        if title in titles[:at] and title:
+        if title and first_at.setdefault(title, at) != at:
             name = next(
                 new for copy in range(2, width + 2) if (new := f"{title}_{copy}") not in (*names, *titles)
             )
             notes.append(
-                f"columns {titles.index(title) + 1} and {at + 1} are both named '{title}': the later one is "
+                f"columns {first_at[title] + 1} and {at + 1} are both named '{title}': the later one is "
                 f"'{name}' (data.columns={{{name}: drop}} leaves it out)"
             )
         names.append(name)

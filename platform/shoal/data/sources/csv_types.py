@@ -126,7 +126,7 @@ def learn(dialect: Dialect, texts: list[str], is_whole: bool, options: ReadOptio
     codes: set[str] = set()
     zeros: set[str] = set()
     for name in names:
-        column = pa.chunked_array([chunk for each in cells[name] for chunk in each.chunks], type=TEXT)
+        column = _joined(cells[name])
         kind = join(typed[name])
         if forced.get(name) in ("category", "text"):
             kind = TEXT
@@ -147,17 +147,7 @@ def learn(dialect: Dialect, texts: list[str], is_whole: bool, options: ReadOptio
             codes.add(name)
         types[name] = kind
     if commas:
-        commas |= unclear
-        commas |= {
-            name
-            for name in names
-            if types[name] == pa.float64()
-            and matches_all(
-                pa.chunked_array([c for each in cells[name] for c in each.chunks], type=TEXT),
-                GROUPS_BY_POINT,
-                where=".",
-            )
-        }
+        commas |= unclear | _with_points_between_groups(types, cells)
     types.update(dict.fromkeys(commas, pa.float64()))
     return replace(
         layout,
@@ -168,6 +158,18 @@ def learn(dialect: Dialect, texts: list[str], is_whole: bool, options: ReadOptio
         zeros=frozenset(zeros),
         codes=frozenset(codes - commas) if options.missing is None else frozenset(),
     )
+
+
+def _with_points_between_groups(
+    types: dict[str, pa.DataType], cells: dict[str, list[pa.ChunkedArray]]
+) -> set[str]:
+    """Return the number columns whose points all divide thousands, in a file whose decimal mark is a comma."""
+    numbers = [name for name, kind in types.items() if kind == pa.float64()]
+    return {name for name in numbers if matches_all(_joined(cells[name]), GROUPS_BY_POINT, where=".")}
+
+
+def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=TEXT)
 
 
 def _read_slice(
@@ -257,9 +259,9 @@ def matches_all(column: pa.ChunkedArray, pattern: str, where: str = "") -> bool:
 
 
 def _width(name: str, column: pa.ChunkedArray) -> dict[str, int]:
-    lengths = pc.unique(pc.utf8_length(pc.utf8_trim_whitespace(column.drop_null())))
-    width = lengths[0].as_py() if len(lengths) == 1 else 0
-    return {name: width} if width >= CODE_WIDTH else {}
+    lengths = pc.min_max(pc.utf8_length(column)).as_py()
+    width = lengths["min"] or 0
+    return {name: width} if width >= CODE_WIDTH and width == lengths["max"] else {}
 
 
 def _holds_codes(column: pa.ChunkedArray) -> bool:

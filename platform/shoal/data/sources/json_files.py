@@ -88,7 +88,12 @@ class JsonReader:
                     each.append(self._read_array(file).schema)
                 else:
                     with self._open(file) as stream:
-                        each.append(arrow_json.open_json(stream, _read_options()).schema)
+                        reader = arrow_json.open_json(stream, _read_options())
+                        each.append(reader.schema)
+                    if all(map(pa.types.is_nested, reader.schema.types)) and self._is_one_object(file):
+                        raise ValueError(
+                            "it is one object of columns, as pandas' to_json writes (orient='records')"
+                        )
         schema = unified(each, self.files)
         flat = flatten(schema.empty_table()).schema
         check_names(self.uri, [*flat.names, *next(iter(self.constants.values()), {})], self.options)
@@ -156,6 +161,11 @@ class JsonReader:
                 f"data.source='{self.uri}' does not read as json: '{file.name}': {cause}: write one object per "
                 "line, or one array of objects"
             ) from error
+
+    def _is_one_object(self, file: File) -> bool:
+        with self._open(file) as stream:
+            rows = sum(batch.num_rows for batch in arrow_json.open_json(stream, _read_options()))
+        return bool(rows == 1)
 
     def _bad_line(self, file: File) -> str | None:
         """Return what is wrong with the first line that is no JSON object."""
