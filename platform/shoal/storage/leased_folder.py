@@ -163,7 +163,7 @@ class LeasedFolder(RecordFolder):
         lease = self._own_lease() if self.is_local else self._own  # in an object store a read is requests
         if lease is None:
             raise LeaseLostError(f"the lease of '{self.uri}' is not that of this process any more")
-        self.check_fence()
+        self.check_fence(at_once=False)
         self._own = renewed(lease)
         self._save_lease(self._own)
 
