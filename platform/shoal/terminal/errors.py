@@ -17,7 +17,7 @@ from shoal.errors import ShoalError
 from shoal.processes import lossy_streams
 from shoal.storage.failures import storage_error
 
-ENDING_S = 0.2  # for a thread that was told to end and is about to
+ENDING_S = 0.2  # for a thread that is about to end
 
 
 def run(main: Callable[[list[str]], int]) -> int:
