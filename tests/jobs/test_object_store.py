@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from object_store import ObjectStore
 from running import ROOT, STEP_TIMEOUT_S, Place, eventually
 from shoal.storage.parts import part_name
-from shoal.storage.run_folder import RunFolder
+from shoal.storage.records import JournalPosition
+from shoal.storage.run_folder import JOURNAL, RunFolder
 from shoal.tracking.journal import JournalReader, journal_name
 from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
@@ -65,6 +66,8 @@ def test_a_training_asks_little_of_an_object_store_however_long_its_journal_is(
         run_folder().write(part_name(journal_name(1), number), b"\n")
     process = stored.start("train", *RUN, "train.epochs=1000000")
     wait_for_parts(process, before + 3)
+    position = f"{JOURNAL}/{JournalPosition.file}"  # saved once the earlier parts, new to MLflow, were read
+    eventually(lambda: run_folder().exists(position), 120, "MLflow has all points")
     began = time.monotonic()
     time.sleep(60)
     asked = [what for when, what in store.requests if began <= when < began + 60]
