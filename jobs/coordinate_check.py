@@ -1,14 +1,13 @@
 """Check that training depends on no width: python jobs/coordinate_check.py [CONFIG.yaml] [dotted.key=value ...]"""
 
 import argparse
-import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.config.loading import describe, load
 from shoal.errors import VerificationError
 from shoal.runs.resolve import resolve_run_folder
 from shoal.runs.validate import check_tracking
-from shoal.terminal.errors import file_and_settings, run
+from shoal.terminal.errors import file_and_settings, leave, run
 from shoal.terminal.reports import coordinate_report, result_line, unsynced_warning
 from shoal.workflows.coordinate_check import CoordinateConfig, check_coordinates, log_check
 
@@ -44,4 +43,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

@@ -5,7 +5,6 @@ MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 
 import argparse
 import re
-import sys
 import tempfile
 
 import _path  # noqa: F401  (first: it finds shoal)
@@ -15,7 +14,7 @@ from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.locations import resolve_tracking_uri
-from shoal.terminal.errors import run
+from shoal.terminal.errors import leave, run
 from shoal.terminal.reports import evaluation_report, result_line, unsynced_warning
 from shoal.workflows.evaluate import EvaluateConfig, evaluate, log_evaluation
 
@@ -50,4 +49,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

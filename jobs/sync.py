@@ -1,7 +1,6 @@
 """Sync a run folder to MLflow, completely; a second time changes nothing: python jobs/sync.py RUN_FOLDER"""
 
 import argparse
-import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.errors import ShoalError, TrainingError, UserError
@@ -9,7 +8,7 @@ from shoal.registry.client import without_secrets
 from shoal.registry.sqlite_store import check_store
 from shoal.storage.records import Identity
 from shoal.storage.run_folder import RunFolder
-from shoal.terminal.errors import run
+from shoal.terminal.errors import leave, run
 from shoal.terminal.reports import result_line
 from shoal.tracking.sweep_sync import sync
 
@@ -52,4 +51,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

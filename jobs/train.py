@@ -1,7 +1,6 @@
 """Train a model: python jobs/train.py [--check | --plan] [CONFIG.yaml] [dotted.key=value ...]"""
 
 import argparse
-import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.cluster import session
@@ -13,7 +12,7 @@ from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import check_tracking, validate
 from shoal.storage.records import TrainResult
-from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.errors import file_and_settings, leave, on_interrupt, run
 from shoal.terminal.estimate_report import estimate_report
 from shoal.terminal.progress import ProgressLine
 from shoal.terminal.reports import plan_report, schema_report, train_report
@@ -64,4 +63,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

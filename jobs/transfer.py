@@ -1,14 +1,13 @@
 """Tune narrow, train wide: python jobs/transfer.py [CONFIG.yaml] --to model.width=N [--verify] [key=value ...]"""
 
 import argparse
-import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.config.loading import describe
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
 from shoal.runs.validate import check_tracking
-from shoal.terminal.errors import file_and_settings, run
+from shoal.terminal.errors import file_and_settings, leave, run
 from shoal.terminal.reports import transfer_report
 from shoal.terminal.stages import Stages
 from shoal.workflows.transfer import (
@@ -51,4 +50,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

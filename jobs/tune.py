@@ -1,7 +1,6 @@
 """Sweep over learning rate, width or any other key: python jobs/tune.py [CONFIG.yaml] [key=value | key=range ...]"""
 
 import argparse
-import sys
 
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.cluster import session
@@ -9,7 +8,7 @@ from shoal.config.loading import describe
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
 from shoal.runs.validate import check_tracking
-from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.errors import file_and_settings, leave, on_interrupt, run
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.progress import SweepTable
 from shoal.terminal.reports import sweep_report
@@ -62,4 +61,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

@@ -1,5 +1,6 @@
 """Jobs on a disk that runs full, a small tmpfs: one error, a closed record, and the same command goes on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,10 +38,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leaving: int = 0) -> Path:
-    """Write a file that leaves so many bytes."""
+    """Write a file that leaves so many bytes: 0 until the disk refuses, since a job writes meanwhile."""
     path = disk / "filler"
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    path.write_bytes(b"\0" * (free - leaving))
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        file.write(b"\0" * (free - leaving))
+        while leaving == 0:
+            file.write(b"\0" * 4096)
     return path
 
 
@@ -91,11 +95,19 @@ def parts(disk: Path) -> list[Path]:
     return list(disk.rglob(".part-*"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        ("scale.num_workers=0",),
+        ("scale.num_workers=2",),
+        ("scale.num_workers=2", "scale.strategy=fsdp"),  # each worker writes its own part of a checkpoint
+    ],
+    ids=["alone", "two", "sharded"],
+)
 def test_a_disk_that_runs_full_in_training_is_said_once_and_the_run_goes_on_when_there_is_room(
-    shared: Place, disk: Path, workers: int
+    shared: Place, disk: Path, scale: tuple[str, ...]
 ) -> None:
-    command = (*TRAIN, f"storage_path={disk}", f"scale.num_workers={workers}")
+    command = (*TRAIN, *scale, f"storage_path={disk}")
     folder = RunFolder(f"{disk}/shoal/run")
     process = shared.start("train", *command)
     wait_for_points(process, folder)

@@ -12,9 +12,10 @@ import pytest
 from mlflow import MlflowClient
 
 from object_store import ObjectStore
-from running import ROOT, STEP_TIMEOUT_S, Place
+from running import ROOT, STEP_TIMEOUT_S, Place, eventually
 from shoal.storage.parts import part_name
-from shoal.storage.run_folder import RunFolder
+from shoal.storage.records import JournalPosition
+from shoal.storage.run_folder import JOURNAL, RunFolder
 from shoal.tracking.journal import JournalReader, journal_name
 from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.long
 RUN = ("run_name=run", "scale.num_workers=0", "storage_path=s3://bucket/runs", "track.every_steps=100")
 
 OUTAGE_S = 30.0  # longer than any single request is tried for
+# A sweep's driver asks the store every 25 s, and says that it is away 10 s later.
+SWEEP_OUTAGE_S = 90.0
 
 
 @pytest.fixture
@@ -63,14 +66,15 @@ def test_a_training_asks_little_of_an_object_store_however_long_its_journal_is(
         run_folder().write(part_name(journal_name(1), number), b"\n")
     process = stored.start("train", *RUN, "train.epochs=1000000")
     wait_for_parts(process, before + 3)
+    position = f"{JOURNAL}/{JournalPosition.file}"  # saved once the earlier parts, new to MLflow, were read
+    eventually(lambda: run_folder().exists(position), 120, "MLflow has all points")
     began = time.monotonic()
     time.sleep(60)
     asked = [what for when, what in store.requests if began <= when < began + 60]
     process.send_signal(signal.SIGINT)
     done = stored.wait(process)
     assert done.code == 130, done.err
-    assert len(asked) < 40, Counter(asked)
-    assert len([what for what in asked if "lease" not in what]) < 25, Counter(asked)
+    assert len(asked) < 30, Counter(asked)
     steps = [point.step for point in JournalReader(run_folder()).read() if point.key == "train/loss"]
     assert steps == list(range(100, steps[-1] + 1, 100))
 
@@ -114,6 +118,7 @@ def test_a_store_that_stays_away_ends_the_job_with_one_error(
         command, cwd=tmp_path, env=stored.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for_parts(process, 2)
+    eventually(lambda: run_folder().tracked().run_id is not None, 60, "MLflow has the run")
     store.is_away = True
     done = stored.wait(process)
     store.is_away = False
@@ -141,7 +146,7 @@ def test_a_sweep_outlasts_an_outage_and_says_so(stored: Place, store: ObjectStor
         assert time.monotonic() < until
         time.sleep(0.5)
     store.is_away = True
-    time.sleep(OUTAGE_S)
+    time.sleep(SWEEP_OUTAGE_S)
     store.is_away = False
     done = stored.wait(process)
     assert done.code == 0, done.err

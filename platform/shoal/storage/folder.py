@@ -217,7 +217,9 @@ class Folder:
             durable.move_in(source, Path(self._path(name)))
             return
         if last is not None:
-            self.delete(f"{name}/{last}")
+            mark = self._path(f"{name}/{last}")
+            with contextlib.suppress(FileNotFoundError):
+                self._retry(lambda: self._fs.delete_file(mark))
         files = sorted(path for path in source.rglob("*") if path.is_file())
         for path in sorted(files, key=lambda path: path.relative_to(source).as_posix() == last):
             inner = f"{name}/{path.relative_to(source).as_posix()}"

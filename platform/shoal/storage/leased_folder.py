@@ -99,8 +99,11 @@ class LeasedFolder(RecordFolder):
         return self.load(Lease)  # of an earlier version
 
     def holder(self) -> Lease | None:
-        """Return the lease of the process that holds this folder, or None once that process is known to be gone."""
-        lease = self.lease()
+        """Return the lease of the process that holds this folder, or None once that process is known to be gone.
+
+        In an object store this process does not ask for the lease that it wrote: the fence says if it was lost.
+        """
+        lease = self.lease() if self.is_local or self._own is None else self._own
         return lease if lease and self._liveness(lease) != "gone" else None
 
     def watch_holder(self) -> Lease | None:
@@ -160,7 +163,7 @@ class LeasedFolder(RecordFolder):
         lease = self._own_lease() if self.is_local else self._own  # in an object store a read is requests
         if lease is None:
             raise LeaseLostError(f"the lease of '{self.uri}' is not that of this process any more")
-        self.check_fence()
+        self.check_fence(at_once=False)
         self._own = renewed(lease)
         self._save_lease(self._own)
 

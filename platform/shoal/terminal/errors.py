@@ -5,15 +5,19 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from shoal.config.secrets import mask
 from shoal.errors import ShoalError
 from shoal.processes import lossy_streams
 from shoal.storage.failures import storage_error
+
+ENDING_S = 0.2  # for a thread that is about to end
 
 
 def run(main: Callable[[list[str]], int]) -> int:
@@ -44,6 +48,26 @@ def _run(main: Callable[[list[str]], int]) -> int:
     except Exception:
         print(mask(traceback.format_exc()), file=sys.stderr)
         return 1
+
+
+def leave(code: int) -> NoReturn:
+    """End a job's process.
+
+    A thread that was given up, since a server or a store does not answer, would run on while the interpreter ends: its
+    next temporary folder changes the registry that weakref's exit function walks through, and a traceback is printed.
+    Then the process leaves Ray and ends without the rest.
+    """
+    own = [thread for thread in threading.enumerate() if thread.name.startswith("shoal-")]
+    for thread in own:
+        thread.join(ENDING_S if thread.daemon else None)
+    if any(thread.is_alive() for thread in own):
+        if ray := sys.modules.get("ray"):
+            ray.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def on_interrupt(stop: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import subprocess
 import sys
 from argparse import ArgumentParser
 
@@ -12,6 +13,24 @@ from shoal.storage.run_folder import STOP, RunFolder
 from shoal.terminal.errors import file_and_settings, on_interrupt, run
 from shoal.terminal.progress import SweepTable
 from shoal.terminal.stages import Stages
+
+# Its thread registers finalizers for ever, as one does that makes temporary folders while the job ends.
+GIVEN_UP = """
+import sys, threading, weakref
+from shoal.terminal.errors import leave
+sys.setswitchinterval(1e-6)
+class Some: pass
+kept = [Some() for _ in range(20_000)]
+for one in kept:
+    weakref.finalize(one, int)
+def work():
+    while True:
+        kept.append(Some())
+        weakref.finalize(kept[-1], int)
+threading.Thread(target=work, name="shoal-test", daemon=True).start()
+print("said", end="")
+leave(3)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +133,8 @@ def test_arguments_are_a_config_file_at_most_and_settings(capsys):
     with pytest.raises(SystemExit):
         file_and_settings(parser, ["one.yaml", "two.yaml"])
     assert "one config file at most, not one.yaml and two.yaml" in capsys.readouterr().err
+
+
+def test_a_thread_that_was_given_up_prints_nothing_while_the_process_ends():
+    done = subprocess.run([sys.executable, "-c", GIVEN_UP], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said", "")

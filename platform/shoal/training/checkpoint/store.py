@@ -67,7 +67,7 @@ class CheckpointStore:
         name = checkpoint_name(snapshot.progress.step)
         with self._part(name) as part:
             self._publish(part, name, _write(part, files))
-        self._retain(name)
+        self._retain(snapshot)
         return name
 
     def add_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
@@ -139,11 +139,8 @@ class CheckpointStore:
 
     def best(self) -> str | None:
         """Return the checkpoint with the lowest validation loss, or None when nothing was evaluated."""
-        return self._best(self.names())
-
-    def _best(self, names: list[str]) -> str | None:
-        step = self.state(names[-1]).best.get("best/step") if names else None
-        name = checkpoint_name(int(step)) if step is not None else None
+        names = self.names()
+        name = _best_name(self.state(names[-1]).best) if names else None
         return name if name in names else None
 
     def state(self, name: str) -> CheckpointState:
@@ -181,15 +178,16 @@ class CheckpointStore:
         except (OSError, ValueError) as error:
             return None, f"{Manifest.file}: {error}"
 
-    def _retain(self, saved: str) -> None:
+    def _retain(self, saved: Snapshot) -> None:
         """Keep the last ones and the best; later ones than `saved` were corrupt, or it would not have come after.
 
         `saved` is on the disk by now, so that no power cut leaves less than there was before.
         """
+        last, best = checkpoint_name(saved.progress.step), _best_name(saved.progress.best)
         listed = self._listed()
         names = [name for name, is_complete in listed.items() if is_complete]
-        sound = names[: names.index(saved) + 1]
-        keep = set(sound[-self._keep :]) | {self._best(sound)}
+        sound = names[: names.index(last) + 1]
+        keep = {*sound[-self._keep :], best if best in sound else None}
         for name in listed:
             if name not in keep:
                 # The manifest goes first: what remains of an interrupted deletion is no checkpoint.
@@ -238,7 +236,7 @@ class ShardedStore(CheckpointStore):
                 files = {file: digest for own in [*described, rest] for file, digest in own.items()}
                 self._publish(part, name, files)
         if is_first:
-            self._retain(name)
+            self._retain(snapshot)
         return name
 
     def _together(self, work: Callable[[], Found]) -> list[Found]:
@@ -255,6 +253,12 @@ class ShardedStore(CheckpointStore):
             if error is not None:
                 raise error
         return [found for found, _ in all_found]
+
+
+def _best_name(best: Mapping[str, float]) -> str | None:
+    """Return the name of the checkpoint with the lowest validation loss, which need not be there."""
+    step = best.get("best/step")
+    return checkpoint_name(int(step)) if step is not None else None
 
 
 def _about(snapshot: Snapshot, metadata: Mapping[str, Any], dataset_info: bytes) -> dict[str, bytes]:
