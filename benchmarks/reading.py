@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOATS = 7
 LIMIT = 0.05  # of the time that another checkout takes
 
-# Both ways: as a whole, in this process, and in chunks, as tasks read a large source.
+# Each is read: as a whole, in this process, and in chunks, as tasks read a large source.
 READ = """
 import json, sys, time
 try:
@@ -31,10 +31,10 @@ try:
 except ImportError:  # before the sources were a package
     from shoal.data.sources import open_source
 import pandas, pyarrow.dataset
-uri, way = sys.argv[1:]
+uri, how = sys.argv[1:]
 for name, module in list(sys.modules.items()):
     if name.startswith("shoal.data") and hasattr(module, "IN_DRIVER_BYTES"):
-        module.IN_DRIVER_BYTES = 0 if way == "chunks" else 4 << 30
+        module.IN_DRIVER_BYTES = 0 if how == "chunks" else 4 << 30
 cpu = time.process_time()
 rows = sum(len(next(iter(block.values()))) for part in open_source(uri).parts for block in part.read())
 print(json.dumps([rows, time.process_time() - cpu]))
@@ -53,10 +53,10 @@ def write_files(folder: Path, rows: int) -> list[str]:
     return [f"{kind}:{folder / f'a.{kind}'}" for kind in ("csv", "parquet")]
 
 
-def cpu_seconds(checkout: Path, uri: str, way: str) -> tuple[int, float]:
+def cpu_seconds(checkout: Path, uri: str, how: str) -> tuple[int, float]:
     """Read once in a process of its own; returns the rows and the CPU time, without imports."""
     environment = os.environ | {"PYTHONPATH": str(checkout / "platform")}
-    command = [sys.executable, "-c", READ, uri, way]
+    command = [sys.executable, "-c", READ, uri, how]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows, seconds = json.loads(done.stdout.splitlines()[-1])
     return rows, seconds
@@ -75,15 +75,15 @@ def main() -> int:
             if options.kind not in (None, uri.partition(":")[0]):
                 continue
             size = os.path.getsize(uri.partition(":")[2]) / 1e6
-            for way in ("whole", "chunks"):
+            for how in ("whole", "chunks"):
                 own, ratios = [], []
                 for _ in range(options.rounds):
-                    rows, seconds = cpu_seconds(ROOT, uri, way)
+                    rows, seconds = cpu_seconds(ROOT, uri, how)
                     assert rows == options.rows
                     own.append(rows / seconds)
                     if options.other:
-                        ratios.append(seconds / cpu_seconds(options.other.resolve(), uri, way)[1])
-                line = f"{uri.partition(':')[0]:8} {way:7} {size:5.0f} MB  {median(own):12,.0f} rows/s of CPU time"
+                        ratios.append(seconds / cpu_seconds(options.other.resolve(), uri, how)[1])
+                line = f"{uri.partition(':')[0]:8} {how:7} {size:5.0f} MB  {median(own):12,.0f} rows/s of CPU time"
                 if ratios:
                     is_slow |= median(ratios) > 1 + LIMIT
                     line += f"  {median(ratios):5.2f} times the CPU time of {options.other}"

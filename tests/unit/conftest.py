@@ -13,7 +13,7 @@ from curves import add_trial
 from object_store import ObjectStore
 from running import Server
 from shoal.data.config import DataConfig
-from shoal.data.dataset_info import PreprocessingSpec
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.storage.records import Identity, Lease, Metadata, Result
 from shoal.storage.run_folder import CONFIG, PICTURES, REPORTS, RunFolder
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
-from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, fit_dataset_info
+from shoal.data.dataset_info import DatasetInfo, fit_dataset_info
 from shoal.data.partition import WorkerRows, concatenate, partition_block
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS
 from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, OtherTypesError, Part, Source

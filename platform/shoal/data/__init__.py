@@ -4,7 +4,7 @@
 - `sources`: readers of rows, one per file
 - `sampler`: which split a row is in, and the order in which training rows are seen
 - `dataset_info`: the checks of all rows, and the fitted transform
-- `preprocessing`: raw columns to tensors, and back from outputs to labels
+- `preprocessing`: raw columns to tensors, and back from outputs to labels; `preprocessing_spec`: what determines it
 - `cells`: texts that are numbers or dates
 - `statistics`, `sketch`: what blocks tell of a column; `schema`: what it is understood as; `summary`: of whole blocks
 - `misfits`: cells of other data that a fitted transform cannot use

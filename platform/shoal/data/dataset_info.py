@@ -6,7 +6,6 @@ It reads the blocks of a source once, in any process; independent of files, of w
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -18,10 +17,10 @@ from shoal.data.preprocessing import (
     Label,
     Transform,
 )
-from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes, SplitRule
+from shoal.data.preprocessing_spec import PreprocessingSpec
+from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes
 from shoal.data.schema import ColumnSummary, column_notes, fit_columns
 from shoal.data.sources.base import Block, Source, read_again
-from shoal.data.statistics import ColumnOptions
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.errors import DataError
 
@@ -29,35 +28,6 @@ MAX_CLASSES = 10_000
 MAX_SHOWN_CLASSES = 100
 SHOWN_SHARE = 0.01  # of held-out rows that are training rows
 UNLABELLED = -1  # the class of rows whose label is kept secret, as competitions give their test split
-
-
-@dataclass(frozen=True)
-class PreprocessingSpec:
-    """What determines how rows are preprocessed, besides the rows.
-
-    Attributes:
-        data: the config section.
-        seed: of the order, and of the splits unless `data.split_seed` is set.
-        is_classification: the label is one of several classes, else a number.
-        is_ready: the features are what the model takes; they are not standardized.
-        tokenizer: of a source of tokens, as JSON.
-        has_label: there is a column to predict.
-    """
-
-    data: DataConfig
-    seed: int
-    is_classification: bool
-    is_ready: bool
-    tokenizer: str | None = None
-    has_label: bool = True
-
-    @property
-    def split_rule(self) -> SplitRule:
-        return self.data.split_rule(self.seed)
-
-    @property
-    def column_options(self) -> ColumnOptions:
-        return ColumnOptions(dict(self.data.columns), self.data.missing, self.data.decimal)
 
 
 class DatasetInfo(BaseModel):

@@ -5,7 +5,8 @@ Depends on the source's blocks and the order's lanes; independent of where the r
 
 import numpy as np
 
-from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
+from shoal.data.dataset_info import DatasetInfo, blocks_with_splits
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN, count_splits
 from shoal.data.sources.base import Block, Source
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +11,11 @@ from shoal.data.chat import holds_messages
 from shoal.data.glance import Glance
 from shoal.data.images import holds_images
 from shoal.data.preprocessing import Moments, as_classes, as_numbers, is_missing
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, count_splits
 from shoal.data.sources.base import Block, check_column
 from shoal.data.statistics import ColumnStats, TextStats
 from shoal.errors import DataError
-
-if TYPE_CHECKING:
-    from shoal.data.dataset_info import PreprocessingSpec
 
 
 @dataclass

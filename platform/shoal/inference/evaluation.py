@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from shoal.data.dataset_info import PreprocessingSpec, blocks_with_splits
+from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.misfits import Misfits
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS
 from shoal.data.sources.base import Block, Source, read_again
 from shoal.inference.predictor import Predictor

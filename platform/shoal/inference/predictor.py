@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shoal.data.config import DataConfig
-from shoal.data.dataset_info import PreprocessingSpec
 from shoal.data.loader import Batch
 from shoal.data.misfits import Misfits
 from shoal.data.preprocessing import Column, Transform, as_numbers, as_texts
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shoal.data.dataset_info import PreprocessingSpec
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN, SplitRule
 from shoal.data.sources.base import Block, Source
 from shoal.data.sources.open import is_function

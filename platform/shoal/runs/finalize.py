@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
+from shoal.data.dataset_info import DatasetInfo, blocks_with_splits
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TEST, VALIDATION
 from shoal.data.sources.base import Block, Source
 from shoal.errors import VerificationError

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from shoal.config.import_path import is_path
-from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, blocks_with_splits
+from shoal.data.dataset_info import DatasetInfo, blocks_with_splits
 from shoal.data.loader import Batch
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.random_state import seeded
 from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.base import Block, Source

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from shoal.config.import_path import find
-from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec, inspect_source
+from shoal.data.dataset_info import DatasetInfo, inspect_source
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import TEST, TRAIN, VALIDATION, Lanes
 from shoal.data.sources.base import Source
 from shoal.data.sources.open import is_function

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from shoal.config import secrets
-from shoal.data.dataset_info import DatasetInfo, PreprocessingSpec
+from shoal.data.dataset_info import DatasetInfo
 from shoal.data.loader import ResidentShard, Rows, Shard
 from shoal.data.partition import WorkerRows
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog

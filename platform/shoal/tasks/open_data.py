@@ -4,7 +4,8 @@ from functools import partial
 
 from shoal.config.secrets import reveal
 from shoal.data.config import DataConfig
-from shoal.data.dataset_info import PreprocessingSpec, blocks_with_splits
+from shoal.data.dataset_info import blocks_with_splits
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sources.base import Source
 from shoal.data.sources.image_column import decode_image_column
 from shoal.data.sources.open import IMAGES, TEXT, open_source
