@@ -6,6 +6,7 @@ It knows neither the order of trials nor their records.
 import contextlib
 import logging
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,8 @@ from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, Trial
 from shoal.training.loop import Decision
 
 logger = logging.getLogger(__name__)
+
+CLOSE_S = 5.0  # `ray.kill` waits for Ray's server, and after 60 s ends the process
 
 Key = TypeVar("Key")
 
@@ -53,7 +56,8 @@ class ActorPool(Generic[Key]):
 
     def begin(self, key: Key, spec: TrialSpec) -> None:
         """Start a trial on an idle actor."""
-        actor = self._idle.pop(0)
+        # A lost one is replaced here, not when it is lost: the call hangs where Ray is dead, and a stop needs none.
+        actor = self._idle.pop(0) if self._idle else self._make()
         actor.begin.remote(spec)
         self._listen(key, actor)
 
@@ -73,10 +77,11 @@ class ActorPool(Generic[Key]):
         return [event for ref in ready for event in self._collect(ref)]
 
     def close(self) -> None:
-        """Kill all actors."""
-        for actor in [*self._idle, *(actor for _, actor in self._busy.values())]:
-            with contextlib.suppress(RayError):
-                ray.kill(actor)
+        """Kill all actors; a Ray that is dead itself is not waited for."""
+        actors = [*self._idle, *(actor for _, actor in self._busy.values())]
+        killing = threading.Thread(target=_kill, args=(actors,), name="shoal-kill", daemon=True)
+        killing.start()
+        killing.join(CLOSE_S)
         self._idle, self._busy = [], {}
 
     def _collect(self, ref: Any) -> list[tuple[Key, Event]]:
@@ -84,7 +89,6 @@ class ActorPool(Generic[Key]):
         try:
             events: list[Event] = ray.get(ref)
         except RayError as error:
-            self._idle.append(self._make())
             return [(key, _lost(error, actor_id(actor)))]
         if isinstance(events[-1], TrialEnded):
             self._idle.append(actor)
@@ -97,6 +101,12 @@ class ActorPool(Generic[Key]):
 
     def _actor(self, key: Key) -> Any:
         return next(actor for held, actor in self._busy.values() if held is key)
+
+
+def _kill(actors: list[Any]) -> None:
+    for actor in actors:
+        with contextlib.suppress(RayError):
+            ray.kill(actor)
 
 
 def _lost(error: RayError, own_id: str) -> ActorLost:

@@ -15,6 +15,9 @@ Variables RAY_TRAIN_V2_ENABLED, RAY_CHDIR_TO_TRIAL_DIR, RAY_ACCEL_ENV_VAR_OVERRI
     Ray's servers listen on 127.0.0.1 alone if that is their node's address. `ray.init` replaces it by one that other
     hosts reach, unless these say that no other node can join (Ray's default on macOS). Without them, the cluster
     demands a token.
+`ray._private.services.ConsolePopen` (`in_own_session`)
+    Ray's servers are started in the driver's process group, where a signal to the group ends them beside the driver.
+    Without it they are, and trials that are stopped so may have no checkpoint.
 `ActorHandle._actor_id` (`actor_id`)
     Ray's memory monitor names processes by it. Without it, every process the monitor stopped counts as the one that
     used too much.
@@ -42,7 +45,9 @@ import contextlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psutil
@@ -100,6 +105,23 @@ def listening_on_loopback() -> Iterator[bool]:
             os.environ.pop(name, None)
             if name in environment:
                 os.environ[name] = environment[name]
+
+
+@contextlib.contextmanager
+def in_own_session() -> Iterator[None]:
+    """Let the processes that Ray starts meanwhile be in sessions of their own; they still end with this process."""
+    from ray._private import services
+
+    plain = getattr(services, "ConsolePopen", None)
+    # Elsewhere Ray ends what is left of a driver by its process group.
+    if plain is None or not sys.platform.startswith("linux"):
+        yield
+        return
+    services.ConsolePopen = partial(plain, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 def actor_id(actor: Any) -> str:

@@ -4,14 +4,17 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
+import time
 
-from shoal.cluster.ray_private import TRAIN_ENV, listening_on_loopback, silence_raylet
+from shoal.cluster.ray_private import TRAIN_ENV, in_own_session, listening_on_loopback, silence_raylet
 from shoal.errors import ConfigError
 from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources, cluster_address
 
+PROBE_S, LOOK_EVERY_S = 2.0, 0.5
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -42,7 +45,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
         try:
             if found is None:
                 cpus = (os.cpu_count() or 1) + spare_cpus
-                with listening_on_loopback() as is_hidden:
+                with in_own_session(), listening_on_loopback() as is_hidden:
                     if decides_on_token and not is_hidden:
                         _demand_token()
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
@@ -73,6 +76,36 @@ def _demand_token() -> None:
         os.environ.setdefault(
             "RAY_AUTH_TOKEN", secrets.token_hex(32)
         )  # which this user's processes alone can read
+
+
+class RayWatch:
+    """How long Ray's server, without which Ray starts and ends nothing, has taken no connections."""
+
+    def __init__(self) -> None:
+        self._gone_since_s: float | None = None
+        self._look_again_s = 0.0
+
+    def gone_for_s(self) -> float:
+        """Return the seconds since it was first found gone; 0.0 while it is there. Looks every `LOOK_EVERY_S`."""
+        now_s = time.monotonic()
+        if now_s >= self._look_again_s:
+            is_gone = _is_gone()
+            self._gone_since_s = (self._gone_since_s or now_s) if is_gone else None
+            self._look_again_s = time.monotonic() + LOOK_EVERY_S
+        return now_s - self._gone_since_s if self._gone_since_s else 0.0
+
+
+def _is_gone() -> bool:
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S):
+            return False
+    except (OSError, ValueError):
+        return True
 
 
 def disconnect() -> None:

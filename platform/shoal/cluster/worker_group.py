@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from shoal.cluster.session import RayWatch
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.worker_failure import (
     as_training_error,
@@ -23,13 +24,15 @@ from shoal.errors import Interrupted
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
-from shoal.storage.records import ErrorRecord
+from shoal.storage.records import ErrorRecord, Outcome
 from shoal.storage.run_folder import SAVING, RunFolder
 from shoal.tracking.journal import has_journal
 
 logger = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 60.0
+# Once Ray's server is gone, by whether a worker writes a checkpoint; after 60 s Ray ends the driver, with code 1.
+GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 RAY_STATE = ".ray"
 
 
@@ -108,6 +111,9 @@ class WorkerGroup:
         while thread.is_alive():
             thread.join(timeout=0.1)
             patience.check()
+            if patience.has_ended_without_ray():
+                outcome.append(None)
+                break
         with contextlib.suppress(OSError):
             folder.delete(RAY_STATE)
         return outcome[0]
@@ -123,6 +129,21 @@ class StopPatience:
         self._folder, self._attempt = folder, attempt
         self._since_s: float | None = None
         self._have_seen_it = False
+        self._ray = RayWatch()
+
+    def has_ended_without_ray(self) -> bool:
+        """Whether the workers have ended as they were asked to, and Ray, whose server is gone, cannot say so.
+
+        Raises:
+            Interrupted: they do not end either.
+        """
+        if self._since_s is None or not (gone_s := self._ray.gone_for_s()):
+            return False
+        if self._folder.exists(Outcome.file):
+            return True
+        if gone_s > GONE_PATIENCE_S[self._folder.exists(SAVING)]:
+            raise Interrupted("interrupted; Ray ended too: the same command resumes from the last checkpoint")
+        return False
 
     def check(self) -> None:
         """Look whether it is over.

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import time
 from http.client import HTTPException
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,7 @@ from shoal.registry.client import connect
 from shoal.registry.sqlite_store import check_store
 
 PROBE_S = 3.0  # a server that takes longer does not answer
+TRIES, RETRY_S = 5, 0.3  # of a server that answers with an error, or refuses the connection
 DATABASES = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}
 OTHERS = ("databricks", "databricks-uc", "uc")  # need no host
 REFUSED = (401, 403)
@@ -114,20 +116,28 @@ def _check_server(uri: str) -> None:
         has_host = False
     if not has_host:
         raise _refusal(uri, "it names no host, or a port that is no number", "write http://HOST:PORT")
-    try:
-        with urlopen(
-            Request(reveal(uri).rstrip("/") + ASKED, headers=_authorization()), timeout=PROBE_S
-        ) as answer:
-            json.load(answer)
-    except HTTPError as error:
-        if error.code in (*REFUSED, *NO_MLFLOW):
-            _confirm(uri, error.code)
-        else:
-            _warn(uri, str(error))
-    except (OSError, HTTPException) as error:
-        _warn(uri, str(getattr(error, "reason", "")) or str(error) or type(error).__name__)
-    except ValueError:  # no JSON
-        _confirm(uri, 404)
+    for left in reversed(range(TRIES)):
+        try:
+            _ask(uri)
+            return
+        except HTTPError as error:
+            if error.code in (*REFUSED, *NO_MLFLOW):
+                return _confirm(uri, error.code)
+            reason, is_slow = str(error), False
+        except (OSError, HTTPException) as error:
+            inner = getattr(error, "reason", error)
+            reason, is_slow = str(inner) or type(inner).__name__, isinstance(inner, TimeoutError)
+        except ValueError:  # no JSON
+            return _confirm(uri, 404)
+        if is_slow or not left:
+            return _warn(uri, reason)
+        time.sleep(RETRY_S)
+
+
+def _ask(uri: str) -> None:
+    request = Request(reveal(uri).rstrip("/") + ASKED, headers=_authorization())
+    with urlopen(request, timeout=PROBE_S) as answer:
+        json.load(answer)
 
 
 def _authorization() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +16,128 @@ from shoal.storage.run_folder import MODEL, MODEL_CARD, RunFolder
 READY = "READY"
 
 
-def publish_model(
-    client: Any, folder: RunFolder, experiment_id: str, run_id: str, runs_code: bool = False
-) -> None:
-    """Log the saved model to its run and, once verified, register it; a second call changes nothing.
+class Publication:
+    """Logs the saved model of a run and, once verified, registers it; publishing it again changes nothing.
 
-    Args:
-        runs_code: whether the run's own code may be called: its process publishes it.
+    It is a list of steps of a call or two. A step that fails is the first of the next `publish`: a model is a dozen
+    files, and on a server that fails a third of its calls no try would bring all of them.
+
+    Attributes:
+        run_id: of the run in MLflow.
     """
-    identity = folder.identity()
-    with tempfile.TemporaryDirectory() as scratch:
-        local = folder.get_folder(MODEL, Path(scratch) / "model")
-        model_id = _log(client, local, experiment_id, run_id)
-        if identity.registered_model_name and identity.verified:
-            version = _register(client, identity.registered_model_name, model_id, run_id, identity.verified)
-            folder.update_tracked(model_version=int(version.version))
-            candidate = Candidate(version.name, str(version.version), identity.verified, local, runs_code)
-            # A version without rows is of an earlier Shoal, which has compared it, unless the store is another one.
-            is_comparable = "held_out" in version.tags or find_champion(client, version.name) is None
-            if is_comparable and COMPARISON not in version.tags:
-                text = contest(client, candidate)
-                client.set_model_version_tag(version.name, version.version, COMPARISON, text[:5000])
-                folder.update_tracked(comparison=text)
 
+    def __init__(self, folder: RunFolder, experiment_id: str, run_id: str, runs_code: bool = False) -> None:
+        """Set up, without a call.
 
-def _log(client: Any, local: Path, experiment_id: str, run_id: str) -> str:
-    """Log the model, from where an earlier call was when it failed; return its id."""
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
+        Args:
+            runs_code: whether the run's own code may be called: its process publishes it.
+        """
+        self.run_id = run_id
+        self._folder, self._experiment_id, self._runs_code = folder, experiment_id, runs_code
+        self._steps = [self._find_or_create]
+        identity = folder.identity()
+        self._name = identity.registered_model_name
+        self._verified = identity.verified
+        if self._name and self._verified:
+            self._steps += [self._create_registered_model, self._find_or_create_version, self._compare]
+        self._client: Any = None
+        self._model: Any = None
+        self._version: Any = None
+        self._may_be_linked = False  # whether an earlier call made the model an output of the run
+        self._local = Path()
 
-    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    found = sorted(found, key=lambda model: str(model.status) != READY)
-    logged = found[0] if found else client.create_logged_model(experiment_id, "model", run_id)
-    for other in found[1:]:  # created by a call whose answer was lost
-        client.delete_logged_model(other.model_id)
-    if str(logged.status) != READY:
-        outputs = client.get_run(run_id).outputs if found else None
-        if not outputs or all(output.model_id != logged.model_id for output in outputs.model_outputs):
-            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        card = Model.load(str(local))
-        card.run_id, card.model_id, card.artifact_path = run_id, logged.model_id, logged.artifact_location
+    def publish(self, client: Any, done: Callable[[], None] = lambda: None) -> None:
+        """Do the steps that are left.
+
+        Args:
+            done: called after each step.
+        """
+        self._client = client
+        with tempfile.TemporaryDirectory() as scratch:
+            self._local = self._folder.get_folder(MODEL, Path(scratch) / "model")
+            while self._steps:
+                self._steps[0]()
+                del self._steps[0]
+                done()
+
+    def _find_or_create(self) -> None:
+        """Find the run's logged model or create it; plan what it lacks."""
+        client = self._client
+        found = client.search_logged_models([self._experiment_id], f"source_run_id = '{self.run_id}'")
+        found = sorted(found, key=lambda model: str(model.status) != READY)
+        for other in found[1:]:  # created by a call whose answer was lost
+            client.delete_logged_model(other.model_id)
+        self._may_be_linked = bool(found)
+        self._model = (
+            found[0] if found else client.create_logged_model(self._experiment_id, "model", self.run_id)
+        )
+        if str(self._model.status) != READY:
+            files = [path for path in sorted(self._local.rglob("*")) if path.is_file()]
+            names = [path.relative_to(self._local).as_posix() for path in files]
+            self._steps[1:1] = [self._link, *(partial(self._upload, name) for name in names), self._finish]
+
+    def _link(self) -> None:
+        outputs = self._client.get_run(self.run_id).outputs if self._may_be_linked else None
+        if outputs and any(output.model_id == self._model.model_id for output in outputs.model_outputs):
+            return
+        from mlflow.entities import LoggedModelOutput
+
+        self._may_be_linked = True
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(self._model.model_id, step=0)])
+
+    def _upload(self, name: str) -> None:
+        path, (folder, _, _) = self._local / name, name.rpartition("/")
+        if name == MODEL_CARD:
+            self._complete_card()
+        with patience_for(path.stat().st_size):
+            self._client.log_model_artifact(self._model.model_id, str(path), folder or None)
+
+    def _complete_card(self) -> None:
+        from mlflow.models import Model
+
+        card = Model.load(str(self._local))
+        card.run_id, card.model_id = self.run_id, self._model.model_id
+        card.artifact_path = self._model.artifact_location
         # On a disk this is the run's own model, which a kill in the middle must leave whole.
-        Folder(str(local)).write(MODEL_CARD, card.to_yaml().encode())
-        largest = max(path.stat().st_size for path in local.rglob("*"))
-        with patience_for(largest):
-            client.log_model_artifacts(logged.model_id, str(local))
-        client.finalize_logged_model(logged.model_id, READY)
-    return str(logged.model_id)
+        Folder(str(self._local)).write(MODEL_CARD, card.to_yaml().encode())
 
+    def _finish(self) -> None:
+        self._client.finalize_logged_model(self._model.model_id, READY)
 
-def _register(client: Any, name: str, model_id: str, run_id: str, verified: Verified) -> Any:
-    """Return the run's version of a registered model, created if there is none yet."""
-    from mlflow.exceptions import MlflowException
+    def _create_registered_model(self) -> None:
+        from mlflow.exceptions import MlflowException
 
-    with contextlib.suppress(MlflowException):
-        client.create_registered_model(name)
-    versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
-    if versions:
-        return versions[0]
-    tags = {"metric": verified.metric, "value": repr(verified.value), "data": verified.data}
-    tags |= {"held_out": verified.held_out} if verified.held_out else {}
-    return client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        with contextlib.suppress(MlflowException):
+            self._client.create_registered_model(self._name)
+
+    def _find_or_create_version(self) -> None:
+        client, model_id, verified = self._client, self._model.model_id, self._checked()
+        found = client.search_model_versions(f"name='{self._name}' and run_id='{self.run_id}'")
+        if found:
+            self._version = found[0]
+        else:
+            tags = {"metric": verified.metric, "value": repr(verified.value), "data": verified.data}
+            tags |= {"held_out": verified.held_out} if verified.held_out else {}
+            self._version = client.create_model_version(
+                self._name, f"models:/{model_id}", self.run_id, tags=tags, model_id=model_id
+            )
+        self._folder.update_tracked(model_version=int(self._version.version))
+
+    def _compare(self) -> None:
+        version = self._version
+        # A version without rows is of an earlier Shoal, which has compared it, unless the store is another one.
+        is_comparable = "held_out" in version.tags or find_champion(self._client, version.name) is None
+        if is_comparable and COMPARISON not in version.tags:
+            candidate = Candidate(
+                version.name, str(version.version), self._checked(), self._local, self._runs_code
+            )
+            self._steps.append(partial(self._record, contest(self._client, candidate)))
+
+    def _record(self, text: str) -> None:
+        version = self._version
+        self._client.set_model_version_tag(version.name, version.version, COMPARISON, text[:5000])
+        self._folder.update_tracked(comparison=text)
+
+    def _checked(self) -> Verified:
+        assert self._verified is not None, "a model that is not verified is not registered"
+        return self._verified

@@ -24,8 +24,9 @@ SYNC_EVERY_S = 1.0
 SYNC_STORE_EVERY_S = 15.0  # a folder in an object store, where each look is a request for each running trial
 SYNC_SWEEP_EVERY_S = 0.3  # a sweep's trials may last less than a second each, and pile up
 RETRY_S = (1.0, 2.0, 5.0, 10.0)
+RETRY_AT_END_S = 1.0
 CLOSE_NEVER_SEEN_S = 3.0
-CLOSE_LOST_S = 15.0
+CLOSE_LOST_S = 40.0  # without any progress: a server restarts within
 CLOSE_KILLED_S = 6.0  # who asked the run to stop does not wait long
 MARK_S = 2.0
 CALLS_APART = 10  # the pause after a call, as a multiple of how long it took
@@ -159,14 +160,16 @@ class Tracker:
             except Exception as error:
                 self.problem = _first_cause(error)
                 logger.debug("MLflow did not accept it", exc_info=True)
-                if self._is_closing and _is_final(error):
+                has_moved = self._sync.calls > calls  # some calls fail, others do not
+                is_slow = closing_since is not None and has_moved  # a server that answered a moment ago
+                if self._is_closing and (_is_refused(error) or (_is_unanswered(error) and not is_slow)):
                     return
                 if closing_since is not None and isinstance(error, StorageError):
                     self._end_anyway(error)  # the folder cannot be read, and was waited for
                     return
                 self._sync.forget_if_lost(error)
                 failures += 1
-                if self._sync.calls > calls:  # some calls fail, others do not
+                if has_moved:
                     failures = 1
                     closing_since = closing_since and time.monotonic()
                 patience = CLOSE_LOST_S if self._was_seen else CLOSE_NEVER_SEEN_S
@@ -176,7 +179,9 @@ class Tracker:
             # The slower a server answers, the more points go into a call.
             per_call_s = was_open * (time.monotonic() - began) / max(1, self._sync.calls - calls)
             usual = max(self._sync_every_s, CALLS_APART * per_call_s)
-            pause = RETRY_S[min(failures, len(RETRY_S)) - 1] if failures else usual
+            pause = usual
+            if failures:
+                pause = RETRY_AT_END_S if closing_since else RETRY_S[min(failures, len(RETRY_S)) - 1]
             self._wake.wait(min(pause, LEASE_RENEWAL_S))
             self._wake.clear()
 
@@ -191,7 +196,17 @@ class Tracker:
             self._sync.close()
         else:
             self._sync.send_points()
-        self._reaper.reap(self._sync.client)
+        self._reap(is_last)
+
+    def _reap(self, is_last: bool) -> None:
+        """Close runs of drivers that are gone; that this fails makes this run's own record no less complete."""
+        client = self._sync.client
+        try:
+            self._reaper.reap(client)
+        except Exception as error:
+            if _is_unanswered(error) and not is_last:
+                raise  # the next call would take as long
+            logger.debug("runs whose drivers are gone were not looked for", exc_info=True)
 
     def _end_anyway(self, error: Exception) -> None:
         """Set the final status although a folder that is damaged or away keeps the rest from MLflow."""
@@ -215,10 +230,14 @@ def _causes(error: BaseException) -> list[BaseException]:
         causes.append(inner)
 
 
-def _is_final(error: BaseException) -> bool:
-    """Whether another try at once would end as this one: the server refuses the user, or did not answer at all."""
-    refused = getattr(error, "error_code", None) in ("PERMISSION_DENIED", "UNAUTHENTICATED")
-    return refused or any("Timeout" in type(cause).__name__ for cause in _causes(error))
+def _is_refused(error: BaseException) -> bool:
+    """Whether the server refuses the user, and will at the next try."""
+    return getattr(error, "error_code", None) in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Whether a call was not answered at all: each further one would take as long."""
+    return any("Timeout" in type(cause).__name__ for cause in _causes(error))
 
 
 def _first_cause(error: BaseException) -> str:

@@ -69,6 +69,7 @@ class RunSync:
         self._to_open, self._to_close = self._steps_to_open(), list[Step]()
         self._may_exist = self._tracked.run_id is not None  # whether a run of this key was created earlier
         self._times_lost = 0
+        self._publication: Any = None  # of the model, while it lasts
         self._marked: tuple[Status, str] | None = None
         self.experiment_id: str | None = None
         self._tags: dict[str, str] = {}  # as MLflow has them
@@ -105,7 +106,7 @@ class RunSync:
         return self._run is not None
 
     def open(self) -> None:
-        """Find or create the run, and give it its params, tags, inputs and first artifacts."""
+        """Find or create the run, and give it all that `is_open` promises."""
         self._do(self._to_open)
 
     def forget_if_lost(self, error: Exception) -> None:
@@ -132,10 +133,8 @@ class RunSync:
             del self._unsent[: len(batch)]
             sent += len(batch)
         self._is_position_saved &= not sent
-        if (
-            not self._is_position_saved
-            and time.monotonic() - self._saved_s > SAVE_EVERY_S[self._folder.is_local]
-        ):
+        is_due = time.monotonic() - self._saved_s > SAVE_EVERY_S[self._folder.is_local]
+        if is_due and not self._is_position_saved:
             self._save_position()
         return sent
 
@@ -197,7 +196,7 @@ class RunSync:
     def _steps_to_open(self) -> list[Step]:
         steps = [self._find_experiment, self._find_or_create, self._begin, self._describe, self._log_inputs]
         steps.append(partial(self._upload, CONFIG))
-        return steps if self._parent else [*steps, self._upload_metadata]
+        return steps if self._parent else [*steps, partial(self._upload, self._folder.path_of(Metadata))]
 
     def _steps_to_close(self) -> list[Step]:
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
@@ -279,9 +278,8 @@ class RunSync:
         params = [Param(key, value) for key, value in self._params().items() if key not in known]
         tags = {key: text for key, text in self._metadata_tags().items() if self._tags.get(key) != text}
         if params or tags:
-            self.client.log_batch(
-                self.run_id, params=params, tags=[RunTag(key, text) for key, text in tags.items()]
-            )
+            run_tags = [RunTag(key, text) for key, text in tags.items()]
+            self.client.log_batch(self.run_id, params=params, tags=run_tags)
             self._tags |= tags
         if self._mark_in_force:
             self.close_run(*self._mark_in_force)
@@ -305,9 +303,6 @@ class RunSync:
         if metadata and metadata.dataset:
             for context in metadata.contexts:  # of several inputs of one data set, a call keeps the first
                 self.client.log_inputs(self.run_id, [dataset_input(metadata.dataset, context)])
-
-    def _upload_metadata(self) -> None:
-        self._upload(self._folder.path_of(Metadata))
 
     def _check(self) -> None:
         """Look at the run as MLflow has it now.
@@ -336,11 +331,16 @@ class RunSync:
 
     def _publish(self) -> None:
         if self._folder.exists(f"{MODEL}/{MODEL_CARD}"):
-            from shoal.registry.publish import publish_model
+            from shoal.registry.publish import Publication
 
-            # Its own process holds the lease; any other may have got the folder from somebody else.
-            is_own = (self._parent or self)._folder.holder() is not None
-            publish_model(self.client, self._folder, str(self.experiment_id), str(self.run_id), is_own)
+            if self._publication is None or self._publication.run_id != self.run_id:
+                # Its own process holds the lease; any other may have got the folder from somebody else.
+                is_own = (self._parent or self)._folder.holder() is not None
+                self._publication = Publication(
+                    self._folder, str(self.experiment_id), str(self.run_id), is_own
+                )
+            self._publication.publish(self.client, self._count_call)
+            self._publication = None
 
     def _end(self) -> None:
         """Set the final status; a run whose process is gone without a word has failed."""

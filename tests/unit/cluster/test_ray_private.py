@@ -1,6 +1,8 @@
 """The private interfaces of Ray: each is there and behaves as Shoal needs, and each fallback works without it."""
 
 import logging
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,3 +105,29 @@ def test_the_exploited_checkpoint_is_where_rays_scheduler_writes_it():
 def test_without_an_exploited_checkpoint_the_error_names_rays_version_and_a_remedy():
     with pytest.raises(ConfigError, match=rf"Ray {ray.__version__}.*tune\.scheduler=asha"):
         ray_private.exploited_checkpoint(trial())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Ray needs its own process group")
+def test_what_ray_starts_can_be_in_a_session_of_its_own():
+    from ray._private import services
+
+    def session() -> int:
+        started = services.start_ray_process(["sleep", "60"], "a server", fate_share=True).process
+        try:
+            return os.getsid(started.pid)
+        finally:
+            started.kill()
+            started.wait()
+
+    with ray_private.in_own_session():
+        own = session()
+    assert own != os.getsid(0)
+    assert session() == os.getsid(0)
+
+
+def test_without_rays_popen_the_session_stays(monkeypatch):
+    from ray._private import services
+
+    monkeypatch.delattr(services, "ConsolePopen")
+    with ray_private.in_own_session():
+        assert not hasattr(services, "ConsolePopen")

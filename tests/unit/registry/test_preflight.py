@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from faulty_proxy import FaultyProxy, blackholed, denied
+from faulty_proxy import FaultyProxy, blackholed, denied, each_first_call_fails
 from shoal.errors import ConfigError
 from shoal.registry.preflight import check_tracking_uri
 
@@ -47,6 +47,13 @@ def test_a_server_is_asked(mlflow_server, caplog, monkeypatch):
         proxy.fault = denied
         with pytest.raises(ConfigError, match=r"refuses this user .401.*set MLFLOW_TRACKING_USERNAME"):
             check_tracking_uri(proxy.uri)
+
+
+def test_a_server_that_fails_some_calls_is_asked_again(mlflow_server, caplog):
+    with FaultyProxy(mlflow_server.uri, each_first_call_fails("error")) as proxy:
+        check_tracking_uri(proxy.uri)
+        assert proxy.count() == {"GET /api/2.0/mlflow/experiments/search": 2}
+    assert caplog.text == ""
 
 
 def test_a_server_that_does_not_answer_is_a_warning_within_seconds(caplog):

@@ -253,3 +253,24 @@ def test_how_an_attempt_ended_need_not_be_in_its_folder(client, run):
     closed = client.get_run(tracker.run_id)
     assert (closed.info.status, closed.info.end_time) == ("FAILED", 5000)
     assert closed.data.tags["shoal.reason"] == "no space"
+
+
+@pytest.mark.parametrize("mlflow_store", ["http"], indirect=True)
+def test_a_look_for_other_runs_that_fails_leaves_a_record_complete(run, mlflow_store):
+    def fails_search(endpoint):
+        return (
+            "error"
+            if endpoint.endswith("experiments/search") and proxy.count()["POST /api/2.0/mlflow/runs/create"]
+            else "pass"
+        )
+
+    with FaultyProxy(mlflow_store) as proxy:
+        proxy.fault = fails_search
+        folder = run(status="RUNNING")
+        folder.update(Identity, tracking_uri=proxy.uri, artifact_location=None)
+        tracker = Tracker(folder)
+        tracker.start()
+        wait_for(lambda: tracker.run_id)
+        ended(folder)
+        assert tracker.close(), tracker.problem
+        assert proxy.count("error")

@@ -2,7 +2,7 @@
 
 import time
 
-from shoal.cluster.actor_pool import ActorPool
+from shoal.cluster.actor_pool import ActorLost, ActorPool
 from shoal.tune.engine import Engine, Trial
 from shoal.workflows.tune.exploit import exploit
 from shoal.workflows.tune.state import Listener, SweepState
@@ -48,20 +48,22 @@ class SweepLoop:
     def _run(self) -> None:
         moved_s = time.monotonic()
         while True:
+            if time.monotonic() - self._looked_s > LOOK_EVERY_S:
+                self._looked_s = time.monotonic()
+                self._listen(self._state.status())
+                self._stopping.check_stop_file()
             has_moved = self._exploit() | self._start_trials() | self._apply_decisions()
             self._stopping.close_abandoned()
             has_moved |= self._reuse()
             if self._engine.has_ended and self._pool.free == self._pool.size and not self._reused:
                 return
-            if time.monotonic() - self._looked_s > LOOK_EVERY_S:
-                self._looked_s = time.monotonic()
-                self._listen(self._state.status())
-                self._stopping.check_stop_file()
             self._stopping.check_time_budget()
             for trial, event in self._pool.wait(0.0 if has_moved else EVENT_WAIT_S):
                 has_moved = True
                 self._events.handle(trial, event)
                 self._stopping.check_failures(event)
+                if isinstance(event, ActorLost):
+                    self._looked_s = 0.0  # the signal that ended it may have asked the sweep to stop
             moved_s = time.monotonic() if has_moved else moved_s
             self._engine.is_impatient = time.monotonic() - moved_s > PATIENCE_S
 

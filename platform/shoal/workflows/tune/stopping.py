@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
+from shoal.cluster.session import RayWatch
 from shoal.cluster.trial_actor import TrialEnded
 from shoal.errors import Interrupted, StorageError, TrainingError
 from shoal.storage.records import ErrorRecord
@@ -29,6 +30,8 @@ EVENT_WAIT_S = 0.25
 STOP_PATIENCE_S = (
     30.0  # for a trial to see that it is to stop; its checkpoint is waited for as long as it takes
 )
+# Once Ray's server is gone, by whether a trial writes a checkpoint; after 60 s Ray ends the driver, with code 1.
+GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 SAY_EVERY_S = 30.0
 # If this many trials fail with the same error and none has ended otherwise, the error is the user's, not the point's.
 SAME_FAILURES = 3
@@ -135,8 +138,10 @@ class Stopping:
         for trial in running:
             progress[trial].folder.request_stop("SIGTERM")
             self._pool.answer(trial, "pause")  # for one that waits at a report and does not look for the file
-        until = time.monotonic() + STOP_PATIENCE_S
+        until, ray = time.monotonic() + STOP_PATIENCE_S, RayWatch()
         while running and (time.monotonic() < until or self._are_saving(running)):
+            if (gone_s := ray.gone_for_s()) and gone_s > GONE_PATIENCE_S[self._are_saving(running)]:
+                break
             for trial, event in self._pool.wait(EVENT_WAIT_S):
                 if isinstance(event, TrialEnded) and event.how == "pause":
                     event = replace(event, how="interrupted")

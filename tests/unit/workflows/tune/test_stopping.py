@@ -1,11 +1,13 @@
 """When a sweep interrupts its trials, on a real engine and run folder; the actors' part is scripted."""
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
 
 from shoal.cluster.actor_pool import Event
+from shoal.cluster.session import RayWatch
 from shoal.cluster.trial_actor import TrialEnded, TrialReport
 from shoal.errors import Interrupted, TrainingError
 from shoal.storage.records import ErrorRecord
@@ -111,6 +113,18 @@ def test_the_stop_file_interrupts_the_running_trials_and_ends_the_sweep(folder):
     assert sweep.was_noticed
     assert sweep.closed == {"t0000": "killed", "t0001": "killed"}
     assert sweep.state.trial_folder(sweep.first).read(STOP) == b"SIGTERM"
+
+
+def test_trials_that_cannot_end_since_ray_did_are_not_waited_for(folder, monkeypatch):
+    monkeypatch.setattr(RayWatch, "gone_for_s", lambda self: 20.0)
+    sweep = Sweep(folder)
+    monkeypatch.setattr(sweep.pool, "wait", lambda timeout_s: [])
+    folder.write(STOP, b"SIGTERM")
+    since = time.monotonic()
+    with pytest.raises(Interrupted, match="after 0 of 4 trials"):
+        sweep.stopping.check_stop_file()
+    assert time.monotonic() - since < 5
+    assert not sweep.closed
 
 
 def test_when_the_time_budget_ends_running_trials_are_interrupted_and_no_more_begin(folder):
