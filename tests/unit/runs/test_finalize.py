@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.data.preprocessing import Column, Label, Transform
 from shoal.errors import VerificationError
 from shoal.runs.finalize import check_measured
 
 
 class Predictor:
     """Its outputs are its rows, minus their mean where they depend on the rows beside them; its loss is their sum."""
+
+    transform = Transform(columns=(Column(name="x", kind="number"),), label=Label(name="y"))
 
     def __init__(self, depends):
         self.depends, self.task = depends, self
