@@ -354,7 +354,10 @@ def read(plan: RunPlan) -> tuple[DatasetInfo, list[WorkerRows]]:
     from shoal.cluster.shard_store import put_shards
 
     info, shards = put_shards(plan, WORKERS)
-    return info, [concatenate(ray.get(refs)) for refs in shards.refs]
+    if shards.resident:
+        return info, [concatenate(ray.get(refs)) for refs in shards.refs]
+    pairs = [[map(ray.get, pair) for pair in refs] for refs in shards.refs]
+    return info, [concatenate([train | held_out for train, held_out in worker]) for worker in pairs]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from shoal.data.dataset_info import DatasetInfo, fit_dataset_info
 from shoal.data.partition import WorkerRows, concatenate, partition_block
 from shoal.data.preprocessing_spec import PreprocessingSpec
-from shoal.data.sampler import SPLITS
+from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, OtherTypesError, Part, Source
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
@@ -77,17 +77,21 @@ def inspect_blocks(
     blocks: Blocks, preprocessing: PreprocessingSpec, fingerprint: str
 ) -> tuple[DatasetInfo, list[dict[str, int]]]:
     """Check and fit over all blocks; also returns how many rows of each split precede each block."""
-    summaries: list[DatasetSummary] = _get(
-        [
-            _summarise.remote(ref, first, source_split, blocks.has_validation, preprocessing)
-            for ref, first, source_split in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
-        ]
-    )
+    started = [
+        _summarise.remote(ref, first, source_split, blocks.has_validation, preprocessing)
+        for ref, first, source_split in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
+    ]
     before, count = [], dict.fromkeys(SPLITS, 0)
-    for summary in summaries:
-        before.append(dict(count))
-        count = {name: count[name] + summary.rows[name] for name in SPLITS}
-    return fit_dataset_info(merge_summaries(summaries), preprocessing, fingerprint), before
+
+    def summaries() -> Iterator[DatasetSummary]:
+        """Yield one at a time: this process holds two, however many blocks there are."""
+        while started:
+            [summary] = _get([started.pop(0)])
+            before.append(dict(count))
+            count.update({name: count[name] + summary.rows[name] for name in SPLITS})
+            yield summary
+
+    return fit_dataset_info(merge_summaries(summaries()), preprocessing, fingerprint), before
 
 
 def partition_blocks(
@@ -97,23 +101,25 @@ def partition_blocks(
     preprocessing: PreprocessingSpec,
     num_workers: int,
     joined: bool,
-) -> list[list[RowsRef]]:
-    """Transform all blocks and partition their rows; returns each worker's objects, one if `joined`."""
-    shard_refs: list[list[RowsRef]] = [[] for _ in range(num_workers)]
+) -> list[list[Any]]:
+    """Transform all blocks and partition their rows.
+
+    Returns:
+        by worker, one object of all its rows if `joined`; else, for each block, one of its training rows and one of its
+        held-out rows, so that an evaluation does not fetch what is trained on.
+    """
+    shard_refs: list[list[Any]] = [[] for _ in range(num_workers)]
     fitted = ray.put((dataset_info, preprocessing))
     inputs = zip(blocks.refs, blocks.first_rows, blocks.splits, before, strict=True)
     for ref, first, source_split, earlier in inputs:
-        task = _partition.options(num_returns=num_workers)
-        partitions = task.remote(
-            ref, first, source_split, blocks.has_validation, earlier, fitted, num_workers
-        )
-        for rows, part in zip(shard_refs, partitions if num_workers > 1 else [partitions], strict=True):
-            rows.append(part)
+        task = _partition.options(num_returns=2 * num_workers)
+        parts = task.remote(ref, first, source_split, blocks.has_validation, earlier, fitted, num_workers)
+        for worker, rows in enumerate(shard_refs):
+            rows.append((parts[2 * worker], parts[2 * worker + 1]))
     if joined:
-        shard_refs = [[_join.remote(*rows)] for rows in shard_refs]
-    ray.wait(
-        [ref for rows in shard_refs for ref in rows], num_returns=sum(map(len, shard_refs)), fetch_local=False
-    )
+        shard_refs = [[_join.remote(*(ref for pair in rows for ref in pair))] for rows in shard_refs]
+    made = [ref for rows in shard_refs for found in rows for ref in (found if not joined else [found])]
+    ray.wait(made, num_returns=len(made), fetch_local=False)
     return shard_refs
 
 
@@ -194,8 +200,8 @@ def _partition(
     dataset_info, preprocessing = fitted
     block = _as_block(rows)
     split = _assign_splits(block, first, source_split, has_validation, preprocessing)
-    shard_refs = partition_block(block, split, before, dataset_info, preprocessing, num_workers)
-    return shard_refs if num_workers > 1 else shard_refs[0]
+    workers = partition_block(block, split, before, dataset_info, preprocessing, num_workers)
+    return [part for rows in workers for part in divided(rows)]
 
 
 def _assign_splits(
@@ -209,6 +215,12 @@ def _assign_splits(
     return preprocessing.split_rule.assign(rows, source_split, has_validation)
 
 
+def divided(rows: WorkerRows) -> tuple[WorkerRows, WorkerRows]:
+    """Divide a worker's rows into those of training and those that are held out."""
+    return {TRAIN: rows[TRAIN]}, {name: part for name, part in rows.items() if name != TRAIN}
+
+
 @ray.remote(num_cpus=0.5)
 def _join(*parts: WorkerRows) -> WorkerRows:
-    return concatenate(list(parts))
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return concatenate([train | held_out for train, held_out in pairs])

@@ -22,7 +22,11 @@ RESIDENT_STORE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class ShardRefs:
-    """Where each worker's rows are in the object store, and whether it keeps them in memory."""
+    """Where each worker's rows are in the object store, and whether it keeps them in memory.
+
+    Attributes:
+        refs: by worker; of rows that are streamed, pairs (training rows, held-out rows).
+    """
 
     refs: list[list[Any]]
     resident: bool
@@ -56,7 +60,12 @@ def _put_small(plan: RunPlan, dataset_info: DatasetInfo, num_workers: int) -> Sh
     import ray
 
     partitions = partition_source(plan.source, plan.preprocessing, dataset_info, num_workers)
-    return ShardRefs([[ray.put(rows)] for rows in partitions], _is_resident(plan, dataset_info))
+    resident = _is_resident(plan, dataset_info)
+    if resident:
+        return ShardRefs([[ray.put(rows)] for rows in partitions], resident)
+    from shoal.cluster.ingest import divided
+
+    return ShardRefs([[tuple(map(ray.put, divided(rows)))] for rows in partitions], resident)
 
 
 def make_shard(spec: WorkerSpec, shard_refs: ShardRefs, rank: int, size: int, device: torch.device) -> Shard:

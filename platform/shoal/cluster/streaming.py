@@ -22,9 +22,11 @@ FETCH_ROWS = 4096  # of a batch that is fetched, which is then divided into the 
 class StreamingShard:
     """Batches from objects in Ray's store, which spills to disk what does not fit."""
 
-    def __init__(self, lanes: Lanes, refs: list[Any], device: torch.device) -> None:
+    def __init__(self, lanes: Lanes, refs: list[tuple[Any, Any]], device: torch.device) -> None:
+        """Take references to rows: pairs of training rows and of held-out rows."""
         self.lanes = lanes
-        self._refs, self._device = refs, device
+        self._refs, self._device = [train for train, _ in refs], device
+        self._held_out = [held_out for _, held_out in refs]
         self._rows = ray.get([_train_rows.remote(ref) for ref in refs])
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -40,16 +42,20 @@ class StreamingShard:
             yield Batch(taken.inputs, taken.targets, lanes.global_count(number))
             number += 1
         if number < lanes.steps:
-            filler = self._first_row()
+            filler = next(self._first_rows(1))
             yield Batch(filler.inputs, filler.targets, lanes.global_count(number), is_filler=True)
 
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
-        for ref in self._refs:
+        for ref in self._held_out:
             inputs, targets = ray.get(ref)[split]
             rows = Rows.of(inputs, targets, self._device)
             for first in range(0, len(rows), batch_size):
                 part = slice(first, first + batch_size)
                 yield Batch(rows.inputs[part], rows.targets[part], count=len(rows.targets[part]))
+
+    def some_batch(self) -> Batch:
+        rows = next(self._first_rows(self.lanes.width))
+        return Batch(rows.inputs, rows.targets, self.lanes.global_count(0))
 
     def _ordered(self, order: np.ndarray, skipped: int) -> "_Rebatcher":
         position = np.empty(len(order), dtype=np.int64)
@@ -70,12 +76,12 @@ class StreamingShard:
         )
         return _Rebatcher(iter(fetched), self._device)
 
-    def _first_row(self) -> Rows:
+    def _first_rows(self, most: int) -> Iterator[Rows]:
+        """Yield up to so many of the first rows of each object that has some."""
         for ref, rows in zip(self._refs, self._rows, strict=True):
             if rows:
                 inputs, targets = ray.get(ref)[TRAIN]
-                return Rows.of(inputs[:1].copy(), targets[:1].copy(), self._device)
-        raise AssertionError("a worker holds at least one row")
+                yield Rows.of(inputs[:most].copy(), targets[:most].copy(), self._device)
 
 
 class _Rebatcher:

@@ -45,6 +45,10 @@ class Shard(Protocol):
         """Yield the training batches of an epoch from batch number `start` on; equally many on every worker."""
         ...
 
+    def some_batch(self) -> Batch:
+        """Return a batch of training rows for a trial step, without putting an epoch in order."""
+        ...
+
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Yield this worker's rows of the validation or test split, each once."""
         ...
@@ -87,6 +91,9 @@ class ViewedShard:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         return (self._view(batch, epoch) for batch in self._shard.batches(epoch, start))
 
+    def some_batch(self) -> Batch:
+        return self._view(self._shard.some_batch(), 0)
+
     def held_out(self, split: str, batch_size: int) -> Iterator[Batch]:
         return (self._view(batch, None) for batch in self._shard.held_out(split, batch_size))
 
@@ -124,6 +131,9 @@ class ResidentShard:
                 else:
                     filler = self._moved(rows.inputs[:1]), self._moved(rows.targets[:1])
                     yield Batch(*filler, count, is_filler=True)
+
+    def some_batch(self) -> Batch:
+        return next(self.batches(epoch=0, start=0))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor if self._device is None else tensor.to(self._device)

@@ -209,7 +209,7 @@ def _wrap(
 
     def warmup(module: nn.Module) -> None:
         """Make one forward and backward that leaves gradients and nothing else."""
-        batch = next(shard.batches(epoch=0, start=0))
+        batch = shard.some_batch()
         micro_batch = split_batch(batch, size or len(batch.targets), count=1)[0]
         with preserve_state(model), rows_of(micro_batch, 0, seed, collective):
             module.train()
