@@ -72,7 +72,9 @@ def test_digits_are_learnt_and_everything_is_in_mlflow(digits: Place) -> None:
         item.path for item in client.list_artifacts(run.info.run_id)
     }
     pictures = {item.path for item in client.list_artifacts(run.info.run_id, "pictures")}
-    assert pictures == {"pictures/loss_curve.png", "pictures/confusion_matrix.png"}
+    names = ("loss_curve", "confusion_matrix", "data")
+    assert pictures == {f"pictures/{name}.png" for name in names}
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "report")} == {"report/data.md"}
     champion = client.get_model_version_by_alias("digits", "champion")
     assert champion.run_id == run.info.run_id
 

@@ -366,6 +366,11 @@ def _common_dtype(one: str, other: str) -> str:
 
 def _kind(values: np.ndarray, name: str) -> Kind:
     if values.ndim > 1:
+        if values.dtype.kind in "OUS":
+            raise DataError(
+                f"column '{name}' holds lists of texts, and a list must hold numbers: write one column for each item, "
+                f"or set data.columns={{{name}: drop}}"
+            )
         return "tensor"
     if values.dtype.kind in "iufbmM":
         return "number"

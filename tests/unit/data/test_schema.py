@@ -144,6 +144,8 @@ def test_lists_and_bytes_have_no_form_as_a_category():
         ColumnStats.of(cells(b"a", b"b"), False, "x")
     with pytest.raises(DataError, match="values of type dict"):
         ColumnStats.of(cells({"a": 1}), False, "x")
+    with pytest.raises(DataError, match="lists of texts"):
+        ColumnStats.of(np.array([["a", "b"]]), False, "x")
 
 
 def test_a_block_without_values_takes_the_kind_of_the_others():

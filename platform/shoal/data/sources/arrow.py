@@ -72,10 +72,10 @@ def to_array(column: Any) -> np.ndarray:
 
 
 def _stacked(array: np.ndarray, name: Any) -> np.ndarray:
-    """Turn lists of numbers, of one length, into a tensor [rows, ...].
+    """Turn lists of one length into a tensor [rows, ...].
 
     Raises:
-        DataError: a row has no list, another length, or what is no number.
+        DataError: a row has no list, or one of another length.
     """
     empty = next((row for row, item in enumerate(array) if item is None), None)
     if empty is not None:
@@ -84,7 +84,7 @@ def _stacked(array: np.ndarray, name: Any) -> np.ndarray:
             f"data.columns={{{name}: drop}}"
         )
     try:
-        tensor = np.stack([np.asarray(item) for item in array])
+        return np.stack([np.asarray(item) for item in array])
     except ValueError:
         lengths = [np.shape(item) for item in array]
         odd = next(row for row, shape in enumerate(lengths) if shape != lengths[0])
@@ -92,13 +92,6 @@ def _stacked(array: np.ndarray, name: Any) -> np.ndarray:
             f"column '{name}' holds lists of different lengths: {lengths[0]} in row 0 and {lengths[odd]} in row {odd}; "
             f"make them equally long, or set data.columns={{{name}: drop}}"
         ) from None
-    if tensor.dtype.kind in "OUS":
-        kind = type(tensor.reshape(-1)[0]).__name__
-        raise DataError(
-            f"column '{name}' holds lists of {kind}, and a list must hold numbers: write one column for each item, or "
-            f"set data.columns={{{name}: drop}}"
-        )
-    return tensor
 
 
 def _seconds(time: datetime.time | None) -> float:
