@@ -3,7 +3,6 @@
 It is taken block by block and merged; what it holds does not grow with the rows. Depends on columns alone.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,8 @@ from shoal.data.sampler import SPLITS, TRAIN, count_splits, mix
 from shoal.data.sketch import smallest
 from shoal.data.sources.base import Block
 
-HASHED_ELEMENTS = 64  # of a row's tensor, evenly spread
+HASHED_ELEMENTS = 1024  # of a row's tensor, evenly spread
+HASHED_AT_ONCE = 1 << 20  # numbers
 ENOUGH_COLUMNS = 3  # of numbers, to tell rows apart by
 KEPT_HASHES = 4096  # of the rows of a split: those with the smallest hashes, the same rows in every split
 BLOCK_ROWS = 512  # that are kept of a block
@@ -147,7 +147,7 @@ def _row_hashes(block: Block, rows: int) -> np.ndarray:
     if not rows:
         return total
     numeric = [column for column in block.values() if column.dtype != object]
-    parts = [part for column in numeric for part in _elements(column)]
+    parts = [_bits(column) for column in numeric]
     if len(numeric) < ENOUGH_COLUMNS:
         parts += [
             pd.util.hash_array(column.reshape(rows, -1)[:, 0])
@@ -161,11 +161,19 @@ def _row_hashes(block: Block, rows: int) -> np.ndarray:
         return np.asarray(mix(total))
 
 
-def _elements(column: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the bits of some numbers of each row, as [rows] of uint64."""
+def _bits(column: np.ndarray) -> np.ndarray:
+    """Return the bits of a row's numbers [rows], uint64; of a tensor, a hash of them."""
+    if column.ndim == 1:
+        return np.ascontiguousarray(column, dtype=np.float64).view(np.uint64)
     flat = column.reshape(len(column), -1)
-    for place in range(0, flat.shape[1], max(1, flat.shape[1] // HASHED_ELEMENTS)):
-        yield np.ascontiguousarray(flat[:, place], dtype=np.float64).view(np.uint64)
+    flat = flat[:, :: max(1, flat.shape[1] // HASHED_ELEMENTS)]
+    factors = mix(np.arange(flat.shape[1], dtype=np.uint64)) | np.uint64(1)
+    found = np.empty(len(flat), dtype=np.uint64)
+    step = max(1, HASHED_AT_ONCE // max(1, flat.shape[1]))
+    for first in range(0, len(flat), step):
+        bits = np.ascontiguousarray(flat[first : first + step], dtype=np.float64).view(np.uint64)
+        found[first : first + step] = (bits * factors).sum(axis=1)
+    return found
 
 
 def _score_alone(column: np.ndarray, targets: np.ndarray, is_classification: bool) -> float:

@@ -18,6 +18,8 @@ from shoal.data.tokenizer import tokenizer_from_json
 from shoal.errors import DataError, nearest
 
 MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
+OPEN_END = 253_370_764_800.0  # 9999-01-01, in seconds: dates from here on mean "no end"
+FAR = 10.0  # standard deviations at which dates end
 BUCKETS = 128  # that values or words are hashed into
 ROUNDED_BITS = 24  # of statistics that are kept, as many as a float32 has
 CONSTANT = 1e-12  # a std below this share of the mean is a constant's, up to rounding
@@ -34,7 +36,7 @@ class Column(BaseModel):
     """How one raw column becomes features.
 
     number: (x - mean) / std; a missing value is the mean, marked in a 0/1 column if training rows had any. `reading`
-        says how text becomes numbers, where the column was text in training.
+        says how text becomes numbers, where the column was text in training. Dates end at `FAR`, as 9999-12-31 does.
     category: one column per value of training, and one for all other or missing values.
     hashed: one column per bucket, and 1 in the bucket of the value's CRC-32 (Weinberger et al., 2009, eq. 2 without
         the sign); 0 everywhere for a missing value.
@@ -53,6 +55,10 @@ class Column(BaseModel):
     has_missing: bool = False
     categories: tuple[str, ...] = ()
     reading: Reading | None = None
+
+    @property
+    def is_date(self) -> bool:
+        return self.dtype.startswith("datetime") or (self.reading is not None and self.reading.kind == "date")
 
     @property
     def width(self) -> int:
@@ -82,6 +88,8 @@ class Column(BaseModel):
         scaled = ((numbers - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
         missing = np.isnan(scaled)
         scaled[missing] = 0.0
+        if self.is_date:
+            np.clip(scaled, -FAR, FAR, out=scaled)
         if self.kind == "tensor":
             return np.asarray(scaled)
         parts = [scaled[:, None], missing[:, None].astype(np.float32)]

@@ -11,7 +11,16 @@ from decimal import Decimal as PlainDecimal
 import numpy as np
 
 from shoal.data.cells import MOSTLY, Decimal, Reading, candidates, is_missing_text
-from shoal.data.preprocessing import MAX_CATEGORIES, Column, Kind, Moments, as_numbers, as_texts, is_missing
+from shoal.data.preprocessing import (
+    MAX_CATEGORIES,
+    OPEN_END,
+    Column,
+    Kind,
+    Moments,
+    as_numbers,
+    as_texts,
+    is_missing,
+)
 from shoal.data.sampler import mix
 from shoal.data.sketch import Sketch
 from shoal.errors import DataError
@@ -46,11 +55,13 @@ class NumberStats:
 
     Attributes:
         infinite: values that are inf, which count as missing.
+        open_ends: dates that mean "no end", which the moments leave out.
         lowest, highest: of whole numbers; None: there are others, or none.
     """
 
     moments: Moments
     infinite: int
+    open_ends: int
     sketch: Sketch
     lowest: float | None
     highest: float | None
@@ -59,10 +70,14 @@ class NumberStats:
     def of(cls, values: np.ndarray) -> "NumberStats":
         step = max(1, STATISTICS_BYTES // max(1, 8 * values[:1].size))
         moments: Moments | None = None
-        infinite = 0
+        infinite = open_ends = 0
         for first in range(0, max(1, len(values)), step):
             part = values[first : first + step]
             numbers = as_numbers(part)
+            if part.dtype.kind == "M":
+                are_open = numbers >= OPEN_END
+                open_ends += int(are_open.sum())
+                numbers[are_open] = np.nan
             found = Moments.of(numbers.reshape(-1) if numbers.ndim > 2 else numbers)
             infinite += _infinite(part)
             moments = moments.merge(found) if moments else found
@@ -74,7 +89,7 @@ class NumberStats:
             numbers = as_numbers(values)
             lowest, highest = float(np.nanmin(numbers)), float(np.nanmax(numbers))
         sketch = Sketch.of(mix(np.ascontiguousarray(some.reshape(-1)).view(np.uint64)), some.size)
-        return cls(moments, infinite, sketch, lowest, highest)
+        return cls(moments, infinite, open_ends, sketch, lowest, highest)
 
     def merge(self, other: "NumberStats") -> "NumberStats":
         lows = [one for one in (self.lowest, other.lowest) if one is not None]
@@ -83,6 +98,7 @@ class NumberStats:
         return NumberStats(
             self.moments.merge(other.moments),
             self.infinite + other.infinite,
+            self.open_ends + other.open_ends,
             self.sketch.merge(other.sketch),
             min(lows) if lows and whole else None,
             max(highs) if highs and whole else None,
@@ -238,7 +254,7 @@ class ColumnStats:
             stats.missing = len(values) - stats.text.cells
         elif kind != "ready":
             stats.numbers = NumberStats.of(values)
-            stats.missing = int(values.size - stats.numbers.moments.total)
+            stats.missing = int(values.size - stats.numbers.moments.total - stats.numbers.open_ends)
         return stats
 
     def merge(self, other: "ColumnStats", name: str) -> "ColumnStats":
@@ -331,7 +347,8 @@ class ColumnStats:
 def _readable(reading: Reading, values: np.ndarray, counts: np.ndarray) -> Readable:
     numbers = reading.numbers(values)
     known = ~np.isnan(numbers)
-    moments = Moments.weighted(numbers[known], counts[known])
+    usual = known & (numbers < OPEN_END) if reading.kind == "date" else known
+    moments = Moments.weighted(numbers[usual], counts[usual])
     odd = next(iter(values[~known]), None)
     return Readable(int(counts[known].sum()), moments, odd)
 

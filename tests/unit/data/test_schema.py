@@ -139,6 +139,20 @@ def test_an_infinite_number_counts_as_missing_and_is_said():
     assert (summaries.missing, summaries.unreadable, summaries.odd) == (1, 1, "inf")
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_date_that_means_no_end_does_not_blur_the_others(as_text):
+    days = np.arange("2020-01-01", "2020-04-10", dtype="datetime64[D]").astype("datetime64[us]")
+    dates = np.append(days, np.datetime64("9999-12-31", "us"))
+    values = cells(*map(str, dates.astype("datetime64[D]"))) if as_text else dates
+    column, summary = understood(values)
+    assert column.is_date
+    assert summary.missing == 0
+    features = column.features(values)
+    assert features.shape == (101, 1)
+    np.testing.assert_allclose(features[:-1].std(), 1, atol=1e-3)
+    assert features[-1, 0] == 10
+
+
 def test_lists_and_bytes_have_no_form_as_a_category():
     with pytest.raises(DataError, match="holds bytes"):
         ColumnStats.of(cells(b"a", b"b"), False, "x")
