@@ -31,6 +31,12 @@ _TIMES = ("", " %H:%M:%S", " %H:%M", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S", "
 ISO = "ISO8601"
 
 
+class CategoryText(str):
+    """A value of a column that its source says is a category, although it may look like a number."""
+
+    __slots__ = ()
+
+
 class Reading(BaseModel):
     """How the texts of a column are numbers.
 
@@ -85,6 +91,8 @@ def is_missing_text(texts: np.ndarray, missing: Sequence[str] | None = None) -> 
 def candidates(texts: np.ndarray, decimal: Decimal | None = None) -> tuple[Reading, ...]:
     """Return the readings that fit at least half of some texts, the best first."""
     distinct, _ = _distinct(texts)
+    if any(isinstance(text, CategoryText) for text in distinct[:1]):
+        return ()
     some = distinct[:: max(1, len(distinct) // LOOKED_AT)][:LOOKED_AT]
     if not len(some) or np.median([len(text) for text in some]) > MOST_WORD:
         return ()

@@ -372,7 +372,7 @@ def as_texts(values: np.ndarray, name: str = "") -> np.ndarray:
                 f"column '{name}' holds {what}, and a column needs one text or number per row: set "
                 f"data.columns={{{name}: drop}}, or write it as several columns"
             )
-    if kinds - {str}:
+    if not all(issubclass(kind, str) for kind in kinds):
         texts[~missing] = [str(as_class(value)) for value in texts[~missing]]
     return texts
 

@@ -1,10 +1,12 @@
 """What columns are understood as, whatever the blocks they come in, and the lines that say so."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from shoal.data.preprocessing import BUCKETS
 from shoal.data.schema import column_notes, fit_columns
+from shoal.data.sources.arrow import to_array
 from shoal.data.statistics import DEFAULTS, MOST_DISTINCT, ColumnOptions, ColumnStats
 from shoal.errors import DataError, ShoalError
 
@@ -151,6 +153,13 @@ def test_a_date_that_means_no_end_does_not_blur_the_others(as_text):
     assert features.shape == (101, 1)
     np.testing.assert_allclose(features[:-1].std(), 1, atol=1e-3)
     assert features[-1, 0] == 10
+
+
+def test_a_category_of_numbers_is_a_category_in_training_and_prediction():
+    values = to_array(pd.Series(pd.Categorical([10, 20, 30, None] * 20)))
+    column, summary = understood(values)
+    assert (column.categories, summary.missing) == (("10", "20", "30"), 20)
+    np.testing.assert_array_equal(column.features(np.array([20])), [[0, 1, 0, 0]])
 
 
 def test_lists_and_bytes_have_no_form_as_a_category():

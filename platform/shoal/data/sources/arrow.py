@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as arrow_compute
 
+from shoal.data.cells import CategoryText
 from shoal.data.sources.base import Block
 from shoal.errors import DataError
 
@@ -42,9 +43,10 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def to_array(column: Any) -> np.ndarray:
     """Turn a pandas column into an array; lists of one length become a tensor [rows, ...]."""
     if str(column.dtype) == "category":  # stays one, although its values may be numbers
-        return np.array(
-            [None if gone else str(value) for value, gone in zip(column, column.isna(), strict=True)], object
-        )
+        values = [
+            None if gone else CategoryText(value) for value, gone in zip(column, column.isna(), strict=True)
+        ]
+        return np.array(values, dtype=object)
     if str(column.dtype) in ("string", "str"):
         return np.asarray(column.astype(object).where(column.notna(), None), dtype=object)
     if column.dtype.kind == "M":

@@ -145,8 +145,7 @@ def column_to_array(where: str, column: Any) -> np.ndarray:
     import pandas as pd
 
     if isinstance(column.dtype, pd.CategoricalDtype):
-        values = zip(column.astype(object), column.isna(), strict=True)
-        return _objects([None if is_gone else str(value) for value, is_gone in values])
+        return to_array(column)
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
     if isinstance(column.dtype, pd.SparseDtype):
