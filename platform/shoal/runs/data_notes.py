@@ -1,5 +1,6 @@
 """What a person should know of a run's data: lines before training, and a report in the run folder."""
 
+from shoal.config.secrets import mask
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.report import data_report
 from shoal.data.sampler import TRAIN
@@ -13,13 +14,13 @@ PICTURE = f"{PICTURES}/data.png"
 
 def data_notes(source: Source, info: DatasetInfo) -> list[str]:
     """Return a line for each thing that was detected while reading, or is odd about the rows."""
-    return [*source.notes, *info.notes]
+    return [mask(note) for note in (*source.notes, *info.notes)]  # a source names its files by their address
 
 
 def write_data_report(folder: RunFolder, source: Source, info: DatasetInfo) -> None:
     """Write the report, unless an earlier attempt has."""
     if not folder.exists(REPORT):
-        folder.write(REPORT, data_report(source.uri, info, data_notes(source, info)).encode())
+        folder.write(REPORT, mask(data_report(source.uri, info, data_notes(source, info))).encode())
 
 
 def draw_data(folder: RunFolder, info: DatasetInfo, title: str) -> None:
