@@ -6,7 +6,8 @@
 - `dataset_info`: the checks of all rows, and the fitted transform
 - `preprocessing`: raw columns to tensors, and back from outputs to labels; `preprocessing_spec`: what determines it
 - `cells`: texts that are numbers or dates
-- `statistics`, `sketch`: what blocks tell of a column; `schema`: what it is understood as; `summary`: of whole blocks
+- `statistics`, `moments`, `sketch`: what blocks tell of a column; `summary`: of all columns and the label
+- `schema`: what a column is understood as
 - `misfits`: cells of other data that a fitted transform cannot use
 - `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown
 - `partition`: rows divided among workers

@@ -7,7 +7,6 @@ one. Depends on columns; independent of files, splits and models.
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +20,6 @@ MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
 OPEN_END = 253_370_764_800.0  # 9999-01-01, in seconds: dates from here on mean "no end"
 FAR = 10.0  # standard deviations at which dates end
 BUCKETS = 128  # that values or words are hashed into
-ROUNDED_BITS = 24  # of statistics that are kept, as many as a float32 has
-CONSTANT = 1e-12  # a std below this share of the mean is a constant's, up to rounding
 
 Kind = Literal["number", "category", "hashed", "words", "tensor", "ready"]
 
@@ -268,54 +265,6 @@ class Transform(BaseModel):
         return self.label.targets(block[self.label.name])
 
 
-@dataclass
-class Moments:
-    """Count, mean and squared deviations, merged by eq. 2.1 of Chan, Golub and LeVeque (1979)."""
-
-    count: np.ndarray
-    mean: np.ndarray
-    deviations: np.ndarray
-
-    @classmethod
-    def of(cls, numbers: np.ndarray) -> "Moments":
-        """Summarise [rows, ...] over the rows, without NaN; what overflows is inf."""
-        is_known = ~np.isnan(numbers)
-        count = is_known.sum(axis=0)
-        known = np.where(is_known, numbers, 0.0)
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = known.sum(axis=0) / np.maximum(count, 1)
-            deviations = np.where(is_known, (numbers - mean) ** 2, 0.0).sum(axis=0)
-        return cls(count, mean, deviations)
-
-    @classmethod
-    def weighted(cls, numbers: np.ndarray, weights: np.ndarray) -> "Moments":
-        """Summarise numbers [n] that occur so many times each, without NaN."""
-        total = weights.sum()
-        mean = np.asarray((numbers * weights).sum() / max(total, 1))
-        return cls(np.asarray(total), mean, np.asarray((weights * (numbers - mean) ** 2).sum()))
-
-    @property
-    def total(self) -> int:
-        """How many numbers there are in all."""
-        return int(np.sum(self.count))
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def merge(self, other: "Moments") -> "Moments":
-        count = self.count + other.count
-        safe = np.maximum(count, 1)
-        delta = other.mean - self.mean
-        mean = self.mean + delta * other.count / safe
-        deviations = self.deviations + other.deviations + delta**2 * self.count * other.count / safe
-        return Moments(count, mean, deviations)
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def fitted(self) -> tuple[Any, Any]:
-        """Return (mean, std), rounded so that they do not depend on the order of summation; a constant has std 1."""
-        std = np.sqrt(self.deviations / np.maximum(self.count, 1))
-        std = np.where(std > CONSTANT * np.abs(self.mean), std, 1.0)
-        return _rounded(self.mean, std), _rounded(std, std)
-
-
 def as_numbers(values: np.ndarray) -> np.ndarray:
     """Return float64 with NaN for missing values; times in seconds since 1970."""
     if values.dtype.kind in "mM":
@@ -397,9 +346,3 @@ def _hashed(texts: np.ndarray, by_word: bool) -> np.ndarray:
         for word in WORD.findall(text.lower()) if by_word else (text,):
             features[row, zlib.crc32(word.encode()) % BUCKETS] = 1.0
     return features
-
-
-def _rounded(numbers: np.ndarray, std: np.ndarray) -> Any:
-    """Return numbers as lists, rounded to `ROUNDED_BITS` binary digits of the std."""
-    unit = np.ldexp(1.0, np.frexp(std)[1] - ROUNDED_BITS)
-    return (np.round(numbers / unit) * unit).tolist()

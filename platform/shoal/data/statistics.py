@@ -11,16 +11,8 @@ from decimal import Decimal as PlainDecimal
 import numpy as np
 
 from shoal.data.cells import MOSTLY, Decimal, Reading, candidates, is_missing_text
-from shoal.data.preprocessing import (
-    MAX_CATEGORIES,
-    OPEN_END,
-    Column,
-    Kind,
-    Moments,
-    as_numbers,
-    as_texts,
-    is_missing,
-)
+from shoal.data.moments import Moments
+from shoal.data.preprocessing import MAX_CATEGORIES, OPEN_END, Column, Kind, as_numbers, as_texts, is_missing
 from shoal.data.sampler import mix
 from shoal.data.sketch import Sketch
 from shoal.errors import DataError

@@ -10,7 +10,8 @@ import numpy as np
 from shoal.data.chat import holds_messages
 from shoal.data.glance import Glance
 from shoal.data.images import holds_images
-from shoal.data.preprocessing import Moments, as_classes, as_numbers, is_missing
+from shoal.data.moments import Moments
+from shoal.data.preprocessing import as_classes, as_numbers, is_missing
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, count_splits
 from shoal.data.sources.base import Block, check_column

@@ -405,6 +405,7 @@ def test_a_function_that_returns_other_rows_when_called_again_is_refused(user_mo
 # Both ways of reading.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("has_splits", [False, True])
 def test_items_above_the_limit_are_the_rows_below_it(has_splits, monkeypatch, preprocessing):
     items = Items(lambda row: (X[row % 6] + torch.randn(2).numpy(), row % 2), 200)

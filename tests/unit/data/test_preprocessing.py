@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from shoal.data.preprocessing import MAX_CATEGORIES, Column, Label, Moments, Transform
+from shoal.data.moments import Moments
+from shoal.data.preprocessing import MAX_CATEGORIES, Column, Label, Transform
 from shoal.data.statistics import ColumnStats
 from shoal.errors import DataError
 

@@ -105,6 +105,7 @@ def read(tmp_path):
     return run
 
 
+@pytest.mark.long
 def test_rank_0_reads_each_file_of_a_checkpoint_once_and_the_others_none(read):
     opens, taken, sizes = read("ddp", "ddp")
     assert opens == {(0, file): 1 for file in sizes}

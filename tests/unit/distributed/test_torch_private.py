@@ -37,6 +37,7 @@ def test_a_dispatch_mode_sees_operations_without_importing_the_compiler():
     )
 
 
+@pytest.mark.long
 def test_without_dispatch_modes_flops_are_counted_by_torchs_own_counter_and_memory_is_not_estimated():
     run(
         "import sys, torch, torch.utils.flop_counter\n"

@@ -228,6 +228,7 @@ def test_large_numbers_are_written_for_people(number, text):
     assert readable(number) == text
 
 
+@pytest.mark.long
 def test_operations_are_counted_as_pytorchs_own_counter_counts_them_and_without_the_compiler():
     code = """
 import sys, torch

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
 from safetensors.torch import save_file
 
 from shoal.data.dataset_info import inspect_source
@@ -26,6 +27,7 @@ print(json.dumps([shoal.inference.predictor.__file__, predicted["prediction"].to
 """
 
 
+@pytest.mark.long
 def test_a_model_has_few_files_and_loads_with_its_own_shoal(preprocessing, rows, tmp_path):
     made = preprocessing(is_classification=True)
     info = inspect_source(source_from_value("mine:rows", rows), made)

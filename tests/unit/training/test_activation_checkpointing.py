@@ -100,6 +100,7 @@ def test_a_model_without_blocks_is_refused_with_the_remedy():
         checkpoint_blocks(mlp())
 
 
+@pytest.mark.long
 def test_a_compiled_model_moves_statistics_once_when_it_computes_activations_again():
     torch._dynamo.reset()
     kept, again = normed(False).train(), normed(True).train()

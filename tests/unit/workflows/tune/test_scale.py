@@ -101,6 +101,7 @@ def test_each_point_is_trained_once_under_any_scheduler_that_stops_trials(
             assert (record.outcome, record.same_as, record.value) == ("reused", row.same_as, row.metric)
 
 
+@pytest.mark.long
 def test_optuna_proposes_the_same_points_whatever_runs_side_by_side(tmp_path: Path) -> None:
     settings = ("tune.search=optuna", "tune.scheduler=asha", "model.width=16,32,64")
     one_by_one = simulate(tmp_path / "1", 30, REPORTS, *settings, slots=1).state
