@@ -173,6 +173,11 @@ def _dates(texts: np.ndarray, form: str) -> np.ndarray:
     return np.where(np.isnat(values), np.nan, values.astype(np.int64) / 1e6)
 
 
+def other_way(form: str) -> str:
+    """Return a date format with day and month exchanged."""
+    return form.replace("%d", "%-").replace("%m", "%d").replace("%-", "%m")
+
+
 def _date_formats(texts: np.ndarray) -> list[str]:
     """Return formats that the first of some texts has; more than one where day and month may be exchanged."""
     probe = [text.strip() for text in texts[:20]]
@@ -183,8 +188,7 @@ def _date_formats(texts: np.ndarray) -> list[str]:
         if any(re.match(rf"\d{{1,2}}\{mark}\d{{1,2}}\{mark}\d", text) for text in probe):
             is_short = not any(re.match(rf"\d{{1,2}}\{mark}\d{{1,2}}\{mark}\d{{4}}", text) for text in probe)
             days = day_first.replace("%Y", "%y") if is_short else day_first
-            months = days.replace("%d", "%-").replace("%m", "%d").replace("%-", "%m")
-            dates = (days, months)
+            dates = (days, other_way(days))
             found += [date + time for date in dates for time in _TIMES]
         if any(re.match(rf"\d{{4}}\{mark}\d{{1,2}}\{mark}\d", text) for text in probe) and mark != "-":
             found += [f"%Y{mark}%m{mark}%d{time}" for time in _TIMES]

@@ -266,7 +266,7 @@ def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: Data
         raise DataError(
             f"data.label='{data.label}' holds text: task=regression needs numbers; set task=classification"
         )
-    readable = text.readings[reading.model_copy(update={"is_ambiguous": False})]
+    readable = text.readable(reading)
     if readable.count < text.cells:
         raise DataError(
             f"data.label='{data.label}' holds {text.cells - readable.count} cells that are no number (e.g. "

@@ -107,7 +107,7 @@ def _summary_of_text(stats: ColumnStats, column: Column) -> ColumnSummary:
             and distinct >= 0.95 * text.cells
             and text.words <= 1.5 * text.cells,
         )
-    readable = text.readings[column.reading.model_copy(update={"is_ambiguous": False})]
+    readable = text.readable(column.reading)
     return ColumnSummary(
         name=column.name,
         kind=str(column.reading),

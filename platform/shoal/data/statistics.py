@@ -10,7 +10,7 @@ from decimal import Decimal as PlainDecimal
 
 import numpy as np
 
-from shoal.data.cells import MOSTLY, Decimal, Reading, candidates, is_missing_text
+from shoal.data.cells import MOSTLY, Decimal, Reading, candidates, is_missing_text, other_way
 from shoal.data.moments import Moments
 from shoal.data.preprocessing import MAX_CATEGORIES, OPEN_END, Column, Kind, as_numbers, as_texts, is_missing
 from shoal.data.sampler import mix
@@ -212,8 +212,12 @@ class TextStats:
         if best.kind == "number" and self.zeros:
             return None
         same = [one for one in self.readings if self.readings[one].count == self.readings[best].count]
-        is_ambiguous = best.kind == "date" and _other_way(best.format) in {one.format for one in same}
+        is_ambiguous = best.kind == "date" and other_way(best.format) in {one.format for one in same}
         return best.model_copy(update={"is_ambiguous": is_ambiguous})
+
+    def readable(self, reading: Reading) -> Readable:
+        """Return the cells that the found reading understands."""
+        return self.readings[reading.model_copy(update={"is_ambiguous": False})]
 
     @property
     def is_prose(self) -> bool:
@@ -318,7 +322,7 @@ class ColumnStats:
                 f"{self._example()!r}): fix them, or say category, text or drop"
             )
         if reading is not None:
-            readable = text.readings[reading.model_copy(update={"is_ambiguous": False})]
+            readable = text.readable(reading)
             mean, std = _fitted(readable.moments, name)
             unknown = self.missing + text.cells - readable.count
             return Column(
@@ -347,11 +351,6 @@ def _readable(reading: Reading, values: np.ndarray, counts: np.ndarray) -> Reada
 
 def _has_leading_zero(text: str) -> bool:
     return len(text) > 1 and text[0] == "0" and text.isdigit()
-
-
-def _other_way(form: str) -> str:
-    """Return a date format with day and month exchanged."""
-    return form.replace("%d", "%-").replace("%m", "%d").replace("%-", "%m")
 
 
 def _infinite(values: np.ndarray) -> int:
