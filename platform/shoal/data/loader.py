@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal.data.sampler import Lanes
+from shoal.data.tree import Tree
 
 # Gathering one small batch takes as long as gathering many: this much is gathered at a time.
 GATHERED_BYTES = 1 << 20
@@ -22,15 +23,16 @@ class Batch:
     """One worker's part of a global batch.
 
     Attributes:
-        inputs: [n, ...] features, n >= 1.
-        targets: [n] class numbers (int64) or standardized values (float32).
+        inputs: what the model takes: tensors [n, ...], n >= 1.
+        targets: what the loss compares with; for the commonest tasks [n] class numbers (int64) or standardized
+            values (float32).
         count: samples in the global batch, over all workers.
         is_filler: the worker has no row in this short batch; `inputs` holds one row, whose loss must not count.
         first: place of the first row in the worker's part, of which this may be a part itself.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tree
+    targets: Tree
     count: int
     is_filler: bool = False
     first: int = 0

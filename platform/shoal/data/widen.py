@@ -22,7 +22,7 @@ class Widen:
 
     def __call__(self, batch: Batch, epoch: int | None) -> Batch:
         column, inputs = self._transform.narrow, batch.inputs
-        if column is None or str(inputs.dtype) != f"torch.{column.dtype}":
+        if column is None or not isinstance(inputs, Tensor) or str(inputs.dtype) != f"torch.{column.dtype}":
             return batch
         if column.kind == "ready":
             is_signed = inputs.dtype in (torch.int8, torch.int16)

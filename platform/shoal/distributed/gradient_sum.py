@@ -91,15 +91,15 @@ class SummedAfterBackward(nn.Module):
         ]
         self._has_changed = self._are_synced = False
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the model's outputs."""
         if not self._places:
-            return self.model(inputs)  # type: ignore[no-any-return]
+            return self.model(*inputs, **named)
         buffers = [module.get_buffer(name) for module, name in self._places]
         if self._are_synced and not self._is_alone:
             self._sync_buffers(buffers)
         before = [writes(buffer) for buffer in buffers]
-        outputs: Tensor = self.model(inputs)
+        outputs = self.model(*inputs, **named)
         self._has_changed |= any(
             getattr(module, name) is not buffer or writes(buffer) != count
             for (module, name), buffer, count in zip(self._places, buffers, before, strict=True)

@@ -27,10 +27,12 @@ from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
+from shoal.data.tree import clone
 from shoal.data.widen import Widen
 from shoal.errors import DataError, ModelError
 from shoal.inference.artifact_code import builder_of_artifact, is_trusted_by_environment
 from shoal.inference.generation import continue_text, fill_in
+from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.registry import build_model_for, find_builder
@@ -140,7 +142,7 @@ class Predictor:
         targets = np.zeros((len(next(iter(block.values()))), 0))
         with torch.no_grad():
             found = [
-                self._limit.run(batch, lambda part: self.model(part.inputs.clone()))
+                self._limit.run(batch, lambda part: call_model(self.model, clone(part.inputs)))
                 for batch in self._views(block, targets)
             ]
         return torch.cat([part for parts in found for part in parts]).double()
@@ -190,7 +192,7 @@ class Predictor:
         with torch.no_grad():
             for view in self._views(block, self.transform.targets(block)):
                 for part in self._limit.run(
-                    view, lambda some: self.task.sums(self.model(some.inputs.clone()), some)
+                    view, lambda some: self.task.sums(call_model(self.model, clone(some.inputs)), some)
                 ):
                     sums += part
         return sums

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from shoal.data.tree import Tree
 from shoal.distributed.blocks import blocks_of
 from shoal.distributed.torch_private import DispatchMode
+from shoal.models.call import call_model
 
 FEWEST_BLOCKS = 2  # that are run of a model with equal blocks
 
 
-def estimate_activations(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
+def estimate_activations(model: nn.Module, inputs: Tree, precision: str) -> list[int]:
     """Return `activation_bytes`; for a model with blocks, also those with activation checkpointing, as a second item.
 
     Of equal blocks only a few are run, as each further one adds the same. The others are removed from the model.
@@ -39,7 +41,7 @@ def estimate_activations(model: nn.Module, inputs: Tensor, precision: str) -> li
     return [low + (depth - FEWEST_BLOCKS) * (high - low) for low, high in zip(few, more, strict=True)]
 
 
-def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
+def activation_bytes(model: nn.Module, inputs: Tree, precision: str) -> int:
     """Return the largest number of bytes that a forward and backward pass holds besides weights and their gradients.
 
     Attention and dropout are counted as a GPU's kernels keep them. Autocast's copies of weights are included, the
@@ -47,32 +49,32 @@ def activation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
 
     Args:
         model: afterwards in training mode, without gradients; the values of its parameters do not matter.
-        inputs: [n, ...].
+        inputs: tensors [n, ...].
         precision: fp32, or any other for autocast to bfloat16.
     """
     ledger = SavedTensorLedger(model)
     half = torch.autocast("cpu", torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
     with ledger:
         with half:
-            outputs = _fused(model.train(), inputs)
+            outputs = _fused(call_model, model.train(), inputs)
         _loss(outputs).backward()  # type: ignore[no-untyped-call]
     ledger.close()
     return ledger.peak
 
 
-def evaluation_bytes(model: nn.Module, inputs: Tensor, precision: str) -> int:
+def evaluation_bytes(model: nn.Module, inputs: Tree, precision: str) -> int:
     """Return the largest number of bytes that a forward pass without gradients holds besides weights.
 
     Args:
         model: afterwards in evaluation mode; of equal blocks few will do, as one runs after the other.
-        inputs: [n, ...].
+        inputs: tensors [n, ...].
         precision: fp32, or any other for autocast to bfloat16.
     """
     ledger = SavedTensorLedger(model)
     half = torch.autocast("cpu", torch.bfloat16) if precision != "fp32" else contextlib.nullcontext()
     with ledger, torch.no_grad():
         with half:
-            outputs = _fused(model.eval(), inputs)
+            outputs = _fused(call_model, model.eval(), inputs)
         _loss(outputs)
     ledger.close()
     return ledger.peak
@@ -162,7 +164,7 @@ def _loss(outputs: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64), reduction="sum")
 
 
-def _both(model: nn.Module, inputs: Tensor, precision: str) -> list[int]:
+def _both(model: nn.Module, inputs: Tree, precision: str) -> list[int]:
     plain = activation_bytes(model, inputs, precision)
     with _recomputing(model):
         return [plain, activation_bytes(model, inputs, precision)]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from shoal.data.tree import Tree, describe
 from shoal.errors import ModelError
+from shoal.models.call import call_model
 from shoal.models.flops import flop_counter
 
 
@@ -25,7 +27,7 @@ class ModelSize:
         )
 
 
-def measure_size(model: nn.Module, sample: torch.Tensor) -> ModelSize:
+def measure_size(model: nn.Module, sample: Tree) -> ModelSize:
     """Count parameters, bytes (with buffers) and the multiply-adds of one forward pass, 2 FLOPs each.
 
     Args:
@@ -39,12 +41,11 @@ def measure_size(model: nn.Module, sample: torch.Tensor) -> ModelSize:
     counter = flop_counter()
     try:
         with torch.no_grad(), counter:
-            model(sample)
+            call_model(model, sample)
     except Exception as error:
         raise ModelError(
-            f"the model does not take inputs of shape {tuple(sample.shape)} and type "
-            f"{str(sample.dtype).removeprefix('torch.')} ({type(error).__name__}: {' '.join(str(error).split())}): "
-            "its builder receives `inputs` and `outputs` if its signature names them"
+            f"the model does not take inputs of {describe(sample)} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}): its builder receives `inputs` and `outputs` if its signature names them"
         ) from error
     finally:
         model.train(was_training)

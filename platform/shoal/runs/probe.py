@@ -19,9 +19,11 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.random_state import seeded
 from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.base import Block, Source
+from shoal.data.tree import Tree, are_finite, clone, describe, row_count, select_rows
 from shoal.data.widen import Widen
 from shoal.errors import ModelError, UserError
 from shoal.inference.predictor import Predictor, as_rows, check_names
+from shoal.models.call import call_model
 from shoal.models.registry import build_model_for
 from shoal.models.size import ModelSize, measure_size
 from shoal.runs.config import RunConfig
@@ -98,7 +100,7 @@ class _Probe:
 
     def size(self) -> ModelSize:
         """Measure the model; a large one sees two rows from here on."""
-        size = measure_size(self._model, self._held_out.inputs[:1].clone())
+        size = measure_size(self._model, clone(_first(self._held_out, 1).inputs))
         if size.flops_per_sample > MOST_FLOPS:
             self._trained, self._held_out = _first(self._trained, 2), _first(self._held_out, 2)
         return size
@@ -184,12 +186,12 @@ class _Probe:
         with autocast(precision, "cpu"):
             outputs = self._outputs(batch, "training on")
         with self._guarded(batch, "computing the loss of"):
-            return self._task.loss(outputs, batch) / len(batch.targets)
+            return self._task.loss(outputs, batch) / row_count(batch.inputs)
 
     def _outputs(self, batch: Batch, doing: str) -> Tensor:
         """Return a forward pass's outputs; the model receives a copy of the rows, on which it may write."""
         with self._guarded(batch, doing):
-            outputs: object = self._model(batch.inputs.clone())
+            outputs: object = call_model(self._model, clone(batch.inputs))
         if not isinstance(outputs, Tensor):
             raise ModelError(
                 f"{self._name} returned {_described(outputs)}: a model returns one tensor of outputs, a row of "
@@ -213,7 +215,7 @@ class _Probe:
     def _uses_the_same(self, trained: Mapping[str, nn.Parameter]) -> None:
         """Refuse a layer that is used for some rows alone where workers gather layers together."""
         uses: set[str] | None = None
-        for row in range(len(self._trained.targets)):
+        for row in range(row_count(self._trained.inputs)):
             self._model.zero_grad()
             self._loss(_rows(self._trained, slice(row, row + 1))).backward()  # type: ignore[no-untyped-call]
             found = {name for name, parameter in trained.items() if parameter.grad is not None}
@@ -228,12 +230,12 @@ class _Probe:
 
     def _why_not_finite(self, loss: float) -> str:
         rows = self._trained.inputs
-        if rows.is_floating_point() and not torch.isfinite(rows).all():
+        if not are_finite(rows):
             return (
                 f"the loss is {loss} before the first step, and its inputs hold inf or nan: drop these values"
             )
         return (
-            f"the loss is {loss} before the first step, of {len(rows)} rows whose inputs are finite: look for a "
+            f"the loss is {loss} before the first step, of {row_count(rows)} rows whose inputs are finite: look for a "
             "division by zero, a logarithm, or weights that were never set in its forward"
         )
 
@@ -257,14 +259,13 @@ class _Probe:
         except UserError:
             raise
         except Exception as error:
-            shape, dtype = tuple(batch.inputs.shape), str(batch.inputs.dtype).removeprefix("torch.")
             raise ModelError(
-                f"{self._name} raised {type(error).__name__} when {doing} rows of shape {shape} and type {dtype}: "
+                f"{self._name} raised {type(error).__name__} when {doing} rows of {describe(batch.inputs)}: "
                 f"{_one_line(error)}: its builder receives `inputs` and `outputs` if its signature names them"
             ) from error
 
 
-def _first_that_differs(model: nn.Module, inputs: Tensor) -> str:
+def _first_that_differs(model: nn.Module, inputs: Tree) -> str:
     """Name the innermost module whose outputs, of equal inputs, differ between two passes over the same rows."""
     passes: list[list[tuple[str, Any, Any]]] = []
     names = {module: name for name, module in model.named_modules()}
@@ -276,7 +277,7 @@ def _first_that_differs(model: nn.Module, inputs: Tensor) -> str:
     with torch.no_grad():
         for _ in range(2):
             passes.append([])
-            model(inputs.clone())
+            call_model(model, clone(inputs))
     for hook in hooks:
         hook.remove()
     where = ""
@@ -312,5 +313,5 @@ def _first(batch: Batch, rows: int) -> Batch:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    inputs, targets = batch.inputs[rows], batch.targets[rows]
-    return Batch(inputs, targets, count=len(inputs))
+    inputs = select_rows(batch.inputs, rows)
+    return Batch(inputs, select_rows(batch.targets, rows), count=row_count(inputs))

@@ -10,6 +10,7 @@ from torch import Tensor
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import Task, View
 
@@ -34,26 +35,27 @@ class Classification(Task):
         return cls(transform.outputs)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        if outputs.shape != (len(batch.targets), self.classes):
+        targets = only_tensor(batch.targets)
+        if outputs.shape != (len(targets), self.classes):
             raise ModelError(
-                f"the model returned {tuple(outputs.shape)} for {len(batch.targets)} samples of {self.classes} "
-                f"classes: it must return {(len(batch.targets), self.classes)}; its builder receives `outputs`"
+                f"the model returned {tuple(outputs.shape)} for {len(targets)} samples of {self.classes} "
+                f"classes: it must return {(len(targets), self.classes)}; its builder receives `outputs`"
             )
         # In float64: near p = 1 the float32 logarithm cancels, and its noise would differ between worker counts.
-        return F.cross_entropy(outputs.double(), batch.targets, reduction="sum")
+        return F.cross_entropy(outputs.double(), targets, reduction="sum")
 
     def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
-        predicted = outputs.argmax(dim=1)
+        predicted, targets = outputs.argmax(dim=1), only_tensor(batch.targets)
         head = torch.stack(
             [
-                torch.tensor(float(len(batch.targets)), dtype=torch.float64, device=outputs.device),
+                torch.tensor(float(len(targets)), dtype=torch.float64, device=outputs.device),
                 self.loss(outputs, batch).double(),
-                (predicted == batch.targets).sum().double(),
+                (predicted == targets).sum().double(),
             ]
         )
         if not self._cells:
             return head
-        cells = torch.bincount(batch.targets * self.classes + predicted, minlength=self._cells)
+        cells = torch.bincount(targets * self.classes + predicted, minlength=self._cells)
         return torch.cat([head, cells.double()])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:

@@ -9,6 +9,7 @@ from shoal.data.augment import augment
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.data.tree import only_tensor
 from shoal.tasks.classification import Classification
 from shoal.tasks.content_hash import row_keys
 
@@ -35,6 +36,6 @@ class Augmented:
     def __call__(self, batch: Batch, epoch: int | None) -> Batch:
         if epoch is None or not (self.flip or self.pad):
             return batch
-        keys = row_keys(batch.inputs.contiguous().view(torch.int32).long(), self.seed).cpu().numpy()
-        images = augment(batch.inputs, keys, epoch, self.seed, self.flip, self.pad)
-        return replace(batch, inputs=images)
+        images = only_tensor(batch.inputs)
+        keys = row_keys(images.contiguous().view(torch.int32).long(), self.seed).cpu().numpy()
+        return replace(batch, inputs=augment(images, keys, epoch, self.seed, self.flip, self.pad))

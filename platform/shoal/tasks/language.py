@@ -18,6 +18,7 @@ from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import MASK, PAD, SPECIALS, Tokenizer, token_bytes, tokenizer_from_json
+from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import EvaluationRows, Task
 from shoal.tasks.content_hash import row_keys, uniform
@@ -69,9 +70,10 @@ class LanguageModelling(Task):
 
     def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return rows, loss in nats, tokens predicted, the bytes of these, tokens predicted correctly."""
-        predicted = batch.targets != PAD
-        spelled = self._bytes.to(outputs.device)[batch.targets]
-        correct = (outputs.argmax(-1) == batch.targets) & predicted
+        targets = only_tensor(batch.targets)
+        predicted = targets != PAD
+        spelled = self._bytes.to(outputs.device)[targets]
+        correct = (outputs.argmax(-1) == targets) & predicted
         total = self._total(outputs, batch)
         rows = total.new_tensor(len(outputs))
         return torch.stack([rows, total, predicted.sum(), spelled.sum(), correct.sum()]).double()
@@ -87,14 +89,15 @@ class LanguageModelling(Task):
         }
 
     def _total(self, outputs: Tensor, batch: Batch) -> Tensor:
-        expected = (*batch.targets.shape, self.vocabulary)
+        targets = only_tensor(batch.targets)
+        expected = (*targets.shape, self.vocabulary)
         if outputs.shape != expected:
             raise ModelError(
                 f"the model returned {tuple(outputs.shape)} for rows of {self.context} tokens out of "
                 f"{self.vocabulary}: it must return {expected}; its builder receives `outputs`"
             )
         flat = outputs.flatten(0, 1).float()
-        return F.cross_entropy(flat, batch.targets.flatten(), ignore_index=PAD, reduction="sum")
+        return F.cross_entropy(flat, targets.flatten(), ignore_index=PAD, reduction="sum")
 
 
 class CausalLM(LanguageModelling):
@@ -103,7 +106,7 @@ class CausalLM(LanguageModelling):
     name = "causal_lm"
 
     def view(self, batch: Batch, epoch: int | None) -> Batch:
-        tokens = batch.inputs.long()
+        tokens = only_tensor(batch.inputs).long()
         return replace(batch, inputs=tokens[:, :-1], targets=tokens[:, 1:])
 
 
@@ -118,7 +121,7 @@ class MaskedLM(LanguageModelling):
 
     def view(self, batch: Batch, epoch: int | None) -> Batch:
         """Mask by the 80/10/10 rule: other positions every epoch, always the same ones in evaluation."""
-        tokens = batch.inputs.long()[:, :-1]
+        tokens = only_tensor(batch.inputs).long()[:, :-1]
         keys = row_keys(tokens, self.seed if epoch is None else self.seed + 1 + epoch)
         chosen = _lowest(uniform(keys, tokens.shape[1], 0), tokens != PAD)
         fate = uniform(keys, tokens.shape[1], 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import Task
 
@@ -30,15 +31,16 @@ class Regression(Task):
         return cls(transform.label.std)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        if outputs.numel() != len(batch.targets):
+        targets = only_tensor(batch.targets)
+        if outputs.numel() != len(targets):
             raise ModelError(
-                f"the model returned {tuple(outputs.shape)} for {len(batch.targets)} samples of one number: "
-                f"it must return {(len(batch.targets), 1)}; its builder receives `outputs`"
+                f"the model returned {tuple(outputs.shape)} for {len(targets)} samples of one number: "
+                f"it must return {(len(targets), 1)}; its builder receives `outputs`"
             )
-        return F.mse_loss(outputs.reshape(-1).double(), batch.targets.double(), reduction="sum")
+        return F.mse_loss(outputs.reshape(-1).double(), targets.double(), reduction="sum")
 
     def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
-        targets = batch.targets.double()
+        targets = only_tensor(batch.targets).double()
         error = outputs.reshape(-1).double() - targets
         count = torch.tensor(float(len(targets)), dtype=torch.float64, device=outputs.device)
         return torch.stack([count, (error**2).sum(), error.abs().sum(), targets.sum(), (targets**2).sum()])

@@ -6,6 +6,7 @@ from typing import Self
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.data.tree import only_tensor
 from shoal.tasks.base import EvaluationRows
 from shoal.tasks.classification import Classification
 
@@ -30,4 +31,4 @@ class SequenceClassification(Classification):
 
 def as_token_ids(batch: Batch, epoch: int | None) -> Batch:
     """Return the batch with inputs as int64, which embeddings index by; rows are stored in fewer bytes."""
-    return replace(batch, inputs=batch.inputs.long())
+    return replace(batch, inputs=only_tensor(batch.inputs).long())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.data.loader import Batch
+from shoal.data.tree import clone, first_tensor, row_count, select_rows
 from shoal.distributed.process_group import Collective
 from shoal.errors import TrainingError
 from shoal.training.checkpoint.contents import random_state, set_random_state
@@ -110,7 +111,7 @@ class AutoMicroBatches(MicroBatches):
         """Return the sum of losses, or None where memory ran out."""
         try:
             # A model may write on its inputs, and another attempt begins with the rows as they were.
-            copied = replace(batch, inputs=batch.inputs.clone())
+            copied = replace(batch, inputs=clone(batch.inputs))
             return torch.stack([backward(micro_batch) for micro_batch in self._split(copied)]).sum()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -119,7 +120,7 @@ class AutoMicroBatches(MicroBatches):
 
     def _is_short(self, batch: Batch, loss: Tensor | None) -> bool:
         """Whether any worker ran out of memory."""
-        mine = torch.tensor([float(loss is None)], device=batch.targets.device)
+        mine = torch.tensor([float(loss is None)], device=first_tensor(batch.inputs).device)
         return self._collective.all_reduce(mine).item() > 0
 
     def _undo(self, buffers: list[Tensor]) -> None:
@@ -157,10 +158,17 @@ def split_batch(batch: Batch, size: int, count: int) -> list[Batch]:
 
     Where the samples do not suffice, fillers make up the number.
     """
-    inputs, targets = batch.inputs.split(size), batch.targets.split(size)
     parts = [
-        replace(batch, inputs=x, targets=y, first=number * size)
-        for number, (x, y) in enumerate(zip(inputs, targets, strict=True))
+        replace(_rows(batch, slice(first, first + size)), first=first)
+        for first in range(0, row_count(batch.inputs), size)
     ]
-    filler = replace(batch, inputs=batch.inputs[:1], targets=batch.targets[:1], is_filler=True)
-    return parts + [filler] * (count - len(parts))
+    return parts + [filler_of(batch)] * (count - len(parts))
+
+
+def filler_of(batch: Batch) -> Batch:
+    """Return a batch's first row, which does not count."""
+    return replace(_rows(batch, slice(0, 1)), is_filler=True)
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return replace(batch, inputs=select_rows(batch.inputs, rows), targets=select_rows(batch.targets, rows))

@@ -13,10 +13,12 @@ from shoal.config.import_path import is_path
 from shoal.data.config import DataConfig
 from shoal.data.loader import Shard, ViewedShard
 from shoal.data.preprocessing import Transform
+from shoal.data.tree import first_tensor, row_count
 from shoal.data.widen import Widen
 from shoal.distributed.process_group import Collective, preserve_state
 from shoal.distributed.sync_batchnorm import use_sync_batchnorm
 from shoal.errors import ModelError
+from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.dropout import announced, use_row_dropout
@@ -210,11 +212,11 @@ def _wrap(
     def warmup(module: nn.Module) -> None:
         """Make one forward and backward that leaves gradients and nothing else."""
         batch = shard.some_batch()
-        micro_batch = split_batch(batch, size or len(batch.targets), count=1)[0]
+        micro_batch = split_batch(batch, size or row_count(batch.inputs), count=1)[0]
         with preserve_state(model), rows_of(micro_batch, 0, seed, collective):
             module.train()
-            with autocast(train.precision, batch.inputs.device.type):
-                outputs = module(micro_batch.inputs)
+            with autocast(train.precision, first_tensor(batch.inputs).device.type):
+                outputs = call_model(module, micro_batch.inputs, model)
             task.loss(outputs, micro_batch).backward()
 
     return collective.wrap(model, warmup)

@@ -48,10 +48,10 @@ class Dependence:
         """Why it does; None where nothing is known to make it."""
         return "; ".join(self._reasons) or None
 
-    def watch(self, forward: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+    def watch(self, forward: Callable[[], Any]) -> Any:
         """Return a forward pass's outputs, and note whether it drew random numbers beside those of row dropout."""
         before = random_state()
-        outputs = forward(inputs)
+        outputs = forward()
         self.is_watched = True
         after = random_state()
         torch.set_rng_state(before["torch"])

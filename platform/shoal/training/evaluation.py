@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from shoal.data.loader import Batch, Shard
+from shoal.data.tree import clone, row_count
 from shoal.distributed.process_group import Collective
 from shoal.errors import TrainingError
+from shoal.models.call import call_model
 from shoal.tasks.base import Task
-from shoal.training.accumulation import split_batch
+from shoal.training.accumulation import filler_of, split_batch
 from shoal.training.device_memory import is_out_of_memory
 from shoal.training.mixed_precision import Precision, autocast
 
@@ -30,7 +31,7 @@ class RowLimit:
         Raises:
             TrainingError: memory does not hold a single row.
         """
-        count = len(batch.targets)
+        count = row_count(batch.inputs)
         while True:
             rows = min(self.rows or count, count)
             try:
@@ -82,9 +83,8 @@ def evaluate(
 
     def measure(batch: Batch) -> Tensor:
         with autocast(precision, device.type):
-            outputs = model(
-                batch.inputs.clone()
-            )  # a model may write on its inputs, and these are the stored rows
+            # A model may write on its inputs, and these are the stored rows.
+            outputs = call_model(model, clone(batch.inputs))
         return torch.zeros_like(sums) if batch.is_filler else task.sums(outputs, batch)
 
     with torch.no_grad():
@@ -110,4 +110,4 @@ def _in_step(batches: Iterator[Batch], shard: Shard, collective: Collective) -> 
         if not any(collective.gather(batch is not None)):
             return
         last = batch or last or next(shard.batches(epoch=0, start=0))
-        yield batch or replace(last, inputs=last.inputs[:1], targets=last.targets[:1], is_filler=True)
+        yield batch or filler_of(last)

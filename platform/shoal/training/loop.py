@@ -21,8 +21,10 @@ from torch.amp.grad_scaler import GradScaler
 from shoal.config.schema import Section
 from shoal.data.loader import Batch, Shard
 from shoal.data.sampler import VALIDATION
+from shoal.data.tree import clone, first_tensor
 from shoal.distributed.process_group import Collective
 from shoal.errors import DivergedError
+from shoal.models.call import call_model
 from shoal.models.dropout import RowsOfBatch
 from shoal.storage.records import Ending
 from shoal.tasks.base import Task
@@ -244,13 +246,15 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
     """Add a micro-batch's gradient to those of the parameters; return its sum of losses."""
     dependence = loop.dependence
     # A model may write on its inputs: a filler's are a stored row.
-    inputs = micro_batch.inputs.clone() if micro_batch.is_filler else micro_batch.inputs
+    inputs = clone(micro_batch.inputs) if micro_batch.is_filler else micro_batch.inputs
     with rows_of(
         micro_batch, step, loop.seed, loop.collective
     ):  # in backward activations may be computed again
-        with autocast(loop.config.precision, inputs.device.type):
+        with autocast(loop.config.precision, first_tensor(inputs).device.type):
             outputs = (
-                loop.forward(inputs) if dependence.is_watched else dependence.watch(loop.forward, inputs)
+                call_model(loop.forward, inputs, loop.model)
+                if dependence.is_watched
+                else dependence.watch(lambda: call_model(loop.forward, inputs, loop.model))
             )
         loss = loop.task.loss(outputs, micro_batch)
         if micro_batch.is_filler:
@@ -263,8 +267,8 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
 def rows_of(batch: Batch, step: int, seed: int, collective: Collective) -> RowsOfBatch:
     """Announce a worker's rows: its row i is in lane `data_rank + i * data_size` (`shoal.data.sampler`)."""
     first = collective.data_rank + batch.first * collective.data_size
-    rows, device = len(batch.inputs), batch.inputs.device
-    return RowsOfBatch(seed, step, first, collective.data_size, rows, device, batch.is_filler)
+    some = first_tensor(batch.inputs)
+    return RowsOfBatch(seed, step, first, collective.data_size, len(some), some.device, batch.is_filler)
 
 
 def evaluate_split(loop: TrainingLoop, split: str, precision: Precision = "fp32") -> Tensor:

@@ -17,6 +17,7 @@ from shoal.cluster import session
 from shoal.config.schema import Section
 from shoal.data.loader import Batch, Shard
 from shoal.data.partition import partition_source
+from shoal.data.tree import select_rows
 from shoal.distributed.process_group import SingleProcess
 from shoal.plots.figure import to_png
 from shoal.runs.config import RunConfig
@@ -203,7 +204,8 @@ def _stream(shard: Shard) -> Iterator[Batch]:
 
 def _part(batch: Batch) -> Batch:
     """Return the first sequences of a batch of tokens; of others, whose samples are no sequences, the batch."""
-    if batch.inputs.dtype.is_floating_point or batch.inputs.ndim != 2:
+    inputs = batch.inputs
+    if not isinstance(inputs, torch.Tensor) or inputs.is_floating_point() or inputs.ndim != 2:
         return batch
-    rows = max(1, MOST_TOKENS // batch.inputs.shape[1])
-    return Batch(batch.inputs[:rows], batch.targets[:rows], min(batch.count, rows))
+    rows = max(1, MOST_TOKENS // inputs.shape[1])
+    return Batch(inputs[:rows], select_rows(batch.targets, slice(0, rows)), min(batch.count, rows))

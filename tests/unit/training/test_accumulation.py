@@ -78,6 +78,14 @@ def test_micro_batches_hold_the_rows_of_the_batch_in_order():
     assert [part.is_filler for part in micro_batches] == [False, False, False, True]
 
 
+def test_micro_batches_of_several_tensors_hold_the_same_rows_of_each():
+    rows = torch.arange(5)
+    parts = split_batch(Batch({"x": rows.float()[:, None], "ids": rows}, (rows, rows), count=5), 2, 4)
+    assert [part.inputs["ids"].tolist() for part in parts] == [[0, 1], [2, 3], [4], [0]]
+    assert [part.targets[1].tolist() for part in parts] == [[0, 1], [2, 3], [4], [0]]
+    assert [part.first for part in parts[:3]] == [0, 2, 4]
+
+
 class Synchronized(SingleProcess):
     """Knows whether a backward would reduce gradients over workers."""
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from shoal.data.loader import Batch
+from shoal.data.tree import select_rows
+from shoal.models.call import call_model
 from shoal.plots.figure import new_panels
 from shoal.training.loop import Clock, TrainingLoop, update
 
@@ -161,10 +163,10 @@ def _outputs(
     loop: TrainingLoop, batches: Sequence[Batch], steps: int
 ) -> Iterator[tuple[int, str, float, float]]:
     """Train; yield step, module, size and change."""
-    watched, start = batches[0].inputs[:WATCHED], dict[str, Tensor]()
+    watched, start = select_rows(batches[0].inputs, slice(0, WATCHED)), dict[str, Tensor]()
     for step in range(steps + 1):
         with torch.no_grad(), _same_noise(), _watched(loop.model) as seen:
-            loop.model(watched)
+            call_model(loop.model, watched)
         for module, calls in seen.items():
             x = torch.cat(calls)
             x_0 = start.setdefault(module, x)
