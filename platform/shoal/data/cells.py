@@ -20,11 +20,17 @@ MOSTLY = 0.9  # of a column's cells are readable if the column is numbers
 LOOKED_AT = 1000  # different texts that decide whether the rest is tried
 MOST_WORD = 40  # characters of a number, a date or a duration
 
-_CURRENCY = r"(?:[$€£¥₹₩₽]|[A-Z]{3}|Rs\.?|kr\.?)"
+# Three letters of any kind would make INV-0001 the amount -1.
+_CODES = (
+    "USD|EUR|GBP|JPY|CNY|RMB|CHF|AUD|CAD|NZD|HKD|SGD|TWD|KRW|INR|IDR|THB|VND|PHP|MYR|SEK|NOK|DKK|ISK|PLN|CZK|HUF|RON|"
+    "BGN|TRY|RUB|UAH|ILS|AED|SAR|EGP|ZAR|NGN|KES|BRL|MXN|ARS|CLP|COP|PEN"
+)
+_CURRENCY = rf"(?:[$€£¥₹₩₽]|{_CODES}|Rs\.?|kr\.?)"
 _SPACES = "\u00a0\u202f\u2009"
 _DURATION = re.compile(
     r"(?P<sign>-)?(?:(?P<days>\d+) days?,? *)?(?P<h>\d+):(?P<m>\d{2})(?::(?P<s>\d{2}(?:\.\d+)?))?"
 )
+_TIME_WITH_POINTS = re.compile(r"\s*([01]?\d|2[0-3])\.([0-5]\d)\.([0-5]\d)\s*")
 _DAY = {"-": "%d-%m-%Y", "/": "%d/%m/%Y", ".": "%d.%m.%Y"}
 _NAMED = ("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%d-%b-%y", "%d %b %y")
 _TIMES = ("", " %H:%M:%S", " %H:%M", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S", " %H:%M:%S.%f")
@@ -88,6 +94,29 @@ def is_missing_text(texts: np.ndarray, missing: Sequence[str] | None = None) -> 
     return known[places] if len(distinct) else np.zeros(len(texts), dtype=bool)
 
 
+def blanked(values: np.ndarray, missing: Sequence[str]) -> np.ndarray:
+    """Return values [n] in which None or NaN stands for each that `missing` names, as text or as a number."""
+    if values.ndim != 1 or not missing:
+        return values
+    if values.dtype.kind in "iuf":
+        are_gone = np.isin(values, [float(text) for text in missing if _is_plain_number(text)])
+        return np.where(are_gone, np.nan, values) if are_gone.any() else values
+    if values.dtype.kind not in "OUS":
+        return values
+    texts = values.astype(object)
+    are_gone = np.array([isinstance(text, str) and text.strip() in missing for text in texts], dtype=bool)
+    texts[are_gone] = None
+    return texts
+
+
+def _is_plain_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def candidates(texts: np.ndarray, decimal: Decimal | None = None) -> tuple[Reading, ...]:
     """Return the readings that fit at least half of some texts, the best first."""
     distinct, _ = _distinct(texts)
@@ -98,7 +127,8 @@ def candidates(texts: np.ndarray, decimal: Decimal | None = None) -> tuple[Readi
         return ()
     marks: tuple[Decimal, ...] = (decimal,) if decimal else (".", ",")
     tried = [Reading(decimal=mark) for mark in marks]
-    tried += [Reading(kind="duration"), *(Reading(kind="date", format=form) for form in _date_formats(some))]
+    # Dates first: 01.02.03 is a date rather than a time.
+    tried += [*(Reading(kind="date", format=form) for form in _date_formats(some)), Reading(kind="duration")]
     shares = {reading: float(np.mean(~np.isnan(reading._of_distinct(some)))) for reading in tried}
     found = sorted((reading for reading in tried if shares[reading] >= 0.5), key=lambda one: -shares[one])
     return tuple(found)
@@ -153,7 +183,8 @@ def _amount(text: str, decimal: Decimal, pattern: re.Pattern[str]) -> float:
 
 
 def _duration(text: str) -> float:
-    """Return the seconds of `[N days] H:MM[:SS]`, or NaN."""
+    """Return the seconds of `[N days] H:MM[:SS]` or `HH.MM.SS`, or NaN."""
+    text = _TIME_WITH_POINTS.sub(r"\1:\2:\3", text)
     match = _DURATION.fullmatch(text.strip())
     if match is None or int(match["m"]) > 59 or float(match["s"] or 0) >= 60:
         return np.nan

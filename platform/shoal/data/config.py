@@ -11,9 +11,12 @@ from shoal.data.sampler import SplitRule
 ColumnKind = Literal["number", "category", "text", "date", "drop"]
 
 
-def _as_name(value: object) -> object:
-    """Return a whole number, as YAML reads the name 1, as text."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _as_text(value: object) -> object:
+    """Return a number, as YAML reads the name 1 or the missing value -200, as text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
 
 
 class DataConfig(Section):
@@ -22,9 +25,7 @@ class DataConfig(Section):
         description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, huggingface:NAME, "
         "synthetic:classification?rows=..., or package.module:function",
     )
-    label: Annotated[str, BeforeValidator(_as_name)] = Field(
-        "target", description="the column to predict; causal_lm and masked_lm have none"
-    )
+    label: Text = Field("target", description="the column to predict; causal_lm and masked_lm have none")
     shape: tuple[int, ...] | None = Field(
         None,
         description="shape of one sample, e.g. [1, 8, 8] for images in flat rows; encoded images are resized to it",
@@ -42,8 +43,9 @@ class DataConfig(Section):
         description="what columns are, e.g. {zip: category, when: date, id: drop}; the kind of the others is learnt "
         "from the training rows",
     )
-    missing: tuple[str, ...] | None = Field(
-        None, description="texts that mean a missing value; null: empty cells, NA, N/A, NaN, null, None, ?, -"
+    missing: tuple[Text, ...] | None = Field(
+        None,
+        description="texts and numbers that mean a missing value; null: empty cells, NA, N/A, NaN, null, None, ?, -",
     )
     delimiter: str | None = Field(None, description="between the cells of a CSV file; null: detected")
     decimal: Literal[".", ","] | None = Field(

@@ -20,7 +20,7 @@ from shoal.data.preprocessing import (
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes
 from shoal.data.schema import ColumnSummary, column_notes, fit_columns
-from shoal.data.sources.base import Block, Source, read_again
+from shoal.data.sources.base import FILE_SCHEMES, Block, Source, read_again
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.errors import DataError
 
@@ -116,7 +116,12 @@ def fit_dataset_info(
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
     rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
     _check_splits(rows, data)
-    columns, summaries = fit_columns(summary.columns, data.columns, data.source)
+    columns, summaries = fit_columns(
+        summary.columns,
+        preprocessing.column_options,
+        data.source,
+        reader_drops=data.source.partition(":")[0] in FILE_SCHEMES,
+    )
     transform = Transform(columns=columns, label=label, tokenizer=preprocessing.tokenizer)
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)

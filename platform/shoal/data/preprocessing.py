@@ -7,12 +7,13 @@ one. Depends on columns; independent of files, splits and models.
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.cells import PLAIN, Reading, is_missing_text
+from shoal.data.cells import PLAIN, Decimal, Reading, blanked, is_missing_text
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.errors import DataError, nearest
 
@@ -29,6 +30,24 @@ WORD = re.compile(r"\w+")
 NARROW = ("bool", "int8", "uint8", "int16")
 
 
+@dataclass(frozen=True)
+class ColumnOptions:
+    """What the config says of columns.
+
+    Attributes:
+        kinds: of columns by name: number, category, text, date or drop.
+        missing: texts that mean a missing value; None: the usual ones.
+        decimal: the decimal mark of numbers in text; None: it is detected.
+    """
+
+    kinds: dict[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] | None = None
+    decimal: Decimal | None = None
+
+
+DEFAULTS = ColumnOptions()
+
+
 class Column(BaseModel):
     """How one raw column becomes features.
 
@@ -40,6 +59,8 @@ class Column(BaseModel):
     words: the same for each word of a text in lower case.
     tensor: as number, per element for [rows, n], over all elements for more dimensions.
     ready: unchanged.
+
+    Values that `missing` names, as text or as a number, are missing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,6 +73,7 @@ class Column(BaseModel):
     has_missing: bool = False
     categories: tuple[str, ...] = ()
     reading: Reading | None = None
+    missing: tuple[str, ...] = ()
 
     @property
     def is_date(self) -> bool:
@@ -73,6 +95,7 @@ class Column(BaseModel):
                 # Token ids: half the size of int64, and torch has few operations for uint16.
                 return values.astype(np.int32)
             return values.astype(np.float32) if values.dtype.kind in "fub" else values.astype(np.int64)
+        values = blanked(values, self.missing)
         if self.kind == "category":
             return self._one_hot(values)
         if self.kind in ("hashed", "words"):
@@ -94,12 +117,14 @@ class Column(BaseModel):
 
     def read(self, values: np.ndarray) -> np.ndarray:
         """Return the numbers of a column of numbers, float64; NaN where there is none, or none can be read."""
+        values = blanked(values, self.missing)
         if values.dtype.kind in "US" or (values.dtype == object and values.ndim == 1):
             return _read_cells(values.astype(object), self.reading or PLAIN)
         return as_numbers(values)
 
     def misfits(self, values: np.ndarray) -> np.ndarray:
         """Return which values [n] are there and mean nothing to this column: no number, or none of the categories."""
+        values = blanked(values, self.missing)
         if self.kind == "number" and values.dtype.kind in "OUS" and values.ndim == 1:
             texts = values.astype(object)
             are_texts = np.array([isinstance(value, str) for value in texts], dtype=bool)

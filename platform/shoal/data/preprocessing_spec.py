@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from shoal.data.config import DataConfig
+from shoal.data.preprocessing import ColumnOptions
 from shoal.data.sampler import SplitRule
-from shoal.data.statistics import ColumnOptions
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.preprocessing import BUCKETS, MAX_CATEGORIES, Column
-from shoal.data.statistics import ColumnStats
+from shoal.data.preprocessing import BUCKETS, MAX_CATEGORIES, Column, ColumnOptions
+from shoal.data.statistics import UNKNOWN, ColumnStats
 from shoal.errors import DataError, nearest
 
 ID_NAME = re.compile(
     r"(?:^|[_\W])(?:id|ids|uuid|guid|index|idx|rowid|rownum|row|nr|no|number|key)$|^unnamed|^column_1$|^$",
     re.I,
 )
-CAMEL_ID = re.compile(r"[a-z](?:Id|ID|Key|Index)$")
+CAMEL_ID = re.compile(r"[a-z](?:Id|ID|Key|Index|No|Nr)$")
 NAMED = 5  # columns that a line names
 
 
@@ -46,23 +46,30 @@ class ColumnSummary(BaseModel):
 
 
 def fit_columns(
-    stats: Mapping[str, ColumnStats], kinds: Mapping[str, str], source: str
+    stats: Mapping[str, ColumnStats], options: ColumnOptions, source: str, reader_drops: bool = False
 ) -> tuple[tuple[Column, ...], tuple[ColumnSummary, ...]]:
     """Fit the transform of each column that is not dropped; also returns what is known of all.
+
+    Args:
+        stats: of the columns by name.
+        options: what the config says of columns.
+        source: for messages.
+        reader_drops: columns that are dropped were known to the reader, which left them out.
 
     Raises:
         DataError: `data.columns` names one that is not there, or a kind that a column is not; or all are dropped.
     """
-    for name in kinds:
-        if name not in stats and kinds[name] != "drop":  # a reader may have dropped it already
+    dropped = {name for name, kind in options.kinds.items() if kind == "drop"}
+    for name in options.kinds:
+        if name not in stats and (name not in dropped or not reader_drops):
             raise DataError(
                 f"data.columns names '{name}', which is no column of '{source}'{nearest(name, stats)}: its columns "
                 f"are {', '.join(list(stats)[:20])}"
             )
-    kept = {name: found for name, found in stats.items() if kinds.get(name) != "drop"}
+    kept = {name: found for name, found in stats.items() if name not in dropped}
     if not kept:
         raise DataError(f"data.columns drops every column of '{source}': leave at least one")
-    columns = tuple(found.fit(name, kinds.get(name)) for name, found in kept.items())
+    columns = tuple(found.fit(name, options) for name, found in kept.items())
     by_name = {column.name: column for column in columns}
     return columns, tuple(_summary(name, found, by_name.get(name)) for name, found in stats.items())
 
@@ -95,12 +102,14 @@ def _summary_of_text(stats: ColumnStats, column: Column) -> ColumnSummary:
     assert text is not None
     distinct = len(text.counts) if text.counts is not None else text.sketch.distinct
     if column.reading is None:
+        unknown = text.counts[UNKNOWN] if text.counts and UNKNOWN in column.missing else 0
         return ColumnSummary(
             name=column.name,
             kind={"words": "text, its words hashed", "hashed": "category, hashed"}.get(
                 column.kind, column.kind
             ),
-            missing=stats.missing,
+            missing=stats.missing + unknown,
+            odd=UNKNOWN if unknown else None,
             distinct=distinct,
             is_constant=distinct == 1,
             looks_like_an_id=column.kind == "hashed"
@@ -144,6 +153,10 @@ def column_notes(summaries: Sequence[ColumnSummary], rows: int) -> list[str]:
                 f"column '{summary.name}' is read as {summary.kind}: {summary.unreadable} of {rows} cells are not "
                 f"(e.g. '{summary.odd}') and count as missing"
                 + (f"; data.columns={{{summary.name}: category}} keeps them as text" * summary.is_text)
+            )
+        elif summary.odd == UNKNOWN and not summary.is_text:
+            lines.append(
+                f"column '{summary.name}': {summary.missing} of {rows} cells are missing ('{UNKNOWN}' among them)"
             )
         elif summary.is_text and summary.kind != "category":
             gaps = f"; {summary.missing} of {rows} cells are missing" if summary.missing else ""

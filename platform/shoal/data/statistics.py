@@ -5,14 +5,24 @@ Those of blocks can be merged, whatever process read them; what they hold does n
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal as PlainDecimal
 
 import numpy as np
 
-from shoal.data.cells import MOSTLY, Decimal, Reading, candidates, is_missing_text, other_way
+from shoal.data.cells import MOSTLY, Reading, blanked, candidates, is_missing_text, other_way
 from shoal.data.moments import Moments
-from shoal.data.preprocessing import MAX_CATEGORIES, OPEN_END, Column, Kind, as_numbers, as_texts, is_missing
+from shoal.data.preprocessing import (
+    DEFAULTS,
+    MAX_CATEGORIES,
+    OPEN_END,
+    Column,
+    ColumnOptions,
+    Kind,
+    as_numbers,
+    as_texts,
+    is_missing,
+)
 from shoal.data.sampler import mix
 from shoal.data.sketch import Sketch
 from shoal.errors import DataError
@@ -20,25 +30,8 @@ from shoal.errors import DataError
 STATISTICS_BYTES = 256 << 20  # of float64 numbers whose statistics are computed at a time
 MOST_DISTINCT = 10_000  # values of a text column that are counted one by one
 SAMPLED = 4096  # numbers of a block that are looked at for what only a glance is needed
+UNKNOWN = "?"  # among categories; a text such as "-" or "none" may be one of them
 WORDS = 4  # and more in a value on average: it is prose
-
-
-@dataclass(frozen=True)
-class ColumnOptions:
-    """What the config says of columns.
-
-    Attributes:
-        kinds: of columns by name: number, category, text, date or drop.
-        missing: texts that mean a missing value; None: the usual ones.
-        decimal: the decimal mark of numbers in text; None: it is detected.
-    """
-
-    kinds: dict[str, str] = field(default_factory=dict)
-    missing: tuple[str, ...] | None = None
-    decimal: Decimal | None = None
-
-
-DEFAULTS = ColumnOptions()
 
 
 @dataclass
@@ -241,6 +234,8 @@ class ColumnStats:
         cls, values: np.ndarray, is_ready: bool, name: str = "", options: ColumnOptions = DEFAULTS
     ) -> "ColumnStats":
         wanted = options.kinds.get(name)
+        if not is_ready:
+            values = blanked(values, options.missing or ())
         if wanted in ("category", "text") and not is_ready and values.ndim == 1:
             values = as_texts(values, name)
         kind: Kind = "ready" if is_ready and values.dtype.kind in "biuf" else _kind(values, name)
@@ -281,20 +276,21 @@ class ColumnStats:
             1, int(np.prod(self.shape))
         )
 
-    def fit(self, name: str, wanted: str | None = None) -> Column:
+    def fit(self, name: str, options: ColumnOptions = DEFAULTS) -> Column:
         """Return the column's transform.
 
         Args:
             name: of the column.
-            wanted: the kind that the config says; None: it is learnt.
+            options: what the config says of columns.
 
         Raises:
             DataError: the column cannot be of that kind, or its numbers are too large.
         """
         if self.kind == "ready":
             return Column(name=name, kind="ready", shape=self.shape, dtype=self.dtype)
+        wanted, missing = options.kinds.get(name), options.missing
         if self.text is not None:
-            return self._fit_text(self.text, name, wanted)
+            return self._fit_text(self.text, name, wanted, missing)
         assert self.numbers is not None
         if wanted == "date" and self.kind == "number" and not self.dtype.startswith("datetime"):
             raise DataError(
@@ -310,9 +306,12 @@ class ColumnStats:
             mean=mean,
             std=std,
             has_missing=self.kind == "number" and self.missing > 0,
+            missing=missing or (),
         )
 
-    def _fit_text(self, text: TextStats, name: str, wanted: str | None) -> Column:
+    def _fit_text(
+        self, text: TextStats, name: str, wanted: str | None, missing: tuple[str, ...] | None
+    ) -> Column:
         reading = text.reading if wanted in (None, "number", "date") else None
         if wanted in ("number", "date") and (
             reading is None or (reading.kind == "date") != (wanted == "date")
@@ -326,14 +325,23 @@ class ColumnStats:
             mean, std = _fitted(readable.moments, name)
             unknown = self.missing + text.cells - readable.count
             return Column(
-                name=name, kind="number", mean=mean, std=std, has_missing=unknown > 0, reading=reading
+                name=name,
+                kind="number",
+                mean=mean,
+                std=std,
+                has_missing=unknown > 0,
+                reading=reading,
+                missing=missing or (),
             )
+        unknown_text = (UNKNOWN,) if missing is None and text.counts and UNKNOWN in text.counts else ()
+        column = Column(name=name, kind="category", dtype="object", missing=missing or unknown_text)
         is_short = text.counts is not None and len(text.counts) <= MAX_CATEGORIES
         if wanted == "text" or (wanted is None and not is_short and text.is_prose):
-            return Column(name=name, kind="words", dtype="object")
+            return column.model_copy(update={"kind": "words"})
         if not is_short:
-            return Column(name=name, kind="hashed", dtype="object")
-        return Column(name=name, kind="category", dtype="object", categories=tuple(sorted(text.counts or ())))
+            return column.model_copy(update={"kind": "hashed"})
+        known = tuple(sorted(set(text.counts or ()) - set(column.missing)))
+        return column.model_copy(update={"categories": known})
 
     def _example(self) -> str:
         assert self.text is not None

@@ -7,6 +7,7 @@ from functools import reduce
 
 import numpy as np
 
+from shoal.data.cells import blanked
 from shoal.data.chat import holds_messages
 from shoal.data.glance import Glance
 from shoal.data.images import holds_images
@@ -57,7 +58,7 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
         raise DataError(
             f"data.label='{label}' has shape {values.shape[1:]} per row: it must be one value per row"
         )
-    values = values.reshape(len(values))
+    values = blanked(values.reshape(len(values)), preprocessing.data.missing or ())
     columns = _columns(block, split, preprocessing)
     missing = is_missing(values)
     known = values[~missing]
@@ -69,7 +70,7 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
         label_is_text=known.dtype.kind in "US"
         or (known.dtype == object and any(isinstance(value, str) for value in known)),
         label_infinite=int(np.isinf(known).sum()) if known.dtype.kind == "f" else 0,
-        glance=Glance() if preprocessing.tokenizer else Glance.of(block, split, label),
+        glance=Glance() if preprocessing.tokenizer else Glance.of(_kept(block, preprocessing), split, label),
     )
     if preprocessing.is_classification:
         summary.label_is_fractional = bool(
@@ -82,6 +83,12 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
     else:
         summary.label_moments = Moments.of(as_numbers(values[train]))
     return summary
+
+
+def _kept(block: Block, preprocessing: PreprocessingSpec) -> Block:
+    """Return the columns that are not dropped."""
+    kinds = preprocessing.data.columns
+    return {name: column for name, column in block.items() if kinds.get(name) != "drop"}
 
 
 def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[bool | int | str]]:
@@ -104,19 +111,24 @@ def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[b
 def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> dict[str, ColumnStats]:
     label = preprocessing.data.label if preprocessing.has_label else None
     train = split == 0
-    for name, column in block.items():
-        if name != label and holds_images(column):
+    kept = _kept(block, preprocessing)
+    for name, column in kept.items():
+        if name == label:
+            continue
+        if holds_images(column):
             raise DataError(
                 f"column '{name}' of '{preprocessing.data.source}' holds encoded images, which only "
                 "task=image_classification decodes: set it, or leave the column out of the data"
             )
-        if name != label and holds_messages(column):
+        if holds_messages(column):
             raise DataError(
                 f"column '{name}' of '{preprocessing.data.source}' holds chat messages, which are text: set "
                 f"task=causal_lm, masked_lm or sequence_classification and data.text={name}, or leave it out"
             )
     return {
-        name: ColumnStats.of(column[train], preprocessing.is_ready, name, preprocessing.column_options)
+        name: ColumnStats("ready", (), "object", int(train.sum()), 0)
+        if name not in kept
+        else ColumnStats.of(column[train], preprocessing.is_ready, name, preprocessing.column_options)
         for name, column in block.items()
         if name != label
     }

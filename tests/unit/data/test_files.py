@@ -479,3 +479,57 @@ def test_an_array_that_holds_no_rows_of_values_is_named(here):
     assert "array 'mean'" in problem("npz:a.npz")
     np.savez("b.npz", x=np.zeros(3), o=np.array([{}, 1, None], dtype=object))
     assert "array 'o'" in problem("npz:b.npz")
+
+
+# Files that are no plain tables.
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_titles_before_the_header_are_left_out_and_it_is_said(delimiter, read, here):
+    def row(*values):
+        return delimiter.join(map(str, values))
+
+    rows = [row(number, number / 2, "ab"[number % 2]) for number in range(ROWS)]
+    here("a.csv", "\n".join(["Sales of 2024", "", "from: the office", row("x", "z", "y"), *rows]))
+    found = read("csv:a.csv")
+    assert list(found) == ["x", "z", "y"]
+    assert found["x"].tolist() == list(range(ROWS))
+    assert "its first 3 lines are no rows: left out" in notes("csv:a.csv")
+
+
+def test_a_header_that_is_shorter_than_the_rows_is_no_title(read, here):
+    here("a.csv", lines("a,b,c", lambda number: f"{number},1,2,3,4"))
+    with pytest.raises(DataError, match="cells where"):
+        read("csv:a.csv")
+
+
+def test_a_header_that_begins_like_a_comment_names_the_columns(read, here):
+    here(
+        "a.tsv",
+        lines("# written by a tool\n#chrom\tstart\tend", lambda number: f"chr1\t{number}\t{number + 9}"),
+    )
+    assert list(read("csv:a.tsv")) == ["#chrom", "start", "end"]
+
+
+@pytest.mark.parametrize("header", ["", "   sepal   petal  name\n"])
+def test_columns_of_a_fixed_width_are_divided_by_blanks(header, read, here):
+    here("a.txt", header + "".join(f" {number:>6}   {number / 4:<8}\t'x'  \n" for number in range(ROWS)))
+    found = read("csv:a.txt")
+    assert list(found) == (["sepal", "petal", "name"] if header else ["column_1", "column_2", "column_3"])
+    first, second, _ = found.values()
+    assert first.tolist() == list(range(ROWS))
+    assert second.tolist() == [number / 4 for number in range(ROWS)]
+    assert "cells are divided by blanks" in notes("csv:a.txt")
+
+
+def test_tabs_between_texts_of_several_words_stay_the_delimiter(read, here):
+    here("a.tsv", lines("when\twhat", lambda number: f"2024-01-{1 + number % 28:02} 10:00:00\tone word"))
+    assert list(read("csv:a.tsv")) == ["when", "what"]
+
+
+def test_rows_without_any_value_at_the_end_are_left_out_and_it_is_said(read, here):
+    here("a.csv", lines("x,z,y", lambda number: f"{number},,{number % 2}") + ",,\n" * 5)
+    found = read("csv:a.csv")
+    assert found["x"].tolist() == list(range(ROWS))
+    assert found["x"].dtype == np.int64
+    assert "rows without any value are left out" in notes("csv:a.csv")

@@ -1,13 +1,20 @@
 """What columns are understood as, whatever the blocks they come in, and the lines that say so."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from shoal.data.preprocessing import BUCKETS
+from shoal.data.config import DataConfig
+from shoal.data.dataset_info import inspect_source
+from shoal.data.preprocessing import BUCKETS, DEFAULTS, ColumnOptions
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.schema import column_notes, fit_columns
 from shoal.data.sources.arrow import to_array
-from shoal.data.statistics import DEFAULTS, MOST_DISTINCT, ColumnOptions, ColumnStats
+from shoal.data.sources.base import in_memory_source
+from shoal.data.sources.open import open_source
+from shoal.data.statistics import MOST_DISTINCT, ColumnStats
 from shoal.errors import DataError, ShoalError
 
 DRAW = np.random.default_rng(0)
@@ -23,7 +30,7 @@ def understood(values, options=DEFAULTS, name="x", parts=3):
     for part in np.array_split(values, parts):
         found = ColumnStats.of(part, is_ready=False, name=name, options=options)
         stats = found if stats is None else stats.merge(found, name)
-    [column], [summaries] = fit_columns({name: stats}, options.kinds, "csv:d.csv")
+    [column], [summaries] = fit_columns({name: stats}, options, "csv:d.csv")
     return column, summaries
 
 
@@ -175,3 +182,80 @@ def test_a_block_without_values_takes_the_kind_of_the_others():
     column, summaries = understood(np.concatenate([cells(None, None), cells(*range(10))]), parts=6)
     assert column.kind == "number"
     assert summaries.missing == 2
+
+
+@pytest.mark.parametrize("scheme", ["csv", "parquet", "function"])
+def test_texts_and_numbers_that_mean_missing_count_as_missing_in_every_source(scheme, here, monkeypatch):
+    rows = 60
+    frame = pd.DataFrame(
+        {
+            "level": np.where(np.arange(rows) % 6 == 0, -200, np.arange(rows) % 7),
+            "town": np.where(
+                np.arange(rows) % 5 == 0, "unknown", np.where(np.arange(rows) % 2, "Oslo", "Rome")
+            ),
+            "target": np.arange(rows) % 2,
+        }
+    )
+    here("mine.py", "import pandas\nframe = lambda: pandas.read_pickle('a.pkl')\n")
+    monkeypatch.syspath_prepend(".")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    frame.to_csv("a.csv", index=False)
+    frame.to_parquet("a.parquet")
+    frame.to_pickle("a.pkl")
+    data = DataConfig(
+        source="mine:frame" if scheme == "function" else f"{scheme}:a.{scheme}",
+        missing=["-200", "unknown"],
+        validation_fraction=0,
+        test_fraction=0,
+        global_batch_size=8,
+    )
+    source = open_source(data.source, options=data.read_options)
+    info = inspect_source(source, PreprocessingSpec(data, 0, is_classification=True, is_ready=False))
+    level, town = info.transform.columns
+    assert {column.name: column.missing for column in info.columns} == {"level": 10, "town": 12}
+    assert town.categories == ("Oslo", "Rome")
+    assert level.has_missing
+    for column in (level, town):  # at prediction, where rows come as they are
+        assert not column.misfits(frame[column.name].to_numpy()).any()
+    assert level.features(frame["level"].to_numpy())[:, 1].sum() == 10
+    assert town.features(frame["town"].to_numpy(object))[:, -1].sum() == 12
+
+
+def test_a_question_mark_among_categories_is_missing_and_said():
+    values = np.array(["Private", "?", "State", "Private"] * 10, dtype=object)
+    column, summary = understood(values)
+    notes = column_notes([summary], 40)
+    assert column.categories == ("Private", "State")
+    assert summary.missing == 10
+    assert notes == ["column 'x': 10 of 40 cells are missing ('?' among them)"]
+    kept, _ = understood(values, ColumnOptions(missing=("none",)))
+    assert kept.categories == ("?", "Private", "State")
+
+
+def test_a_dropped_column_that_a_function_does_not_return_is_refused(here, monkeypatch):
+    rows = "lambda: {'x': np.arange(9.0), 'size': np.arange(9), 'target': np.arange(9) % 2}"
+    here("other.py", f"import numpy as np\nrows = {rows}\n")
+    monkeypatch.syspath_prepend(".")
+    data = DataConfig(
+        source="other:rows", columns={"sise": "drop"}, validation_fraction=0, global_batch_size=2
+    )
+    with pytest.raises(
+        DataError, match=r"data.columns names 'sise', which is no column.*did you mean 'size'"
+    ):
+        inspect_source(
+            open_source(data.source), PreprocessingSpec(data, 0, is_classification=True, is_ready=False)
+        )
+
+
+def test_a_column_of_objects_may_be_dropped():
+    block = {
+        "x": np.arange(20.0),
+        "meta": np.array([{"a": [1]}] * 20, dtype=object),
+        "target": np.arange(20) % 2,
+    }
+    data = DataConfig(
+        source="mine:rows", columns={"meta": "drop"}, validation_fraction=0, global_batch_size=2
+    )
+    spec = PreprocessingSpec(data, 0, is_classification=True, is_ready=False)
+    info = inspect_source(in_memory_source("mine:rows", block), spec)
+    assert [column.name for column in info.transform.columns] == ["x"]

@@ -1,9 +1,9 @@
 """One reader per kind of `data.source`; `open` chooses it by the scheme.
 
 - `base`: what every reader returns
-- `files`: files of rows, listed and divided among splits; each kind has its reader: `csv_files` (`csv_dialect` and
-  `encoding` find how a file is written, `csv_types` the types of its columns), `parquet_files`, `json_files`,
-  `npz_files`
+- `files`: files of rows, listed and divided among splits; each kind has its reader: `csv_files` (`csv_dialect`,
+  `csv_header` and `encoding` find how a file is written, `csv_types` the types of its columns), `parquet_files`,
+  `json_files`, `npz_files`
 - `opening`, `tables`: what these share: archives and compressions, nested values and partitions
 - `sklearn`, `synthetic`, `huggingface`, `images`, `function`: rows
 - `forms`, `items`, `values`: for `function`, what users return: by form, item by item, value by value

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 # The driver's checks read a source up to this size as a whole, so that a problem is an error before anything is
 # started. The driver then sends the rows to the workers, rather than having them read a second time.
 IN_DRIVER_BYTES = 256 << 20
+FILE_SCHEMES = ("csv", "parquet", "json", "npz")  # whose readers leave out the columns that are dropped
 HASHED_BYTES = 1 << 30  # of larger files only names, sizes and times are hashed
 READ_BYTES = 1 << 20  # of a file hashed at a time
 

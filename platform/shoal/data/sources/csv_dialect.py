@@ -1,13 +1,14 @@
 """Tells how a CSV file is written, by a sample of it: encoding, delimiter, header and the names of the columns."""
 
+import contextlib
 import csv
 import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 from shoal.data.read_options import ReadOptions
+from shoal.data.sources.csv_header import find_header, names_columns
 from shoal.data.sources.encoding import find_encoding
 from shoal.data.sources.opening import UTF8, File, open_bytes, unclear_encoding
 from shoal.errors import DataError
@@ -23,8 +24,8 @@ DELIMITERS = (
 )  # the first that divides all rows alike: text holds commas rather than tabs
 SNIFFED_CHARACTERS = 256 << 10
 SNIFFED_ROWS = 500
-DECIMAL = re.compile(r"\s*[+-]?(\d+([.,]\d+)*|\.\d+)([eE][+-]?\d+)?\s*%?\s*")
-YEARS = (1900, 2100)
+COMMENT = "#"
+MOST_TITLES = 30  # lines before the header
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Dialect:
         dropped: columns that are not read: row numbers and empty ones.
         spaces: whether spaces follow delimiters.
         spaces_before_quotes: whether they come before quotes as well.
-        blank_lines: before the first row.
+        skipped_lines: before the first row: blank ones, comments and titles.
+        is_divided_by_blanks: cells are divided by any number of blanks; `rewritten` makes each of these one tab.
+        has_empty_rows: rows without any value, as spreadsheets append them, are left out.
         notes: what is not the plain default.
     """
 
@@ -59,9 +62,22 @@ class Dialect:
     empty: frozenset[str] = frozenset()
     spaces: bool = False
     spaces_before_quotes: bool = False
-    blank_lines: int = 0
+    skipped_lines: int = 0
+    is_divided_by_blanks: bool = False
+    has_empty_rows: bool = False
     notes: tuple[str, ...] = ()
     is_divided: bool = field(default=True)
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the file is no CSV as Arrow reads it."""
+        return self.spaces_before_quotes or self.is_divided_by_blanks
+
+    def rewritten(self, data: bytes) -> bytes:
+        """Return whole lines as Arrow reads them: a tab for each run of blanks, or no blanks before quotes."""
+        if self.is_divided_by_blanks:
+            return divided_by_tabs(data)
+        return without_spaces(data, self.delimiter.encode())
 
 
 def take_sample(file: File) -> Sample:
@@ -117,20 +133,100 @@ def sniff(file: File, text: str, encoding: str, options: ReadOptions) -> Dialect
         raise DataError(
             f"data.delimiter={options.delimiter!r} has {len(options.delimiter)} characters: it must be one, e.g. ';'"
         )
-    stripped = text.lstrip("\r\n")
-    blank_lines = len(text[: len(text) - len(stripped)].replace("\r\n", "\n"))
-    head = stripped[:SNIFFED_CHARACTERS]
-    if len(stripped) > len(head):
+    head = text[:SNIFFED_CHARACTERS]
+    if len(text) > len(head):
         head = head[: head.rfind("\n") + 1] or head
-    notes = (
-        [f"its encoding is {encoding} (data.encoding)"] if encoding != UTF8 and not options.encoding else []
+    skipped = _comment_lines(head, options.delimiter)
+    head = _from_line(head, skipped)
+    is_blank = _is_divided_by_blanks(head, options.delimiter)
+    delimiter: str | None
+    if is_blank:
+        head, delimiter, title_lines = divided_by_tabs(head.encode()).decode(), "\t", 0
+    else:
+        delimiter, title_lines = find_delimiter(head, options.delimiter)
+        head = _from_line(head, title_lines)
+    dialect = Dialect(
+        encoding,
+        delimiter or ",",
+        skipped_lines=skipped + title_lines,
+        is_divided_by_blanks=is_blank,
+        has_empty_rows=_has_empty_rows(text, delimiter),
+        is_divided=delimiter is not None,
     )
-    delimiter = options.delimiter or find_delimiter(head)
-    if delimiter not in (None, ",") and not options.delimiter:
-        shown = {"\t": "tabs", " ": "spaces"}.get(str(delimiter), f"'{delimiter}'")
+    notes = _notes(dialect, text, options)
+    return complete(replace(dialect, notes=notes), head, options)
+
+
+def _notes(dialect: Dialect, text: str, options: ReadOptions) -> tuple[str, ...]:
+    notes = []
+    if dialect.encoding != UTF8 and not options.encoding:
+        notes.append(f"its encoding is {dialect.encoding} (data.encoding)")
+    count = dialect.skipped_lines
+    if any(line.strip() for line in text.split("\n", count)[:count]):
+        notes.append(
+            f"its first {count} lines are no rows: left out"
+            if count > 1
+            else "its first line is no row: left out"
+        )
+    if dialect.is_divided_by_blanks and options.delimiter != " ":
+        notes.append("cells are divided by blanks (data.delimiter)")
+    elif dialect.delimiter != "," and not options.delimiter:
+        shown = {"\t": "tabs"}.get(dialect.delimiter, f"'{dialect.delimiter}'")
         notes.append(f"cells are divided by {shown} (data.delimiter)")
-    dialect = Dialect(encoding, delimiter or ",", blank_lines=blank_lines, is_divided=delimiter is not None)
-    return complete(replace(dialect, notes=tuple(notes)), head, options)
+    if dialect.has_empty_rows:
+        notes.append("rows without any value are left out")
+    return tuple(notes)
+
+
+def _from_line(text: str, line: int) -> str:
+    """Return a text without its first lines."""
+    return text.split("\n", line)[-1] if line else text
+
+
+def _comment_lines(head: str, delimiter: str | None) -> int:
+    """Return how many lines at the beginning are blank or comments; a header may begin with # as well."""
+    lines = head.splitlines()
+    count = next((at for at, line in enumerate(lines) if line.strip() and not line.startswith(COMMENT)), 0)
+    if not count or not lines[count - 1].startswith(COMMENT):
+        return count
+    body = "\n".join(lines[count : count + SNIFFED_ROWS])
+    mark = delimiter or find_delimiter(body)[0]
+    is_header = mark and len(parse(lines[count - 1], mark)[0]) == len(parse(body, mark)[0])
+    return count - 1 if is_header else count
+
+
+def _has_empty_rows(text: str, delimiter: str | None) -> bool:
+    if not delimiter or delimiter == " ":
+        return False
+    mark = re.escape(delimiter)
+    return re.search(rf'^[ "]*{mark}[ "{mark}]*\r?$', text, re.MULTILINE) is not None
+
+
+def without_spaces(data: bytes, delimiter: bytes) -> bytes:
+    """Remove spaces between a delimiter and a quote, which Arrow takes for a part of the cell."""
+    return re.sub(re.escape(delimiter) + b' +"(?!")', delimiter + b'"', data)
+
+
+def divided_by_tabs(data: bytes) -> bytes:
+    """Return lines with a tab for each run of blanks, none at the ends of a line; those within quotes stay."""
+    data = re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", data)
+    return re.sub(rb'("[^"\n]*")|[ \t]+', lambda found: found[1] or b"\t", data)
+
+
+def _is_divided_by_blanks(head: str, given: str | None) -> bool:
+    """Whether all rows have equally many cells between runs of blanks, and more than between other delimiters."""
+    if given not in (None, " "):
+        return False
+    lines = [line for line in head.splitlines() if line.strip()][:SNIFFED_ROWS]
+    text = divided_by_tabs("\n".join(lines).encode()).decode()
+    lengths = [len(row) for row in parse(text, "\t")]
+    if len(lengths) < 2 or len(set(lengths[1:])) > 1 or lengths[0] not in (lengths[1], lengths[1] - 1):
+        return False
+    if given or lengths[1] < 3:
+        return bool(given)
+    other = find_delimiter(head)[0]
+    are_runs = sum("  " in line for line in lines) > 0.9 * len(lines)
+    return other is None or (other == "\t" and are_runs and lengths[1] > len(parse(lines[1], "\t")[0]))
 
 
 def complete(dialect: Dialect, head: str, options: ReadOptions) -> Dialect:
@@ -144,100 +240,53 @@ def complete(dialect: Dialect, head: str, options: ReadOptions) -> Dialect:
 
 def parse(text: str, delimiter: str, skips_spaces: bool = False) -> list[list[str]]:
     """Return the first rows of a text."""
-    rows = []
+    return _parse(text, delimiter, skips_spaces)[0]
+
+
+def _parse(text: str, delimiter: str, skips_spaces: bool = False) -> tuple[list[list[str]], list[int]]:
+    """Return the first rows of a text, and how many lines precede each."""
+    rows, begins, line = [], [], 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=skips_spaces)
-    try:
+    with contextlib.suppress(csv.Error):  # a cell above 128 KiB: Arrow will read it, or say why not
         for row in reader:
             if row:
                 rows.append(row)
+                begins.append(line)
+            line = reader.line_num
             if len(rows) == SNIFFED_ROWS:
                 break
-    except csv.Error:  # a cell above 128 KiB: Arrow will read it, or say why not
-        pass
-    return rows
+    return rows, begins
 
 
-def find_delimiter(head: str) -> str | None:
-    """Return the character that divides all rows, the first one too, into equally many cells; None: there is none."""
-    best: tuple[float, str | None] = (0.9, None)
-    for delimiter in (*DELIMITERS, " "):
-        if delimiter == " " and best[1] is not None:
-            break
+def find_delimiter(head: str, given: str | None = None) -> tuple[str | None, int]:
+    """Return the character that divides all rows into equally many cells, and how many lines of titles precede them.
+
+    Titles have fewer cells than rows, and a header follows them. None: there is no such character.
+    """
+    best: tuple[float, str | None, int] = (0.9, given, 0)
+    for delimiter in (given,) if given else DELIMITERS:
         if delimiter not in head:
             continue
-        lengths = [len(row) for row in parse(head, delimiter)]
+        rows, begins = _parse(head, delimiter)
+        lengths = list(map(len, rows))
         body = lengths[1:] or lengths
-        width, count = Counter(body).most_common(1)[0]
+        width, _ = Counter(body).most_common(1)[0]
         # R writes a header without a name for the row names; some programs end all rows but it with a delimiter.
         starts = lengths[0] in (width, width - 1) and lengths[0] > 1
-        share = count / len(body)
-        if delimiter == " " and (width < 3 or share < 1 or len(lengths) < 2):
-            continue
-        if width > 1 and starts and share > best[0]:
-            best = (share, delimiter)
-    return best[1]
+        first = 0 if starts else next((at for at, length in enumerate(lengths) if length == width), 0)
+        body = lengths[first + 1 :] or lengths[first:]
+        share = body.count(width) / len(body)
+        are_titles = 0 < first <= MOST_TITLES and max(lengths[:first]) < width and names_columns(rows[first:])
+        if width > 1 and (starts or are_titles) and share > best[0]:
+            best = (share, delimiter, begins[first])
+    return best[1:]
 
 
 def _spaces(head: str, delimiter: str) -> tuple[bool, bool]:
     """Whether spaces follow most delimiters, and whether they precede quotes."""
-    if delimiter == " ":
-        return False, False
     cells = [cell for row in parse(head, delimiter) for cell in row[1:] if cell]
     follow = sum(cell.startswith(" ") for cell in cells) > 0.5 * len(cells)
     return follow, follow and f'{delimiter} "' in head
-
-
-def is_number(cell: str) -> bool:
-    return DECIMAL.fullmatch(cell) is not None
-
-
-def find_header(rows: list[list[str]]) -> bool | None:
-    """Whether the first row names the columns; None: it does not tell."""
-    if len(rows) < 2:
-        return None
-    first, body = rows[0], rows[1:]
-    width = Counter(map(len, body)).most_common(1)[0][0]
-    if len(first) == width - 1:
-        return True
-    columns = [[row[at] for row in body if len(row) == width] for at in range(min(len(first), width))]
-    numeric = [_is_numeric(column) for column in columns]
-    if any(
-        known and cell.strip() and not is_number(cell) and not _is_missing(cell)
-        for cell, known in zip(first, numeric, strict=False)
-    ):
-        return True
-    numbers = [cell for cell, known in zip(first, numeric, strict=False) if known and is_number(cell)]
-    texts = [
-        (cell, column) for cell, column, known in zip(first, columns, numeric, strict=False) if not known
-    ]
-    repeated = sum(cell in column for cell, column in texts)
-    if numbers:
-        if _count_up(numbers):
-            return True
-        return False if not texts or repeated or len(numbers) > 1 else None
-    if texts and len(body) > 1:
-        return repeated <= 0.5 * len(texts)
-    return None
-
-
-def _is_missing(cell: str) -> bool:
-    return cell.strip().lower() in {"?", "-", "na", "n/a", "nan", "null", "none"}
-
-
-def _is_numeric(column: list[str]) -> bool:
-    known = [cell for cell in column if cell.strip() and not _is_missing(cell)]
-    return len(known) > 0 and sum(map(is_number, known)) >= 0.9 * len(known)
-
-
-def _count_up(cells: list[str]) -> bool:
-    """Whether cells are numbers that name columns: years, or 0, 1, 2, ..."""
-    if len(cells) < 2 or not all(cell.strip().isdigit() for cell in cells):
-        return False
-    numbers = list(map(int, cells))
-    steps = {after - before for before, after in pairwise(numbers)}
-    return steps == {1} or (
-        all(YEARS[0] <= number <= YEARS[1] for number in numbers) and all(step > 0 for step in steps)
-    )
 
 
 def name_columns(dialect: Dialect, rows: list[list[str]]) -> Dialect:

@@ -24,13 +24,13 @@ from shoal.data.sources.csv_types import (
     parse_options,
     read_options,
     widen,
-    without_spaces,
 )
 from shoal.data.sources.opening import File, open_text, undecodable
 from shoal.data.sources.tables import Constants, check_names, with_constants
 from shoal.errors import DataError
 
 BLOCK_BYTES = 16 << 20  # parsed at a time by a thread
+REWRITTEN_BYTES = 1 << 20
 BATCH_BYTES = 8 << 20  # of a large source, of which each makes a block of rows
 COLUMN = re.compile(r"In CSV column #(\d+): ")
 
@@ -238,33 +238,34 @@ def read_batches(
 @contextlib.contextmanager
 def _open(file: File, dialect: Dialect) -> Iterator[Any]:
     with open_text(file, dialect.encoding) as stream:
-        if not dialect.spaces_before_quotes:
+        if not dialect.is_rewritten:
             yield stream
             return
-        yield pa.PythonFile(_WithoutSpaces(stream, dialect.delimiter.encode()), mode="r")
+        yield pa.PythonFile(_Rewritten(stream, dialect), mode="r")
 
 
 @dataclass
-class _WithoutSpaces:
-    """A stream without the spaces between a delimiter and a quote."""
+class _Rewritten:
+    """A stream of whole lines at a time, as Arrow reads them."""
 
     stream: Any
-    delimiter: bytes
+    dialect: Dialect
     closed: bool = False
     _rest: bytes = field(default=b"", repr=False)
+    _cut: bytes = field(default=b"", repr=False)  # the beginning of a line
 
     def read(self, count: int = -1) -> bytes:
-        while len(self._rest) < max(count, 1):
-            chunk = bytes(self.stream.read(max(count, 1 << 16)))
-            # A cut between the delimiter and the quote would hide them.
-            while (
-                chunk and chunk[-1:] in (b" ", b'"', self.delimiter) and (more := bytes(self.stream.read(1)))
-            ):
-                chunk += more
+        while count < 0 or len(self._rest) < count:
+            chunk = bytes(self.stream.read(REWRITTEN_BYTES))
+            lines, newline, cut = (self._cut + chunk).rpartition(b"\n")
+            if not chunk:
+                lines, newline, cut = self._cut, b"", b""
+            self._cut = cut
+            self._rest += self.dialect.rewritten(lines + newline)
             if not chunk:
                 break
-            self._rest += without_spaces(chunk, self.delimiter)
-        taken, self._rest = self._rest[:count], self._rest[count:]
+        taken = self._rest if count < 0 else self._rest[:count]
+        self._rest = self._rest[len(taken) :]
         return taken
 
     def readable(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
@@ -86,11 +87,6 @@ def null_values(options: ReadOptions, spaces: bool = False) -> tuple[str, ...]:
     return (*nulls, *(f" {null}" for null in nulls)) if spaces else nulls
 
 
-def without_spaces(data: bytes, delimiter: bytes) -> bytes:
-    """Remove spaces between a delimiter and a quote, which Arrow takes for a part of the cell."""
-    return re.sub(re.escape(delimiter) + b' +"(?!")', delimiter + b'"', data)
-
-
 def parse_options(dialect: Dialect, skips_bad_rows: bool = False) -> arrow_csv.ParseOptions:
     return arrow_csv.ParseOptions(
         delimiter=dialect.delimiter,
@@ -103,7 +99,7 @@ def read_options(dialect: Dialect, block_bytes: int, is_first: bool = True) -> a
     return arrow_csv.ReadOptions(
         column_names=list(dialect.names),
         block_size=block_bytes,
-        skip_rows=dialect.blank_lines if is_first else 0,
+        skip_rows=dialect.skipped_lines if is_first else 0,
         skip_rows_after_names=int(dialect.header is not False and is_first),
     )
 
@@ -177,8 +173,8 @@ def _read_slice(
 ) -> Iterable[tuple[str, pa.DataType, pa.ChunkedArray]]:
     """Yield for each column of a slice its type and its cells; nothing where the slice begins within quotes."""
     data = text.encode()
-    if dialect.spaces_before_quotes:
-        data = without_spaces(data, dialect.delimiter.encode())
+    if dialect.is_rewritten:
+        data = dialect.rewritten(data)
     read = read_options(dialect, max(1 << 20, len(data) + 1), is_first)
     parse = parse_options(dialect, skips_bad_rows=True)
     nulls = {"null_values": list(layout.nulls), "strings_can_be_null": True, "include_columns": names}
@@ -298,7 +294,18 @@ def finish(table: pa.Table, layout: Layout, dialect: Dialect) -> pa.Table:
         bounds = pc.min_max(pc.abs(table.column(name)))
         if bounds["min"].is_valid and bounds["min"].as_py() < 10 ** (width - 1):
             raise ContradictionError(name)
+    if dialect.has_empty_rows:
+        table = _without_empty_rows(table)
     return table.drop_columns(list(layout.empty)) if layout.empty else table
+
+
+def _without_empty_rows(table: pa.Table) -> pa.Table:
+    if not all(column.null_count for column in table.columns):
+        return table
+    known = pa.array(np.zeros(len(table), dtype=bool))
+    for column in table.columns:
+        known = pc.or_(known, pc.is_valid(column.combine_chunks()))
+    return table.filter(known)
 
 
 def _nulls_of(name: str, layout: Layout) -> list[str]:
