@@ -7,7 +7,8 @@
 - `config`: the `model` section; `huggingface_config`: the sizes of a transformers architecture
 - `pretrained`: initial weights from files
 - `size`, `flops`, `activation_memory`, `memory_estimate`: parameters, operations, memory
-- `cpu_kernels`: linear layers by oneDNN; `dropout`: masks that do not depend on the worker
+- `cpu_kernels`: linear layers by oneDNN; `dropout`, `row_noise`: masks and random numbers
+  that do not depend on the worker, of `row_draws`
 
 Depends on `data` (shapes of rows, the hash of their order) and `distributed`; independent of tasks, of the loop and of
 Ray.

@@ -1,13 +1,7 @@
 """Dropout whose masks are a function of seed, step and row: not of the worker that has the row.
 
-torch draws a mask from a generator that each worker has for itself. Here an element's draw is a hash of its row's key
-and its column's. A row's key comes from the seed, the optimizer step and the row's place in the global batch; a
-column's from the module's name, the number of the call in this forward, and the element's place. So a mask is the same
-however a batch is divided among workers and micro-batches, and when activations are computed again in backward.
-
-The hash is the finalizer `lowbias32` (Wellons 2018, "Prospecting for Hash Functions"; in the manner of MurmurHash3's)
-in 32-bit integers, which are the same on every device. It gives two draws of 16 bits: a probability is rounded to a
-multiple of 1/65536, and outputs are scaled by what it was rounded to.
+The hash of an element (`shoal.models.row_draws`) gives two draws of 16 bits: a probability is rounded to a multiple of
+1/65536, and outputs are scaled by what it was rounded to.
 
 Depends on the rows that the training loop announces (`RowsOfBatch`); without them these modules are torch's own.
 """
@@ -16,85 +10,23 @@ import functools
 import zlib
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.data.sampler import mix
+from shoal.models.row_draws import (
+    STEPS,
+    announced,
+    by_rows,
+    call_number,
+    column_seed,
+    draw_bits,
+    row_keys,
+)
 
-SALT = np.uint64(0x4452_4F50)  # keeps the draws apart from those of order, splits and views
 LEVELS = 1 << 16  # of a draw
-STEPS = 64  # that row keys are made for at a time, and at most the masks of small activations
-TOGETHER = 1 << 16  # elements of such masks: a small one costs more in calls than in work
-
-_draw = torch.zeros((), dtype=torch.int64)
-
-
-class _Announced:
-    """The rows that are being computed on.
-
-    Attributes:
-        keys: [n] int32, of the rows; None outside the training loop.
-        step: of the optimizer.
-        place: what keys of other steps are made from: seed, first row, distance of rows, number of rows.
-        drawn: by module, the number of each call, by what it drew from torch's generator.
-        calls: by module, calls that the compiler has traced.
-        is_filler: whether the rows do not count.
-        fallbacks: shapes of activations in which the rows were not found.
-    """
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.step, self.place, self.is_filler = 0, (0, 0, 1, 0), False
-        self.drawn: dict[int, dict[int, int]] = {}
-        self.calls: dict[int, int] = {}
-        self.fallbacks: set[tuple[int, ...]] = set()
-
-    @property
-    def draws(self) -> int:
-        """How many numbers were drawn from torch's generator for these rows."""
-        return sum(map(len, self.drawn.values()))
-
-
-announced = _Announced()
-
-
-class RowsOfBatch:
-    """A context of forward and backward over rows of a global batch: row i is number `first + i * distance` of it."""
-
-    def __init__(
-        self,
-        seed: int,
-        step: int,
-        first: int,
-        distance: int,
-        rows: int,
-        device: torch.device,
-        is_filler: bool = False,
-    ) -> None:
-        """Take what the rows are.
-
-        Args:
-            seed: of the run.
-            step: of the optimizer, from 0.
-            first: place of the first row in the global batch.
-            distance: from a row's place to the next one's.
-            rows: their number.
-            device: that they are on.
-            is_filler: whether they do not count.
-        """
-        self._step, self._place, self._device = step, (seed, first, distance, rows), device
-        self._is_filler = is_filler
-
-    def __enter__(self) -> None:
-        block, number = divmod(self._step, STEPS)
-        announced.step, announced.place = self._step, self._place
-        announced.keys = _row_keys(*self._place, block, self._device)[number]
-        announced.drawn, announced.calls = {}, {}
-        announced.is_filler = self._is_filler
-
-    def __exit__(self, *_: object) -> None:
-        announced.keys, announced.is_filler = None, False
+TOGETHER = (
+    1 << 16
+)  # elements of masks that are made for several steps: a small one costs more in calls than in work
 
 
 class _ByRow(nn.Module):
@@ -218,26 +150,12 @@ def use_row_dropout(model: nn.Module) -> None:
             layer.key = zlib.crc32(name.encode())  # type: ignore[assignment]
 
 
-def draw() -> int:
-    """Draw a number from torch's generator for the CPU."""
-    return int(_draw.random_())
-
-
 def _kept(
     shape: tuple[int, ...], p: float, key: int, part: tuple[int, int] | None, as_factors: bool
 ) -> Tensor | None:
-    """Return which elements of an activation are kept, [n, ...] or [k, n, ...] or [n * k, ...]; None: not known."""
-    assert announced.keys is not None
-    whole, rows = _whole(shape, part), len(announced.keys)
-    elements = _product(whole) // rows
-    if whole[0] == rows or (whole[0] % rows == 0 and not (len(whole) > 2 and whole[1] == rows)):
-        kept = _draws(elements, p, key, as_factors).view(whole)
-    elif len(whole) > 2 and whole[1] == rows:
-        kept = _draws(elements, p, key, as_factors).view(rows, whole[0], *whole[2:]).transpose(0, 1)
-    else:
-        announced.fallbacks.add(shape)
-        return None
-    if part is None:
+    """Return which elements of an activation are kept, of its shape; None: its rows are not found."""
+    kept = by_rows(_whole(shape, part), lambda elements: _draws(elements, p, key, as_factors))
+    if kept is None or part is None:
         return kept
     divided = _divided(shape)
     return kept.narrow(divided, part[0] * shape[divided], shape[divided])
@@ -256,10 +174,6 @@ def _divided(shape: tuple[int, ...]) -> int:
     return 1 if len(shape) == 4 else len(shape) - 1
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    return functools.reduce(lambda one, other: one * other, shape, 1)
-
-
 def _threshold(p: float) -> int:
     return round(p * LEVELS)
 
@@ -268,10 +182,10 @@ def _draws(elements: int, p: float, key: int, as_factors: bool) -> Tensor:
     """Return [n, elements]: which are kept, as truth values or perhaps as factors."""
     keys = announced.keys
     assert keys is not None
-    threshold, call = _threshold(p), _call_number(key)
+    threshold, call = _threshold(p), call_number(key)
     steps = 1 if torch.compiler.is_compiling() else _steps_together(len(keys) * elements)
     if steps == 1:
-        return _compare(keys, elements, _column_seed(key, call), threshold)
+        return _compare(keys, elements, column_seed(key, call), threshold)
     block, number = divmod(announced.step, steps)
     masks = _masks(*announced.place, block, steps, elements, key, call, threshold, as_factors, keys.device)
     return masks[number]
@@ -286,37 +200,6 @@ def _steps_together(elements: int) -> int:
     )
 
 
-def _call_number(key: int) -> int:
-    """Return the number of this call of a module among those on these rows.
-
-    A call draws from torch's generator, whose state torch restores when it computes activations again: a call that
-    draws what an earlier one drew is that one again. The compiler computes again from what it has traced.
-    """
-    if torch.compiler.is_compiling():
-        number = announced.calls.get(key, 0)
-        announced.calls[key] = number + 1
-        return number
-    drawn = announced.drawn.setdefault(key, {})
-    return drawn.setdefault(draw(), len(drawn))
-
-
-def _column_seed(key: int, call: int) -> int:
-    """Return a signed 32-bit number."""
-    bits = (key ^ (call + 1) * 0x9E3779B1) & 0xFFFFFFFF
-    bits = (bits ^ bits >> 16) * 0x7FEB352D & 0xFFFFFFFF
-    bits = (bits ^ bits >> 15) * 0x846CA68B & 0xFFFFFFFF
-    return (bits ^ bits >> 16) - (1 << 31)
-
-
-@functools.lru_cache(maxsize=64)
-def _row_keys(seed: int, first: int, distance: int, rows: int, block: int, device: torch.device) -> Tensor:
-    """Return [STEPS, rows] int32, the keys of a worker's rows in a block of steps."""
-    steps = np.arange(block * STEPS, (block + 1) * STEPS, dtype=np.uint64)
-    lanes = first + distance * np.arange(rows, dtype=np.uint64)
-    keys = mix(mix(mix(np.uint64(seed) + SALT) ^ steps)[:, None] ^ lanes)
-    return torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
-
-
 @functools.lru_cache(maxsize=128)
 def _masks(
     seed: int, first: int, distance: int, rows: int, block: int, steps: int,
@@ -324,21 +207,12 @@ def _masks(
 ) -> Tensor:  # fmt: skip
     """Return [steps, rows, elements]: which are kept."""
     start = block * steps
-    keys = _row_keys(seed, first, distance, rows, start // STEPS, device)[start % STEPS :][:steps]
-    kept = _compare(keys, elements, _column_seed(key, call), threshold)
+    keys = row_keys(seed, first, distance, rows, start // STEPS, device)[start % STEPS :][:steps]
+    kept = _compare(keys, elements, column_seed(key, call), threshold)
     return kept.float().mul_(LEVELS / (LEVELS - threshold)) if as_factors else kept
 
 
 def _compare(keys: Tensor, elements: int, columns: int, threshold: int) -> Tensor:
     """Return whether the draws of rows' keys [...] at all columns, [..., elements], reach a threshold."""
-    pairs = torch.arange((elements + 1) // 2, dtype=torch.int32, device=keys.device)
-    bits = _hash(keys[..., None] + _hash(_hash(pairs) + columns))
+    bits = draw_bits(keys, elements, columns)
     return (bits.view(torch.int16) >= min(threshold, LEVELS - 1) - LEVELS // 2)[..., :elements]
-
-
-def _hash(bits: Tensor) -> Tensor:
-    """Mix 32-bit integers in place."""
-    # A shift repeats the sign, which is masked away.
-    bits = bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
-    bits = bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF)).mul_(0x846CA68B - (1 << 32))
-    return bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))

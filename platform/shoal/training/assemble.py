@@ -21,8 +21,9 @@ from shoal.errors import ModelError
 from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
-from shoal.models.dropout import announced, use_row_dropout
+from shoal.models.dropout import use_row_dropout
 from shoal.models.registry import build_model_for
+from shoal.models.row_draws import announced
 from shoal.tasks.base import Task
 from shoal.tasks.registry import TaskName, make_task
 from shoal.training.accumulation import make_accumulation, split_batch
@@ -168,7 +169,9 @@ def assemble_loop(
         ),
         scaler=make_scaler(train.precision, device.type),
         ema=EMA(model, train.ema) if train.ema else None,
-        dependence=Dependence(model, collective, sync_batchnorm and train.micro_batch_size is None),
+        dependence=Dependence(
+            model, collective, sync_batchnorm and train.micro_batch_size is None, train.compile
+        ),
         seed=seed,
         has_validation=has_validation,
     )

@@ -25,7 +25,7 @@ from shoal.data.tree import clone, first_tensor
 from shoal.distributed.process_group import Collective
 from shoal.errors import DivergedError
 from shoal.models.call import call_model
-from shoal.models.dropout import RowsOfBatch
+from shoal.models.row_draws import RowsOfBatch
 from shoal.storage.records import Ending
 from shoal.tasks.base import Task
 from shoal.tasks.metrics import reaches, update_best
@@ -247,9 +247,8 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
     dependence = loop.dependence
     # A model may write on its inputs: a filler's are a stored row.
     inputs = clone(micro_batch.inputs) if micro_batch.is_filler else micro_batch.inputs
-    with rows_of(
-        micro_batch, step, loop.seed, loop.collective
-    ):  # in backward activations may be computed again
+    # In backward activations may be computed again.
+    with rows_of(micro_batch, step, loop.seed, loop.collective), dependence.row_noise():
         with autocast(loop.config.precision, first_tensor(inputs).device.type):
             outputs = (
                 call_model(loop.forward, inputs, loop.model)
@@ -260,7 +259,8 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
         if micro_batch.is_filler:
             loss = loss * 0.0
         # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
-        loss.backward(loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))  # type: ignore[no-untyped-call]
+        # Not by the tensor's method, inside which no random number would be drawn by row.
+        torch.autograd.backward(loss, loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))
     return loss.detach()
 
 

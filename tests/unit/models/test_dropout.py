@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shoal.models import dropout
-from shoal.models.dropout import RowsOfBatch, announced, use_row_dropout
+from shoal.models.dropout import use_row_dropout
+from shoal.models.row_draws import RowsOfBatch, announced
 
 CPU = torch.device("cpu")
 ROWS = 12

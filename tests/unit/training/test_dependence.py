@@ -40,8 +40,8 @@ class Normed(nn.BatchNorm1d):
 
 
 DRAWS = {
-    "torch": lambda x: x + torch.rand_like(x),
-    "functional": lambda x: F.dropout(x, 0.1),
+    "one for all rows": lambda x: x + torch.rand(1),
+    "permutation": lambda x: x[torch.randperm(len(x))],
     "numpy": lambda x: x * float(np.random.rand()),
     "python": lambda x: x * random.random(),
 }
@@ -54,6 +54,13 @@ def reason(tmp_path, model, **settings):
 @pytest.mark.parametrize("kind", DRAWS)
 def test_a_model_that_draws_numbers_of_its_own_is_found(tmp_path, kind):
     assert "random numbers of its own" in reason(tmp_path, Own(DRAWS[kind]))
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda x: x + torch.rand_like(x), lambda x: F.dropout(x, 0.1)], ids=["noise", "dropout"]
+)
+def test_numbers_that_are_drawn_for_rows_do_not_depend_on_workers(tmp_path, draw):
+    assert reason(tmp_path, Own(draw)) is None
 
 
 def test_dropout_inside_torchs_attention_is_found(tmp_path):
