@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.autograd.graph import get_gradient_edge
 
 from shoal.config.schema import Section
 from shoal.data.loader import Batch, Shard
@@ -259,8 +260,12 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
         if micro_batch.is_filler:
             loss = loss * 0.0
         # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
-        # Not by the tensor's method, inside which no random number would be drawn by row.
-        torch.autograd.backward(loss, loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)))
+        # Of the edge, not the tensor: that would leave the mode in which activations computed again draw by row.
+        edge, scaled = (
+            get_gradient_edge(loss),
+            loop.scaler.scale(torch.full_like(loss, 1.0 / micro_batch.count)),
+        )
+        torch.autograd.backward(edge, scaled)
     return loss.detach()
 
 
