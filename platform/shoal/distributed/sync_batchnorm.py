@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 AllReduce = Callable[[Tensor], Tensor]
 
+STAYS_IN_EVAL = "_shoal_stays_in_eval"  # of a frozen layer, which normalizes by its running statistics always
+
 
 class _Sum(torch.autograd.Function):
     """The sum of a vector over the workers; its gradient is the sum of their gradients."""
@@ -97,7 +99,11 @@ SYNCED: dict[type[nn.Module], type[nn.Module]] = {
 
 def has_batchnorm(model: nn.Module, of_a_users_own: bool = False) -> bool:
     """Whether a model has BatchNorm layers, or ones of classes that are not synchronized: subclasses of torch's."""
-    layers = (layer for layer in model.modules() if isinstance(layer, tuple(SYNCED)))
+    layers = (
+        layer
+        for layer in model.modules()
+        if isinstance(layer, tuple(SYNCED)) and not hasattr(layer, STAYS_IN_EVAL)
+    )
     known = (*SYNCED, *SYNCED.values()) if of_a_users_own else ()
     return any(type(layer) not in known for layer in layers)
 

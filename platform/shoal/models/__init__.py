@@ -4,8 +4,9 @@
 - `mlp`, `gpt`, `bert`, `resnet`, `inception`, `huggingface`: one per file; `transformer` and `convolution` are shared
 - `mup`: the maximal update parametrization; `weight_decay`: which parameters it spares
 - `call`: how inputs of one or several tensors reach a model's forward
+- `patterns`: parameters by patterns of their names
 - `config`: the `model` section; `huggingface_config`: the sizes of a transformers architecture
-- `pretrained`: initial weights from files
+- `pretrained`: initial weights from files; `freezing`: parameters that are not trained
 - `size`, `flops`, `activation_memory`, `memory_estimate`: parameters, operations, memory
 - `cpu_kernels`: linear layers by oneDNN; `dropout`, `row_noise`: masks and random numbers
   that do not depend on the worker, of `row_draws`

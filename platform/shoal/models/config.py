@@ -36,8 +36,13 @@ class ModelConfig(Section):
     )
     init: str | None = Field(
         None,
-        description="folder with pretrained safetensors weights, as transformers' save_pretrained writes them, "
-        "or a Shoal run folder",
+        description="pretrained weights: a folder of safetensors, as transformers' save_pretrained writes them, a "
+        "Shoal run folder, a .safetensors file, or a .pt or .pth file with a state_dict; what fits is loaded",
+    )
+    freeze: list[str] = Field(
+        default_factory=list,
+        description="parameters or modules that are not trained, by name patterns, e.g. [encoder.*]; their BatchNorm "
+        "layers keep their statistics, too (eval mode)",
     )
 
     @model_validator(mode="after")

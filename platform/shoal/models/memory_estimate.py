@@ -29,11 +29,6 @@ USABLE = 0.9  # of a device's memory; CUDA itself, NCCL's buffers and gaps betwe
 TIMED_ON = ("A100", "H100")
 MFU = 0.4
 
-# Numbers that an optimizer keeps for each weight, and the optimizers that count steps for each tensor.
-MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
-COUNTS_STEPS = ("adam", "adamw")
-STEP_BYTES = 4  # of such a count, a float32
-
 SINGLE_WORKER = "single worker"  # the layout of one worker
 TENSOR_SIZE = 8  # default number of workers of a tensor-parallel group besides FSDP: those of one host
 
@@ -86,7 +81,8 @@ class TrainingSetup:
         batch_size: samples of an optimizer step, over all workers.
         num_workers: one device each.
         precision: fp32, or the autocast precision, bf16 or fp16.
-        optimizer: adam, adamw or sgd.
+        state_per_weight: numbers that the optimizer keeps for each weight; Adam keeps two.
+        state_per_tensor: bytes that it keeps for each tensor besides; Adam a count of steps.
         micro_batch_size: samples that a worker runs at a time; None: its full part of a batch.
         ema: whether a moving average of the weights is kept.
         tensor_size: workers of a tensor-parallel group besides FSDP.
@@ -98,7 +94,8 @@ class TrainingSetup:
     batch_size: int
     num_workers: int = 1
     precision: str = "fp32"
-    optimizer: str = "adam"
+    state_per_weight: float = 2.0
+    state_per_tensor: float = 4.0
     micro_batch_size: int | None = None
     ema: bool = False
     tensor_size: int = TENSOR_SIZE
@@ -300,11 +297,11 @@ def worker_memory(
     shards = layout.data if layout.is_sharded else 1
     shard = -(-held.total // shards)
     gathered = held.total - sum(held.units) + sum(sorted(held.units)[-2:]) if layout.is_sharded else 0
-    steps = STEP_BYTES * held.tensors if setup.optimizer in COUNTS_STEPS else 0
+    state = shard * held.element_size * setup.state_per_weight + setup.state_per_tensor * held.tensors
     return WorkerMemory(
         weights=(shard + gathered + shard * setup.ema) * held.element_size,
         gradients=(shard + gathered) * held.element_size,
-        optimizer=shard * held.element_size * MOMENTS[setup.optimizer] + steps,
+        optimizer=round(state),
         activations=activation_bytes,
         evaluation=evaluation_bytes,
     )

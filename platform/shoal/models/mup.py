@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from shoal.errors import ModelError, nearest
 
 Role = Literal["input", "hidden", "output", "fixed"]
+OPTIMIZERS = ("adam", "adamw", "sgd")
 MUP_ATTRIBUTE = "_shoal_mup"  # of a model in muP: its parameters' `ParameterScaling`s, by name
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -95,10 +96,28 @@ def width_scalings(model: nn.Module, optimizer: str) -> dict[str, WidthScaling]:
     """Return each parameter's factors by name; an empty dict for a model in the standard parametrization.
 
     Args:
-        optimizer: sgd, adam or adamw.
+        optimizer: one of `OPTIMIZERS`, where the model is in muP.
+
+    Raises:
+        ModelError: the table has no rule for this optimizer.
     """
     scalings: dict[str, ParameterScaling] = getattr(model, MUP_ATTRIBUTE, {})
+    if scalings:
+        check_optimizer(optimizer)
     return {name: _width_scaling(scaling, optimizer) for name, scaling in scalings.items()}
+
+
+def check_optimizer(optimizer: str) -> None:
+    """Refuse an optimizer for which it is not known how its rates scale with the width.
+
+    Raises:
+        ModelError: it is none of `OPTIMIZERS`.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ModelError(
+            f"optim.name='{optimizer}' with model.parametrization=mup, which has rules for the learning rates of "
+            f"{', '.join(OPTIMIZERS)} alone: take one of them, or set model.parametrization=standard"
+        )
 
 
 def _width_scaling(scaling: ParameterScaling, optimizer: str) -> WidthScaling:

@@ -16,6 +16,7 @@ from shoal.errors import ModelError, UserError, nearest
 from shoal.models import huggingface, huggingface_config
 from shoal.models.bert import BERT
 from shoal.models.config import ModelConfig
+from shoal.models.freezing import freeze
 from shoal.models.gpt import GPT
 from shoal.models.inception import Inception
 from shoal.models.mlp import MLP
@@ -31,6 +32,8 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "inception": Inception,
 }
 TAKE_TOKENS = ("gpt", "bert")
+# What the model that a muP model is compared with differs in, besides its width.
+AT_BASE_WIDTH: dict[str, Any] = {"parametrization": "standard", "init": None, "freeze": []}
 
 
 def find_builder(name: str) -> Callable[..., Any]:
@@ -69,7 +72,7 @@ def build_model(
     number of features if there is one dimension.
 
     With `model.parametrization=mup` the model is converted by comparison with the same model at `base_width`. Weights
-    of `model.init` are loaded last and unchanged.
+    of `model.init` are loaded last and unchanged; `model.freeze` names what is not trained.
 
     Args:
         config: the config section.
@@ -82,7 +85,8 @@ def build_model(
         dtype: of a sample; None: whole numbers for tokens, else float32.
 
     Raises:
-        UserError: the builder refuses, raises, or returns something other than a module; `model.init` does not fit.
+        UserError: the builder refuses, raises, or returns something other than a module; nothing of `model.init`
+            fits, or a pattern of `model.freeze` matches nothing.
     """
     builder = builder or find_builder(config.name)
     is_transformers = config.name.startswith(huggingface_config.SCHEME)
@@ -99,12 +103,12 @@ def build_model(
         model = _call_builder(config, builder, offered)
         _fill_lazy_layers(model, input_shape, dtype or (torch.int64 if vocabulary else torch.float32), config)
     if config.parametrization == "mup":
-        at_base = {"width": config.base_width, "parametrization": "standard", "init": None}
-        at_base_width = config.model_copy(update=at_base)
+        at_base_width = config.model_copy(update=AT_BASE_WIDTH | {"width": config.base_width})
         base = build_model(at_base_width, input_shape, outputs, seed, vocabulary, task, builder, dtype)
         _convert_to_mup(model, base, config)
     if config.init is not None:
         load_pretrained(model, config.init)
+    freeze(model, config.freeze)
     return model
 
 

@@ -10,19 +10,29 @@ from shoal.data.tree import Tree, describe
 from shoal.errors import ModelError
 from shoal.models.call import call_model
 from shoal.models.flops import flop_counter
+from shoal.models.pretrained import NOT_LOADED
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model's parameters, their bytes with buffers, and the FLOPs of a forward pass over one sample."""
+    """A model's parameters, their bytes with buffers, and the FLOPs of a forward pass over one sample.
+
+    Attributes:
+        trained: parameters that are not frozen.
+        not_loaded: what of `model.init` did not fit, in words; None where all did.
+    """
 
     parameters: int
     bytes: int
     flops_per_sample: int
+    trained: int | None = None
+    not_loaded: str | None = None
 
     def __str__(self) -> str:
+        is_frozen = self.trained is not None and self.trained < self.parameters
         return (
-            f"{self.parameters:,} parameters, {readable(self.bytes)}B, "
+            f"{self.parameters:,} parameters{f' ({self.trained:,} trained)' if is_frozen else ''}, "
+            f"{readable(self.bytes)}B, "
             f"{readable(self.flops_per_sample)}FLOPs forward per sample"
         )
 
@@ -54,6 +64,8 @@ def measure_size(model: nn.Module, sample: Tree) -> ModelSize:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         flops_per_sample=counter.total,
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        not_loaded=getattr(model, NOT_LOADED, None),
     )
 
 

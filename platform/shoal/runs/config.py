@@ -9,6 +9,7 @@ from shoal.data.config import DataConfig
 from shoal.distributed.parallelism import Strategy
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
+from shoal.models.mup import check_optimizer as check_mup_optimizer
 from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.config import TrackConfig
 from shoal.training.checkpoint.contents import CheckpointConfig
@@ -131,6 +132,8 @@ class RunConfig(Section):
                 )
         if self.train.target and not self.data.validation_fraction:
             raise ValueError("train.target needs a validation split: set data.validation_fraction above 0")
+        if self.model.parametrization == "mup":
+            check_mup_optimizer(self.optim.kind)
         if self.data.global_batch_size < self.scale.data_size:
             raise ValueError(
                 f"data.global_batch_size={self.data.global_batch_size} is less than "
@@ -146,6 +149,7 @@ class RunConfig(Section):
             "train.ema": train.ema is not None,
             "train.precision=fp16": train.precision == "fp16",
             "train.micro_batch_size=auto": train.micro_batch_size == "auto",
+            "optim.name=rprop": self.optim.name == "rprop",
         }
         for name, is_set in asked.items():
             if is_set and strategy != "ddp":

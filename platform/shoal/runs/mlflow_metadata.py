@@ -50,7 +50,8 @@ def run_metadata(
             "shoal.flops_per_sample": size.flops_per_sample,
             "shoal.model_bytes": size.bytes,
             "shoal.num_workers": config.scale.num_workers,
-        },
+        }
+        | ({"shoal.not_loaded": size.not_loaded} if size.not_loaded else {}),
         contexts=["training"],
         dataset=DatasetRecord(
             name=source.partition("?")[0][-250:],
@@ -66,7 +67,13 @@ def run_metadata(
 
 
 def model_record(size: ModelSize) -> ModelRecord:
-    return ModelRecord(parameters=size.parameters, bytes=size.bytes, flops_per_sample=size.flops_per_sample)
+    return ModelRecord(
+        parameters=size.parameters,
+        bytes=size.bytes,
+        flops_per_sample=size.flops_per_sample,
+        trained=size.trained,
+        not_loaded=size.not_loaded,
+    )
 
 
 def _environment() -> Environment:

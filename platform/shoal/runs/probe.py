@@ -31,6 +31,7 @@ from shoal.runs.row_counts import check_row_counts
 from shoal.tasks.registry import make_task
 from shoal.training.mixed_precision import Precision, autocast
 from shoal.training.optimizer import build_optimizer
+from shoal.training.optimizer_state import check_state
 
 MOST_ROWS = 8
 MOST_NUMBERS = 1 << 16  # of the rows' inputs, but two rows at least: normalization over a batch needs them
@@ -156,8 +157,9 @@ class _Probe:
         if not trained:
             raise ModelError(
                 f"{self._name} has no parameter to train: all {len(list(model.parameters()))} have "
-                "requires_grad=False; leave it True for those that are learnt"
+                "requires_grad=False; leave it True for those that are learnt, or name fewer in model.freeze"
             )
+        optimizer = build_optimizer(model, self._config.optim)
         check_row_counts(self._config, self._info.rows[TRAIN], model, self._takes_one_row)
         loss = self._loss(batch)
         if not torch.isfinite(loss):
@@ -178,7 +180,9 @@ class _Probe:
                 f"{self._name}: none of its {len(trained)} parameters gets a gradient from the loss"
             )
         with self._guarded(batch, f"in the {self._config.optim.name} step of"):
-            build_optimizer(model, self._config.optim).step()
+            optimizer.step()
+        if is_path(self._config.optim.name):
+            check_state(optimizer, build_optimizer(model, self._config.optim), self._config.optim.name)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Return the loss of rows in training, computed as precisely as this process can."""

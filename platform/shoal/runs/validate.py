@@ -12,6 +12,7 @@ from shoal.data.sampler import TEST, TRAIN, VALIDATION, Lanes
 from shoal.data.sources.base import Source
 from shoal.data.sources.open import is_function
 from shoal.distributed.parallelism import check_strategy
+from shoal.models.pretrained import NOT_LOADED
 from shoal.models.registry import build_model_for, find_builder, sample_like
 from shoal.models.size import ModelSize, measure_size
 from shoal.registry.preflight import check_tracking_uri
@@ -22,6 +23,8 @@ from shoal.runs.probe import probe, training_rows
 from shoal.tasks.open_data import open_data, preprocessing_spec
 from shoal.tracking.config import TrackConfig
 from shoal.training.loop import total_steps
+from shoal.training.lr_schedule import check_schedule
+from shoal.training.optimizer import check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ def validate(config: RunConfig, connect: Connect) -> RunPlan:
     if config.scale.num_workers and address is not None:
         check_cluster(address)
     find_builder(config.model.name)
+    check_optimizer(config.optim)
     if config.scale.num_workers and _uses_ray(config.data.source):
         connect(config.scale, 1)
     source = open_data(config.data, config.task, config.seed)
@@ -96,13 +100,17 @@ def check_training(
     Raises:
         UserError: the first rule that is broken.
     """
-    _warn_of_what_is_odd(config, dataset_info)
+    steps = total_steps(config.train, Lanes(dataset_info.rows[TRAIN], config.data.global_batch_size, 0).steps)
+    _warn_of_what_is_odd(config, dataset_info, steps)
+    check_schedule(config.optim, steps)
     model = build_model_for(config.model, dataset_info.transform, config.task, config.seed)
+    if not_loaded := getattr(model, NOT_LOADED, None):
+        logger.warning("%s", not_loaded)
     check_strategy(model, config.scale)
     return probe(config, dataset_info, preprocessing, training_rows(source, preprocessing), model)
 
 
-def _warn_of_what_is_odd(config: RunConfig, dataset_info: DatasetInfo) -> None:
+def _warn_of_what_is_odd(config: RunConfig, dataset_info: DatasetInfo, steps: int) -> None:
     """Say what trains, and hardly as it was meant."""
     rows, optim = dataset_info.rows, config.optim
     if not rows[VALIDATION] and not rows[TEST]:
@@ -110,7 +118,6 @@ def _warn_of_what_is_odd(config: RunConfig, dataset_info: DatasetInfo) -> None:
             "nothing is held out (0 validation rows, 0 test rows): the model is neither measured nor verified; "
             "data.validation_fraction and data.test_fraction hold rows out"
         )
-    steps = total_steps(config.train, Lanes(rows[TRAIN], config.data.global_batch_size, 0).steps)
     if steps < optim.warmup_steps:
         logger.warning(
             "optim.warmup_steps=%d is longer than the training of %d steps: the learning rate reaches %.2g%% of "

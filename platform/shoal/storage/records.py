@@ -206,11 +206,18 @@ class DatasetRecord(Part):
 
 
 class ModelRecord(Part):
-    """The size of a model: parameters, their bytes, operations of a forward pass of one sample."""
+    """The size of a model: parameters, their bytes, operations of a forward pass of one sample.
+
+    Attributes:
+        trained: parameters that are not frozen.
+        not_loaded: what of `model.init` did not fit, in words.
+    """
 
     parameters: int
     bytes: int
     flops_per_sample: int
+    trained: int | None = None
+    not_loaded: str | None = None
 
 
 class Environment(Part):

@@ -32,7 +32,7 @@ from shoal.training.compile import compile_model
 from shoal.training.dependence import Dependence
 from shoal.training.ema import EMA
 from shoal.training.loop import TrainConfig, TrainingLoop, rows_of, total_steps
-from shoal.training.lr_schedule import learning_rate
+from shoal.training.lr_schedule import make_schedule
 from shoal.training.mixed_precision import autocast, make_scaler
 from shoal.training.optimizer import OptimConfig, build_optimizer
 
@@ -153,13 +153,12 @@ def assemble_loop(
     _replace_layers(model, train, collective, sync_batchnorm)
     _prepare(model, train, collective, device)
     forward = _wrap(model, train, task, shard, collective, seed)
-    steps = total_steps(train, shard.lanes.steps)
     return TrainingLoop(
         config=train,
         model=model,
         forward=forward,
         optimizer=build_optimizer(model, optim),
-        learning_rate=lambda step: learning_rate(optim, step, steps),
+        learning_rate=make_schedule(optim, total_steps(train, shard.lanes.steps)),
         clip_norm=optim.clip_norm,
         task=task,
         shard=shard,

@@ -12,6 +12,7 @@ from shoal.runs.config import RunConfig
 from shoal.runs.validate import validate_data
 from shoal.tasks.registry import TASKS
 from shoal.training.loop import total_steps
+from shoal.training.optimizer_state import measure_state
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def data_shape(config: RunConfig) -> DataShape:
 def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
     # Another parametrization has the same sizes, and is made from the weights' values.
     model = config.model.model_copy(update={"parametrization": "standard"})
+    state = measure_state(config.optim)
     few, most = TASKS[config.task].evaluation_rows(data.sample, data.outputs)
     return estimate(
         lambda: build_model(model, data.sample, data.outputs, config.seed, data.vocabulary, config.task),
@@ -66,7 +68,8 @@ def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
             batch_size=config.data.global_batch_size,
             num_workers=max(1, config.scale.num_workers),
             precision=config.train.precision,
-            optimizer=config.optim.name,
+            state_per_weight=state.per_weight,
+            state_per_tensor=state.bytes_per_tensor,
             micro_batch_size=size if isinstance(size := config.train.micro_batch_size, int) else None,
             ema=config.train.ema is not None,
             tensor_size=config.scale.tp_size or TENSOR_SIZE,

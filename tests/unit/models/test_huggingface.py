@@ -1,4 +1,3 @@
-import logging
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from shoal.data.preprocessing import Label, Transform
 from shoal.errors import ModelError
 from shoal.inference.predictor import describe_model
 from shoal.models.config import ModelConfig
+from shoal.models.pretrained import NOT_LOADED
 from shoal.models.registry import build_model, find_builder
 from shoal.models.size import measure_size
 from shoal.registry.package import REQUIREMENTS, _code_paths, _requirements
@@ -253,18 +253,18 @@ def test_a_model_starts_from_what_save_pretrained_wrote_with_its_own_config(tmp_
     assert torch.equal(model(tokens()), trained(tokens()))
 
 
-def test_a_new_head_stays_as_initialised_and_is_named_in_the_log(tmp_path, caplog):
+def test_a_new_head_stays_as_initialised_and_is_named(tmp_path):
     trained = make("bert", "masked_lm")
-    with caplog.at_level(logging.INFO, "shoal"):
-        model = make("bert", "sequence_classification", 4, seed=1, init=saved(trained, tmp_path))
+    model = make("bert", "sequence_classification", 4, seed=1, init=saved(trained, tmp_path))
     fresh = make("bert", "sequence_classification", 4, seed=1)
     new, own, old = model.state_dict(), fresh.state_dict(), trained.state_dict()
     assert torch.equal(new["inner.classifier.weight"], own["inner.classifier.weight"])
     shared = [name for name in new if name.startswith("inner.bert.") and "pooler" not in name]
     assert len(shared) > 30
     assert all(torch.equal(new[name], old[name]) for name in shared)
-    spec = [record.getMessage() for record in caplog.records]
-    assert any("left as initialized" in line and "inner.classifier.weight" in line for line in spec)
+    note = getattr(model, NOT_LOADED)
+    assert "not there, left as initialized: " in note
+    assert "inner.classifier.weight" in note
 
 
 def test_a_context_shorter_than_the_saved_models_is_no_misfit(tmp_path):
@@ -275,21 +275,33 @@ def test_a_context_shorter_than_the_saved_models_is_no_misfit(tmp_path):
 @pytest.mark.parametrize(
     ("rest", "pieces"),
     [
-        (
-            {"vocabulary": 50, "outputs": 50},
-            ["word_embeddings.weight", "(40, 32) there", "(50, 32)", "data.tokenizer"],
-        ),
-        ({"inputs": (20,)}, ["position_embeddings.weight", "(12, 32) there", "(20, 32)", "data.context"]),
         ({"width": 64}, ["model.width=64", "set model.width=32 model.depth=2"]),
         ({"depth": 5}, ["model.depth=5", "set model.width=32 model.depth=2"]),
         ({"kind": "roberta"}, ["architecture 'bert'", "set model.name=huggingface:bert"]),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_with_both_shapes_and_the_remedy(tmp_path, rest, pieces):
+def test_a_config_that_contradicts_the_saved_one_is_refused_with_both_sizes(tmp_path, rest, pieces):
     init = saved(make("bert", "masked_lm"), tmp_path)
     with pytest.raises(ModelError) as caught:
         make(**{"kind": "bert", "task": "masked_lm", "init": init} | rest)
     assert all(piece in str(caught.value) for piece in pieces), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rest", "pieces"),
+    [
+        ({"vocabulary": 50, "outputs": 50}, ["word_embeddings.weight (40, 32) there, (50, 32) in the model"]),
+        ({"inputs": (20,)}, ["position_embeddings.weight (12, 32) there, (20, 32) in the model"]),
+    ],
+)
+def test_of_a_saved_model_what_fits_is_loaded_and_the_rest_named(tmp_path, rest, pieces):
+    trained = make("bert", "masked_lm")
+    model = make(**{"kind": "bert", "task": "masked_lm", "init": saved(trained, tmp_path), "seed": 1} | rest)
+    note = getattr(model, NOT_LOADED)
+    assert "of another shape, left as initialized: " in note
+    assert all(piece in note for piece in pieces), note
+    name = "inner.bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(model.state_dict()[name], trained.state_dict()[name])
 
 
 @pytest.mark.parametrize("place", ["", "data/model", "model/data/model"])
@@ -320,7 +332,7 @@ def test_mup_keeps_its_scaling_and_takes_the_weights_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, "is no folder"),
+        (None, "is no folder and no file"),
         ({}, r"holds no \*.safetensors"),
         (
             {"other": torch.zeros(2)},

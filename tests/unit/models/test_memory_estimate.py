@@ -29,6 +29,7 @@ from shoal.models.registry import build_model
 from shoal.runs.config import RunConfig
 from shoal.terminal.estimate_report import estimate_report, verdict
 from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.optimizer_state import measure_state
 from shoal.workflows.estimate import estimate_run
 
 VOCABULARY = 259
@@ -109,7 +110,8 @@ PLANNED = {}
 
 def planned(name, shape, config, samples=8, precision="fp32", optimizer="adamw", workers=1):
     """Estimate what a model takes: once, although several tests look at it."""
-    setup = TrainingSetup(samples, workers, precision, optimizer)
+    state = measure_state(OptimConfig(name=optimizer))
+    setup = TrainingSetup(samples, workers, precision, state.per_weight, state.bytes_per_tensor)
     key = f"{name} {shape} {config} {setup}"
     if key not in PLANNED:
         dtype = inputs_of(name, shape, 1).dtype
@@ -155,7 +157,7 @@ def test_gradients_between_layers_are_counted_besides_what_autograd_saves():
 @pytest.mark.parametrize(
     ("name", "shape", "config", "optimizer"),
     [
-        *((*MODELS[0], optimizer) for optimizer in ("adam", "adamw", "sgd")),
+        *((*MODELS[0], optimizer) for optimizer in ("adam", "adamw", "sgd", "nadam", "rmsprop", "asgd")),
         (*GPT, "adamw"),
         *(pytest.param(*GPT, optimizer, marks=pytest.mark.long) for optimizer in ("adam", "sgd")),
     ],
@@ -237,14 +239,19 @@ def test_fsdp_shards_everything_and_gathers_two_blocks_and_the_parameters_outsid
     held = ParameterCount(total=1000, tensors=7, units=(300, 300, 300), embedding=50)
     whole = 4 * (100 + 2 * 300)
     assert worker_memory(
-        held, ParallelLayout("fsdp", 10, is_sharded=True), TrainingSetup(8, optimizer="adamw"), 5
+        held,
+        ParallelLayout("fsdp", 10, is_sharded=True),
+        TrainingSetup(8, state_per_weight=2, state_per_tensor=4),
+        5,
     ) == WorkerMemory(
         weights=4 * 100 + whole, gradients=4 * 100 + whole, optimizer=8 * 100 + 4 * 7, activations=5
     )
     assert worker_memory(
-        held, ParallelLayout("ddp", 10), TrainingSetup(8, optimizer="sgd"), 5
+        held, ParallelLayout("ddp", 10), TrainingSetup(8, state_per_weight=1, state_per_tensor=0), 5
     ) == WorkerMemory(4000, 4000, 4000, 5)
-    averaged = worker_memory(held, ParallelLayout("ddp", 10), TrainingSetup(8, optimizer="sgd", ema=True), 5)
+    averaged = worker_memory(
+        held, ParallelLayout("ddp", 10), TrainingSetup(8, state_per_weight=1, state_per_tensor=0, ema=True), 5
+    )
     assert averaged == WorkerMemory(8000, 4000, 4000, 5)
 
 

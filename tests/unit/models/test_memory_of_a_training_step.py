@@ -20,6 +20,7 @@ from shoal.training.assemble import assemble_loop
 from shoal.training.evaluation import evaluate
 from shoal.training.loop import Clock, TrainConfig, update
 from shoal.training.optimizer import OptimConfig
+from shoal.training.optimizer_state import measure_state
 
 CLASSES = 10
 # Name, shape of a sample, config, samples of a batch. The MLP's batch is large, so that activations outweigh weights.
@@ -113,7 +114,14 @@ def measure(name, optimizer, precision, ema=False):
 def planned(name, optimizer="adamw", precision="fp32", ema=False):
     shape, _, samples = MODELS[name]
     dtype = torch.int64 if name == "gpt" else torch.float32
-    setup = TrainingSetup(samples, precision=precision, optimizer=optimizer, ema=ema)
+    state = measure_state(OptimConfig(name=optimizer))
+    setup = TrainingSetup(
+        samples,
+        precision=precision,
+        state_per_weight=state.per_weight,
+        state_per_tensor=state.bytes_per_tensor,
+        ema=ema,
+    )
     return estimate(lambda: build(name), shape, dtype, setup).layouts[0].plain
 
 
@@ -178,7 +186,7 @@ def test_what_a_real_evaluation_holds_is_estimated(name):
 
 def test_an_evaluation_that_takes_more_than_a_step_is_what_is_planned_for():
     def plain(**limits):
-        setup = TrainingSetup(1, optimizer="sgd", **limits)
+        setup = TrainingSetup(1, state_per_weight=1, state_per_tensor=0, **limits)
         return estimate(lambda: build("resnet"), MODELS["resnet"][0], torch.float32, setup).layouts[0].plain
 
     few, many = plain(), plain(evaluate_few=4096)

@@ -25,3 +25,22 @@ def test_what_saves_memory_or_time_may_differ_when_a_run_is_resumed():
     assert "train.micro_batch_size".startswith(free)
     assert not "train.precision".startswith(free)
     assert not "train.ema".startswith(free)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            ["optim.name=nadam", "model.parametrization=mup", "model.base_width=8"],
+            "optim.name='nadam' with model.parametrization=mup, .*adam, adamw, sgd alone",
+        ),
+        (
+            ["optim.name=rprop", "scale.strategy=fsdp"],
+            "optim.name=rprop does not go with scale.strategy=fsdp",
+        ),
+        (["optim.name=Muon"], "'Muon' does not work here: it takes 2-D weights alone"),
+    ],
+)
+def test_an_optimizer_that_does_not_go_with_the_rest_is_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        load(RunConfig, None, settings)

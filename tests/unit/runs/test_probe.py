@@ -13,6 +13,7 @@ from shoal.cluster import session
 from shoal.config.loading import load
 from shoal.errors import UserError
 from shoal.runs.config import RunConfig
+from shoal.runs.mlflow_metadata import model_record
 from shoal.runs.row_counts import rows_at_a_time
 from shoal.runs.validate import validate
 
@@ -308,3 +309,46 @@ def test_that_nothing_is_held_out_is_said_once(caplog):
         check(Sound, "data.validation_fraction=0", "data.test_fraction=0")
     assert len(caplog.records) == 1
     assert "nothing is held out" in caplog.text
+
+
+class Loses(torch.optim.SGD):
+    """Counts its steps where no checkpoint sees it."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.clock = np.float64(0.0)
+
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            group["clock"] = self.clock
+
+
+def rises(step, total_steps):
+    return step - 1.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (f"optim.name={__name__}:Loses", r"\['param_groups'\]\[0\]\['clock'\] is a float64: keep tensors"),
+        (f"optim.name={__name__}:Losses", "no 'Losses' .did you mean 'Loses'"),
+        (f"optim.schedule={__name__}:rises", r"returned -1.0 at step 0 of \d+: return a finite factor"),
+        ("optim.groups={encoder: {lr: 0.1}}", "optim.groups names 'encoder', which matches no parameter"),
+        ("model.freeze=[encoder]", "model.freeze names 'encoder', which matches no parameter"),
+        ("model.freeze=['*']", "no parameter to train: all 4 .*name fewer in model.freeze"),
+    ],
+)
+def test_an_optimizer_schedule_or_pattern_that_would_fail_later_is_refused(setting, says):
+    with pytest.raises(UserError, match=says):
+        check(Sound, setting)
+
+
+def test_what_of_initial_weights_does_not_fit_is_said_once_and_recorded(tmp_path, caplog):
+    torch.save({"enter.weight": torch.zeros(8, 3), "other": torch.zeros(1)}, tmp_path / "weights.pt")
+    with caplog.at_level(logging.WARNING):
+        plan = check(Sound, f"model.init={tmp_path}/weights.pt", "model.freeze=[enter]")
+    (note,) = [record.getMessage() for record in caplog.records if "model.init" in record.getMessage()]
+    assert "loaded 1 of 4 tensors" in note
+    assert plan.size.not_loaded == model_record(plan.size).not_loaded == note
+    assert (plan.size.parameters, plan.size.trained) == (50, 18)

@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from shoal.config.schema import Section
 from shoal.distributed import dtensor_io
 from shoal.training.ema import EMA
-from shoal.training.optimizer import state_by_number
+from shoal.training.optimizer_state import state_by_number
 
 WEIGHTS, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.pt", "random.pt"
 DATASET_INFO = "dataset_info.json"

@@ -88,8 +88,11 @@ class CheckpointFiles:
         return dict(load(self._bytes(WEIGHTS)))
 
     def optimizer(self) -> dict[str, Any]:
-        """Return {"optimizer": state dict}, and what `Snapshot.more` held, of a checkpoint without shards."""
-        return _load(self._bytes(OPTIMIZER))
+        """Return {"optimizer": state dict}, and what `Snapshot.more` held; of shards without their tensors.
+
+        Shards of earlier versions have nothing besides tensors.
+        """
+        return _load(self._bytes(OPTIMIZER)) if OPTIMIZER in self._files else {}
 
     def random(self) -> list[dict[str, Any]]:
         """Return one random state per part of the data."""

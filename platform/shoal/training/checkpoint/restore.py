@@ -13,7 +13,7 @@ from shoal.errors import CheckpointError
 from shoal.training.checkpoint.contents import MODEL_KEY, OPTIMIZER_KEY, TrainingProgress, keyed_tensors
 from shoal.training.checkpoint.files import CheckpointFiles
 from shoal.training.ema import EMA
-from shoal.training.optimizer import load_state_by_number, parameters_by_number
+from shoal.training.optimizer_state import load_state_by_number, parameters_by_number
 
 
 def restore(
@@ -33,14 +33,15 @@ def restore(
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
+    more = {} if optimizer is None else checkpoint.optimizer()
+    saved: dict[str, Any] = more.get("optimizer", {"state": {}})
     if checkpoint.has_shards:
-        state, more = _load_shards(checkpoint, model, optimizer), {}
+        state = _with_tensors(saved["state"], _load_shards(checkpoint, model, optimizer))
     else:
         _load_weights(checkpoint, model)
-        more = {} if optimizer is None else checkpoint.optimizer()
-        state = {} if optimizer is None else _own_part(more["optimizer"]["state"], optimizer)
+        state = {} if optimizer is None else _own_part(saved["state"], optimizer)
     if optimizer is not None:
-        load_state_by_number(optimizer, state)
+        load_state_by_number(optimizer, saved | {"state": state})
         _restore_more(more, model, scaler, ema)
     return checkpoint.progress()
 
@@ -79,6 +80,14 @@ def _own_part(
         }
         for number, values in state.items()
     }
+
+
+def _with_tensors(
+    state: Mapping[int, Mapping[str, Any]], tensors: Mapping[int, Mapping[str, Tensor]]
+) -> dict[int, dict[str, Any]]:
+    """Return state with the tensors that lie in shards."""
+    numbers = sorted(state.keys() | tensors.keys())
+    return {number: {**state.get(number, {}), **tensors.get(number, {})} for number in numbers}
 
 
 def _load_shards(

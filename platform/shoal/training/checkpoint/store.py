@@ -33,6 +33,7 @@ from shoal.training.checkpoint.contents import (
     keyed_tensors,
 )
 from shoal.training.checkpoint.files import CheckpointFiles
+from shoal.training.optimizer_state import without_tensors
 
 Found = TypeVar("Found")
 
@@ -232,7 +233,9 @@ class ShardedStore(CheckpointStore):
 
             described = self._together(hand_in)
             if is_first:
-                rest = _write(part, _about(snapshot, metadata, dataset_info))
+                more = snapshot.more | {"optimizer": without_tensors(snapshot.optimizer)}
+                about = _about(snapshot, metadata, dataset_info)
+                rest = _write(part, {OPTIMIZER: _torch_bytes(more), **about})
                 files = {file: digest for own in [*described, rest] for file, digest in own.items()}
                 self._publish(part, name, files)
         if is_first:
