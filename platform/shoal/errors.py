@@ -62,7 +62,7 @@ class VerificationError(ShoalError, RuntimeError):
     """A saved model did not reproduce the metric of the model that was trained."""
 
 
-class Interrupted(ShoalError):
+class Interrupted(ShoalError, KeyboardInterrupt):
     """The run was asked to stop (SIGINT or SIGTERM) and did, after a checkpoint."""
 
     exit_code = 130

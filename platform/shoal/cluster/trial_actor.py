@@ -19,7 +19,6 @@ import torch
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.worker_failure import load_error
 from shoal.cluster.worker_group import WorkerGroup
-from shoal.config import secrets
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, Interrupted, LeaseLostError
 from shoal.processes import lossy_streams
@@ -121,7 +120,7 @@ class TrialActor:
     def _work(self, spec: TrialSpec) -> None:
         since, self._waited_s = time.perf_counter(), 0.0
         self._events.put(TrialStarted(socket.gethostname()))
-        secrets.register(spec.worker.secrets)
+        spec.worker.enter_process()
         folder = spec.worker.open_folder()
         try:
             outcome = self._train(spec, folder)

@@ -18,7 +18,6 @@ from shoal.cluster.worker_failure import (
     load_error,
     storage_failure,
 )
-from shoal.config import secrets
 from shoal.distributed.parallelism import make_group
 from shoal.errors import Interrupted
 from shoal.processes import lossy_streams
@@ -172,7 +171,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
     spec, shard_refs, decide = config["spec"], config["shard_refs"], config["decide"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    secrets.register(spec.secrets)
+    spec.enter_process()
     try:
         device = ray.train.torch.get_device()
         torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))

@@ -1,4 +1,4 @@
-"""A user's own function or class by its import path, `package.module:name`."""
+"""A user's own function or class by its import path, `package.module:name`, or by a reference to an object."""
 
 import importlib
 import inspect
@@ -7,22 +7,31 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shoal.config import objects
 from shoal.errors import UserError, nearest
 
 
 def is_path(text: str) -> bool:
-    """Whether a name reads as `package.module:name` rather than a scheme such as `csv:data.csv`."""
+    """Whether a name reads as `package.module:name` rather than a scheme such as `csv:data.csv`.
+
+    References to objects by value (`shoal.config.objects`) are such names too.
+    """
+    if objects.is_reference(text):
+        return True
     module, colon, name = text.partition(":")
     dotted = all(part.isidentifier() for part in module.split("."))
     return bool(colon) and dotted and name.partition("?")[0].isidentifier()
 
 
-def find(path: str, key: str) -> Callable[..., Any]:
-    """Import `package.module:name`, looking in the working directory first.
+def find(path: str, key: str) -> Any:
+    """Import `package.module:name`, looking in the working directory first; or return the object of a reference.
 
     Raises:
-        UserError: the module does not import, has no such name, or the name cannot be called.
+        UserError: the module does not import, has no such name, or the name cannot be called; or this process does not
+            have the object.
     """
+    if objects.is_reference(path):
+        return objects.get(path, key)
     module_name, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -44,7 +53,7 @@ def find(path: str, key: str) -> Callable[..., Any]:
             f"{key}='{path}': '{name}' is a {type(found).__name__}, which cannot be called: "
             "name a function or class"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def call_with(function: Callable[..., Any], offered: Mapping[str, Any], required: Mapping[str, Any]) -> Any:
@@ -54,11 +63,12 @@ def call_with(function: Callable[..., Any], offered: Mapping[str, Any], required
         UserError: the function does not take a required keyword; the message has the nearest one that it takes.
     """
     parameters = inspect.signature(function).parameters
+    called = getattr(function, "__name__", type(function).__name__)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in required:
         if name not in parameters and not takes_any:
             raise UserError(
-                f"{function.__name__}() takes no '{name}'{nearest(name, parameters)}: "
+                f"{called}() takes no '{name}'{nearest(name, parameters)}: "
                 f"its parameters are {', '.join(parameters) or 'none'}"
             )
     accepted = {name: value for name, value in offered.items() if name in parameters or takes_any}

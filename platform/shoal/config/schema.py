@@ -39,7 +39,7 @@ def build_config(schema: type[Tree], tree: Mapping[str, Any]) -> Tree:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(schema, error)) from None
+        raise ConfigError(explain(schema, error)) from None
 
 
 def flatten(section: BaseModel) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
         tree[leaf] = value
 
 
-def _explain(schema: type[BaseModel], error: ValidationError) -> str:
+def explain(schema: type[BaseModel], error: ValidationError) -> str:
     """Turn the first of pydantic's findings into one line for a person."""
     finding = error.errors()[0]
     key = ".".join(str(part) for part in finding["loc"] if not _is_branch(part))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shoal.config import objects
 from shoal.config.import_path import is_path
 from shoal.data.sources.open import is_function
 from shoal.errors import ModelError
@@ -37,12 +38,17 @@ def builder_of_artifact(description: Path, name: str, trust_code: bool) -> Calla
         raise ModelError(
             f"'{description}' names the model '{name}', which Shoal does not know: train it again"
         )
+    code = description.parents[2] / CODE
+    if trust_code:
+        objects.receive_files(code / objects.FOLDER)
+    if objects.is_kept(name):  # by its content: this process has the very same code
+        return find_builder(name)
     if not trust_code:
         raise ModelError(
             f"'{description}' names the model's own code, '{name}', which is not run unasked: look at it, then set "
             f"trust_code=true ({TRUST_VARIABLE}=1 for mlflow.pyfunc.load_model)"
         )
-    return _import_from(description.parents[2] / CODE, name, description)
+    return _import_from(code, name, description)
 
 
 def check_source_of_artifact(source: str, trust_code: bool) -> None:
@@ -51,8 +57,14 @@ def check_source_of_artifact(source: str, trust_code: bool) -> None:
     Raises:
         ModelError: `trust_code` is not set, or the function lies outside the working directory.
     """
-    if not is_function(source):
+    if not is_function(source) or objects.is_kept(source):
         return
+    if objects.is_reference(source):
+        raise ModelError(
+            f"the model was trained on data.source='{source}', rows that were passed from Python and that this process "
+            "does not have: name the rows to measure it on with data.source=..., or from Python "
+            "shoal.evaluate(model, source=rows)"
+        )
     if not trust_code:
         raise ModelError(
             f"the model was trained on data.source='{source}', a function that its description.json names, which is "

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from shoal.config import objects
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.misfits import Misfits
@@ -30,7 +31,7 @@ from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.tree import clone
 from shoal.data.widen import Widen
 from shoal.errors import DataError, ModelError
-from shoal.inference.artifact_code import builder_of_artifact, is_trusted_by_environment
+from shoal.inference.artifact_code import CODE, builder_of_artifact, is_trusted_by_environment
 from shoal.inference.generation import continue_text, fill_in
 from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
@@ -122,6 +123,7 @@ class Predictor:
             ModelError: as `load`.
         """
         description, weights = _read(Path(folder))
+        objects.receive_files(Path(folder).resolve().parents[1] / CODE / objects.FOLDER)
         return cls._build(description, weights, find_builder(description.model.name))
 
     @classmethod

@@ -47,7 +47,8 @@ def find_builder(name: str) -> Callable[..., Any]:
     if name.startswith(huggingface_config.SCHEME):
         return huggingface.builder_of(name)
     if is_path(name):
-        return find(name, "model.name")
+        builder: Callable[..., Any] = find(name, "model.name")
+        return builder
     raise ModelError(
         f"model.name='{name}' is not known{nearest(name, REGISTRY)}: "
         f"write {', '.join(REGISTRY)}, "

@@ -9,15 +9,18 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import shoal
 from shoal.config.import_path import is_path
+from shoal.config.objects import FOLDER as OBJECTS
+from shoal.config.objects import is_reference
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
 from shoal.inference.predictor import Predictor, as_rows
 from shoal.models.huggingface_config import SCHEME
+from shoal.version import VERSION
 
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
 EXAMPLE_ROWS = 5
@@ -30,11 +33,14 @@ __path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "shoal.zip"
 '''
 
 
-def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
+def save_model(
+    path: Path, data: Path, example: Block, model_name: str, objects: Mapping[str, bytes] | None = None
+) -> None:
     """Write the pyfunc model: `data` (weights, description), Shoal's own code, the user's builder.
 
     Args:
         example: a few raw rows, from which the signature and the input example are made.
+        objects: files of objects that were passed from Python, by name.
     """
     from mlflow import pyfunc
     from mlflow.models import infer_signature
@@ -49,7 +55,11 @@ def save_model(path: Path, data: Path, example: Block, model_name: str) -> None:
             path,
             loader_module="shoal.inference.predictor",
             data_path=str(data),
-            code_paths=[str(_zip_shoal(Path(scratch))), *_code_paths(model_name)],
+            code_paths=[
+                str(_zip_shoal(Path(scratch))),
+                *_code_paths(model_name),
+                *_write_objects(Path(scratch) / OBJECTS, objects or {}),
+            ],
             signature=signature,
             input_example=rows,
             pip_requirements=[
@@ -88,9 +98,9 @@ def _requirements(model_name: str) -> tuple[str, ...]:
 
 def _zip_shoal(folder: Path) -> Path:
     """Write the package `shoal` with its modules in one archive: a server takes each file in a call of its own."""
-    source, package = Path(shoal.__file__).resolve().parent, folder / "shoal"
+    source, package = Path(__file__).resolve().parents[1], folder / "shoal"
     package.mkdir()
-    (package / "__init__.py").write_text(PACKAGE.format(version=shoal.__version__))
+    (package / "__init__.py").write_text(PACKAGE.format(version=VERSION))
     with zipfile.ZipFile(package / "shoal.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(source.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -102,13 +112,21 @@ def _zip_shoal(folder: Path) -> Path:
 def _code_paths(model_name: str) -> list[str]:
     """The top of the user's builder's module, in readable files: so that the model loads where it is not."""
     paths = []
-    if is_path(model_name) and not model_name.startswith(SCHEME):
+    if is_path(model_name) and not is_reference(model_name) and not model_name.startswith(SCHEME):
         top = model_name.partition(":")[0].partition(".")[0]
         module = sys.modules.get(top) or importlib.import_module(top)
         file = getattr(module, "__file__", None)
         if file:
             paths.append(str(Path(file).parent if file.endswith("__init__.py") else file))
     return paths
+
+
+def _write_objects(folder: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Write the objects that were passed from Python, if there are any."""
+    for name, data in files.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return [str(folder)] if files else []
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """Reloads a saved model in a process of its own and measures it on the split it was evaluated on.
 
-`python -m shoal.registry.verify` reads `[MODEL, SPLIT]` and writes the metrics into a pipe, both as JSON.
+`python -m shoal.registry.verify` reads `[MODEL, SPLIT, ROWS]` and writes the metrics into a pipe, both as JSON.
 """
 
+import contextlib
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +45,16 @@ class Verifier:
         self._process.communicate()
         self._answers.close()
 
-    def measure(self, model: Path, split: str) -> dict[str, float]:
+    def measure(self, model: Path, split: str, rows: Path | None = None) -> dict[str, float]:
         """Return what the process, loading the model, measures on a split of its own data.
+
+        Args:
+            rows: a file of `write_rows` with the rows of the split, where the process cannot read the data.
 
         Raises:
             VerificationError: it does not load.
         """
-        _, err = self._process.communicate(json.dumps([str(model), split]))
+        _, err = self._process.communicate(json.dumps([str(model), split, str(rows) if rows else None]))
         if self._process.returncode:
             lines = err.strip().splitlines() or ["no output"]
             raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
@@ -64,7 +70,20 @@ def difference(found: Mapping[str, float], expected: Mapping[str, float]) -> str
     return None
 
 
-def evaluate_saved_model(model: str, split: str) -> dict[str, float]:
+def write_rows(path: Path, blocks: Iterable["Block"]) -> None:
+    """Write rows for `Verifier.measure`."""
+    with path.open("wb") as out:
+        for block in blocks:
+            pickle.dump(block, out)
+
+
+def _read_rows(path: str) -> Iterator["Block"]:
+    with open(path, "rb") as rows, contextlib.suppress(EOFError):
+        while True:
+            yield pickle.load(rows)
+
+
+def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, float]:
     """Load with MLflow and measure on raw rows, going through the very predict that a consumer calls."""
     from mlflow import pyfunc
 
@@ -78,16 +97,18 @@ def evaluate_saved_model(model: str, split: str) -> dict[str, float]:
 
     def compare_predictions(block: "Block") -> "Block":
         some = block if own.transform.has_label else {name: rows[:FEW] for name, rows in block.items()}
-        rows = as_rows(some, own.transform)
-        predicted = loaded.predict(rows)["prediction"].to_numpy()
-        if not _agree(predicted, own.predict(rows)["prediction"].to_numpy()):
+        raw = as_rows(some, own.transform)
+        predicted = loaded.predict(raw)["prediction"].to_numpy()
+        if not _agree(predicted, own.predict(raw)["prediction"].to_numpy()):
             raise VerificationError("pyfunc's predictions differ from the model's own")
         return block
 
-    source = reopen_source(own.preprocessing, own.task.name)
-    sums = read_again(
-        lambda: sum_over_blocks(own, map(compare_predictions, split_blocks(source, own.preprocessing, split)))
-    )
+    if rows:
+        blocks = partial(_read_rows, rows)
+    else:
+        source = reopen_source(own.preprocessing, own.task.name)
+        blocks = partial(split_blocks, source, own.preprocessing, split)
+    sums = read_again(lambda: sum_over_blocks(own, map(compare_predictions, blocks())))
     if sums is None:
         raise VerificationError(f"there are no {split} rows to measure on")
     return own.task.metrics(sums)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shoal.config.objects import files_of, is_reference, references
 from shoal.data.dataset_info import DatasetInfo, blocks_with_splits
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TEST, VALIDATION
@@ -18,7 +19,7 @@ from shoal.inference.predictor import DESCRIPTION, TEXT, Predictor, describe_mod
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
-from shoal.registry.verify import Verifier, difference
+from shoal.registry.verify import Verifier, difference, write_rows
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import draw_data
 from shoal.storage.records import Identity, Outcome, Verified
@@ -62,7 +63,7 @@ def package_and_verify(
             measured = {key.partition("/")[2]: value for key, value in expected.items()}
             own = partial(Predictor.load_own, model.with_name("weights"))
             check_measured(
-                verifier.measure(model, split),
+                verifier.measure(model, split, _rows(scratch, config, source, preprocessing, split)),
                 measured,
                 own,
                 partial(split_blocks, source, preprocessing, split),
@@ -123,6 +124,17 @@ def check_measured(
     raise VerificationError(differs)
 
 
+def _rows(
+    scratch: Path, config: RunConfig, source: Source, preprocessing: PreprocessingSpec, split: str
+) -> Path | None:
+    """Write the rows of a split for a clean process, where that process cannot read them: they are of an object."""
+    if not is_reference(config.data.source):
+        return None
+    path = scratch / "rows.pkl"
+    write_rows(path, split_blocks(source, preprocessing, split))
+    return path
+
+
 def held_out_rows(preprocessing: PreprocessingSpec, task: TaskName, split: str) -> str:
     """Return which rows of a source are measured, and what is predicted of them, in words that can be compared."""
     rule, label = preprocessing.split_rule, preprocessing.data.label
@@ -150,7 +162,7 @@ def _save(
     (data / WEIGHTS).write_bytes(folder.read(f"{CHECKPOINTS}/{name}/{WEIGHTS}"))
     described = describe_model(config.model, dataset_info.transform, config.task, config.data, config.seed)
     (data / DESCRIPTION).write_text(described)
-    save_model(model, data, example, config.model.name)
+    save_model(model, data, example, config.model.name, files_of(references(config.model_dump())))
 
 
 def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:

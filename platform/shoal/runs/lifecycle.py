@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from shoal.config.loading import to_yaml
+from shoal.config.objects import FOLDER as OBJECTS
+from shoal.config.objects import files_of, pickles, references
 from shoal.config.secrets import mask
 from shoal.errors import Interrupted, LeaseLostError
 from shoal.runs.config import RunConfig
@@ -48,6 +50,7 @@ class RunLifecycle:
         self.packaged = folder  # the folder of the run whose model is registered
         self.started_s = time.monotonic()
         self.closing = contextlib.ExitStack()  # opened in between, closed after the last sync
+        self.objects = pickles(references(config.model_dump()))  # that were passed from Python
         self._failure: OSError | None = None  # of storage, at the end
 
     @property
@@ -163,3 +166,6 @@ class RunLifecycle:
         named = config.replace({"run_name": name})
         if not self.folder.exists(CONFIG):
             self.folder.write(CONFIG, to_yaml(named).encode())
+        for file, data in files_of(self.objects).items():
+            if not self.folder.exists(f"{OBJECTS}/{file}"):
+                self.folder.write(f"{OBJECTS}/{file}", data)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from shoal.config.objects import plain_name
 from shoal.config.schema import assign, build_config, fields, flatten
 from shoal.config.secrets import hide
 from shoal.errors import ConfigError, StorageError
@@ -181,7 +182,11 @@ def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFo
     flat = {key: value for key, value in flat.items() if key not in BEFORE or value != _default(config, key)}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
     source = config.data.source.partition("?")[0].rpartition("/")[2]
-    words = f"{config.model.name}-{source}".replace(":", "-").replace("*", "").replace(".", "-")
+    words = (
+        f"{plain_name(config.model.name)}-{plain_name(source)}".replace(":", "-")
+        .replace("*", "")
+        .replace(".", "-")
+    )
     stem = f"{config.name_prefix}{words}-{digest}"
     for number in range(1, 10_000):
         folder = RunFolder(f"{storage.uri}/{stem}-{number}")

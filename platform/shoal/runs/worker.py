@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from shoal.config import secrets
+from shoal.config import objects, secrets
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.loader import ResidentShard, Rows, Shard
 from shoal.data.partition import WorkerRows
@@ -59,7 +59,15 @@ class WorkerSpec:
     preprocessing: PreprocessingSpec
     flops_per_sample: int | None = None  # of a forward pass, where it was measured
     secrets: dict[str, str] = field(default_factory=secrets.hidden, repr=False)  # of addresses
+    objects: dict[str, bytes] = field(
+        default_factory=dict, repr=False
+    )  # that were passed from Python: pickles
     sweep_folder: str | None = None  # of a trial: the folder that holds the lease of the attempt
+
+    def enter_process(self) -> None:
+        """Let this process have the addresses' secrets and the objects of the driver."""
+        secrets.register(self.secrets)
+        objects.receive(self.objects)
 
     def open_folder(self) -> RunFolder:
         """Return the run folder, which this worker may write until a later attempt begins."""

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from shoal.config.secrets import mask
 from shoal.errors import ShoalError
-from shoal.processes import lossy_streams
+from shoal.processes import STOP_SIGNALS, lossy_streams
 from shoal.storage.failures import storage_error
 
 ENDING_S = 0.2  # for a thread that is about to end
@@ -31,7 +31,7 @@ def run(main: Callable[[list[str]], int]) -> int:
 
 def _run(main: Callable[[list[str]], int]) -> int:
     try:
-        with _warnings_on_stderr():
+        with warnings_on_stderr():
             return main(sys.argv[1:])
     except ShoalError as error:
         if os.environ.get("SHOAL_TRACEBACK") == "1":
@@ -92,6 +92,21 @@ def on_interrupt(stop: Callable[[str], None]) -> None:
         signal.signal(signal.SIGHUP, handle)
 
 
+@contextlib.contextmanager
+def interruptible(stop: Callable[[str], None]) -> Iterator[None]:
+    """Call `stop` as `on_interrupt` does; afterwards the handlers are as they were. Only a main thread has handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    on_interrupt(stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str | None, list[str]]:
     """Split a job's arguments into its config file, if there is one, and its settings."""
     files = [text for text in texts if "=" not in text]
@@ -101,7 +116,7 @@ def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str
 
 
 @contextlib.contextmanager
-def _warnings_on_stderr() -> Iterator[None]:
+def warnings_on_stderr() -> Iterator[None]:
     """Write what the library logs to stderr alone; afterwards its logger is as it was."""
     handler = _StderrHandler()
     handler.setFormatter(_Warning())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import shoal
 from shoal.runs.locations import is_upload, resolve_tracking_uri
 from shoal.storage.records import SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
@@ -31,7 +30,7 @@ MOST_COLUMNS, MOST_CLASSES = 30, 10  # that --check shows
 
 def look_at_it(tracking_uri: str | None) -> str:
     """Return the command that opens MLflow on a run's store, whatever the directory it is called from."""
-    root = Path(shoal.__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if tracking_uri is None or (Path.cwd() == root and tracking_uri == resolve_tracking_uri(TrackConfig())):
         return "look at it: make ui"
     if not tracking_uri.startswith("sqlite:"):

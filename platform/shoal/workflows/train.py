@@ -177,7 +177,13 @@ class _TrainingRun(RunLifecycle):
     def _worker_spec(self, dataset_info: DatasetInfo) -> WorkerSpec:
         flops = self.size.flops_per_sample if self.size else None
         return WorkerSpec(
-            self.config, self.folder.uri, self.attempt, dataset_info, self.plan.preprocessing, flops
+            self.config,
+            self.folder.uri,
+            self.attempt,
+            dataset_info,
+            self.plan.preprocessing,
+            flops,
+            objects=self.objects,
         )
 
     def _watching(self, dataset_info: DatasetInfo) -> "_Watcher":

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from shoal.config.import_path import find
+from shoal.config.objects import is_code
 from shoal.config.secrets import reveal
 from shoal.data.random_state import seeded
 from shoal.data.read_options import DETECTED, ReadOptions
@@ -50,7 +51,7 @@ def is_ray_dataset(value: Any) -> bool:
 
 
 def open_function(uri: str, options: ReadOptions = DETECTED) -> Source:
-    """Call a user's function `package.module:function?name=value&...` and wrap what it returns.
+    """Call a user's function `package.module:function?name=value&...` and wrap what it returns; data are wrapped as is.
 
     torch, NumPy and `random` are seeded meanwhile, with the same seed in every run: it returns the same rows again.
 
@@ -59,12 +60,14 @@ def open_function(uri: str, options: ReadOptions = DETECTED) -> Source:
         DataError: it returns something that is not data, or other rows when it is called again.
     """
     path, _, query = reveal(uri).partition("?")
-    function = find(path, "data.source")
+    found = find(path, "data.source")
     arguments = {name: _literal(text) for name, text in parse_qsl(query)}
 
     def call() -> Any:
+        if not is_code(found):  # data that were passed from Python
+            return found
         with seeded(DATA_SEED):
-            return function(**arguments)
+            return found(**arguments)
 
     started = time.monotonic()
     try:

@@ -61,5 +61,5 @@ def open_source(uri: str, *, shape: tuple[int, ...] | None = None, options: Read
 
 
 def is_function(uri: str) -> bool:
-    """Whether a source is a user's function, `package.module:function`."""
+    """Whether a source is a user's function, `package.module:function`, or an object that was passed from Python."""
     return uri.partition(":")[0] not in SCHEMES and is_path(uri)

@@ -12,7 +12,6 @@ from math import ceil
 from pathlib import Path
 from statistics import fmean
 
-import shoal
 from shoal.cluster.shard_store import spare_cpus
 from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.errors import TrainingError
@@ -189,4 +188,4 @@ def _simulate(plan: SweepPlan, iterations: int, seed: int) -> float:
 
 def _package_bytes() -> int:
     """Return the bytes of Shoal's own code, which is packaged with the model."""
-    return sum(path.stat().st_size for path in Path(shoal.__file__).parent.rglob("*.py"))
+    return sum(path.stat().st_size for path in Path(__file__).resolve().parents[2].rglob("*.py"))

@@ -8,6 +8,7 @@ from shoal.cluster.actor_pool import ActorPool
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.cluster.trial_actor import TrialSpec
 from shoal.config.loading import to_yaml
+from shoal.config.objects import pickles, references
 from shoal.errors import DamagedFileError, ShoalError, StorageError
 from shoal.runs.worker import WorkerSpec
 from shoal.storage.lease import now_ms
@@ -229,6 +230,7 @@ class TrialLifecycle:
             self._attempt,
             cached.info,
             preprocessing,
+            objects=pickles(references(config.model_dump())),
             sweep_folder=self._state.folder.uri,
         )
         return TrialSpec(
