@@ -1,29 +1,27 @@
 """Check that training depends on no width: python jobs/coordinate_check.py [CONFIG.yaml] [dotted.key=value ...]"""
 
-import argparse
-
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal.config.loading import describe, load
+from shoal.config.loading import load
 from shoal.errors import VerificationError
 from shoal.runs.resolve import resolve_run_folder
 from shoal.runs.validate import check_tracking
-from shoal.terminal.errors import file_and_settings, leave, run
+from shoal.terminal.arguments import JobParser, file_and_settings
+from shoal.terminal.errors import leave, run
 from shoal.terminal.reports import coordinate_report, result_line, unsynced_warning
 from shoal.workflows.coordinate_check import CoordinateConfig, check_coordinates, log_check
 
 
 def main(arguments: list[str]) -> int:
     """Train a few steps at every width, report how far activations moved, log it."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         usage="python jobs/coordinate_check.py [CONFIG.yaml] [dotted.key=value ...]",
         description="Train a few steps at several widths and check that activations move equally at all of them, "
         "as they do under model.parametrization=mup. Exit code: 0 if they do, 1 if they do not.",
-        epilog="keys (type, default, meaning):\n" + describe(CoordinateConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        schema=CoordinateConfig,
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     options = parser.parse_args(arguments)
-    config = load(CoordinateConfig, *file_and_settings(parser, options.settings))
+    config = load(CoordinateConfig, *file_and_settings(options.settings))
     folder = resolve_run_folder(config)
     check_tracking(config.track)
     print(f"widths  {', '.join(map(str, config.widths))}: {config.check.steps} steps each", flush=True)

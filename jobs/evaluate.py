@@ -3,17 +3,17 @@
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 """
 
-import argparse
 import re
 import tempfile
 
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal.config.loading import describe, load
+from shoal.config.loading import load
 from shoal.config.secrets import hide
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.locations import resolve_tracking_uri
+from shoal.terminal.arguments import JobParser
 from shoal.terminal.errors import leave, run
 from shoal.terminal.reports import evaluation_report, result_line, unsynced_warning
 from shoal.workflows.evaluate import EvaluateConfig, evaluate, log_evaluation
@@ -21,11 +21,10 @@ from shoal.workflows.evaluate import EvaluateConfig, evaluate, log_evaluation
 
 def main(arguments: list[str]) -> int:
     """Resolve the model, evaluate it, report and log the metrics."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         usage="python jobs/evaluate.py MODEL [dotted.key=value ...]",
         description="Evaluate a model on its held-out rows, or on all rows of another source.",
-        epilog="keys (type, default, meaning):\n" + describe(EvaluateConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        schema=EvaluateConfig,
     )
     parser.add_argument("model", metavar="MODEL", help="a run folder, runs:/ID, or models:/NAME@ALIAS")
     parser.add_argument("settings", nargs="*", metavar="key=value")

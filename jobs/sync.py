@@ -1,13 +1,12 @@
 """Sync a run folder to MLflow, completely; a second time changes nothing: python jobs/sync.py RUN_FOLDER"""
 
-import argparse
-
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.errors import ShoalError, TrainingError, UserError
 from shoal.registry.client import without_secrets
 from shoal.registry.sqlite_store import check_store
 from shoal.storage.records import Identity
 from shoal.storage.run_folder import RunFolder
+from shoal.terminal.arguments import JobParser
 from shoal.terminal.errors import leave, run
 from shoal.terminal.reports import result_line
 from shoal.tracking.sweep_sync import sync
@@ -15,7 +14,10 @@ from shoal.tracking.sweep_sync import sync
 
 def main(arguments: list[str]) -> int:
     """Check the folder, sync it, report where it is."""
-    parser = argparse.ArgumentParser(usage="python jobs/sync.py RUN_FOLDER [track.tracking_uri=URI]")
+    parser = JobParser(
+        usage="python jobs/sync.py RUN_FOLDER [track.tracking_uri=URI]",
+        description="Send what MLflow lacks of a run or a sweep.",
+    )
     parser.add_argument("run", help="a run folder: storage_path/experiment_name/run_name, local or s3://")
     parser.add_argument("setting", nargs="?", help="track.tracking_uri=URI syncs to another server")
     options = parser.parse_args(arguments)

@@ -1,10 +1,8 @@
 """Train a model: python jobs/train.py [--check | --plan] [CONFIG.yaml] [dotted.key=value ...]"""
 
-import argparse
-
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.cluster import session
-from shoal.config.loading import describe, load
+from shoal.config.loading import load
 from shoal.models.memory_estimate import MFU
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import data_notes
@@ -12,7 +10,8 @@ from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import check_tracking, validate
 from shoal.storage.records import TrainResult
-from shoal.terminal.errors import file_and_settings, leave, on_interrupt, run
+from shoal.terminal.arguments import JobParser, file_and_settings
+from shoal.terminal.errors import leave, on_interrupt, run
 from shoal.terminal.estimate_report import estimate_report
 from shoal.terminal.progress import ProgressLine
 from shoal.terminal.reports import plan_report, schema_report, train_report
@@ -21,18 +20,17 @@ from shoal.workflows.train import train
 
 def main(arguments: list[str]) -> int:
     """Check, train, report."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         usage="python jobs/train.py [--check | --plan [--mfu SHARE]] [CONFIG.yaml] [dotted.key=value ...]",
         description="Train a PyTorch model on a Ray cluster, recorded in MLflow.",
-        epilog="keys (type, default, meaning):\n" + describe(RunConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        schema=RunConfig,
     )
     parser.add_argument("--check", action="store_true", help="check everything and start nothing")
     parser.add_argument("--plan", action="store_true", help="estimate memory and time, on any hardware")
     parser.add_argument("--mfu", type=float, default=MFU, help="share of a device's peak for --plan's times")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
     options = parser.parse_intermixed_args(arguments)
-    config = load(RunConfig, *file_and_settings(parser, options.settings))
+    config = load(RunConfig, *file_and_settings(options.settings))
 
     if options.plan:
         print(estimate_report(config, options.mfu))

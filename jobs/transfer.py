@@ -1,13 +1,11 @@
 """Tune narrow, train wide: python jobs/transfer.py [CONFIG.yaml] --to model.width=N [--verify] [key=value ...]"""
 
-import argparse
-
 import _path  # noqa: F401  (first: it finds shoal)
-from shoal.config.loading import describe
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
 from shoal.runs.validate import check_tracking
-from shoal.terminal.errors import file_and_settings, leave, run
+from shoal.terminal.arguments import JobParser, file_and_settings
+from shoal.terminal.errors import leave, run
 from shoal.terminal.reports import transfer_report
 from shoal.terminal.stages import Stages
 from shoal.workflows.transfer import (
@@ -21,18 +19,17 @@ from shoal.workflows.transfer import (
 
 def main(arguments: list[str]) -> int:
     """Check at both widths, sweep, train, report."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         usage="python jobs/transfer.py [CONFIG.yaml] --to model.width=N [--verify] [key=value | key=range ...]",
         description="Sweep at the config's width under muP, train once at a larger one with the best trial's settings.",
-        epilog="ranges are those of jobs/tune.py; without any, optim.lr is swept by factors of 2 about its value\n\n"
-        "keys (type, default, meaning):\n" + describe(TransferConfig),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        schema=TransferConfig,
+        notes="ranges are those of jobs/tune.py; without any, optim.lr is swept by factors of 2 about its value\n\n",
     )
     parser.add_argument("--to", required=True, metavar="model.width=N", help="the width to train at")
     parser.add_argument("--verify", action="store_true", help="sweep at that width too, and report the gap")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     options = parser.parse_intermixed_args(arguments)
-    config = load_transfer(*file_and_settings(parser, options.settings), options.to, options.verify)
+    config = load_transfer(*file_and_settings(options.settings), options.to, options.verify)
 
     plan = validate_transfer(config)
     folder = resolve_run_folder(config, lambda folder: bool(finished_transfer(config, folder)))

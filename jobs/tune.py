@@ -1,14 +1,12 @@
 """Sweep over learning rate, width or any other key: python jobs/tune.py [CONFIG.yaml] [key=value | key=range ...]"""
 
-import argparse
-
 import _path  # noqa: F401  (first: it finds shoal)
 from shoal.cluster import session
-from shoal.config.loading import describe
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import resolve_run_folder
 from shoal.runs.validate import check_tracking
-from shoal.terminal.errors import file_and_settings, leave, on_interrupt, run
+from shoal.terminal.arguments import JobParser, file_and_settings
+from shoal.terminal.errors import leave, on_interrupt, run
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.progress import SweepTable
 from shoal.terminal.reports import sweep_report
@@ -18,25 +16,26 @@ from shoal.workflows.tune.forecast import forecast
 from shoal.workflows.tune.result import covers, finished_sweep
 from shoal.workflows.tune.sweep import run_sweep
 
-RANGES = """ranges, in Ray Tune's words:
-  key=a,b,c                     each of a list (also grid(a, b, c))
-  'key=choice(a, b, c)'         one of a list at random
-  'key=uniform(0, 1)'           'key=loguniform(1e-4, 1e-1)'   'key=quniform(0, 1, 0.1)'   'key=randint(1, 10)'
+RANGES = """ranges, in Ray Tune's words; with colons they need no quotes in a shell:
+  key=a,b,c                     each of a list (also grid:a:b:c)
+  key=choice:a:b:c              one of a list at random
+  key=uniform:0:1               key=loguniform:1e-4:1e-1    key=quniform:0:1:0.1    key=randint:1:10
+  'key=loguniform(1e-4, 1e-1)'  the same with brackets, as in the space: block of a file
   'key=by(package.module:fn)'   a range that depends on the values chosen so far, which fn receives as a dict
 """
 
 
 def main(arguments: list[str]) -> int:
     """Check, sweep, report."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         usage="python jobs/tune.py [CONFIG.yaml] [dotted.key=value | dotted.key=range ...]",
         description="Sweep over ranges of a config on a Ray cluster, recorded in MLflow.",
-        epilog=f"{RANGES}\nkeys (type, default, meaning):\n{describe(SweepConfig)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        schema=SweepConfig,
+        notes=f"{RANGES}\n",
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     options = parser.parse_intermixed_args(arguments)
-    config = load_sweep(*file_and_settings(parser, options.settings))
+    config = load_sweep(*file_and_settings(options.settings))
 
     plan = validate_sweep(config, session.connect)
     print(f"space   {', '.join(f'{key}: {text}' for key, text in config.space.items())}")

@@ -23,6 +23,14 @@ def is_path(text: str) -> bool:
     return bool(colon) and dotted and name.partition("?")[0].isidentifier()
 
 
+def missing_colon(text: str) -> str:
+    """Return a " (did you mean 'module:name'?)" for `module.name`, or an empty string."""
+    path, mark, arguments = text.partition("?")
+    module, _, name = path.rpartition(".")
+    is_dotted = bool(module) and all(part.isidentifier() for part in path.split("."))
+    return f" (did you mean '{module}:{name}{mark}{arguments}'?)" if is_dotted else ""
+
+
 def find(path: str, key: str) -> Any:
     """Import `package.module:name`, looking in the working directory first; or return the object of a reference.
 

@@ -1,5 +1,6 @@
 """A config from what a person writes: defaults <- YAML file <- `dotted.key=value`; and the table of `--help`."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from shoal.config.schema import Tree, assign, build_config, fields, type_name
+from shoal.config.schema import ONE_VALUE, Tree, assign, build_config, fields, type_name
 from shoal.config.secrets import hide, mask
 from shoal.errors import ConfigError
+
+# A setting with a range of `tune`; a module of the user's may have such a name, so one argument is none.
+RANGE = re.compile(
+    r"[\w.]+=\s*(?:grid|grid_search|choice|q?uniform|q?loguniform|randint|by)\s*(?:\(.*\)|:[^:]*:.*)",
+    re.DOTALL,
+)
 
 
 def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] = ()) -> Tree:
@@ -19,6 +26,9 @@ def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] =
     Raises:
         ConfigError: the file does not parse, or a key or value is refused.
     """
+    for override in overrides:
+        if RANGE.fullmatch(override):
+            raise ConfigError(f"{override}: {ONE_VALUE}")
     return build_config(schema, read(path, overrides))
 
 
@@ -79,7 +89,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"config file '{path}' cannot be read ({error.__class__.__name__}): give the path of a YAML file"
+            f"config file '{path}' cannot be read ({error.__class__.__name__}){_nearest_file(path)}: "
+            "give the path of a YAML file"
         ) from None
     try:
         tree = yaml.load(text, Loader=Loader)
@@ -93,6 +104,17 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"config file '{path}' holds {tree!r}: it must hold `key: value` lines")
     return _undotted(tree)
+
+
+def _nearest_file(path: str) -> str:
+    """Suggest a YAML file with a name like that of one that is not there: in its folder, or in `jobs/configs`."""
+    folders = (Path("jobs/configs"), Path(path).parent)
+    files = {
+        file.name: file for folder in folders for kind in ("*.yaml", "*.yml") for file in folder.glob(kind)
+    }
+    name = Path(path).name
+    found = difflib.get_close_matches(name if "." in name else f"{name}.yaml", files, n=1)
+    return f" (did you mean '{files[found[0]]}'?)" if found else ""
 
 
 def _undotted(tree: Mapping[Any, Any]) -> dict[str, Any]:

@@ -12,7 +12,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from shoal.config.other_words import MEANT, explanation
 from shoal.errors import ConfigError
+
+# Of a range or a list that is given to a training.
+ONE_VALUE = "a run has one value of a key: give one, or try several in a sweep (`tune`)"
 
 Tree = TypeVar("Tree", bound="Section")
 
@@ -88,6 +92,8 @@ def explain(schema: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(str(part) for part in finding["loc"] if not _is_branch(part))
     known = dict(fields(schema))
     if finding["type"] == "extra_forbidden":
+        if about := explanation(key, {name.partition(".")[0] for name in known}):
+            return about
         return f"unknown key '{key}'{_suggestion(key, known)}: `--help` lists every key"
     cause = finding.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
@@ -99,19 +105,29 @@ def explain(schema: type[BaseModel], error: ValidationError) -> str:
     field = known.get(key) or known.get(key.rpartition(".")[0])
     if field is None:
         return message
+    if isinstance(value, str) and "," in value and finding["type"].endswith("_parsing"):
+        message = f"{ONE_VALUE}; {message}"
     return f"{key}={value!r}: {message} (type: {type_name(field.annotation)}; {field.description})"
 
 
-def _suggestion(key: str, known: Mapping[str, FieldInfo]) -> str:
-    """Suggest a key: `optim.lr` for `lr`, `optim.rl` and `optim.learning_rate`."""
+def suggested_key(key: str, known: Mapping[str, FieldInfo]) -> str | None:
+    """Return the key that an unknown one stands for: `optim.lr` for `lr`, `optim.rl` and `optim.learning_rate`."""
     section, _, leaf = key.rpartition(".")
+    meant = MEANT.get(leaf, "")
+    if meant in known or meant.startswith("model.args."):
+        return meant
     same = [name for name in known if name.rpartition(".")[2] == leaf]
     inside = {name.rpartition(".")[2]: name for name in known if section in ("", name.rpartition(".")[0])}
     close = difflib.get_close_matches(leaf, inside) or [name for name in inside if _abbreviates(name, leaf)]
     whole = difflib.get_close_matches(key, known, cutoff=0.8 if section else 0.5)
-    likely = [*same, *(inside[name] for name in close), *whole]
+    return next(iter([*same, *(inside[name] for name in close), *whole]), None)
+
+
+def _suggestion(key: str, known: Mapping[str, FieldInfo]) -> str:
+    likely, section = suggested_key(key, known), key.rpartition(".")[0]
     if likely:
-        return f" (did you mean '{likely[0]}'?)"
+        return f" (did you mean '{likely}'?)"
+    inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
     return f" ({section} has {', '.join(inside)})" if section and inside else ""
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from shoal.config.import_path import call_with, find, is_path
+from shoal.config.import_path import call_with, find, is_path, missing_colon
 from shoal.data.preprocessing import Transform
 from shoal.data.random_state import seeded
 from shoal.errors import ModelError, UserError, nearest
@@ -50,7 +50,7 @@ def find_builder(name: str) -> Callable[..., Any]:
         builder: Callable[..., Any] = find(name, "model.name")
         return builder
     raise ModelError(
-        f"model.name='{name}' is not known{nearest(name, REGISTRY)}: "
+        f"model.name='{name}' is not known{missing_colon(name) or nearest(name, REGISTRY)}: "
         f"write {', '.join(REGISTRY)}, "
         "huggingface:ARCHITECTURE or package.module:Builder"
     )

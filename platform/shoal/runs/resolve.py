@@ -181,7 +181,7 @@ def _unnamed_folder(config: RunConfig, storage: Folder, is_done: Callable[[RunFo
     flat = {key: value for key, value in flatten(config).items() if not key.startswith(free)}
     flat = {key: value for key, value in flat.items() if key not in BEFORE or value != _default(config, key)}
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    source = config.data.source.partition("?")[0].rpartition("/")[2]
+    source = config.data.source.partition("?")[0].rstrip("/").rpartition("/")[2]
     words = (
         f"{plain_name(config.model.name)}-{plain_name(source)}".replace(":", "-")
         .replace("*", "")

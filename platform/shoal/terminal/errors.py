@@ -1,4 +1,4 @@
-"""The frame of a job: arguments, warnings, signals, one `error:` line, the exit code."""
+"""The frame of a job: warnings, signals, one `error:` line, the exit code."""
 
 import contextlib
 import logging
@@ -7,13 +7,12 @@ import signal
 import sys
 import threading
 import traceback
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 from shoal.config.secrets import mask
-from shoal.errors import ShoalError
+from shoal.errors import Interrupted, ShoalError
 from shoal.processes import STOP_SIGNALS, lossy_streams
 from shoal.storage.failures import storage_error
 
@@ -33,6 +32,9 @@ def _run(main: Callable[[list[str]], int]) -> int:
     try:
         with warnings_on_stderr():
             return main(sys.argv[1:])
+    except Interrupted as error:
+        print(mask(" ".join(str(error).split())), file=sys.stderr)
+        return error.exit_code
     except ShoalError as error:
         if os.environ.get("SHOAL_TRACEBACK") == "1":
             print(mask(traceback.format_exc()), file=sys.stderr)
@@ -43,7 +45,7 @@ def _run(main: Callable[[list[str]], int]) -> int:
         print(f"error: {mask(str(failed))}" if failed else mask(traceback.format_exc()), file=sys.stderr)
         return failed.exit_code if failed else 1
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except Exception:
         print(mask(traceback.format_exc()), file=sys.stderr)
@@ -105,14 +107,6 @@ def interruptible(stop: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def file_and_settings(parser: ArgumentParser, texts: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Split a job's arguments into its config file, if there is one, and its settings."""
-    files = [text for text in texts if "=" not in text]
-    if len(files) > 1:
-        parser.error(f"one config file at most, not {' and '.join(files)}")
-    return (files[0] if files else None), [text for text in texts if "=" in text]
 
 
 @contextlib.contextmanager

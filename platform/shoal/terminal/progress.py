@@ -26,6 +26,7 @@ SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse")
 IN_HISTORY = (*SHOWN, "val/bits_per_byte")
 BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
 MOST_RUNNING = 8
+MOST_HISTORY = 40  # evaluations of which a log gets a line each; of later ones a line now and then
 
 
 class Screen(Protocol):
@@ -105,14 +106,16 @@ class _View:
 
 
 class ProgressLine(_View):
-    """A training: on a terminal one live line below a line for each evaluation, elsewhere a plain line now and then.
+    """A training: a line for each evaluation, and on a terminal one live line below them.
+
+    Elsewhere it is a line for each of the first evaluations, and one now and then.
 
     It listens to `shoal.workflows.train.train`, and keeps no more than the last seconds' steps.
     """
 
     def __init__(self, out: TextIO | None = None) -> None:
         super().__init__(out)
-        self._shown_step = -1
+        self._shown_step, self._logged = -1, 0
         self._speed, self._history = Speed(), EvaluationHistory()
         self._latest: TrainStatus | None = None
 
@@ -124,11 +127,16 @@ class ProgressLine(_View):
         self._latest = status
         if status.is_training:
             self._speed.add(now, status.step)
-        evaluations = self._history.add(status.new_points)
-        if self._screen.is_live and status.is_training:
-            for evaluation in evaluations:
+        for evaluation in self._history.add(status.new_points):
+            if status.is_training and (self._screen.is_live or self._logged < MOST_HISTORY):
+                self._logged += 1
                 self._screen.print(evaluation_text(evaluation, status, self._screen.columns))
-        if self._is_due(status, now):
+        if not status.is_training and self._shown_step < 0:
+            self._shown_s, self._shown_step = now, status.step
+            self._screen.print(
+                progress_text(status, 0.0, self._screen.columns)
+            )  # stays: where it starts or resumes
+        elif self._is_due(status, now):
             self._show(status, now)
 
     def _is_due(self, status: "TrainStatus", now: float) -> bool:
@@ -148,7 +156,7 @@ class ProgressLine(_View):
     def _freeze(self) -> None:
         """Leave the live line showing the last step that was reported."""
         latest, self._latest = self._latest, None
-        if self._screen.is_live and latest:
+        if self._screen.is_live and latest and latest.is_training:
             self._show(latest, time.monotonic())
         self._screen.freeze()
 
@@ -245,7 +253,7 @@ def progress_text(status: "TrainStatus", steps_per_s: float, columns: int) -> st
     if not status.step:
         return f"starting; {status.steps} steps to go"
     if not status.is_training:
-        return f"resuming; step {status.step} of {status.steps} was reached before"
+        return f"resuming at step {status.step} of {status.steps}"
     metrics = [f"{name} {status.metrics[name]:.4g}" for name in SHOWN if name in status.metrics]
     speed = []
     if steps_per_s:

@@ -5,6 +5,7 @@ It returns text and prints nothing.
 
 import math
 import shlex
+import socket
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,13 +32,16 @@ MOST_COLUMNS, MOST_CLASSES = 30, 10  # that --check shows
 def look_at_it(tracking_uri: str | None) -> str:
     """Return the command that opens MLflow on a run's store, whatever the directory it is called from."""
     root = Path(__file__).resolve().parents[3]
-    if tracking_uri is None or (Path.cwd() == root and tracking_uri == resolve_tracking_uri(TrackConfig())):
+    if tracking_uri is None or (
+        Path.cwd() == root and not is_upload(root) and tracking_uri == resolve_tracking_uri(TrackConfig())
+    ):
         return "look at it: make ui"
     if not tracking_uri.startswith("sqlite:"):
         parts = urlsplit(tracking_uri)  # a user and a password before the @ are not shown
         return f"look at it: MLflow at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    where = "" if is_upload(root) else f"-C {shlex.quote(str(root))} "
-    return f"look at it: make {where}ui STORE={shlex.quote(tracking_uri)}"
+    if is_upload(root):  # which Ray deletes; the store stays on the host that the job ran on
+        return f"look at it: mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}  (on {socket.gethostname()})"
+    return f"look at it: make -C {shlex.quote(str(root))} ui STORE={shlex.quote(tracking_uri)}"
 
 
 def plan_report(
@@ -75,6 +79,8 @@ def train_report(result: TrainResult) -> str:
         lines.append(efficiency(result))
     if result.test_loss is not None:
         lines.append(_test_line(result, result.test_loss))
+    if result.is_verified:
+        lines.append("verified: the saved model, loaded in a process of its own, has these metrics")
     if result.sample:
         lines.append("it writes:\n" + textwrap.indent(result.sample.strip("\n"), "  | "))
     lines.append(look_at_it(result.tracking_uri))

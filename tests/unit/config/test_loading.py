@@ -74,6 +74,10 @@ def test_null_unsets_an_optional_key(file):
         ("model.widht", "model.width"),
         ("num_workers", "scale.num_workers"),
         ("lr", "optim.lr"),
+        ("train.lr", "optim.lr"),
+        ("batch_size", "data.global_batch_size"),
+        ("train.optimizer", "optim.name"),
+        ("model.dropout", "model.args.dropout"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(file, key, meant):
@@ -104,6 +108,43 @@ def test_a_bad_value_is_refused_with_the_key_the_value_and_the_rule(override, pi
     message = refusal(override)
     assert all(piece in message for piece in pieces), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("data.num_workers=4", "no processes load data"),
+        ("data.shuffle=true", "each epoch has an order of its own"),
+        ("tune.num_samples=3", "it is a key of a sweep"),
+        ("optim.lr=loguniform(1e-4,1e-1)", "try several in a sweep"),
+        ("optim.lr=loguniform:1e-4:1e-1", "try several in a sweep"),
+        ("optim.name=choice(adam, sgd)", "try several in a sweep"),
+        ("model.width=32,64", "try several in a sweep"),
+    ],
+)
+def test_what_other_tools_and_sweeps_take_is_explained(override, answer):
+    message = refusal(override)
+    assert answer in message
+    assert "did you mean" not in message
+
+
+def test_a_source_named_like_a_range_is_no_range():
+    assert load(RunConfig, None, ["data.source=choice:make"]).data.source == "choice:make"
+
+
+def test_a_config_file_that_is_not_there_is_refused_with_the_nearest_one(tmp_path, monkeypatch):
+    (tmp_path / "jobs" / "configs").mkdir(parents=True)
+    (tmp_path / "jobs" / "configs" / "digits.yaml").touch()
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for written, meant in [
+        ("jobs/configs/digit.yaml", "jobs/configs/digits.yaml"),
+        ("digits.yaml", "jobs/configs/digits.yaml"),
+        ("digits", "jobs/configs/digits.yaml"),
+        ("mien.yaml", "mine.yaml"),
+    ]:
+        assert f"did you mean '{meant}'" in refusal(path=written)
+    assert "did you mean" not in refusal(path="nothing-like-it.yaml")
 
 
 def test_text_without_an_equals_sign_is_refused():

@@ -271,6 +271,30 @@ def test_an_unknown_source_is_refused_with_what_there_is(uri, pieces):
     assert all(piece in message for piece in pieces), message
 
 
+def test_a_path_without_a_scheme_is_refused_with_its_scheme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.png").touch()
+    for uri, meant in [
+        ("orders.csv", "csv:orders.csv"),
+        ("data/train.jsonl", "json:data/train.jsonl"),
+        ("photos", "images:photos"),
+        ("shop.orders", "shop:orders"),
+        ("shop.orders?rows=5", "shop:orders?rows=5"),
+    ]:
+        assert f"did you mean '{meant}'" in problem(uri)
+
+
+def test_files_of_another_kind_are_refused_with_their_scheme(tmp_path):
+    for name in ("cat/1.png", "cat/2.jpg", "rows.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    message = problem(f"csv:{tmp_path}/cat")
+    assert "1.png" in message
+    assert "write images:DIR" in message
+    assert f"write csv:{tmp_path}/rows.csv" in problem(f"parquet:{tmp_path}/rows.csv")
+
+
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_a_synthetic_row_depends_on_its_number_alone(kind):
     options = synthetic_options(f"synthetic:{kind}?features=7&classes=3&seed=5")

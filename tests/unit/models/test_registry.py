@@ -161,6 +161,7 @@ def test_further_arguments_reach_the_builder_and_beat_what_is_offered(mine):
     ("name", "args", "kind", "pieces"),
     [
         ("mpl", {}, ModelError, ["model.name='mpl' is not known", "did you mean 'mlp'"]),
+        ("shop.Residual", {}, ModelError, ["did you mean 'shop:Residual'"]),
         ("mlp", {"dropuot": 1}, ModelError, ["takes no 'dropuot'", "did you mean 'dropout'"]),
         ("{}:asks_for_width", {"scal": 1}, ModelError, ["takes no 'scal'", "did you mean 'scale'"]),
         ("{}:asks_for_non", {}, UserError, ["has no 'asks_for_non'", "did you mean 'asks_for_none'"]),

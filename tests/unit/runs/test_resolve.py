@@ -177,6 +177,13 @@ def test_names_that_are_made_of_the_config_are_those_of_the_earlier_version(tmp_
     ]
 
 
+def test_a_folder_with_a_slash_at_its_end_gives_the_run_its_name(tmp_path):
+    config = load(
+        RunConfig, None, [f"storage_path={tmp_path}", "data.source=text:a/books/", "task=causal_lm"]
+    )
+    assert "/mlp-books-" in resolve_run_folder(config).uri
+
+
 def stored(folder, **sections):
     """Add keys to the sections of a stored config."""
     tree = yaml.safe_load(folder.read(CONFIG))

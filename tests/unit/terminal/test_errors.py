@@ -4,13 +4,12 @@ import logging
 import signal
 import subprocess
 import sys
-from argparse import ArgumentParser
 
 import pytest
 
 from shoal.errors import ConfigError, Interrupted, TrainingError
 from shoal.storage.run_folder import STOP, RunFolder
-from shoal.terminal.errors import file_and_settings, on_interrupt, run
+from shoal.terminal.errors import on_interrupt, run
 from shoal.terminal.progress import SweepTable
 from shoal.terminal.stages import Stages
 
@@ -48,7 +47,7 @@ def as_before(monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError, 2), (TrainingError, 1), (Interrupted, 130)],
+    [(ConfigError, 2), (TrainingError, 1)],
     ids=lambda value: str(value),
 )
 def test_an_error_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
@@ -58,6 +57,14 @@ def test_an_error_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
 
     assert run(main) == code
     assert capsys.readouterr() == ("", "error: lr=-1: it should be positive\n")
+
+
+def test_an_interrupt_that_went_well_is_no_error(capsys):
+    def main(arguments):
+        raise Interrupted("interrupted by SIGINT at step 3, after a checkpoint")
+
+    assert run(main) == 130
+    assert capsys.readouterr() == ("", "interrupted by SIGINT at step 3, after a checkpoint\n")
 
 
 def test_warnings_go_to_the_stderr_of_the_moment(monkeypatch, capsys):
@@ -124,15 +131,6 @@ def test_a_signal_stops_the_stage_in_progress_and_lets_no_other_begin(tmp_path, 
     with pytest.raises(Interrupted, match="SIGTERM between two stages"):
         stages("run", second).__enter__()
     assert capsys.readouterr().out == f"sweep   {first.uri}\n"
-
-
-def test_arguments_are_a_config_file_at_most_and_settings(capsys):
-    parser = ArgumentParser()
-    assert file_and_settings(parser, ["a=1", "run.yaml", "b=2"]) == ("run.yaml", ["a=1", "b=2"])
-    assert file_and_settings(parser, ["a=1"]) == (None, ["a=1"])
-    with pytest.raises(SystemExit):
-        file_and_settings(parser, ["one.yaml", "two.yaml"])
-    assert "one config file at most, not one.yaml and two.yaml" in capsys.readouterr().err
 
 
 def test_a_thread_that_was_given_up_prints_nothing_while_the_process_ends():

@@ -98,7 +98,7 @@ def sweep_status(ended, running=(), total=4, seconds=10.0, note="", new=0, repla
 # -- a training --------------------------------------------------------------------------------------------------
 
 
-def test_a_log_gets_few_plain_lines_with_the_first_and_the_last_step(clock):
+def test_a_log_gets_few_plain_lines_with_the_first_evaluations_and_the_last_step(clock):
     out = io.StringIO()
     with ProgressLine(out) as line:
         line(status(0))
@@ -106,6 +106,10 @@ def test_a_log_gets_few_plain_lines_with_the_first_and_the_last_step(clock):
             line(status(step, evaluated(step, 1.0, is_best=True)))
         line(status(900, note="verifying the model"))
     first, *between, last, note = out.getvalue().splitlines()
+    history = [text for text in between if text.startswith("epoch")]
+    between = [text for text in between if text.startswith("step")]
+    assert len(history) == progress.MOST_HISTORY
+    assert history[-1].startswith("epoch  1.8  step  80/900  train/loss 0.5        val/loss 1 ")
     assert first == "starting; 900 steps to go"
     assert last.startswith("step 900/900  train/loss 0.5  val/loss 1  val/accuracy 0.9  ")
     assert last.endswith(" steps/s")
@@ -125,6 +129,7 @@ def test_a_terminal_keeps_a_line_for_each_evaluation_above_one_live_line(termina
         line(status(900, note="verifying the model"))
     *history, live = shown
     assert history == [
+        "starting; 900 steps to go",
         "epoch  1  step  45/900  train/loss 0.75       val/loss 1.5        val/accuracy 0.9        best",
         "epoch  2  step  90/900  train/loss 0.25       val/loss 0.5        val/accuracy 0.9        best",
         "epoch  3  step 135/900  train/loss 0.375      val/loss 0.75       val/accuracy 0.9",
@@ -231,7 +236,7 @@ def test_the_speed_counts_the_steps_of_this_attempt_alone(clock):
         for number in range(1, 100):
             line(status(500 + number))
     first, *rest = out.getvalue().splitlines()
-    assert first == "resuming; step 500 of 900 was reached before"
+    assert first == "resuming at step 500 of 900"
     speeds = [float(re.search(r"([\d.]+) steps/s", text)[1]) for text in rest[1:]]
     assert speeds
     assert max(speeds) <= 4, "a step each quarter of a second or slower, not 500 at once"

@@ -3,12 +3,13 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
+from shoal.data.images import SUFFIXES as IMAGE_SUFFIXES
 from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sampler import SPLIT_NAMES, SPLITS, TRAIN, split_named
 from shoal.data.sources.base import (
@@ -36,6 +37,7 @@ SUFFIXES = {
     "json": (".json", ".jsonl", ".ndjson"),
     "npz": (".npz", ".npy"),
 }
+BINARY = ("parquet", "npz", "images")  # their files are of no other scheme, whatever they are called
 
 
 class Reader(Protocol):
@@ -122,12 +124,28 @@ def _of_scheme(
     own = {name: file for name, file in listed.items() if file.suffix in SUFFIXES[scheme]}
     if not listed:
         raise DataError(f"data.source='{uri}' is an archive without files: name one with {scheme} files")
+    _refuse_other_scheme(scheme, uri, listed)
     if not is_many or not own or len(own) == len(listed):
         return listed, ()
     others = [name for name in listed if name not in own]
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     shown = ", ".join(f"'{name}'" for name in others[:3]) + more
     return own, (f"{shown}: left out, since {', '.join(SUFFIXES[scheme])} files lie beside",)
+
+
+def _refuse_other_scheme(scheme: str, uri: str, listed: Collection[str]) -> None:
+    """Refuse files all of whose names are of another scheme, e.g. a folder of photos as `csv:`."""
+    for other, suffixes in (SUFFIXES | {"images": IMAGE_SUFFIXES}).items():
+        if other == scheme or not {scheme, other} & {*BINARY}:
+            continue
+        if all(name.lower().endswith(suffixes) for name in listed):
+            location = uri.partition(":")[2]
+            how = (
+                "images:DIR, a folder with a folder per class" if other == "images" else f"{other}:{location}"
+            )
+            raise DataError(
+                f"data.source='{uri}' names files of another kind, e.g. '{next(iter(listed))}': write {how}"
+            )
 
 
 def _root(location: str) -> str:

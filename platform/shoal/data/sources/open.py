@@ -3,14 +3,16 @@
 To add a source: a module with a function (uri, location, options) -> Source, and a line in `READERS`.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 
-from shoal.config.import_path import is_path
+from shoal.config.import_path import is_path, missing_colon
 from shoal.config.secrets import reveal
+from shoal.data.images import SUFFIXES as IMAGE_SUFFIXES
 from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sources.base import Source
-from shoal.data.sources.files import open_files
+from shoal.data.sources.files import SUFFIXES, open_files
 from shoal.data.sources.function import open_function
 from shoal.data.sources.huggingface import open_huggingface
 from shoal.data.sources.images import open_image_source
@@ -55,9 +57,28 @@ def open_source(uri: str, *, shape: tuple[int, ...] | None = None, options: Read
     if is_function(uri):
         return open_function(uri, options)
     raise DataError(
-        f"data.source='{uri}' is not known{nearest(scheme, SCHEMES)}: write one of "
+        f"data.source='{uri}' is not known{nearest(scheme, SCHEMES) if colon else _meant(uri)}: write one of "
         f"{', '.join(f'{name}:' for name in SCHEMES)} or package.module:function"
     )
+
+
+def _meant(uri: str) -> str:
+    """Suggest the scheme that a path lacks: `csv:orders.csv` for `orders.csv`, `images:photos` for a folder."""
+    named = next((scheme for scheme, suffixes in SUFFIXES.items() if uri.lower().endswith(suffixes)), None)
+    if named is None and os.path.isdir(os.path.expanduser(uri)):
+        named = _scheme_of_folder(os.path.expanduser(uri))
+    return f" (did you mean '{named}:{uri}'?)" if named else missing_colon(uri)
+
+
+def _scheme_of_folder(path: str) -> str | None:
+    """Return the scheme of the first file of a folder whose name tells it."""
+    kinds = SUFFIXES | {IMAGES: IMAGE_SUFFIXES, TEXT: (".txt", ".md")}
+    for _, _, names in os.walk(path):
+        for name in sorted(names):
+            for scheme, suffixes in kinds.items():
+                if name.lower().endswith(suffixes):
+                    return scheme
+    return None
 
 
 def is_function(uri: str) -> bool:

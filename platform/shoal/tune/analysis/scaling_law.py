@@ -107,11 +107,18 @@ class ScalingLaw:
         """The error of the prediction, as a share of the measured loss."""
         return self.predicted / self.measured - 1.0
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the widths tell that the loss falls with size: 0 is not in the exponent's interval."""
+        return self.law.interval is not None and self.law.interval[0] > 0
+
     def text(self) -> str:
         """Return the law and its prediction in one line, or that there is none."""
         law, percent = self.law, f"{CONFIDENCE:.0%}"
         if law.exponent < MIN_EXPONENT:
             return f"the loss does not fall with {self.size} over these widths: there is no law to fit"
+        if not self.is_known:
+            return f"these widths do not tell how the loss falls with {self.size}: sweep more of them, or more rates"
         known = f" ({law.interval[0]:.3g} to {law.interval[1]:.3g} at {percent})" if law.interval else ""
         return (
             f"loss = {law.scale:.3g} {self.symbol}^-{law.exponent:.3g}{known} + {law.floor:.3g}, "

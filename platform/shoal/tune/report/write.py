@@ -114,6 +114,5 @@ def _lines(
     if width:
         lines["width"] = width.summary
     if scaling:
-        names = [f"scaling {law.symbol}" for law in scaling.laws] or ["scaling"]
-        lines |= dict(zip(names, scaling.text().splitlines(), strict=True))
+        lines |= {f"scaling {law.symbol}": law.text() for law in scaling.laws if law.is_known}
     return lines

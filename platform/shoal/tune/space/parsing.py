@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shoal.config.import_path import is_path
 from shoal.errors import ConfigError, nearest
 from shoal.tune.space.domains import (
     WORDS,
@@ -18,12 +19,15 @@ from shoal.tune.space.domains import (
 )
 from shoal.tune.space.values import has_paired_brackets, plain_value, read_list, write_list
 
+# Words whose arguments colons may separate; that of `by` has one itself.
+COLON_WORDS = tuple(word for word in WORDS if word != "by")
+
 
 def parse_setting(key: str, text: str) -> Domain | None:
     """Read the value of a `key=value` setting; None when it is a plain value and not a range.
 
-    A range is a word with brackets, `loguniform(1e-4, 1e-1)`, or a list with commas, `32,64,128`. A text in quotes
-    is neither: `'f(x)'`.
+    A range is a word with brackets, `loguniform(1e-4, 1e-1)`, the same with colons, which a shell takes unquoted,
+    `loguniform:1e-4:1e-1`, or a list with commas, `32,64,128`. A text in quotes is none of them: `'f(x)'`.
 
     Raises:
         ConfigError: the word is unknown, or the range breaks one of its rules.
@@ -105,7 +109,22 @@ def _parse(text: str) -> Domain | None:
             f"{text}: unknown range '{call[1]}'{nearest(call[1].lower(), WORDS)}: "
             f"the ranges are {', '.join(WORDS)}; a plain text goes in quotes"
         )
+    word, colon, inside = text.partition(":")
+    if (
+        colon and word in COLON_WORDS and not is_path(text)
+    ):  # `choice:make` is a function of a module `choice`
+        return _make(word, _between_colons(text, word, inside))
     return _comma_list(text)
+
+
+def _between_colons(text: str, word: str, inside: str) -> list[Any]:
+    values = [read_list(part) for part in inside.split(":")]
+    if any(value is None or len(value) != 1 for value in values):
+        raise ConfigError(
+            f"{text}: a value is missing between colons, or has a comma or a sign in it: write e.g. "
+            f"{WORDS[word].example} in quotes"
+        )
+    return [value[0] for value in values if value]
 
 
 def _arguments(text: str, word: str, inside: str) -> list[Any]:

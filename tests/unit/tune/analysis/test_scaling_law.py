@@ -132,6 +132,15 @@ def test_losses_that_do_not_fall_with_size_have_no_law():
     assert "does not fall with parameters" in found.text()
 
 
+def test_a_law_whose_interval_says_nothing_is_no_headline(tmp_path):
+    draw = np.random.default_rng(1)
+    rows = trials(lambda size: 0.1 * math.exp(draw.normal(0, 0.3)), WIDTHS[:4])
+    found = write_report(RunFolder(str(tmp_path)), rows, "sweep", "val/loss", "min", 1.0)
+    assert not any(law.is_known for law in found.scaling.laws)
+    assert not any(label.startswith("scaling") for label in found.lines)
+    assert "these widths do not tell" in found.scaling.text()
+
+
 def test_fewer_than_four_widths_give_no_law_but_the_reason():
     found = report(trials(lambda size: size**-0.25, WIDTHS[:3]))
     assert found.laws == ()
