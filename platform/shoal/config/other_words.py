@@ -27,7 +27,9 @@ MEANT = {
 }
 # By section: a section of sweeps alone.
 OF_SWEEPS = ("space", "tune")
-NO_LOADERS = "no processes load data, the rows are in the workers' memory; scale.num_workers are the processes that train"
+NO_LOADERS = (
+    "no processes load data, the rows are in the workers' memory; scale.num_workers is of those that train"
+)
 SHUFFLED = "each epoch has an order of its own, which the seed decides"
 EXPLAINED = {"data.num_workers": NO_LOADERS, "num_dataloader_workers": NO_LOADERS, "data.shuffle": SHUFFLED}
 EXPLAINED |= {"dataloader_num_workers": NO_LOADERS, "shuffle": SHUFFLED}
