@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from shoal.config.other_words import MEANT, explanation
 from shoal.errors import ConfigError
 
-# Of a range or a list that is given to a training.
+# Of a range or a list where a training takes one value.
 ONE_VALUE = "a run has one value of a key: give one, or try several in a sweep (`tune`)"
 
 Tree = TypeVar("Tree", bound="Section")
