@@ -11,12 +11,13 @@ import zipfile
 import cloudpickle
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from shoal.data.config import DataConfig
 from shoal.data.read_options import ReadOptions
-from shoal.data.sources import base, csv_dialect, csv_files, files
+from shoal.data.sources import arrow, base, csv_dialect, csv_files, files
 from shoal.data.sources.base import OtherTypesError, read_again
 from shoal.data.sources.open import open_source
 from shoal.errors import DataError
@@ -533,3 +534,22 @@ def test_rows_without_any_value_at_the_end_are_left_out_and_it_is_said(read, her
     assert found["x"].tolist() == list(range(ROWS))
     assert found["x"].dtype == np.int64
     assert "rows without any value are left out" in notes("csv:a.csv")
+
+
+@pytest.mark.parametrize("scheme", ["csv", "parquet"])
+def test_texts_that_repeat_and_texts_that_do_not_are_read_alike(scheme, read, here):
+    count = 3 * arrow.LOOKED_AT
+    texts = [None if number % 7 == 0 else f"t{number % 5}" for number in range(count - 1)] + [
+        "last, seen once"
+    ]
+    table = pa.table(
+        {"town": texts, "name": [f"n{number}" for number in range(count)], "target": [0, 1] * (count // 2)}
+    )
+    if scheme == "csv":
+        pa.csv.write_csv(table, "a.csv")
+    else:
+        pq.write_table(table, "a.parquet", row_group_size=5000)
+    found = read(f"{scheme}:a.{scheme}")
+    assert found["town"].tolist() == texts
+    assert found["name"].tolist() == names
+    assert len({id(text) for text in found["town"][:1000]}) <= 6
