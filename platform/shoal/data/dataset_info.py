@@ -122,7 +122,9 @@ def fit_dataset_info(
         data.source,
         reader_drops=data.source.partition(":")[0] in FILE_SCHEMES,
     )
-    transform = Transform(columns=columns, label=label, tokenizer=preprocessing.tokenizer)
+    transform = Transform(
+        columns=columns, label=label, tokenizer=preprocessing.tokenizer, image_bits=preprocessing.image_bits
+    )
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
     narrow = transform.narrow

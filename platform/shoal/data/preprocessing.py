@@ -200,6 +200,7 @@ class Transform(BaseModel):
         label: with an empty name where there is no column to predict.
         tokenizer: of rows of tokens, as JSON.
         shape: to which flat rows are reshaped.
+        image_bits: that values of 16-bit images use.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -207,6 +208,7 @@ class Transform(BaseModel):
     label: Label
     tokenizer: str | None = None
     shape: tuple[int, ...] | None = None
+    image_bits: int | None = None
 
     @property
     def has_label(self) -> bool:

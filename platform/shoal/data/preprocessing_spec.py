@@ -18,6 +18,7 @@ class PreprocessingSpec:
         is_ready: the features are what the model takes; they are not standardized.
         tokenizer: of a source of tokens, as JSON.
         has_label: there is a column to predict.
+        image_bits: that values of 16-bit images use.
     """
 
     data: DataConfig
@@ -26,6 +27,7 @@ class PreprocessingSpec:
     is_ready: bool
     tokenizer: str | None = None
     has_label: bool = True
+    image_bits: int | None = None
 
     @property
     def split_rule(self) -> SplitRule:

@@ -136,7 +136,9 @@ class Predictor:
         model.load_state_dict(weights)
         use_onednn(model)
         is_ready = transform.columns[0].kind == "ready"
-        preprocessing = make_preprocessing_spec(data, task, description.seed, is_ready, transform.tokenizer)
+        preprocessing = make_preprocessing_spec(
+            data, task, description.seed, is_ready, transform.tokenizer, transform.image_bits
+        )
         return cls(model, transform, make_task(task, transform, data, description.seed), preprocessing)
 
     def outputs(self, block: Block) -> Tensor:

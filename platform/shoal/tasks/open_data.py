@@ -16,7 +16,9 @@ from shoal.errors import DataError
 from shoal.tasks.registry import TASKS, TaskName
 
 
-def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None = None) -> Source:
+def open_data(
+    data: DataConfig, task: TaskName, seed: int, tokenizer: str | None = None, image_bits: int | None = None
+) -> Source:
     """Open the source of a config as its task needs it.
 
     Args:
@@ -24,6 +26,7 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
         task: what is learnt.
         seed: of the splits; a tokenizer is fitted on the training split alone.
         tokenizer: a trained model's, as JSON; then none is fitted.
+        image_bits: that values of 16-bit images use, as a trained model's; None: those that a sample uses.
 
     Raises:
         DataError: the source does not exist, or the task cannot use it.
@@ -31,10 +34,12 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
     kind = TASKS[task]
     scheme, _, location = reveal(data.source).partition(":")
     if scheme == IMAGES and not kind.takes_text:
-        return open_source(data.source, shape=data.shape, options=data.read_options)
+        return open_source(data.source, shape=data.shape, bits=image_bits, options=data.read_options)
     if scheme != TEXT and not kind.takes_text:
         source = open_source(data.source, options=data.read_options)
-        return decode_image_column(source, data.label, data.shape) if kind.decodes_images else source
+        if not kind.decodes_images:
+            return source
+        return decode_image_column(source, data.label, data.shape, image_bits)
     splits = data.split_rule(seed)
     options = TextOptions(data.context, data.tokenizer, splits.validation, splits.test, tokenizer)
     if scheme == TEXT:
@@ -58,18 +63,39 @@ def open_data(data: DataConfig, task: TaskName, seed: int, tokenizer: str | None
 
 def preprocessing_spec(data: DataConfig, task: TaskName, seed: int, source: Source) -> PreprocessingSpec:
     """Return what determines how the rows of a source are preprocessed."""
-    return make_preprocessing_spec(data, task, seed, source.is_ready, source.tokenizer)
+    return make_preprocessing_spec(data, task, seed, source.is_ready, source.tokenizer, source.image_bits)
 
 
 def make_preprocessing_spec(
-    data: DataConfig, task: TaskName, seed: int, is_ready: bool, tokenizer: str | None
+    data: DataConfig,
+    task: TaskName,
+    seed: int,
+    is_ready: bool,
+    tokenizer: str | None,
+    image_bits: int | None = None,
 ) -> PreprocessingSpec:
     """Return what determines how rows are preprocessed, where their source is not open."""
     kind = TASKS[task]
-    return PreprocessingSpec(data, seed, kind.is_classification, is_ready, tokenizer, kind.has_label)
+    return PreprocessingSpec(
+        data, seed, kind.is_classification, is_ready, tokenizer, kind.has_label, image_bits
+    )
 
 
-def reopen_source(preprocessing: PreprocessingSpec, task: TaskName, uri: str | None = None) -> Source:
-    """Open a trained model's data again, or other data in the same way: with the tokenizer that it was trained with."""
+def reopen_source(
+    preprocessing: PreprocessingSpec,
+    task: TaskName,
+    uri: str | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Source:
+    """Open a trained model's data again, or other data in the same way: with its tokenizer and the depth of its images.
+
+    Args:
+        preprocessing: of the model.
+        task: what it has learnt.
+        uri: of other data.
+        shape: of the images that it was trained on; None: as its config says.
+    """
     data = preprocessing.data if uri is None else preprocessing.data.model_copy(update={"source": uri})
-    return open_data(data, task, preprocessing.seed, preprocessing.tokenizer)
+    if shape:
+        data = data.model_copy(update={"shape": shape})
+    return open_data(data, task, preprocessing.seed, preprocessing.tokenizer, preprocessing.image_bits)

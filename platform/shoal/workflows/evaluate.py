@@ -79,7 +79,9 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
         predictor = Predictor(predictor.model, transform, predictor.task, preprocessing)
     if other is None:
         check_source_of_artifact(preprocessing.data.source, config.trust_code)
-    source = reopen_source(preprocessing, predictor.task.name, other)
+    transform = predictor.transform
+    shape = transform.input_shape if other and transform.image_bits else None
+    source = reopen_source(preprocessing, predictor.task.name, other, shape)
     found = sums = None
     held_out = [name for name in (TEST, VALIDATION) if name not in label.unlabelled]
     for split in (None,) if other else held_out:

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shoal.data.config import DataConfig
+from shoal.data.dataset_info import inspect_source
 from shoal.data.images import item_pixels, read_pixels, refuse_broken, stack_pixels
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.data.sources import images as module
 from shoal.data.sources.images import ImageFile, encoded_files, image_shape, list_images, open_images
 from shoal.data.sources.open import open_source
 from shoal.errors import DataError
+from shoal.tasks.open_data import open_data, preprocessing_spec, reopen_source
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -389,3 +392,19 @@ def test_a_folder_that_was_opened_can_be_sent_to_another_process(draw):
     folder = pickle.loads(pickle.dumps(open_images("d")))
     [block] = folder.blocks()
     assert block["image"][:, :, 0, 0].tolist() == [list(RED), list(BLUE)]
+
+
+def test_other_images_are_read_in_the_depth_and_shape_of_those_that_a_model_was_trained_on(draw):
+    for name, value, side in (("trained", 4095, 6), ("other", 1023, 9)):
+        for number in range(12):
+            pixels = np.full((side, side), value, dtype=np.uint16)
+            draw(f"{name}/{'ab'[number % 2]}/{number}.png", pixels)
+    data = DataConfig(source="images:trained", global_batch_size=2, validation_fraction=0, test_fraction=0)
+    source = open_data(data, "image_classification", 0)
+    spec = preprocessing_spec(data, "image_classification", 0, source)
+    transform = inspect_source(source, spec).transform
+    assert (transform.image_bits, transform.input_shape) == (12, (1, 6, 6))
+    again = reopen_source(spec, "image_classification", "images:other", transform.input_shape)
+    [(_, block)] = again.blocks()
+    assert block["image"].shape == (12, 1, 6, 6)
+    assert set(block["image"].ravel().tolist()) == {1023 >> 4}

@@ -105,6 +105,7 @@ class Source:
         is_ready: the features are what the model takes; nothing is standardized.
         digest: the fingerprint, where the reader has its own; None: it is computed.
         tokenizer: the tokenizer of rows of tokens, as JSON.
+        image_bits: that values of its 16-bit images use.
         notes: a line for each thing that was detected and may be wrong, e.g. how a file is read.
     """
 
@@ -115,6 +116,7 @@ class Source:
     is_ready: bool = False
     digest: str | None = None
     tokenizer: str | None = None
+    image_bits: int | None = None
     notes: tuple[str, ...] = ()
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
 

@@ -63,7 +63,9 @@ class ImageDecoder:
             }
 
 
-def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | None) -> Source:
+def decode_image_column(
+    source: Source, label: str, shape: tuple[int, ...] | None, bits: int | None = None
+) -> Source:
     """Decode the column of encoded images of a source, if it has one; rows, their order and their splits stay.
 
     Args:
@@ -71,6 +73,7 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
         label: the column to predict.
         shape: (channels, height, width) to resize images to. None: all images must have one size; they are greyscale
             if all of the first block's sample are, else RGB.
+        bits: that values of 16-bit images use; None: those that a sample uses.
 
     Returns:
         A source with blocks {column: [rows, channels, height, width] uint8, label: [rows]}, or the source itself if
@@ -92,7 +95,9 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
     check_column(source.uri, "data.label", label, first)
     images = encoded_column(first[column])
     encoded_shape = checked_shape(shape) if shape else native_shape(images)
-    decoder = ImageDecoder(column, label, encoded_shape, resize=shape is not None, bits=used_bits(images))
+    decoder = ImageDecoder(
+        column, label, encoded_shape, resize=shape is not None, bits=bits or used_bits(images)
+    )
 
     def open_part(part: Part) -> Part:
         def read() -> Iterator[Block]:
@@ -110,6 +115,7 @@ def decode_image_column(source: Source, label: str, shape: tuple[int, ...] | Non
         tuple(map(open_part, source.parts)),
         nbytes=_count_rows(source, first[column]) * math.prod(encoded_shape),
         digest=hashlib.sha256(described.encode()).hexdigest()[:16],
+        image_bits=decoder.bits,
         notes=(*source.notes, *depth_notes(decoder.bits)),
     )
 

@@ -99,18 +99,19 @@ class ImageFolder:
         refuse_broken(broken)
 
 
-def open_images(directory: str, shape: tuple[int, ...] | None = None) -> ImageFolder:
+def open_images(directory: str, shape: tuple[int, ...] | None = None, bits: int | None = None) -> ImageFolder:
     """List a folder's images and choose their shape from a sample of them.
 
     Args:
         directory: a path, or a URI such as s3://bucket/prefix.
         shape: (channels, height, width), channels 1 or 3; None: `image_shape` of the files.
+        bits: that values of 16-bit images use; None: those that a sample uses.
 
     Raises:
         DataError: there are no images of two classes, or no such shape.
     """
     files = tuple(list_images(directory))
-    bits = used_bits(encoded_files(files))
+    bits = used_bits(encoded_files(files)) if bits is None else bits
     return ImageFolder(files, checked_shape(shape) if shape else image_shape(files), bits)
 
 
@@ -226,11 +227,23 @@ def encoded_files(files: Sequence[ImageFile]) -> list[EncodedImage]:
 
 
 def open_image_source(
-    uri: str, directory: str, _: ReadOptions = DETECTED, shape: tuple[int, ...] | None = None
+    uri: str,
+    directory: str,
+    _: ReadOptions = DETECTED,
+    shape: tuple[int, ...] | None = None,
+    bits: int | None = None,
 ) -> Source:
     """Open a folder of images as rows; arguments and errors are those of `open_images`."""
-    folder = open_images(directory, shape)
+    folder = open_images(directory, shape, bits)
     parts = tuple(Part(partial(folder.blocks, split), split) for split in folder.splits)
     # Without `paths`: their hash leaves out the folders and so the classes. A small source hashes its content.
     digest = None if folder.nbytes <= IN_DRIVER_BYTES else folder.digest
-    return Source(uri, "images", parts, folder.nbytes, digest=digest, notes=depth_notes(folder.bits))
+    return Source(
+        uri,
+        "images",
+        parts,
+        folder.nbytes,
+        digest=digest,
+        image_bits=folder.bits,
+        notes=depth_notes(folder.bits),
+    )

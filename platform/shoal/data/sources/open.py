@@ -37,12 +37,19 @@ READERS: dict[str, Callable[[str, str, ReadOptions], Source]] = {
 SCHEMES = (*READERS, TEXT)
 
 
-def open_source(uri: str, *, shape: tuple[int, ...] | None = None, options: ReadOptions = DETECTED) -> Source:
+def open_source(
+    uri: str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    bits: int | None = None,
+    options: ReadOptions = DETECTED,
+) -> Source:
     """Find the source a URI names; files are listed, nothing large is read.
 
     Args:
         uri: `SCHEME:LOCATION` or `package.module:function`.
         shape: (channels, height, width) to resize the images of an `images:` source to; None: chosen from them.
+        bits: that values of 16-bit images of such a source use; None: those that a sample uses.
         options: how files are read.
 
     Raises:
@@ -51,7 +58,7 @@ def open_source(uri: str, *, shape: tuple[int, ...] | None = None, options: Read
     """
     scheme, colon, location = reveal(uri).partition(":")
     if colon and scheme == IMAGES:
-        return open_image_source(uri, location, options, shape)
+        return open_image_source(uri, location, options, shape, bits)
     if colon and scheme in READERS:
         return READERS[scheme](uri, location, options)
     if is_function(uri):
