@@ -271,7 +271,8 @@ def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: Data
     reading = text.reading
     if reading is None:
         raise DataError(
-            f"data.label='{data.label}' holds text: task=regression needs numbers; set task=classification"
+            f"data.label='{data.label}' holds text: task=regression needs numbers (a category of pandas is none, "
+            "even of numbers: astype(float)); set task=classification"
         )
     readable = text.readable(reading)
     if readable.count < text.cells:

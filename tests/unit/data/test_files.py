@@ -17,7 +17,7 @@ import pytest
 
 from shoal.data.config import DataConfig
 from shoal.data.read_options import ReadOptions
-from shoal.data.sources import arrow, base, csv_dialect, csv_files, files
+from shoal.data.sources import arrow, base, csv_dialect, csv_files, files, json_files
 from shoal.data.sources.base import OtherTypesError, read_again
 from shoal.data.sources.open import open_source
 from shoal.errors import DataError
@@ -553,3 +553,15 @@ def test_texts_that_repeat_and_texts_that_do_not_are_read_alike(scheme, read, he
     assert found["town"].tolist() == texts
     assert found["name"].tolist() == table["name"].to_pylist()
     assert len({id(text) for text in found["town"][:1000]}) <= 6
+
+
+def test_a_key_that_the_beginning_of_a_json_file_does_not_have_is_named_with_its_line(
+    read, here, monkeypatch
+):
+    monkeypatch.setattr(json_files, "BLOCK_BYTES", 400)
+    rows = [
+        {"x": number, "target": number % 2} | ({"late": 1} if number == 90 else {}) for number in range(100)
+    ]
+    here("a.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"a\.jsonl' has a key 'late', first in line 91"):
+        read("json:a.jsonl")

@@ -1,6 +1,7 @@
 """Reads JSON files: one object per line, or one array of objects in a file."""
 
 import contextlib
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -156,11 +157,27 @@ class JsonReader:
                     f"data.source='{self.uri}' does not read as json: '{file.name}': key '{key}' "
                     f"holds a {changed[2]} in some rows and a {changed[3]} in others: make it one type throughout"
                 ) from None
+            if "unexpected field" in str(error).lower():
+                raise self._late_key(file) from None
             cause = (None if self._is_array[file] else self._bad_line(file)) or str(error).splitlines()[0]
             raise DataError(
                 f"data.source='{self.uri}' does not read as json: '{file.name}': {cause}: write one object per "
                 "line, or one array of objects"
             ) from error
+
+    def _late_key(self, file: File) -> DataError:
+        """Return the error for a key that the beginning of a file, which shows the keys, does not have."""
+        known, where = set(self.schema.names), ""
+        with self._open(file) as stream:
+            for number, line in enumerate(io.TextIOWrapper(stream, "utf-8"), 1):
+                late = set(json.loads(line)) - known if line.strip() else None
+                if late:
+                    where = f" '{min(late)}', first in line {number}"
+                    break
+        return DataError(
+            f"data.source='{self.uri}': '{file.name}' has a key{where}, that its first {BLOCK_BYTES >> 20} MiB do not "
+            "have: give it a value in the first line too, or leave it out"
+        )
 
     def _is_one_object(self, file: File) -> bool:
         with self._open(file) as stream:
