@@ -164,16 +164,24 @@ def _row_hashes(block: Block, rows: int) -> np.ndarray:
 def _bits(column: np.ndarray) -> np.ndarray:
     """Return the bits of a row's numbers [rows], uint64; of a tensor, a hash of them."""
     if column.ndim == 1:
-        return np.ascontiguousarray(column, dtype=np.float64).view(np.uint64)
+        return _folded(column)
     flat = column.reshape(len(column), -1)
     flat = flat[:, :: max(1, flat.shape[1] // HASHED_ELEMENTS)]
     factors = mix(np.arange(flat.shape[1], dtype=np.uint64)) | np.uint64(1)
     found = np.empty(len(flat), dtype=np.uint64)
     step = max(1, HASHED_AT_ONCE // max(1, flat.shape[1]))
     for first in range(0, len(flat), step):
-        bits = np.ascontiguousarray(flat[first : first + step], dtype=np.float64).view(np.uint64)
-        found[first : first + step] = (bits * factors).sum(axis=1)
+        found[first : first + step] = (_folded(flat[first : first + step]) * factors).sum(axis=1)
     return found
+
+
+def _folded(numbers: np.ndarray) -> np.ndarray:
+    """Return the bits of numbers, uint64, the high half also in the low one.
+
+    Whole numbers have no low bits in float64, and a product with them would keep few bits of its factor.
+    """
+    bits = np.ascontiguousarray(numbers, dtype=np.float64).view(np.uint64)
+    return bits ^ (bits >> np.uint64(32))
 
 
 def _score_alone(column: np.ndarray, targets: np.ndarray, is_classification: bool) -> float:

@@ -35,6 +35,14 @@ def test_test_rows_that_are_training_rows_too_are_counted_and_the_label_does_not
     assert found.get(TEST, 0.0) == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.parametrize("as_columns", [False, True])
+def test_different_rows_of_small_whole_numbers_are_no_leak(as_columns):
+    pixels = np.unique(DRAW.integers(0, 17, (1800, 64)), axis=0).astype(np.float64)
+    block = {str(place): pixels[:, place] for place in range(64)} if as_columns else {"pixels": pixels}
+    train = len(pixels) * 3 // 4
+    assert look(block, splits(train, len(pixels) - train)).duplicates() == []
+
+
 def test_values_that_repeat_by_chance_are_no_leak():
     block = {"a": DRAW.integers(0, 5, 500), "y": np.zeros(500)}
     assert look(block, splits(400, 100)).duplicates() == []
