@@ -1,6 +1,7 @@
 """Of all tests: which share a process; places to run jobs in, one small Ray cluster, a real MLflow server."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from running import Place, Server, ray_cluster
 
 # Unit tests that share something costly run in one process, and first, as they take the longest together: an MLflow
-# server, and the imports of what trains in several processes.
+# server, the imports of what trains in several processes, and the waits for a store that is away, which take no CPU.
 TOGETHER = {
     "the server": (
+        "registry/test_publish.py",
         "tracking/test_background.py",
         "tracking/test_sweep_sync.py",
         "tracking/test_sync.py",
@@ -19,9 +21,24 @@ TOGETHER = {
         "runs/test_lifecycle.py",
     ),
     "the imports": ("distributed/test_parallelism.py", "distributed/test_process_group.py"),
+    "the waits": ("storage/test_parts.py", "storage/test_run_folder.py", "training/test_checkpoint.py"),
 }
 UNIT = "tests/unit/"
 GROUP_OF = {UNIT + file: group for group, files in TOGETHER.items() for file in files}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import all tests without garbage collections, and leave what they imported out of later ones.
+
+    Each would look through all modules, which takes 0.3 s.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

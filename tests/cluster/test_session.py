@@ -6,6 +6,8 @@ import subprocess
 import sys
 from ipaddress import ip_address
 
+from shoal.runs.machine import check_cluster
+
 # Starts a cluster, has a worker work, and prints where each process listens; then what a stranger without a token gets.
 STARTER = """
 import contextlib, json, os, subprocess, sys
@@ -68,6 +70,10 @@ def test_a_cluster_that_is_started_here_listens_on_loopback_alone() -> None:
     assert [one for one in listening if not is_loopback(one[1])] == []
     assert found["worker"][1].startswith("lo")  # type: ignore[index]
     assert found["left"] is None
+
+
+def test_a_cluster_that_answers_is_accepted(cluster: dict[str, str]) -> None:
+    check_cluster(cluster["address"])
 
 
 def test_where_it_cannot_it_demands_a_token() -> None:

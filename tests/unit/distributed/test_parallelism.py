@@ -1,5 +1,6 @@
 """Two and four real processes share models in every way, through `pair` and `four`, and leave what they found."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -460,6 +461,7 @@ def four(rank, folder, bucket):
 def run_worker(job, rank, size, folder, bucket, environment):
     os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
+    gc.freeze()  # or each collection copies the pages of what was imported before the fork
     found = {}
     try:
         dist.init_process_group(

@@ -124,10 +124,6 @@ def test_a_server_of_another_kind_is_no_cluster():
         thread.join()
 
 
-def test_a_cluster_that_answers_is_accepted(cluster):
-    check_cluster(cluster["address"])
-
-
 @pytest.mark.parametrize("address", ["here:port", "127.0.0.1:99999999"])
 def test_a_port_that_is_none_is_refused(address):
     with pytest.raises(ConfigError, match="cannot be used"):
