@@ -258,7 +258,9 @@ def _fit_label(
             f"data.label='{data.label}' has {len(classes)} classes in {summary.total} rows, more than "
             f"{MAX_CLASSES}: name another label, or set task=regression"
         )
-    return Label(name=data.label, classes=tuple(classes), unlabelled=unlabelled)
+    trained = summary.label_counts.get(TRAIN, Counter())
+    counts = tuple(trained[name] for name in classes)
+    return Label(name=data.label, classes=tuple(classes), counts=counts, unlabelled=unlabelled)
 
 
 def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: DataConfig) -> Label:

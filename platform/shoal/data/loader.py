@@ -29,6 +29,7 @@ class Batch:
         count: samples in the global batch, over all workers.
         is_filler: the worker has no row in this short batch; `inputs` holds one row, whose loss must not count.
         first: place of the first row in the worker's part, of which this may be a part itself.
+        weights: [n] of the samples' losses, float64; None: all are 1.
     """
 
     inputs: Tree
@@ -36,6 +37,7 @@ class Batch:
     count: int
     is_filler: bool = False
     first: int = 0
+    weights: Tensor | None = None
 
 
 class Shard(Protocol):

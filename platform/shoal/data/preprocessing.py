@@ -147,6 +147,7 @@ class Label(BaseModel):
     """How the label column becomes targets: class numbers, or standardized values.
 
     Attributes:
+        counts: training rows of each class.
         reading: how text becomes numbers, where the label of a regression was text in training.
         unlabelled: splits of the training data whose rows have no label; they are left out.
     """
@@ -154,6 +155,7 @@ class Label(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     classes: tuple[bool | int | str, ...] = ()
+    counts: tuple[int, ...] = ()
     mean: float = 0.0
     std: float = 1.0
     reading: Reading | None = None

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from shoal.config import objects
-from shoal.config.import_path import is_path
+from shoal.config.import_path import find, is_path
 from shoal.data.sources.open import is_function
 from shoal.errors import ModelError
 from shoal.models.huggingface_config import SCHEME
 from shoal.models.registry import REGISTRY, find_builder
 
 CODE = "code"  # the folder of a saved MLflow model with the code that was packaged with it
+LIBRARIES = ("torch", "torchmetrics")  # whose losses and metrics a model names without having their code
 TRUST_VARIABLE = "SHOAL_TRUST_CODE"  # for `mlflow.pyfunc.load_model`, which passes no arguments on
 
 
@@ -49,6 +52,26 @@ def builder_of_artifact(description: Path, name: str, trust_code: bool) -> Calla
             f"trust_code=true ({TRUST_VARIABLE}=1 for mlflow.pyfunc.load_model)"
         )
     return _import_from(code, name, description)
+
+
+def code_of_artifact(description: Path, trust_code: bool, path: str, key: str) -> Callable[..., Any]:
+    """Return what a description names as a loss or a metric: of torch or torchmetrics, or of the model's own code.
+
+    Raises:
+        ModelError: `trust_code` is not set, or it is no code of this model.
+    """
+    if objects.is_kept(path):  # by its content, as a builder
+        kept: Callable[..., Any] = find(path, key)
+        return kept
+    if not trust_code:
+        raise ModelError(
+            f"'{description}' names {key}='{path}', code that is not run unasked: look at it, then set "
+            f"trust_code=true ({TRUST_VARIABLE}=1 for mlflow.pyfunc.load_model)"
+        )
+    if path.partition(":")[0].partition(".")[0] in LIBRARIES:
+        found: Callable[..., Any] = find(path, key)
+        return found
+    return _import_from(description.parents[2] / CODE, path, description)
 
 
 def check_source_of_artifact(source: str, trust_code: bool) -> None:
@@ -96,8 +119,8 @@ def _import_from(code: Path, path: str, description: Path) -> Callable[..., Any]
     """Import `package.module:name` from a model's own code."""
     module_name, _, name = path.partition(":")
     refusal = (
-        f"'{description}' names the model '{path}', which is no class or function of the model's own code in '{code}': "
-        "train it again"
+        f"'{description}' names '{path}', which is no class or function of the model's own code in '{code}': train it "
+        "again"
     )
     if not _lies_in(code, module_name):
         raise ModelError(refusal)
@@ -111,8 +134,10 @@ def _import_from(code: Path, path: str, description: Path) -> Callable[..., Any]
             f"the model's own code '{module_name}' in '{code}' does not import ({type(error).__name__}: {error}): "
             "install what it needs"
         ) from error
-    found = getattr(module, name, None)
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _is_below(_file_of(found), code):
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    # A loss or metric that is an object belongs to the module that made it, whatever its class.
+    file = getattr(module, "__file__", None) if isinstance(found, nn.Module) else _file_of(found)
+    if not callable(found) or not _is_below(file, code):
         raise ModelError(refusal)
     return found
 

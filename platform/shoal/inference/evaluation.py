@@ -1,9 +1,7 @@
-"""A trained model evaluated on raw rows: the task's sums over the rows of a split."""
+"""A trained model evaluated on the raw rows of a split."""
 
 import logging
 from collections.abc import Iterable, Iterator
-
-from torch import Tensor
 
 from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.misfits import Misfits
@@ -11,6 +9,7 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS
 from shoal.data.sources.base import Block, Source, read_again
 from shoal.inference.predictor import Predictor
+from shoal.tasks.accumulator import Accumulator
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +28,25 @@ def split_blocks(
             yield {name: column[is_in_split] for name, column in block.items()}
 
 
-def sum_over_split(
+def evaluate_on_split(
     predictor: Predictor, source: Source, preprocessing: PreprocessingSpec, split: str | None
-) -> Tensor | None:
-    """Return the sums over the rows of one split, or over all, as `sum_over_blocks`."""
-    return read_again(lambda: sum_over_blocks(predictor, split_blocks(source, preprocessing, split)))
+) -> Accumulator | None:
+    """Return what was accumulated over the rows of one split, or over all, as `evaluate_on_blocks`."""
+    return read_again(lambda: evaluate_on_blocks(predictor, split_blocks(source, preprocessing, split)))
 
 
-def sum_over_blocks(predictor: Predictor, blocks: Iterable[Block]) -> Tensor | None:
-    """Return the sums over all labelled rows, of which `predictor.task.metrics` makes means; None: there are no rows.
+def evaluate_on_blocks(predictor: Predictor, blocks: Iterable[Block]) -> Accumulator | None:
+    """Return what was accumulated over all labelled rows; None: there are no rows.
 
     Raises:
         DataError: a column is missing or mostly unreadable, or a label is one that the model does not know.
     """
-    total: Tensor | None = None
+    added = predictor.accumulator()
     misfits = Misfits(predictor.transform)
     for block in blocks:
         misfits.add(block)
         misfits.check()
-        sums = predictor.sums(block)
-        total = sums if total is None else total + sums
+        predictor.evaluate(block, added)
     for line in misfits.lines():
         logger.warning("%s", line)
-    return total
+    return added if added.rows else None

@@ -7,6 +7,7 @@ training.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shoal.config import objects
+from shoal.config import import_path, objects
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.misfits import Misfits
@@ -31,14 +32,22 @@ from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.tree import clone
 from shoal.data.widen import Widen
 from shoal.errors import DataError, ModelError
-from shoal.inference.artifact_code import CODE, builder_of_artifact, is_trusted_by_environment
+from shoal.inference.artifact_code import (
+    CODE,
+    builder_of_artifact,
+    code_of_artifact,
+    is_trusted_by_environment,
+)
 from shoal.inference.generation import continue_text, fill_in
 from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.registry import build_model_for, find_builder
+from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
+from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
 from shoal.tasks.open_data import make_preprocessing_spec
+from shoal.tasks.outputs import logits_of
 from shoal.tasks.registry import TaskName, make_task
 from shoal.training.evaluation import RowLimit
 
@@ -54,6 +63,7 @@ class Description(BaseModel):
     Attributes:
         data: what the model was trained on.
         seed: of the splits.
+        objective: what was minimized, and what is measured.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -63,6 +73,7 @@ class Description(BaseModel):
     task: TaskName
     data: DataConfig
     seed: int
+    objective: ObjectiveConfig = ObjectiveConfig()
 
     @classmethod
     def load(cls, path: Path) -> "Description":
@@ -90,7 +101,14 @@ class Predictor:
         transform: Transform,
         task: Task,
         preprocessing: PreprocessingSpec,
+        complete: Callable[[], None] | None = None,
     ) -> None:
+        """Take a model and what it was trained with.
+
+        Args:
+            complete: gives the task its loss and metrics, which prediction does not need; None: it has them.
+        """
+        self._complete = complete
         self.model, self.transform, self.task, self.preprocessing = (
             model.eval(),
             transform,
@@ -113,7 +131,7 @@ class Predictor:
         description, weights = _read(Path(folder))
         path = Path(folder).resolve() / DESCRIPTION
         builder = builder_of_artifact(path, description.model.name, trust_code)
-        return cls._build(description, weights, builder)
+        return cls._build(description, weights, builder, partial(code_of_artifact, path, trust_code))
 
     @classmethod
     def load_own(cls, folder: str | Path) -> "Predictor":
@@ -124,11 +142,11 @@ class Predictor:
         """
         description, weights = _read(Path(folder))
         objects.receive_files(Path(folder).resolve().parents[1] / CODE / objects.FOLDER)
-        return cls._build(description, weights, find_builder(description.model.name))
+        return cls._build(description, weights, find_builder(description.model.name), import_path.find)
 
     @classmethod
     def _build(
-        cls, description: Description, weights: dict[str, Tensor], builder: Callable[..., Any]
+        cls, description: Description, weights: dict[str, Tensor], builder: Callable[..., Any], find: Find
     ) -> "Predictor":
         transform, data, task = description.transform, description.data, description.task
         # From its own seed: a builder may draw more than weights.
@@ -139,14 +157,20 @@ class Predictor:
         preprocessing = make_preprocessing_spec(
             data, task, description.seed, is_ready, transform.tokenizer, transform.image_bits
         )
-        return cls(model, transform, make_task(task, transform, data, description.seed), preprocessing)
+        objective = partial(use_objective, label=transform.label, is_weighted=False, find=find)
+        made = make_task(task, transform, data, description.seed)
+        return cls(model, transform, made, preprocessing, partial(objective, made, description.objective))
+
+    def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
+        """Return the same model for rows whose label has another name."""
+        return Predictor(self.model, transform, self.task, preprocessing, self._complete)
 
     def outputs(self, block: Block) -> Tensor:
-        """Return the model's raw outputs [rows, outputs], float64."""
+        """Return the model's raw outputs [rows, outputs], float64; of several tensors the one that the task reads."""
         targets = np.zeros((len(next(iter(block.values()))), 0))
         with torch.no_grad():
             found = [
-                self._limit.run(batch, lambda part: call_model(self.model, clone(part.inputs)))
+                self._limit.run(batch, lambda part: logits_of(call_model(self.model, clone(part.inputs))))
                 for batch in self._views(block, targets)
             ]
         return torch.cat([part for parts in found for part in parts]).double()
@@ -190,16 +214,25 @@ class Predictor:
             }
         )
 
-    def sums(self, block: Block) -> Tensor:
-        """Return the task's sums over labelled rows, float64 [task.sums_size], as evaluation adds them up."""
-        sums = torch.zeros(self.task.sums_size, dtype=torch.float64)
+    def accumulator(self) -> Accumulator:
+        """Return what `evaluate` adds to.
+
+        Raises:
+            ModelError: the loss or a metric is code that may not be run.
+        """
+        if self._complete is not None:
+            self._complete()
+            self._complete = None
+        return Accumulator(self.task, torch.device("cpu"))
+
+    def evaluate(self, block: Block, added: Accumulator) -> None:
+        """Add labelled rows, as evaluation in training does."""
         with torch.no_grad():
             for view in self._views(block, self.transform.targets(block)):
                 for part in self._limit.run(
-                    view, lambda some: self.task.sums(call_model(self.model, clone(some.inputs)), some)
+                    view, lambda some: added.part(call_model(self.model, clone(some.inputs)), some)
                 ):
-                    sums += part
-        return sums
+                    added.add(part)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -226,11 +259,21 @@ class Predictor:
 
 
 def describe_model(
-    model: ModelConfig, transform: Transform, task: TaskName, data: DataConfig, seed: int
+    model: ModelConfig,
+    transform: Transform,
+    task: TaskName,
+    data: DataConfig,
+    seed: int,
+    objective: ObjectiveConfig | None = None,
 ) -> str:
     """Return as JSON what `Predictor.load` needs besides the weights, and the data that the model was trained on."""
     trained = model.model_copy(update={"init": None})  # trained weights replace the initial ones
-    described = Description(model=trained, transform=transform, task=task, data=data, seed=seed)
+    asked = ObjectiveConfig(
+        **(objective or ObjectiveConfig()).model_dump(include=set(ObjectiveConfig.model_fields))
+    )
+    described = Description(
+        model=trained, transform=transform, task=task, data=data, seed=seed, objective=asked
+    )
     return json.dumps(described.model_dump())
 
 

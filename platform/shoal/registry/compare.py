@@ -18,7 +18,7 @@ from shoal.data.sampler import SPLITS, TRAIN, SplitRule
 from shoal.data.sources.base import Block, Source
 from shoal.data.sources.open import is_function
 from shoal.errors import ModelError, ShoalError
-from shoal.inference.evaluation import sum_over_blocks
+from shoal.inference.evaluation import evaluate_on_blocks
 from shoal.inference.predictor import DESCRIPTION, Description, Predictor
 from shoal.processes import open_answers
 from shoal.registry.champion import Measured, Request
@@ -40,20 +40,20 @@ def measure(request: Request) -> Measured:
     for predictor in (candidate, champion):
         own = _preprocessing(predictor, spec)
         rows = _rows(reopen_source(own, predictor.task.name), own, request.split, seen)
-        sums = sum_over_blocks(predictor, rows)
-        if sums is None:
+        added = evaluate_on_blocks(predictor, rows)
+        if added is None:
             raise ModelError(f"it was trained on all {request.split} rows of this version")
-        found.append((int(sums[0]), predictor.task.metrics(sums)[predictor.task.compared_by]))
+        found.append((added.rows, added.results()[predictor.task.compared_by]))
     return Measured(rows=found[0][0], candidate=found[0][1], champion=found[1][1])
 
 
 def _load(request: Request) -> tuple[Predictor, Predictor]:
     """Load both. A champion's own code is not run: its builder is one of Shoal's, or that of the candidate."""
     load = Predictor.load_own if request.runs_code else Predictor.load
-    names = [
-        Description.load(Path(folder) / DESCRIPTION).model.name
-        for folder in (request.candidate, request.champion)
+    descriptions = [
+        Description.load(Path(folder) / DESCRIPTION) for folder in (request.candidate, request.champion)
     ]
+    names = [description.model.name for description in descriptions]
     candidate = load(request.candidate)
     champion = (load if names[0] == names[1] else Predictor.load)(request.champion)
     if candidate.task.name != champion.task.name:
@@ -61,6 +61,9 @@ def _load(request: Request) -> tuple[Predictor, Predictor]:
     labels = candidate.transform.label.name, champion.transform.label.name
     if labels[0] != labels[1]:
         raise ModelError(f"it predicts '{labels[1]}', not '{labels[0]}'")
+    losses = [(one.objective.loss, one.objective.class_weight) for one in descriptions]
+    if candidate.task.compared_by == "loss" and losses[0] != losses[1]:
+        raise ModelError("it was trained with another loss or other weights")
     return candidate, champion
 
 

@@ -18,8 +18,10 @@ from shoal.config.objects import FOLDER as OBJECTS
 from shoal.config.objects import is_reference
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
-from shoal.inference.predictor import Predictor, as_rows
+from shoal.inference.artifact_code import LIBRARIES
+from shoal.inference.predictor import DESCRIPTION, Description, Predictor, as_rows
 from shoal.models.huggingface_config import SCHEME
+from shoal.tasks.objective import ObjectiveConfig
 from shoal.version import VERSION
 
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
@@ -36,7 +38,7 @@ __path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "shoal.zip"
 def save_model(
     path: Path, data: Path, example: Block, model_name: str, objects: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write the pyfunc model: `data` (weights, description), Shoal's own code, the user's builder.
+    """Write the pyfunc model: `data` (weights, description), Shoal's own code, the user's builder, loss and metrics.
 
     Args:
         example: a few raw rows, from which the signature and the input example are made.
@@ -46,7 +48,7 @@ def save_model(
     from mlflow.models import infer_signature
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import resets
-    predictor = Predictor.load_own(data)
+    predictor, objective = Predictor.load_own(data), Description.load(data / DESCRIPTION).objective
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)
@@ -57,13 +59,13 @@ def save_model(
             data_path=str(data),
             code_paths=[
                 str(_zip_shoal(Path(scratch))),
-                *_code_paths(model_name),
+                *_code_paths(_named_code(model_name, objective)),
                 *_write_objects(Path(scratch) / OBJECTS, objects or {}),
             ],
             signature=signature,
             input_example=rows,
             pip_requirements=[
-                f"{name}=={importlib.metadata.version(name)}" for name in _requirements(model_name)
+                f"{name}=={importlib.metadata.version(name)}" for name in _requirements(model_name, objective)
             ],
         )
     for cache in path.rglob("__pycache__"):
@@ -92,8 +94,9 @@ def _loosen(signature: Any, transform: Transform) -> None:
     signature.inputs = Schema(specs)
 
 
-def _requirements(model_name: str) -> tuple[str, ...]:
-    return (*REQUIREMENTS, "transformers") if model_name.startswith(SCHEME) else REQUIREMENTS
+def _requirements(model_name: str, objective: ObjectiveConfig) -> tuple[str, ...]:
+    needed = ("transformers",) if model_name.startswith(SCHEME) else ()
+    return (*REQUIREMENTS, *needed, *(("torchmetrics",) if objective.metrics else ()))
 
 
 def _zip_shoal(folder: Path) -> Path:
@@ -109,14 +112,22 @@ def _zip_shoal(folder: Path) -> Path:
     return package
 
 
-def _code_paths(model_name: str) -> list[str]:
-    """The top of the user's builder's module, in readable files: so that the model loads where it is not."""
+def _named_code(model_name: str, objective: ObjectiveConfig) -> list[str]:
+    """Return what a config names as code: the builder, the loss, metrics."""
+    named = [model_name, objective.loss or "", *objective.metrics]
+    return [
+        path for path in named if is_path(path) and not is_reference(path) and not path.startswith(SCHEME)
+    ]
+
+
+def _code_paths(named: list[str]) -> list[str]:
+    """The tops of the modules of a user's functions, in readable files: so that the model loads where they are not."""
+    tops = dict.fromkeys(path.partition(":")[0].partition(".")[0] for path in named)
     paths = []
-    if is_path(model_name) and not is_reference(model_name) and not model_name.startswith(SCHEME):
-        top = model_name.partition(":")[0].partition(".")[0]
+    for top in tops:
         module = sys.modules.get(top) or importlib.import_module(top)
         file = getattr(module, "__file__", None)
-        if file:
+        if file and top not in LIBRARIES:
             paths.append(str(Path(file).parent if file.endswith("__init__.py") else file))
     return paths
 

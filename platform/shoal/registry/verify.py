@@ -89,7 +89,7 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
     from shoal.data.sources.base import read_again
-    from shoal.inference.evaluation import split_blocks, sum_over_blocks
+    from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
     from shoal.inference.predictor import Predictor, as_rows, weights_folder
     from shoal.tasks.open_data import reopen_source
 
@@ -108,10 +108,10 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
     else:
         source = reopen_source(own.preprocessing, own.task.name)
         blocks = partial(split_blocks, source, own.preprocessing, split)
-    sums = read_again(lambda: sum_over_blocks(own, map(compare_predictions, blocks())))
-    if sums is None:
+    added = read_again(lambda: evaluate_on_blocks(own, map(compare_predictions, blocks())))
+    if added is None:
         raise VerificationError(f"there are no {split} rows to measure on")
-    return own.task.metrics(sums)
+    return added.results()
 
 
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:

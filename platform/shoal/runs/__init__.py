@@ -3,7 +3,8 @@
 - `config`: the whole config of a run; `locations`: the absolute paths that it names
 - `resolve`: which run folder: new, continued or refused
 - `validate`, `machine`: what is checked before anything is started
-- `probe`: what a run does, done once on a few rows; `row_counts`: rows that a worker computes on at a time
+- `probe`: what a run does, done once on a few rows; `probe_objective`: its loss and metrics;
+  `row_counts`: rows that a worker computes on at a time
 - `lifecycle`: lease, watchdog and tracker of one attempt; `heartbeat`: its lease is renewed
 - `worker`: one worker's training, from its spec to the outcome; `callbacks`: what it attaches to the loop
 - `data_notes`: what a person should know of the data, before training and as a report

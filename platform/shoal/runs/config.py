@@ -10,15 +10,12 @@ from shoal.distributed.parallelism import Strategy
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
 from shoal.models.mup import check_optimizer as check_mup_optimizer
+from shoal.tasks.objective import directions
 from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.config import TrackConfig
 from shoal.training.checkpoint.contents import CheckpointConfig
 from shoal.training.loop import TrainConfig
 from shoal.training.optimizer import OptimConfig
-
-VALIDATION_METRICS = {
-    name: tuple(f"val/{metric}" for metric in task.metric_names) for name, task in TASKS.items()
-}
 
 # What may differ when a run is resumed: it changes where and how, not what is computed.
 FREE_ON_RESUME = (
@@ -124,11 +121,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        known = VALIDATION_METRICS[self.task]
         for name in self.train.target:
-            if name not in known:
+            if not self.may_report(name):
                 raise ValueError(
-                    f"train.target names '{name}'{nearest(name, known)}: a {self.task} reports {', '.join(known)}"
+                    f"train.target names '{name}'{nearest(name, self.reported)}: a {self.task} reports "
+                    f"{', '.join(self.reported)}"
                 )
         if self.train.target and not self.data.validation_fraction:
             raise ValueError("train.target needs a validation split: set data.validation_fraction above 0")
@@ -139,6 +136,33 @@ class RunConfig(Section):
                 f"data.global_batch_size={self.data.global_batch_size} is less than "
                 f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch: "
                 f"set data.global_batch_size={self.scale.num_workers} or more"
+            )
+        return self
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The metrics of the validation split; a loss of the user's may name more, and leave out the task's own."""
+        return tuple(f"val/{name}" for name in (*TASKS[self.task].metric_names, *self.train.metric_names))
+
+    def may_report(self, name: str) -> bool:
+        """Whether there may be a metric of a name; what losses a user's function names is known once it is called."""
+        return name in self.reported or (self.train.loss is not None and name.startswith("val/"))
+
+    @property
+    def directions(self) -> dict[str, bool]:
+        """Which metrics of `train.metrics` say whether a higher value is better, without "val/"."""
+        return directions(self.train, TASKS[self.task].metric_kind)
+
+    @model_validator(mode="after")
+    def _has_an_objective(self) -> "RunConfig":
+        kind, names = TASKS[self.task], [*TASKS[self.task].metric_names, *self.train.metric_names]
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        if twice is not None:
+            raise ValueError(f"train.metrics names '{twice}', which is reported anyway: leave it out")
+        if self.train.class_weight is not None and not kind.is_classification:
+            raise ValueError(
+                f"train.class_weight={self.train.class_weight} with task={self.task}, which has no classes: leave it "
+                "out, or set data.weight to a column of weights"
             )
         return self
 

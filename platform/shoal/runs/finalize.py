@@ -14,7 +14,7 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TEST, VALIDATION
 from shoal.data.sources.base import Block, Source
 from shoal.errors import VerificationError
-from shoal.inference.evaluation import split_blocks, sum_over_blocks
+from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
 from shoal.inference.predictor import DESCRIPTION, TEXT, Predictor, describe_model
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.loss_curve import loss_curve
@@ -68,7 +68,8 @@ def package_and_verify(
                 own,
                 partial(split_blocks, source, preprocessing, split),
             )
-            metric = f"{split[:3] if split == VALIDATION else split}/{TASKS[config.task].compared_by}"
+            compared = TASKS[config.task].compared_by
+            metric = f"{split[:3] if split == VALIDATION else split}/{compared if compared in measured else 'loss'}"
             verified = Verified(
                 metric=metric,
                 value=expected[metric],
@@ -113,8 +114,8 @@ def check_measured(
         for row in range(len(together))
     ]
     if not torch.allclose(together, torch.cat(alone), rtol=1e-4, atol=1e-5, equal_nan=True):
-        sums = sum_over_blocks(predictor, blocks())
-        if sums is not None and difference(found, predictor.task.metrics(sums)) is None:
+        again = evaluate_on_blocks(predictor, blocks())
+        if again is not None and difference(found, again.results()) is None:
             logger.warning(
                 "%s: the model's outputs for a row depend on the rows beside it, and its metrics on how rows are "
                 "grouped",
@@ -160,7 +161,9 @@ def _save(
     data.mkdir()
     name = checkpoint_name(outcome.progress.step)
     (data / WEIGHTS).write_bytes(folder.read(f"{CHECKPOINTS}/{name}/{WEIGHTS}"))
-    described = describe_model(config.model, dataset_info.transform, config.task, config.data, config.seed)
+    described = describe_model(
+        config.model, dataset_info.transform, config.task, config.data, config.seed, config.train
+    )
     (data / DESCRIPTION).write_text(described)
     save_model(model, data, example, config.model.name, files_of(references(config.model_dump())))
 

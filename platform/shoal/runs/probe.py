@@ -27,7 +27,9 @@ from shoal.models.call import call_model
 from shoal.models.registry import build_model_for
 from shoal.models.size import ModelSize, measure_size
 from shoal.runs.config import RunConfig
+from shoal.runs.probe_objective import check_losses, check_objective
 from shoal.runs.row_counts import check_row_counts
+from shoal.tasks.outputs import logits_of
 from shoal.tasks.registry import make_task
 from shoal.training.mixed_precision import Precision, autocast
 from shoal.training.optimizer import build_optimizer
@@ -89,7 +91,7 @@ class _Probe:
         most = max(2, MOST_NUMBERS // max(1, int(np.prod(transform.input_shape))))
         self._config, self._info, self._preprocessing, self._model = config, info, preprocessing, model
         self._block = {name: column[:most] for name, column in block.items()}
-        self._task = make_task(config.task, transform, config.data, config.seed)
+        self._task = make_task(config.task, transform, config.data, config.seed, config.train)
         inputs, targets = (
             torch.from_numpy(array)
             for array in (transform.stored(self._block), transform.targets(self._block))
@@ -112,15 +114,19 @@ class _Probe:
         self._model.eval()
         with torch.no_grad():
             outputs = self._outputs(batch, "evaluating")
-            with self._guarded(batch, "computing the loss of"):
-                self._task.loss(outputs, batch)
-                self._task.sums(outputs, batch)
-                self._task.loss(self._outputs(one, "evaluating"), one)
+            for rows, found in ((batch, outputs), (one, self._outputs(one, "evaluating"))):
+                check_losses(self._config, self._task, found, rows)
             before = torch.get_rng_state()
             again = self._outputs(batch, "evaluating")
-        if not torch.allclose(outputs, again, equal_nan=True, **SAME):  # type: ignore[arg-type]
-            draws = not torch.equal(before, torch.get_rng_state())
-            self._refuse_other_outputs(float((outputs - again).abs().max()), draws)
+            for first, second in zip(_tensors(outputs), _tensors(again), strict=True):
+                if not torch.allclose(first, second, equal_nan=True, **SAME):  # type: ignore[arg-type]
+                    draws = not torch.equal(before, torch.get_rng_state())
+                    self._refuse_other_outputs(float((first - second).abs().max()), draws)
+            middle = (row_count(batch.inputs) + 1) // 2
+            parts = [_rows(batch, slice(0, middle)), _rows(batch, slice(middle, None))]
+            check_objective(
+                self._config, self._task, lambda rows: self._outputs(rows, "evaluating"), batch, parts
+            )
 
     def predicts(self) -> None:
         """Predict from raw rows, as the saved model will."""
@@ -189,21 +195,22 @@ class _Probe:
         precision: Precision = "bf16" if self._config.train.precision == "bf16" else "fp32"
         with autocast(precision, "cpu"):
             outputs = self._outputs(batch, "training on")
-        with self._guarded(batch, "computing the loss of"):
-            return self._task.loss(outputs, batch) / row_count(batch.inputs)
+        check_losses(self._config, self._task, outputs, batch)
+        return self._task.loss(outputs, batch) / row_count(batch.inputs)
 
-    def _outputs(self, batch: Batch, doing: str) -> Tensor:
+    def _outputs(self, batch: Batch, doing: str) -> Any:
         """Return a forward pass's outputs; the model receives a copy of the rows, on which it may write."""
         with self._guarded(batch, doing):
             outputs: object = call_model(self._model, clone(batch.inputs))
-        if not isinstance(outputs, Tensor):
+        if self._task.own_loss is not None:
+            return outputs
+        try:
+            logits = logits_of(outputs)
+        except ModelError as error:
+            raise ModelError(f"{self._name}: {error}") from None
+        if not logits.is_floating_point():
             raise ModelError(
-                f"{self._name} returned {_described(outputs)}: a model returns one tensor of outputs, a row of "
-                f"{self._info.transform.outputs} numbers per sample or token; return that one"
-            )
-        if not outputs.is_floating_point():
-            raise ModelError(
-                f"{self._name} returned numbers of type {str(outputs.dtype).removeprefix('torch.')}: outputs are "
+                f"{self._name} returned numbers of type {str(logits.dtype).removeprefix('torch.')}: outputs are "
                 "floating-point numbers (logits, or values), not classes"
             )
         return outputs
@@ -294,14 +301,13 @@ def _first_that_differs(model: nn.Module, inputs: Tree) -> str:
     return f"in the forward of {kind}" + (f", module '{where}'" if where else "")
 
 
-def _described(value: object) -> str:
-    """Describe what a model returned instead of a tensor."""
-    kind = type(value).__name__
-    if isinstance(value, Mapping):
-        return f"a {kind} of {', '.join(map(repr, list(value)[:5]))}"
-    if isinstance(value, tuple | list):
-        return f"a {kind} of {len(value)} ({', '.join(type(inner).__name__ for inner in value[:5])})"
-    return f"a {kind}"
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """Yield the tensors of what a model returned."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping | tuple | list):
+        for inner in outputs.values() if isinstance(outputs, Mapping) else outputs:
+            yield from _tensors(inner)
 
 
 def _one_line(error: BaseException) -> str:

@@ -38,7 +38,10 @@ BEFORE: dict[str, Any] = {
     "optim.decay": "all",
     "optim.groups": {},
     "scale.sync_batchnorm": False,
+    "train.class_weight": None,
     "train.evaluate_precision": "fp32",
+    "train.loss": None,
+    "train.metrics": (),
     "tune.lag": 8,
 }
 

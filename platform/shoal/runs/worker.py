@@ -253,12 +253,12 @@ def _outcome(
 
 def _final_evaluation(loop: TrainingLoop, info: DatasetInfo) -> FinalMetrics:
     """Evaluate on the test split and on the validation split, where they have rows."""
-    sums = {split: evaluate_split(loop, split) for split in (TEST, VALIDATION) if info.rows[split]}
-    if not sums:
+    added = {split: evaluate_split(loop, split) for split in (TEST, VALIDATION) if info.rows[split]}
+    if not added:
         return FinalMetrics()
-    metrics = {split: loop.task.metrics(found) for split, found in sums.items()}
-    split = next(iter(sums))
-    counts = loop.task.confusion(sums[split]) if isinstance(loop.task, Classification) else None
+    metrics = {split: found.results() for split, found in added.items()}
+    split = next(iter(added))
+    counts = loop.task.confusion(added[split].sums) if isinstance(loop.task, Classification) else None
     return FinalMetrics(
         split,
         {f"test/{name}": value for name, value in metrics.get(TEST, {}).items()},

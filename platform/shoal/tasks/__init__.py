@@ -3,6 +3,9 @@
 - `base`: what the loop asks of a task, and what a task declares of its data
 - `classification`, `regression`, `language`, `sequence_classification`, `image_classification`: one per file
 - `registry`: a task by its name
+- `objective`: what is minimized and measured besides, as the config says; `own_loss`: a loss of the user's
+- `measures`: metrics of the user's and of `torch_metrics`; `accumulator`: all that evaluation adds up
+- `outputs`: the tensor that a task reads of what a model returns
 - `metrics`: which way a metric is better
 - `content_hash`: random numbers that are a function of a row
 - `open_data`: the source of a config, as its task needs it

@@ -3,13 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import prod
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.data.tree import first_tensor, only_tensor, row_count
+from shoal.errors import ModelError
+from shoal.tasks.measures import Kind, Measure
+from shoal.tasks.metrics import BY_NAME, Directions
+from shoal.tasks.outputs import logits_of
+from shoal.tasks.own_loss import LOSS, OwnLoss
 
 # The limit of samples evaluated at a time: by numbers of inputs, and by rows.
 MAX_INPUTS, MAX_ROWS = 1 << 24, 1024
@@ -45,10 +52,15 @@ class Task(ABC):
         is_classification: the label is one of several classes.
         has_label: there is a column to predict; else the target is made from the row itself.
         takes_text: rows are tokens of text.
+        metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
         decodes_images: encoded images among the columns are decoded.
         sums_size: length of what `sums` returns.
         held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
         view: makes what the model receives of a stored batch; None: the batch as it is.
+        own_loss: the user's, which is minimized instead of the task's.
+        class_weights: [classes] of the loss; None: all are 1.
+        measures: the metrics of `train.metrics`, and the loss where it is weighted or the user's.
+        directions: in which of these are better, as they say themselves.
     """
 
     name: ClassVar[str]
@@ -58,10 +70,15 @@ class Task(ABC):
     has_label: ClassVar[bool] = True
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False
+    metric_kind: ClassVar[str | None] = None
 
     sums_size: int
     held_out_rows: EvaluationRows = EvaluationRows(1, MAX_ROWS)
     view: View | None = None
+    own_loss: OwnLoss | None = None
+    class_weights: Tensor | None = None
+    measures: tuple[Measure, ...] = ()
+    directions: Directions = BY_NAME
 
     @classmethod
     @abstractmethod
@@ -75,14 +92,78 @@ class Task(ABC):
         few = (FEW_TOKENS if cls.takes_text else FEW_INPUTS) // size
         return EvaluationRows(max(1, few), max(1, min(MAX_ROWS, MAX_INPUTS // size)))
 
-    @abstractmethod
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the sum of the samples' losses, float32 or better."""
+    @property
+    def kind(self) -> Kind | None:
+        """What torchmetrics calls its predictions."""
+        return Kind(self.metric_kind) if self.metric_kind else None
 
-    @abstractmethod
-    def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return a float64 vector [sums_size] of sums over the batch's samples; element 0 counts them."""
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the weighted sum of the samples' losses, float32 or better, of what a model returned."""
+        weights = self.weights(batch)
+        if self.own_loss is None and weights is None:
+            return self.own_total(logits_of(outputs), batch)
+        total = torch.stack(list(self.sample_losses(outputs, batch).values())).sum(dim=0)
+        return (total if weights is None else total * weights).sum()
 
-    @abstractmethod
+    def sample_losses(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return named losses [n] of the samples, without weights; their sum is minimized."""
+        if self.own_loss is None:
+            return {LOSS: self.own_losses(logits_of(outputs), batch)}
+        found = self.own_loss(outputs, batch.targets, batch.inputs)
+        return {name: loss.double() for name, loss in found.items()}
+
+    def weights(self, batch: Batch) -> Tensor | None:
+        """Return the weights [n] of the samples' losses; None: all are 1."""
+        if self.class_weights is None:
+            return batch.weights
+        targets = only_tensor(batch.targets)
+        of_class = self.class_weights.to(targets.device)[targets]
+        return of_class if batch.weights is None else of_class * batch.weights
+
+    def weighted_losses(self, outputs: Any, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the total and the named losses [n] of the samples, and their weights [n]."""
+        losses = self.sample_losses(outputs, batch)
+        return {LOSS: torch.stack(list(losses.values())).sum(dim=0)} | losses, self.weights(batch)
+
+    def sums(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return a float64 vector [sums_size] of sums over the batch's samples; element 0 counts them.
+
+        The others are NaN where a loss of the user's own takes outputs that the task's own metrics do not.
+        """
+        if self.own_loss is None:
+            return self.own_sums(logits_of(outputs), batch)
+        try:
+            return self.own_sums(logits_of(outputs), batch)
+        except ModelError:
+            device = first_tensor(batch.inputs).device
+            sums = torch.full((self.sums_size,), torch.nan, dtype=torch.float64, device=device)
+            sums[0] = row_count(batch.inputs)
+            return sums
+
     def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Turn sums over all samples into named means."""
+        return {} if self.own_loss is not None and bool(sums[1].isnan()) else self.own_metrics(sums)
+
+    def predictions(self, outputs: Any, batch: Batch) -> tuple[Any, Any]:
+        """Return predictions and targets as metrics of torchmetrics take them."""
+        return outputs, batch.targets
+
+    @abstractmethod
+    def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the sum of the samples' losses.
+
+        Raises:
+            ModelError: the outputs do not have the shape that the task needs.
+        """
+
+    @abstractmethod
+    def own_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the samples' losses [n], of which `own_total` is the sum; it raises the same."""
+
+    @abstractmethod
+    def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return what `sums` returns; it raises as `own_total`."""
+
+    @abstractmethod
+    def own_metrics(self, sums: Tensor) -> dict[str, float]:
         """Turn sums over all samples into named means."""

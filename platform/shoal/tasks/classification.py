@@ -1,7 +1,7 @@
 """One class out of several: cross entropy, accuracy, confusion counts."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from shoal.data.preprocessing import Transform
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import Task, View
+from shoal.tasks.measures import Kind
+from shoal.tasks.outputs import logits_of
 
 # With more classes a confusion matrix cannot be read as a picture, and its square is too large to all-reduce.
 MAX_CONFUSION = 1000
@@ -24,6 +26,7 @@ class Classification(Task):
     name = "classification"
     metric_names = ("loss", "accuracy")
     is_classification = True
+    metric_kind = "multiclass"
 
     def __init__(self, classes: int, view: View | None = None) -> None:
         self.classes, self.view = classes, view
@@ -34,7 +37,18 @@ class Classification(Task):
     def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
         return cls(transform.outputs)
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    @property
+    def kind(self) -> Kind:
+        name = "binary" if self.classes == 2 else "multiclass"
+        return Kind(name, {"num_classes": self.classes})
+
+    def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._cross_entropy(outputs, batch, "sum")
+
+    def own_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._cross_entropy(outputs, batch, "none")
+
+    def _cross_entropy(self, outputs: Tensor, batch: Batch, reduction: str) -> Tensor:
         targets = only_tensor(batch.targets)
         if outputs.shape != (len(targets), self.classes):
             raise ModelError(
@@ -42,14 +56,15 @@ class Classification(Task):
                 f"classes: it must return {(len(targets), self.classes)}; its builder receives `outputs`"
             )
         # In float64: near p = 1 the float32 logarithm cancels, and its noise would differ between worker counts.
-        return F.cross_entropy(outputs.double(), targets, reduction="sum")
+        return F.cross_entropy(outputs.double(), targets, reduction=reduction)
 
-    def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
+        loss = self.own_total(outputs, batch)
         predicted, targets = outputs.argmax(dim=1), only_tensor(batch.targets)
         head = torch.stack(
             [
                 torch.tensor(float(len(targets)), dtype=torch.float64, device=outputs.device),
-                self.loss(outputs, batch).double(),
+                loss.double(),
                 (predicted == targets).sum().double(),
             ]
         )
@@ -58,13 +73,20 @@ class Classification(Task):
         cells = torch.bincount(targets * self.classes + predicted, minlength=self._cells)
         return torch.cat([head, cells.double()])
 
-    def metrics(self, sums: Tensor) -> dict[str, float]:
+    def own_metrics(self, sums: Tensor) -> dict[str, float]:
         count, loss, correct = sums[:3].tolist()
         return {"loss": loss / count, "accuracy": correct / count}
 
+    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the probability of each class [n, classes], of the second of two classes [n]; and the classes."""
+        probabilities = logits_of(outputs).double().softmax(dim=1)
+        return probabilities[:, 1] if self.classes == 2 else probabilities, only_tensor(batch.targets)
+
     def confusion(self, sums: Tensor) -> Tensor | None:
-        """Return [true class, predicted class] counts; None if there are more than `MAX_CONFUSION` classes."""
-        return sums[3:].view(self.classes, self.classes).long() if self._cells else None
+        """Return [true class, predicted class] counts; None if there are more than `MAX_CONFUSION` classes, or none."""
+        if not self._cells or bool(sums[1].isnan()):
+            return None
+        return sums[3:].view(self.classes, self.classes).long()
 
 
 def per_class(confusion: Tensor) -> Mapping[str, list[float]]:

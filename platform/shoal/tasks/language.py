@@ -7,7 +7,7 @@ the epoch and the seed alone, so that it does not depend on the worker that hold
 import math
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import EvaluationRows, Task
 from shoal.tasks.content_hash import row_keys, uniform
+from shoal.tasks.measures import Kind
+from shoal.tasks.outputs import logits_of
 
 # Devlin et al. 2019, "BERT", section 3.1: 15% of each sequence are predicted; of these 80% are masked, 10% replaced by
 # a random token, 10% left as they are.
@@ -38,6 +40,7 @@ class LanguageModelling(Task):
     compared_by = "bits_per_byte"  # a token is another number of bytes to another tokenizer
     has_label = False
     takes_text = True
+    metric_kind = "multiclass"
     sums_size = 5
 
     def __init__(self, tokenizer: Tokenizer, context: int, seed: int) -> None:
@@ -60,25 +63,42 @@ class LanguageModelling(Task):
     def view(self, batch: Batch, epoch: int | None) -> Batch:
         """Return the model's inputs and its targets; `epoch` is None for held-out rows."""
 
-    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the sum over rows of a row's total loss, divided by the number of tokens predicted in a full row.
 
         The divisor is the same for all rows, which keeps the gradient of a batch independent of how the batch is
         divided among workers.
         """
-        return self._total(outputs, batch) / (self.context * self._predicted_share)
+        return self._nats(outputs, batch, "sum") / self._predicted
 
-    def sums(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return rows, loss in nats, tokens predicted, the bytes of these, tokens predicted correctly."""
+    def own_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._nats(outputs, batch).view(len(outputs), -1).sum(dim=1) / self._predicted
+
+    @property
+    def _predicted(self) -> float:
+        """Tokens that are predicted in a full row."""
+        return self.context * self._predicted_share
+
+    @property
+    def kind(self) -> Kind:
+        return Kind("multiclass", {"num_classes": self.vocabulary})
+
+    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the probability of each token [n, vocabulary] at the places that are predicted; and the tokens."""
         targets = only_tensor(batch.targets)
+        predicted = targets != PAD
+        return logits_of(outputs)[predicted].float().softmax(dim=1), targets[predicted]
+
+    def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return rows, loss in nats, tokens predicted, the bytes of these, tokens predicted correctly."""
+        total, targets = self._nats(outputs, batch, "sum"), only_tensor(batch.targets)
         predicted = targets != PAD
         spelled = self._bytes.to(outputs.device)[targets]
         correct = (outputs.argmax(-1) == targets) & predicted
-        total = self._total(outputs, batch)
         rows = total.new_tensor(len(outputs))
         return torch.stack([rows, total, predicted.sum(), spelled.sum(), correct.sum()]).double()
 
-    def metrics(self, sums: Tensor) -> dict[str, float]:
+    def own_metrics(self, sums: Tensor) -> dict[str, float]:
         _, total, tokens, spelled, correct = sums.tolist()
         loss = total / max(tokens, 1.0)
         return {
@@ -88,7 +108,8 @@ class LanguageModelling(Task):
             "bits_per_byte": total / math.log(2) / max(spelled, 1.0),
         }
 
-    def _total(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def _nats(self, outputs: Tensor, batch: Batch, reduction: str = "none") -> Tensor:
+        """Return the loss of each token, 0 for those that are not predicted; or the sum of all."""
         targets = only_tensor(batch.targets)
         expected = (*targets.shape, self.vocabulary)
         if outputs.shape != expected:
@@ -97,7 +118,7 @@ class LanguageModelling(Task):
                 f"{self.vocabulary}: it must return {expected}; its builder receives `outputs`"
             )
         flat = outputs.flatten(0, 1).float()
-        return F.cross_entropy(flat, targets.flatten(), ignore_index=PAD, reduction="sum")
+        return F.cross_entropy(flat, targets.flatten(), ignore_index=PAD, reduction=reduction)
 
 
 class CausalLM(LanguageModelling):

@@ -10,31 +10,39 @@ from collections.abc import Mapping
 HIGHER_IS_BETTER = ("accuracy", "r2", "precision", "recall", "f1")
 
 
-def is_higher_better(name: str) -> bool:
+# Whether a metric is better when it is larger, of those that say so themselves, without "val/".
+Directions = Mapping[str, bool]
+BY_NAME: Directions = {}
+
+
+def is_higher_better(name: str, said: Directions = BY_NAME) -> bool:
     """Whether a metric such as 'val/accuracy' is better when it is larger."""
-    return name.rpartition("/")[2].endswith(HIGHER_IS_BETTER)
+    short = name.rpartition("/")[2]
+    return said.get(short, short.endswith(HIGHER_IS_BETTER))
 
 
-def is_better(name: str, value: float, than: float | None) -> bool:
+def is_better(name: str, value: float, than: float | None, said: Directions = BY_NAME) -> bool:
     """Whether a value beats the best so far; NaN never does."""
     if math.isnan(value):
         return False
     if than is None or math.isnan(than):
         return True
-    return value > than if is_higher_better(name) else value < than
+    return value > than if is_higher_better(name, said) else value < than
 
 
-def reaches(name: str, value: float, target: float) -> bool:
+def reaches(name: str, value: float, target: float, said: Directions = BY_NAME) -> bool:
     """Whether a metric is at its target or beyond."""
-    return value >= target if is_higher_better(name) else value <= target
+    return value >= target if is_higher_better(name, said) else value <= target
 
 
-def update_best(best: Mapping[str, float], metrics: Mapping[str, float], step: int) -> dict[str, float]:
+def update_best(
+    best: Mapping[str, float], metrics: Mapping[str, float], step: int, said: Directions = BY_NAME
+) -> dict[str, float]:
     """Return `best/*` after an evaluation: each metric's own best, and the step of the best loss."""
     updated = dict(best)
     for name, value in metrics.items():
         key = f"best/{name.replace('/', '_')}"
-        if is_better(name, value, updated.get(key)):
+        if is_better(name, value, updated.get(key), said):
             updated[key] = value
             if name == "val/loss":
                 updated["best/step"] = float(step)

@@ -91,7 +91,7 @@ def assemble(
     """
     if transform.narrow:
         shard = ViewedShard(shard, Widen(transform))
-    task = make_task(config.task, transform, config.data, config.seed)
+    task = make_task(config.task, transform, config.data, config.seed, config.train)
     model = build_model_for(config.model, transform, config.task, config.seed)
     if is_path(config.model.name) and collective.size > 1:
         _check_same_weights(model, config.model.name, collective)

@@ -1,20 +1,24 @@
-"""Evaluation: every sample of a split once, over all workers; sums reduced, then divided."""
+"""Evaluation: every sample of a split once, over all workers; what was added up is reduced, and means come last."""
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from shoal.data.loader import Batch, Shard
 from shoal.data.tree import clone, row_count
 from shoal.distributed.process_group import Collective
 from shoal.errors import TrainingError
 from shoal.models.call import call_model
+from shoal.tasks.accumulator import Accumulator, Part
 from shoal.tasks.base import Task
 from shoal.training.accumulation import filler_of, split_batch
 from shoal.training.device_memory import is_out_of_memory
 from shoal.training.mixed_precision import Precision, autocast
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +29,7 @@ class RowLimit:
     def __init__(self) -> None:
         self.rows: int | None = None  # None: it has not run out
 
-    def run(self, batch: Batch, measure: Callable[[Batch], Tensor]) -> list[Tensor]:
+    def run(self, batch: Batch, measure: Callable[[Batch], Result]) -> list[Result]:
         """Return what `measure` returns for the parts of a batch, in their order; it is one part if memory suffices.
 
         Raises:
@@ -60,8 +64,8 @@ def evaluate(
     most_rows: int | None = None,
     limit: RowLimit | None = None,
     precision: Precision = "fp32",
-) -> Tensor:
-    """Return the task's sums over all workers' samples of a split, evaluated with the same model on each.
+) -> Accumulator:
+    """Return what was accumulated over all workers' samples of a split, evaluated with the same model on each.
 
     Args:
         model: in eval mode meanwhile.
@@ -75,26 +79,28 @@ def evaluate(
     """
     collective.sync_buffers(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    sums = torch.zeros(task.sums_size, dtype=torch.float64, device=device)
+    added = Accumulator(task, device)
     limit = limit or RowLimit()
     rows = min(most_rows or task.held_out_rows.most, task.held_out_rows.most)
     was_training = model.training
     model.eval()
 
-    def measure(batch: Batch) -> Tensor:
+    def measure(batch: Batch) -> Part | None:
         with autocast(precision, device.type):
             # A model may write on its inputs, and these are the stored rows.
             outputs = call_model(model, clone(batch.inputs))
-        return torch.zeros_like(sums) if batch.is_filler else task.sums(outputs, batch)
+        return None if batch.is_filler else added.part(outputs, batch)
 
     with torch.no_grad():
         for batch in _batches(shard, split, min(rows, limit.rows or rows), collective):
             # The workers of a sharded model compute together: one that tried again would leave the others waiting.
             found = [measure(batch)] if collective.is_sharded else limit.run(batch, measure)
             for part in found:
-                sums += part
+                if part is not None:
+                    added.add(part)
     model.train(was_training)
-    return collective.all_reduce(sums)
+    added.reduce(collective)
+    return added
 
 
 def _batches(shard: Shard, split: str, rows: int, collective: Collective) -> Iterator[Batch]:

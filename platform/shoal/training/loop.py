@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.autograd.graph import get_gradient_edge
 
-from shoal.config.schema import Section
 from shoal.data.loader import Batch, Shard
 from shoal.data.sampler import VALIDATION
 from shoal.data.tree import clone, first_tensor
@@ -28,8 +27,10 @@ from shoal.errors import DivergedError
 from shoal.models.call import call_model
 from shoal.models.row_draws import RowsOfBatch
 from shoal.storage.records import Ending
+from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
 from shoal.tasks.metrics import reaches, update_best
+from shoal.tasks.objective import ObjectiveConfig
 from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.dependence import Dependence
@@ -48,7 +49,7 @@ PUBLISH_S = 0.25
 MAX_UNPUBLISHED = 500
 
 
-class TrainConfig(Section):
+class TrainConfig(ObjectiveConfig):
     epochs: int = Field(
         20, ge=1, description="passes over the training rows, unless max_steps ends it before"
     )
@@ -276,8 +277,8 @@ def rows_of(batch: Batch, step: int, seed: int, collective: Collective) -> RowsO
     return RowsOfBatch(seed, step, first, collective.data_size, len(some), some.device, batch.is_filler)
 
 
-def evaluate_split(loop: TrainingLoop, split: str, precision: Precision = "fp32") -> Tensor:
-    """Return the task's sums over a split, measured with the EMA of the weights where one is kept."""
+def evaluate_split(loop: TrainingLoop, split: str, precision: Precision = "fp32") -> Accumulator:
+    """Return what was accumulated over a split, measured with the EMA of the weights where one is kept."""
     rows = loop.task.held_out_rows.at_a_time(loop.accumulation.size or loop.shard.lanes.largest_part)
     with loop.ema.in_model() if loop.ema else contextlib.nullcontext():
         return evaluate(
@@ -359,15 +360,15 @@ class Rate:
 def _evaluate(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock) -> bool:
     """Evaluate on the validation split, log the metrics, and return whether the loss is the best so far."""
     with clock.on("evaluate"):
-        sums = evaluate_split(loop, VALIDATION, loop.config.evaluate_precision)
-    metrics = {f"val/{name}": value for name, value in loop.task.metrics(sums).items()}
+        found = evaluate_split(loop, VALIDATION, loop.config.evaluate_precision).results()
+    metrics = {f"val/{name}": value for name, value in found.items()}
     progress.metrics = metrics
     earlier = progress.best
-    progress.best = update_best(earlier, metrics, progress.step)
+    progress.best = update_best(earlier, metrics, progress.step, loop.task.directions)
     improved = {name: value for name, value in progress.best.items() if earlier.get(name) != value}
     targets = loop.config.target
     progress.reached_target = bool(targets) and all(
-        reaches(name, metrics[name], target) for name, target in targets.items()
+        reaches(name, metrics[name], target, loop.task.directions) for name, target in targets.items()
     )
     callbacks.metric_log.log(progress.step, metrics | improved)
     return progress.best.get("best/step") == progress.step

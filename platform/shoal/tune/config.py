@@ -9,7 +9,7 @@ from shoal.config.loading import read
 from shoal.config.schema import Section, build_config, fields
 from shoal.config.secrets import hide
 from shoal.errors import ConfigError, nearest
-from shoal.runs.config import FREE_ON_RESUME, VALIDATION_METRICS, RunConfig, ScaleConfig
+from shoal.runs.config import FREE_ON_RESUME, RunConfig, ScaleConfig
 from shoal.tasks.metrics import is_higher_better
 from shoal.tracking.config import TrackConfig
 from shoal.tune.keys import check_range, why_incomparable
@@ -118,8 +118,8 @@ class SweepConfig(RunConfig):
 
     @model_validator(mode="after")
     def _has_a_reported_metric(self) -> "SweepConfig":
-        known, metric = VALIDATION_METRICS[self.task], self.tune.metric
-        if metric not in known:
+        known, metric = self.reported, self.tune.metric
+        if not self.may_report(metric):
             raise ValueError(
                 f"tune.metric='{metric}' is never reported{nearest(metric, known)}: a {self.task} reports "
                 f"{', '.join(known)}"
@@ -136,7 +136,7 @@ class SweepConfig(RunConfig):
         reason = why_incomparable(self.space, self.task, tune.metric, tune.scheduler != "none")
         if reason:
             raise ValueError(reason)
-        better = "max" if is_higher_better(tune.metric) else "min"
+        better = self._better
         if tune.mode not in (None, better):
             raise ValueError(
                 f"tune.mode={tune.mode} with tune.metric={tune.metric}: it is better when it is "
@@ -171,7 +171,11 @@ class SweepConfig(RunConfig):
     @property
     def mode(self) -> Mode:
         """Whether the metric is minimized or maximized."""
-        return self.tune.mode or ("max" if is_higher_better(self.tune.metric) else "min")
+        return self.tune.mode or self._better
+
+    @property
+    def _better(self) -> Mode:
+        return "max" if is_higher_better(self.tune.metric, self.directions) else "min"
 
     @property
     def domains(self) -> Space:

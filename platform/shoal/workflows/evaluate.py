@@ -11,7 +11,7 @@ from shoal.config.schema import Section
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
 from shoal.inference.artifact_code import check_source_of_artifact
-from shoal.inference.evaluation import sum_over_split
+from shoal.inference.evaluation import evaluate_on_split
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.runs.job_result import JobResult, log_job_result
@@ -76,27 +76,27 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
         preprocessing = replace(
             preprocessing, data=preprocessing.data.model_copy(update={"label": config.data.label})
         )
-        predictor = Predictor(predictor.model, transform, predictor.task, preprocessing)
+        predictor = predictor.of_other_rows(transform, preprocessing)
     if other is None:
         check_source_of_artifact(preprocessing.data.source, config.trust_code)
     transform = predictor.transform
     shape = transform.input_shape if other and transform.image_bits else None
     source = reopen_source(preprocessing, predictor.task.name, other, shape)
-    found = sums = None
+    found = added = None
     held_out = [name for name in (TEST, VALIDATION) if name not in label.unlabelled]
     for split in (None,) if other else held_out:
-        sums = sum_over_split(predictor, source, preprocessing, split)
-        if sums is not None:
+        added = evaluate_on_split(predictor, source, preprocessing, split)
+        if added is not None:
             found = split or "all"
             break
-    if found is None or sums is None:
+    if found is None or added is None:
         raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
-    confusion = predictor.task.confusion(sums) if isinstance(predictor.task, Classification) else None
+    confusion = predictor.task.confusion(added.sums) if isinstance(predictor.task, Classification) else None
     return Evaluation(
-        rows=int(sums[0]),
+        rows=added.rows,
         split=found,
         source=source.uri,
-        metrics=predictor.task.metrics(sums),
+        metrics=added.results(),
         names=label.classes,
         classes=dict(per_class(confusion)) if confusion is not None else None,
         confusion=confusion.numpy() if confusion is not None else None,

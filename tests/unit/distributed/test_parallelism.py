@@ -118,7 +118,7 @@ class NextToken:
     held_out_rows = EvaluationRows(1024, 1024)
     view = None
 
-    name, sums_size = "causal_lm", 2
+    name, sums_size, measures = "causal_lm", 2, ()
 
     def loss(self, outputs, batch):
         logits, targets = outputs[:, :-1].double(), batch.inputs[:, 1:]
@@ -218,7 +218,7 @@ class Training:
         return losses
 
     def evaluate(self):
-        return evaluate(self.model, self.task, self.shard, "validation", self.collective)
+        return evaluate(self.model, self.task, self.shard, "validation", self.collective).sums
 
     def whole(self):
         """Return weights and optimizer state, whole, by worker-independent names."""

@@ -174,7 +174,7 @@ def test_what_a_real_evaluation_holds_is_estimated(name):
     shard = ViewedShard(shard, task.view) if task.view else shard
     ledger = SavedTensorLedger(model)
     with ledger:
-        sums = evaluate(model, task, shard, VALIDATION, SingleProcess(), most_rows=samples)
+        sums = evaluate(model, task, shard, VALIDATION, SingleProcess(), most_rows=samples).sums
     ledger.close()
     assert sums[0] == samples
     expected = planned(name, "adamw", "fp32")

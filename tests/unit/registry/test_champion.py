@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import blocks_with_splits, inspect_source
 from shoal.data.sampler import TRAIN, VALIDATION, split_rows
-from shoal.inference.evaluation import split_blocks, sum_over_blocks
+from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
 from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model_for
@@ -69,12 +69,12 @@ def train(folder, source, task="classification", steps=0, seed=0, model="mlp", *
     save_file({key: value.clone() for key, value in net.state_dict().items()}, weights / WEIGHTS)
     (weights / DESCRIPTION).write_text(describe_model(settings, info.transform, task, config, seed))
     predictor = Predictor.load(weights)
-    found = sum_over_blocks(predictor, split_blocks(rows, spec, VALIDATION))
+    found = evaluate_on_blocks(predictor, split_blocks(rows, spec, VALIDATION))
     metric = predictor.task.compared_by
     save_model(folder / MODEL, weights, blocks[0], settings.name)
     return Verified(
         metric=f"val/{metric}",
-        value=predictor.task.metrics(found)[metric],
+        value=found.results()[metric],
         data=info.fingerprint,
         held_out=held_out_rows(spec, task, VALIDATION),
     )

@@ -59,8 +59,8 @@ def test_evaluation_measures_the_average_and_training_goes_on_with_the_weights_t
     assert averaged.metric_log.of("val/loss") != plainly.metric_log.of("val/loss")
     other = Net()
     other.load_state_dict(averaged.loop.ema.state_dict())
-    sums = evaluate_split(TrainingRun(tmp_path / "c", other).loop, VALIDATION)
-    assert averaged.loop.task.metrics(sums)["loss"] == list(averaged.metric_log.of("val/loss").values())[-1]
+    found = evaluate_split(TrainingRun(tmp_path / "c", other).loop, VALIDATION).results()
+    assert found["loss"] == list(averaged.metric_log.of("val/loss").values())[-1]
 
 
 def test_a_checkpoint_offers_the_average_and_a_resumed_run_gets_both(tmp_path):

@@ -37,7 +37,7 @@ def model():
 
 def total(workers):
     task, made = Classification(3), model()
-    return sum(evaluate(made, task, shard, "validation", SingleProcess()) for shard in shards(workers))
+    return sum(evaluate(made, task, shard, "validation", SingleProcess()).sums for shard in shards(workers))
 
 
 def test_every_sample_counts_once_whatever_the_number_of_workers_and_batches(monkeypatch):
@@ -61,7 +61,7 @@ def test_a_worker_without_a_row_adds_nothing():
     empty = ResidentShard(
         Lanes(1, 1, 0), None, {"validation": Rows(torch.empty(0, 4), torch.empty(0).long())}
     )
-    assert evaluate(model(), Classification(3), empty, "validation", SingleProcess()).sum() == 0
+    assert evaluate(model(), Classification(3), empty, "validation", SingleProcess()).sums.sum() == 0
 
 
 class Short(nn.Module):
@@ -89,9 +89,9 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_evaluation_halves_its_rows_when_memory_runs_out_and_measures_the_same(error, caplog):
     [shard] = shards(1)
-    whole = evaluate(model(), Classification(3), shard, "validation", SingleProcess())
+    whole = evaluate(model(), Classification(3), shard, "validation", SingleProcess()).sums
     short, limit = Short(7, error), RowLimit()
-    found = evaluate(short, Classification(3), shard, "validation", SingleProcess(), limit=limit)
+    found = evaluate(short, Classification(3), shard, "validation", SingleProcess(), limit=limit).sums
     torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
     assert short.rows == [50, 25, 12, *[6] * 8, 2]
     assert "out of memory evaluating 50 rows at a time; going on with 25" in caplog.text
@@ -144,8 +144,8 @@ def test_evaluation_is_in_the_precision_that_is_asked_for():
     seen = []
     made = model()
     made[0].register_forward_hook(lambda *call: seen.append(call[-1].dtype))
-    exact = evaluate(made, Classification(3), shard, "validation", SingleProcess())
-    half = evaluate(made, Classification(3), shard, "validation", SingleProcess(), precision="bf16")
+    exact = evaluate(made, Classification(3), shard, "validation", SingleProcess()).sums
+    half = evaluate(made, Classification(3), shard, "validation", SingleProcess(), precision="bf16").sums
     assert seen == [torch.float32, torch.bfloat16]
     assert half.dtype == torch.float64
     assert half[0] == exact[0] == 50
