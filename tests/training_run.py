@@ -120,7 +120,9 @@ class TrainingRun:
 
     def _save(self, progress, is_due):
         loop = self.loop
-        taken = snapshot(loop.model, loop.optimizer, progress, [random_state()], loop.scaler, loop.ema)
+        own = loop.user_callbacks.state_dict()
+        states = [random_state()]
+        taken = snapshot(loop.model, loop.optimizer, progress, states, loop.scaler, loop.ema, callbacks=own)
         self.store.save(taken, {}, b"{}")
 
     def train(self, until="finished"):

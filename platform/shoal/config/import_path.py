@@ -38,6 +38,21 @@ def find(path: str, key: str) -> Any:
         UserError: the module does not import, has no such name, or the name cannot be called; or this process does not
             have the object.
     """
+    found = find_object(path, key)
+    if not (callable(found) or objects.is_reference(path)):
+        raise UserError(
+            f"{key}='{path}': '{path.partition(':')[2]}' is a {type(found).__name__}, which cannot be called: "
+            "name a function or class"
+        )
+    return found
+
+
+def find_object(path: str, key: str) -> Any:
+    """Do as `find` with anything that a module defines, whether it can be called or not.
+
+    Raises:
+        UserError: the module does not import, or has no such name; or this process does not have the object.
+    """
     if objects.is_reference(path):
         return objects.get(path, key)
     module_name, _, name = path.partition(":")
@@ -55,11 +70,6 @@ def find(path: str, key: str) -> Any:
         raise UserError(
             f"{key}='{path}': module '{module_name}' has no '{name}'{nearest(name, vars(module))}: "
             "name a function or class it defines"
-        )
-    if not callable(found):
-        raise UserError(
-            f"{key}='{path}': '{name}' is a {type(found).__name__}, which cannot be called: "
-            "name a function or class"
         )
     return found
 

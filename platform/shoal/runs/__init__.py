@@ -6,7 +6,8 @@
 - `probe`: what a run does, done once on a few rows; `probe_objective`: its loss and metrics;
   `row_counts`: rows that a worker computes on at a time
 - `lifecycle`: lease, watchdog and tracker of one attempt; `heartbeat`: its lease is renewed
-- `worker`: one worker's training, from its spec to the outcome; `callbacks`: what it attaches to the loop
+- `worker`: one worker's training, from its spec to the outcome; `callbacks`: what it attaches to the loop;
+  `selection`: which weights are its result
 - `data_notes`: what a person should know of the data, before training and as a report
 - `mlflow_metadata`: what MLflow receives besides metrics
 - `finalize`: the model packaged and verified, pictures

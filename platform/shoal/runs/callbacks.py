@@ -87,7 +87,8 @@ class CheckpointWriter:
         if not (collective.rank == 0 or collective.is_sharded):
             return
         spare = self._saver.take_spare()
-        taken = snapshot(loop.model, loop.optimizer, progress, states, loop.scaler, loop.ema, spare)
+        own = loop.user_callbacks.state_dict()
+        taken = snapshot(loop.model, loop.optimizer, progress, states, loop.scaler, loop.ema, spare, own)
         if not is_due:
             self._saver.hold(taken)
             return
@@ -99,15 +100,18 @@ class CheckpointWriter:
         if self._metadata.get("mlflow_run_id") is None:
             self._metadata["mlflow_run_id"] = self._folder.tracked().run_id
 
-    def add_full_weights(self, progress: TrainingProgress) -> None:
-        """Add the full weights to the last checkpoint of a sharded model: they are what is packaged."""
+    def finish(self) -> None:
+        """Write what still waits, and wait for it."""
+        self._saver.close()
+
+    def add_full_weights(self, step: int) -> None:
+        """Add the full weights of a sharded model to the checkpoint of the step that they are of, to be packaged."""
         collective = self._loop.collective
         if not collective.is_sharded:
             return
         weights = gather_full_tensors(self._loop.model.state_dict(), keeps=collective.rank == 0)
-        self._saver.wait()
         if collective.rank == 0:
-            self._store.add_weights(progress.step, weights)
+            self._store.add_weights(step, weights)
 
     def __enter__(self) -> Self:
         return self

@@ -121,14 +121,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        for name in self.train.target:
+        stopping = self.train.early_stopping
+        measured = [("train.target", name) for name in self.train.target]
+        measured += [("train.early_stopping.metric", stopping.metric)] if stopping.patience else []
+        for key, name in measured:
             if not self.may_report(name):
                 raise ValueError(
-                    f"train.target names '{name}'{nearest(name, self.reported)}: a {self.task} reports "
+                    f"{key} names '{name}'{nearest(name, self.reported)}: a {self.task} reports "
                     f"{', '.join(self.reported)}"
                 )
-        if self.train.target and not self.data.validation_fraction:
-            raise ValueError("train.target needs a validation split: set data.validation_fraction above 0")
+            if not self.data.validation_fraction:
+                raise ValueError(f"{key} needs a validation split: set data.validation_fraction above 0")
         if self.model.parametrization == "mup":
             check_mup_optimizer(self.optim.kind)
         if self.data.global_batch_size < self.scale.data_size:

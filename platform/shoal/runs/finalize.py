@@ -42,7 +42,7 @@ def package_and_verify(
     dataset_info: DatasetInfo,
     outcome: Outcome,
 ) -> bool:
-    """Draw the pictures, save the final weights as a pyfunc model, and have a clean process reproduce their metric.
+    """Draw the pictures, save the selected weights as a pyfunc model, and have a clean process reproduce their metric.
 
     A text that a causal language model generates is kept as well.
 
@@ -159,7 +159,7 @@ def _save(
 ) -> None:
     data = model.with_name("weights")
     data.mkdir()
-    name = checkpoint_name(outcome.progress.step)
+    name = checkpoint_name(outcome.weights_step)
     (data / WEIGHTS).write_bytes(folder.read(f"{CHECKPOINTS}/{name}/{WEIGHTS}"))
     described = describe_model(
         config.model, dataset_info.transform, config.task, config.data, config.seed, config.train

@@ -38,10 +38,15 @@ BEFORE: dict[str, Any] = {
     "optim.decay": "all",
     "optim.groups": {},
     "scale.sync_batchnorm": False,
+    "train.callbacks": [],
     "train.class_weight": None,
+    "train.early_stopping.metric": "val/loss",
+    "train.early_stopping.min_delta": 0.0,
+    "train.early_stopping.patience": None,
     "train.evaluate_precision": "fp32",
     "train.loss": None,
     "train.metrics": (),
+    "train.select": "last",
     "tune.lag": 8,
 }
 
@@ -104,10 +109,16 @@ def _missing_keys(tree: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     """Return the former values of keys that a stored config is too old to have; `now` has all keys of its kind."""
     missing = {}
     for key in BEFORE.keys() & now.keys():
-        section, _, leaf = key.rpartition(".")
-        if leaf not in (tree.get(section) or {}):
+        if not _has_key(tree, key):
             missing[key] = BEFORE[key]
     return missing
+
+
+def _has_key(tree: Mapping[str, Any], key: str) -> bool:
+    """Whether a nested mapping has a dotted key."""
+    section, _, rest = key.partition(".")
+    inner = tree.get(section)
+    return _has_key(inner, rest) if rest and isinstance(inner, Mapping) else not rest and section in tree
 
 
 def finished_result(folder: RunFolder, kind: type[AnyResult]) -> AnyResult | None:

@@ -25,6 +25,7 @@ from shoal.tracking.config import TrackConfig
 from shoal.training.loop import total_steps
 from shoal.training.lr_schedule import check_schedule
 from shoal.training.optimizer import check_optimizer
+from shoal.training.user_callbacks import check_callbacks
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def validate(config: RunConfig, connect: Connect) -> RunPlan:
         check_cluster(address)
     find_builder(config.model.name)
     check_optimizer(config.optim)
+    check_callbacks(config.train.callbacks)
     if config.scale.num_workers and _uses_ray(config.data.source):
         connect(config.scale, 1)
     source = open_data(config.data, config.task, config.seed)

@@ -22,6 +22,7 @@ from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog
 from shoal.runs.config import RunConfig
+from shoal.runs.selection import select_weights
 from shoal.storage.folder import Folder
 from shoal.storage.records import Ending, Outcome, Progress
 from shoal.storage.run_folder import RunFolder
@@ -141,9 +142,13 @@ def run_worker(
             log_every=log_every(config, loop.total_steps),
         )
         ended = train(loop, callbacks, attempt.progress, attempt.clock)
-        outcome = _outcome(loop, ended, attempt, spec.dataset_info, device)
+        selected: int | None = None
         if _is_complete(ended):
-            checkpoints.add_full_weights(attempt.progress)
+            checkpoints.finish()
+            selected = select_weights(loop, store, folder, attempt.progress)
+        outcome = _outcome(loop, ended, attempt, spec.dataset_info, device, selected)
+        if selected is not None:
+            checkpoints.add_full_weights(selected)
     if collective.rank == 0:
         journal.log(attempt.progress.step, outcome.test_metrics)
         journal.sync()
@@ -222,9 +227,14 @@ def _is_complete(ended: Ending) -> bool:
 
 
 def _outcome(
-    loop: TrainingLoop, ended: Ending, attempt: Attempt, info: DatasetInfo, device: torch.device
+    loop: TrainingLoop,
+    ended: Ending,
+    attempt: Attempt,
+    info: DatasetInfo,
+    device: torch.device,
+    selected_step: int | None,
 ) -> Outcome:
-    """Evaluate the final weights, all workers together, and return what this worker found."""
+    """Evaluate the weights that are the result, all workers together, and return what this worker found."""
     seconds = attempt.seconds
     final = _final_evaluation(loop, info) if _is_complete(ended) else FinalMetrics()
     peaks = loop.collective.gather(peak_bytes(device))
@@ -247,6 +257,7 @@ def _outcome(
         test_metrics=final.test_metrics,
         val_metrics=final.val_metrics,
         confusion=final.confusion,
+        selected_step=selected_step,
         depends_on_workers=loop.dependence.reason,
     )
 

@@ -274,7 +274,12 @@ class JournalPosition(Record):
 
 
 class Progress(Part):
-    """How far a training is: optimizer steps, samples, metrics by MLflow's names, seconds over all attempts."""
+    """How far a training is: optimizer steps, samples, metrics by MLflow's names, seconds over all attempts.
+
+    Attributes:
+        to_beat, stalled: of early stopping: the value to be improved on, and the evaluations since it was reached.
+        ended_by: what ended training before its last step, besides a target: early_stopping or callback.
+    """
 
     step: int = 0
     samples: int = 0
@@ -282,6 +287,9 @@ class Progress(Part):
     metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     reached_target: bool = False
     seconds: float = 0.0
+    to_beat: float | None = None
+    stalled: int = 0
+    ended_by: str | None = None
 
 
 class CheckpointState(Record):
@@ -296,6 +304,9 @@ class CheckpointState(Record):
     metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     reached_target: bool = False
     seconds: float = 0.0
+    to_beat: float | None = None
+    stalled: int = 0
+    ended_by: str | None = None
     attempt: int | None = None
     num_workers: int | None = None
     run_key: str | None = None
@@ -361,6 +372,7 @@ class Outcome(Record):
         rates: samples, tokens and FLOPs per second, MFU.
         peak_memory_bytes: by rank.
         confusion: [true class][predicted class] counts on `split`.
+        selected_step: of the weights that are the result and were measured; None: the last ones.
         depends_on_workers: why the result depends on their number; None where nothing is known to make it.
     """
 
@@ -386,7 +398,25 @@ class Outcome(Record):
     test_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     val_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     confusion: list[list[int]] | None = None
+    selected_step: int | None = None
     depends_on_workers: str | None = None
+
+    @property
+    def weights_step(self) -> int:
+        """The step of the weights that are the result."""
+        return self.progress.step if self.selected_step is None else self.selected_step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured last, of the weights that are the result where training has ended."""
+        return {**self.progress.metrics, **self.val_metrics, **self.test_metrics}
+
+    @property
+    def ended_because(self) -> str:
+        """Why training ended: steps, target, early_stopping, callback, or what was asked of it from outside."""
+        if self.ended != "finished":
+            return self.ended
+        return "target" if self.progress.reached_target else self.progress.ended_by or "steps"
 
 
 class ErrorRecord(Record):
@@ -452,6 +482,10 @@ class TrainResult(Result):
     steps: int | None = None
     samples_seen: int | None = None
     reached_target: bool | None = None
+    ended: str | None = None
+    stopped_early: bool | None = None
+    steps_planned: int | None = None
+    selected_step: int | None = None
     seconds: float | None = None
     total_seconds: float | None = None
     samples_per_second: float | None = None

@@ -71,6 +71,7 @@ def train_report(result: TrainResult) -> str:
     """Return metrics, speed, test loss, sample and places of a finished training."""
     metrics = {**result.metrics, **result.best}
     lines = [_metrics_table(metrics) if metrics else "nothing was held out: not measured, not verified"]
+    lines += _how_it_ended(result)
     if result.samples_per_second:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
         lines.append(
@@ -85,6 +86,26 @@ def train_report(result: TrainResult) -> str:
         lines.append("it writes:\n" + textwrap.indent(result.sample.strip("\n"), "  | "))
     lines.append(look_at_it(result.tracking_uri))
     return "\n".join([*lines, result_line(result.run_folder)])
+
+
+def _how_it_ended(result: TrainResult) -> list[str]:
+    """Return why training ended before its last step, and which weights are the result if not the last ones."""
+    reasons = {
+        "target": "train.target is reached",
+        "early_stopping": "train.early_stopping.metric has not improved",
+        "callback": "a callback asked for it",
+    }
+    lines = []
+    if result.ended in reasons:
+        lines.append(
+            f"ended early, after {result.steps} of {result.steps_planned} steps: {reasons[result.ended]}"
+        )
+    if result.selected_step not in (None, result.steps):
+        lines.append(
+            f"the model is that of step {result.selected_step}, with the best val/loss, of {result.steps} steps "
+            "(train.select=best)"
+        )
+    return lines
 
 
 def efficiency(result: TrainResult) -> str:

@@ -3,6 +3,7 @@
 - `loop`: THE LOOP: forward, backward, clip, update
 - `assemble`: a config becomes a ready loop, in one place; `resume`: where it starts from
 - `optimizer`, `optimizer_state`, `lr_schedule`, `evaluation`
+- `early_stopping`: ends it; `user_callbacks`: a user's own code at named moments
 - `accumulation`, `activation_checkpointing`, `mixed_precision`, `ema`, `compile`: techniques, one per file
 - `checkpoint`: what is saved, how, and how it is loaded
 - `dependence`: what makes the result depend on the number of workers

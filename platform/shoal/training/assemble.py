@@ -35,6 +35,7 @@ from shoal.training.loop import TrainConfig, TrainingLoop, rows_of, total_steps
 from shoal.training.lr_schedule import make_schedule
 from shoal.training.mixed_precision import autocast, make_scaler
 from shoal.training.optimizer import OptimConfig, build_optimizer
+from shoal.training.user_callbacks import UserCallbacks
 
 
 class TrainingSections(Protocol):
@@ -173,6 +174,7 @@ def assemble_loop(
         ),
         seed=seed,
         has_validation=has_validation,
+        user_callbacks=UserCallbacks(train.callbacks),
     )
 
 

@@ -34,9 +34,11 @@ from shoal.tasks.objective import ObjectiveConfig
 from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.dependence import Dependence
+from shoal.training.early_stopping import EarlyStoppingConfig, note_evaluation
 from shoal.training.ema import EMA
 from shoal.training.evaluation import RowLimit, evaluate
 from shoal.training.mixed_precision import Precision, autocast
+from shoal.training.user_callbacks import Moments, UserCallbacks
 
 # What a scheduler that compares trials decides at an evaluation.
 Decision = Literal["continue", "stop", "pause"]
@@ -72,6 +74,17 @@ class TrainConfig(ObjectiveConfig):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is the model then"
     )
+    early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
+    select: Literal["best", "last"] = Field(
+        "best",
+        description="which weights are the result, measured, saved and registered: those with the best val/loss, where "
+        "there is a validation split, or the last ones",
+    )
+    callbacks: list[str] = Field(
+        default_factory=list,
+        description="package.module:Callback with any of on_train_begin, on_step_end, on_epoch_end, on_evaluate_end "
+        "and on_train_end, or a function of (context, metrics), which is called after each evaluation",
+    )
 
 
 class MetricLogger(Protocol):
@@ -96,6 +109,7 @@ class TrainingLoop:
         seed: of dropout.
         has_validation: whether there is a validation split to evaluate on.
         row_limit: the most rows that evaluation could hold so far.
+        user_callbacks: that the config names.
     """
 
     config: TrainConfig
@@ -114,6 +128,7 @@ class TrainingLoop:
     seed: int = 0
     has_validation: bool = True
     row_limit: RowLimit = field(default_factory=RowLimit)
+    user_callbacks: UserCallbacks = field(default_factory=UserCallbacks)
 
     @property
     def total_steps(self) -> int:
@@ -186,29 +201,39 @@ def train(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, 
 
     Raises:
         DivergedError: the loss is not finite.
+        UserError: a user's callback raised.
     """
     per_epoch, last = loop.shard.lanes.steps, loop.total_steps
     losses = PendingLosses(loop, callbacks, clock, progress.step)
+    moment = Moments(loop.user_callbacks, loop, progress, per_epoch, callbacks.metric_log.log)
     loop.forward.train()
-    while progress.step < last and not progress.reached_target:
+    if progress.step < last and not progress.has_ended:
+        moment("on_train_begin")
+    while progress.step < last and not progress.has_ended:
         epoch, number = divmod(progress.step, per_epoch)
         for batch in _timed(loop.shard.batches(epoch, number), clock):
             losses.add(update(loop, batch, progress.step, clock), batch.count)
             callbacks.after_step()
             progress.step += 1
             progress.samples += batch.count
-            is_last = progress.step == last
+            is_last = moment("on_step_end") or progress.step == last
+            ends_epoch = progress.step % per_epoch == 0
             evaluates = is_last or progress.step % (loop.config.evaluate_every_steps or per_epoch) == 0
             saves = is_last or (
                 callbacks.save_every is not None and progress.step % callbacks.save_every == 0
             )
-            if not (evaluates or saves or losses.are_due(progress.step)):
+            calls = ends_epoch and moment.has("on_epoch_end")
+            if not (evaluates or saves or calls or losses.are_due(progress.step)):
                 continue
             flags = losses.publish(progress)
-            is_best = evaluates and loop.has_validation and _evaluate(loop, callbacks, progress, clock)
-            has_ended = is_last or progress.reached_target
+            is_best = evaluates and _evaluate(loop, callbacks, progress, clock, moment)
+            if calls and moment("on_epoch_end") and not evaluates:
+                is_best = _evaluate(loop, callbacks, progress, clock, moment)  # how it ended
+            has_ended = is_last or progress.has_ended
             asks = evaluates and not (has_ended or flags.stop)
             decision = callbacks.decide(progress) if asks else "continue"
+            if has_ended or decision == "stop":
+                moment("on_train_end")
             saves |= flags.stop or flags.save or has_ended or decision != "continue"
             if saves or is_best:
                 with clock.on("checkpoint"):
@@ -357,8 +382,12 @@ class Rate:
         return max(1, min(MAX_UNPUBLISHED, int(seconds * steps / max(now - since, 1e-9))))
 
 
-def _evaluate(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock) -> bool:
+def _evaluate(
+    loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock, moment: Moments
+) -> bool:
     """Evaluate on the validation split, log the metrics, and return whether the loss is the best so far."""
+    if not loop.has_validation:
+        return False
     with clock.on("evaluate"):
         found = evaluate_split(loop, VALIDATION, loop.config.evaluate_precision).results()
     metrics = {f"val/{name}": value for name, value in found.items()}
@@ -371,6 +400,8 @@ def _evaluate(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgre
         reaches(name, metrics[name], target, loop.task.directions) for name, target in targets.items()
     )
     callbacks.metric_log.log(progress.step, metrics | improved)
+    note_evaluation(loop.config.early_stopping, progress, loop.task.directions)
+    moment("on_evaluate_end", dict(metrics))
     return progress.best.get("best/step") == progress.step
 
 

@@ -28,7 +28,7 @@ def resume_or_start(loop: TrainingLoop, store: CheckpointStore, seed: int) -> Tr
     if checkpoint is None:
         return TrainingProgress()
     states = checkpoint.random()
-    progress = restore(checkpoint, loop.model, loop.optimizer, loop.scaler, loop.ema)
+    progress = restore(checkpoint, loop.model, loop.optimizer, loop.scaler, loop.ema, loop.user_callbacks)
     if len(states) == collective.data_size:
         set_random_state(states[collective.data_rank])
     else:

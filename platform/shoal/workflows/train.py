@@ -31,7 +31,7 @@ from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
 from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, SAVING, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
-from shoal.training.checkpoint.contents import checkpoint_step
+from shoal.training.checkpoint.contents import checkpoint_name, checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
 
@@ -200,7 +200,9 @@ class _TrainingRun(RunLifecycle):
             reason=reason,
             **self.who(),
             **(_measured(outcome) if outcome else {}),
-            checkpoint=f"{self.folder.uri}/{CHECKPOINTS}/{names[-1]}" if names else None,
+            checkpoint=f"{self.folder.uri}/{CHECKPOINTS}/{_result_checkpoint(names, outcome)}"
+            if names
+            else None,
             model=model_record(self.size) if self.size else None,
             total_seconds=self.seconds,
             is_verified=self.is_verified,
@@ -211,16 +213,26 @@ class _TrainingRun(RunLifecycle):
         return result
 
 
+def _result_checkpoint(names: Sequence[str], outcome: Outcome | None) -> str:
+    """Return the checkpoint of the weights that are the result, or the last one."""
+    selected = checkpoint_name(outcome.weights_step) if outcome else names[-1]
+    return selected if selected in names else names[-1]
+
+
 def _measured(outcome: Outcome) -> dict[str, Any]:
     """Return the fields of a result that rank 0 measured."""
     progress, shares, rates = outcome.progress, outcome.shares, outcome.rates
     return {
-        "metrics": progress.metrics | outcome.test_metrics,
+        "metrics": outcome.metrics,
         "test_loss": outcome.test_metrics.get("test/loss"),
         "best": progress.best,
         "steps": progress.step,
         "samples_seen": progress.samples,
         "reached_target": progress.reached_target,
+        "ended": outcome.ended_because,
+        "stopped_early": progress.ended_by == "early_stopping",
+        "steps_planned": outcome.steps_planned,
+        "selected_step": outcome.selected_step,
         "seconds": outcome.seconds,
         "samples_per_second": rates.get("samples_per_second"),
         "tokens_per_second": rates.get("tokens_per_second"),

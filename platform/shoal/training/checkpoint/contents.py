@@ -41,6 +41,10 @@ class TrainingProgress:
     """Where training stands: all that the next step depends on besides weights and optimizer.
 
     The position in the data is the step: batch `step % steps_per_epoch` of epoch `step // steps_per_epoch`.
+
+    Attributes:
+        to_beat, stalled: of early stopping: the value to be improved on, and the evaluations since it was reached.
+        ended_by: what ended training before its last step, besides a target: early_stopping or callback.
     """
 
     step: int = 0
@@ -49,6 +53,14 @@ class TrainingProgress:
     metrics: dict[str, float] = field(default_factory=dict)
     reached_target: bool = False
     seconds: float = 0.0
+    to_beat: float | None = None
+    stalled: int = 0
+    ended_by: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether training ends before its last step."""
+        return self.reached_target or self.ended_by is not None
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,8 @@ class Snapshot:
         optimizer: its state.
         progress: where training stands.
         random: random states, one per worker.
-        more: what else the next step depends on, by name: `scaler`, and `trained`, the weights behind an average.
+        more: what else the next step depends on, by name: `scaler`, `trained`, the weights behind an average, and
+            `callbacks`, the state of a user's own.
     """
 
     weights: dict[str, Tensor]
@@ -99,10 +112,12 @@ def snapshot(
     scaler: GradScaler | None = None,
     ema: EMA | None = None,
     spare: Snapshot | None = None,
+    callbacks: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """Copy weights and optimizer state to the host.
 
     Args:
+        callbacks: the state of a user's own, which is not copied.
         spare: a snapshot that nobody needs any more: its memory is used again, which takes a fifth of the time.
     """
     old = spare or Snapshot({}, {}, progress, [])
@@ -112,6 +127,8 @@ def snapshot(
         more["trained"] = _to_host(dict(model.state_dict()), old.more.get("trained"))
     if scaler and scaler.is_enabled():
         more["scaler"] = scaler.state_dict()
+    if callbacks:
+        more["callbacks"] = callbacks
     # A copy, since the caller's goes on counting while this one is being written.
     frozen = TrainingProgress(**{**asdict(progress)})
     return Snapshot(weights, _to_host(state_by_number(optimizer), old.optimizer), frozen, random, more)
@@ -148,6 +165,8 @@ def _to_host(value: Any, spare: Any = None) -> Any:
     if isinstance(value, dict):
         old = spare if isinstance(spare, dict) else {}
         return {key: _to_host(inner, old.get(key)) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_to_host(inner) for inner in value)
     if isinstance(value, list):
         olds = spare if isinstance(spare, list) and len(spare) == len(value) else [None] * len(value)
         return [_to_host(inner, old) for inner, old in zip(value, olds, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,19 @@ from shoal.training.ema import EMA
 from shoal.training.optimizer_state import load_state_by_number, parameters_by_number
 
 
+class HasState(Protocol):
+    """What takes its state from a checkpoint by itself."""
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None: ...
+
+
 def restore(
     checkpoint: CheckpointFiles,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     scaler: GradScaler | None = None,
     ema: EMA | None = None,
+    callbacks: HasState | None = None,
 ) -> TrainingProgress:
     """Load weights and optimizer state in place, however they were and are divided, and return the progress.
 
@@ -43,6 +50,8 @@ def restore(
     if optimizer is not None:
         load_state_by_number(optimizer, saved | {"state": state})
         _restore_more(more, model, scaler, ema)
+        if callbacks:
+            callbacks.load_state_dict(more.get("callbacks", {}))
     return checkpoint.progress()
 
 

@@ -113,23 +113,38 @@ class CheckpointStore:
             found.share(collective)
         return found
 
+    def open_on_all(self, name: str, collective: Collective) -> tuple[CheckpointFiles | None, str | None]:
+        """Return a checkpoint on every worker, or what is wrong with it; all call it."""
+        found, problem = self._checked(name, collective, keeps=True)
+        if found:
+            found.share(collective)
+        return found, problem
+
+    def _checked(
+        self, name: str, collective: Collective, keeps: bool
+    ) -> tuple[CheckpointFiles | None, str | None]:
+        """Let each worker check its share of a checkpoint's files; return it if it is sound, or what is wrong."""
+        manifest, problem = collective.broadcast(
+            self._manifest_or_problem(name) if collective.rank == 0 else None
+        )
+        if manifest is None:
+            return None, problem
+        found = self._opened(name, manifest)
+        problems = collective.gather(found.problem(collective.rank, collective.size, keeps))
+        problem = next(filter(None, problems), None)
+        return (None, problem) if problem else (found, None)
+
     def open(self, name: str) -> CheckpointFiles:
         return self._opened(name, self._manifest(name))
 
     def _newest_sound(self, collective: Collective, keeps: bool) -> tuple[CheckpointFiles | None, list[str]]:
-        """Let each worker check its share of a checkpoint's files, from the newest checkpoint on."""
+        """Return the newest checkpoint that is sound, and what is wrong with those after it."""
         complaints: list[str] = []
         names = collective.broadcast(self.names() if collective.rank == 0 else None)
         for name in reversed(names):
-            manifest, problem = collective.broadcast(
-                self._manifest_or_problem(name) if collective.rank == 0 else None
-            )
-            if manifest is not None:
-                found = self._opened(name, manifest)
-                problems = collective.gather(found.problem(collective.rank, collective.size, keeps))
-                problem = next(filter(None, problems), None)
-                if problem is None:
-                    return found, complaints
+            found, problem = self._checked(name, collective, keeps)
+            if found is not None:
+                return found, complaints
             complaints.append(f"checkpoint '{self._folder.uri}/{CHECKPOINTS}/{name}' is corrupt ({problem})")
         if names:
             raise CheckpointError(

@@ -136,9 +136,10 @@ class SweepState:
         return trial.number in self._ended
 
     def last_value(self, trial: Trial) -> tuple[int, float] | None:
-        """Return step and metric of the last evaluation of a trial that ended."""
+        """Return the last step of a trial that ended, and the metric by which it is ranked."""
         ended = self._ended[trial.number]
-        return (ended.steps[-1], ended.values[-1]) if ended.steps else None
+        metric = ended.row.metric
+        return (ended.steps[-1], metric) if ended.steps and metric is not None else None
 
     def rows(self) -> list[TrialRow]:
         """Return a row for each trial that has begun, by number."""

@@ -55,6 +55,8 @@ class TrialEvents:
             case "finished":
                 self._handle_finish(trial, progress, event)
             case "stop":
+                assert event.outcome is not None
+                progress.select(event.outcome)
                 self._engine.stop(trial)
                 self._lifecycle.close(trial, stop_reason(trial, self._tune))
             case "pause":
@@ -73,8 +75,10 @@ class TrialEvents:
         at = event.outcome.progress
         value = at.metrics[self._tune.metric]
         progress.add_value(at.step, value)
+        progress.select(event.outcome)
+        result = value if progress.selected is None else progress.selected
         self._lifecycle.close(trial, None, "finished")
-        self._engine.report(trial, progress.report(at.step, value), is_last=True)
+        self._engine.report(trial, progress.report(at.step, result), is_last=True)
 
     def _handle_loss(self, trial: Trial, progress: TrialProgress, event: ActorLost) -> None:
         """Let a trial that lost its process go on from its last checkpoint, unless it happens too often."""

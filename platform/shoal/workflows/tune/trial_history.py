@@ -1,6 +1,7 @@
 """What an earlier attempt at a sweep left of its trials. It reads their folders and writes nothing."""
 
 import math
+from dataclasses import replace
 
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.runs.config import RunConfig
@@ -42,6 +43,8 @@ class TrialHistory:
             reports = self._reports(trial, folder, self._replayable_until(trial, folder))
         if self._config.tune.scheduler == "none":  # nothing to decide: a finished trial's value is enough
             reports = reports[-1:] if outcome == "finished" else []
+        if reports and result and result.outcome == "finished" and result.value is not None:
+            reports[-1] = replace(reports[-1], value=result.value)  # of the weights that are its result
         trial.recorded = reports
 
     def evaluation_steps(self, config: RunConfig) -> int:

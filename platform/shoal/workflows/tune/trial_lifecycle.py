@@ -156,6 +156,7 @@ class TrialLifecycle:
             progress.set_cost(earlier)
         if trial.recorded_outcome:
             progress.outcome = trial.recorded_outcome
+            progress.selected = earlier.value if earlier else None
             progress.began_s = earlier.began_s if earlier else None
             progress.ended_s = earlier.ended_s if earlier else None
         progress.curve = self._history.curve(folder) if trial.was_begun else []

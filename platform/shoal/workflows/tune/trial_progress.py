@@ -28,6 +28,7 @@ class TrialProgress:
         evaluation_steps: optimizer steps between evaluations.
         parameters, flops, training_s: of the model and its training, once known.
         decisions: of the scheduler, by the step of the report.
+        selected: value of the weights that are its result, where training has ended.
     """
 
     config: RunConfig
@@ -46,6 +47,17 @@ class TrialProgress:
     flops: int | None = None
     training_s: float | None = None
     decisions: dict[int, Decision] = field(default_factory=dict)
+    selected: float | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The metric by which the trial is ranked; before it has ended, of its last evaluation."""
+        last = self.curve[-1][1] if self.curve else None
+        return last if self.selected is None else self.selected
+
+    def select(self, outcome: Outcome) -> None:
+        """Take the value of the weights that are the result."""
+        self.selected = dict(self.curve).get(outcome.weights_step)
 
     def report(self, step: int, value: float) -> Report:
         """Return a value at a step as the engine counts it, in evaluations."""
@@ -73,7 +85,7 @@ class TrialProgress:
             name=trial.name,
             status=status,
             params=trial.point,
-            metric=self.curve[-1][1] if self.curve else None,
+            metric=self.value,
             steps=self.curve[-1][0] if self.curve else 0,
             seconds=self.seconds,
             started_s=self.began_s,
@@ -106,8 +118,8 @@ class TrialProgress:
             params=trial.point,
             repeat=trial.repeat,
             metric=metric,
-            value=self.curve[-1][1] if self.curve else None,
-            metrics=dict(trained.progress.metrics | trained.test_metrics) if trained else {},
+            value=self.value,
+            metrics=trained.metrics if trained else {},
             steps=at.step if at else None,
             samples_seen=at.samples if at else None,
             model=metadata.model if metadata else None,
