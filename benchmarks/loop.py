@@ -13,7 +13,8 @@ from shoal.models.mlp import MLP
 from shoal.tasks.classification import Classification
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress
-from shoal.training.loop import Callbacks, Clock, MetricLogger, TrainConfig, train
+from shoal.training.clock import Clock
+from shoal.training.loop import Callbacks, MetricLogger, TrainConfig, train
 from shoal.training.optimizer import OptimConfig
 
 

@@ -27,8 +27,9 @@ from shoal.models.size import measure_size
 from shoal.tasks.language import CausalLM
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.clock import Clock
 from shoal.training.device_memory import peak_bytes, reset_peak
-from shoal.training.loop import Callbacks, Clock, TrainConfig, train
+from shoal.training.loop import Callbacks, TrainConfig, train
 from shoal.training.mixed_precision import Precision
 from shoal.training.optimizer import OptimConfig
 from shoal.training.throughput import Workload, peak_flops

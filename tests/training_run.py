@@ -19,7 +19,8 @@ from shoal.tasks.classification import Classification
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress, checkpoint_step, random_state, snapshot
 from shoal.training.checkpoint.store import CheckpointStore
-from shoal.training.loop import Callbacks, Clock, TrainConfig, train
+from shoal.training.clock import Clock
+from shoal.training.loop import Callbacks, TrainConfig, train
 from shoal.training.optimizer import OptimConfig
 from shoal.training.resume import resume_or_start
 

@@ -18,8 +18,9 @@ from shoal.tracking.journal import Journal, NoJournal
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
 from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.clock import Clock
 from shoal.training.device_memory import peak_bytes
-from shoal.training.loop import Clock, TrainingLoop
+from shoal.training.loop import TrainingLoop
 from shoal.training.throughput import Workload
 
 LOCAL_STOP_POLL_S = 0.2

@@ -142,10 +142,8 @@ def run_worker(
             log_every=log_every(config, loop.total_steps),
         )
         ended = train(loop, callbacks, attempt.progress, attempt.clock)
-        selected: int | None = None
-        if _is_complete(ended):
-            checkpoints.finish()
-            selected = select_weights(loop, store, folder, attempt.progress)
+        checkpoints.finish()
+        selected = select_weights(loop, store, folder, attempt.progress) if _is_complete(ended) else None
         outcome = _outcome(loop, ended, attempt, spec.dataset_info, device, selected)
         if selected is not None:
             checkpoints.add_full_weights(selected)

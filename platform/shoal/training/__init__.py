@@ -7,7 +7,7 @@
 - `accumulation`, `activation_checkpointing`, `mixed_precision`, `ema`, `compile`: techniques, one per file
 - `checkpoint`: what is saved, how, and how it is loaded
 - `dependence`: what makes the result depend on the number of workers
-- `device_memory`, `throughput`, `profiler`: what a step takes
+- `device_memory`, `clock`, `throughput`, `profiler`: what a step takes
 
 Depends on `data`, `models`, `tasks` and `distributed`.
 """

@@ -8,7 +8,6 @@ MLflow, and not where the data lies, how gradients are reduced or where metrics 
 import contextlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
@@ -33,6 +32,7 @@ from shoal.tasks.metrics import reaches, update_best
 from shoal.tasks.objective import ObjectiveConfig
 from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.clock import Clock
 from shoal.training.dependence import Dependence
 from shoal.training.early_stopping import EarlyStoppingConfig, note_evaluation
 from shoal.training.ema import EMA
@@ -42,10 +42,6 @@ from shoal.training.user_callbacks import Moments, UserCallbacks
 
 # What a scheduler that compares trials decides at an evaluation.
 Decision = Literal["continue", "stop", "pause"]
-
-# What time is spent on: training proper, and what comes besides.
-BUSY = ("data", "compute", "gradient_sync")
-BESIDES = ("evaluate", "checkpoint", "tracking")
 
 PUBLISH_S = 0.25
 MAX_UNPUBLISHED = 500
@@ -159,28 +155,6 @@ class Callbacks:
     after_step: Callable[[], None] = lambda: None
     save_every: int | None = None
     log_every: int = 1
-
-
-@dataclass
-class Clock:
-    """Seconds by what they were spent on."""
-
-    spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextlib.contextmanager
-    def on(self, name: str) -> Iterator[None]:
-        since = time.perf_counter()
-        yield
-        self.spent[name] += time.perf_counter() - since
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds of training proper, without evaluation, checkpoints and metric log."""
-        return sum(self.spent[name] for name in BUSY)
-
-    def shares(self, seconds: float) -> dict[str, float]:
-        """Return the shares of `seconds` by what they were spent on."""
-        return {name: self.spent[name] / max(seconds, 1e-9) for name in (*BUSY, *BESIDES)}
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from shoal.config.import_path import find, is_path
+from shoal.config.import_path import find, is_path, missing_colon
 from shoal.config.schema import Section
 from shoal.distributed.dtensor_io import is_dtensor
 from shoal.distributed.torch_private import without_wrappers
@@ -87,8 +87,8 @@ class OptimConfig(Section):
         plain = name.replace("_", "").lower()
         if plain not in OPTIMIZERS:
             raise ConfigError(
-                f"optim.name='{name}' is not known{nearest(plain, _usable())}: write {', '.join(_usable())}, or "
-                "package.module:Optimizer"
+                f"optim.name='{name}' is not known{missing_colon(name) or nearest(plain, _usable())}: write "
+                f"{', '.join(_usable())}, or package.module:Optimizer"
             )
         if plain in REFUSED:
             raise ConfigError(f"optim.name='{name}' does not work here: {REFUSED[plain]}")
@@ -100,8 +100,8 @@ class OptimConfig(Section):
         if schedule in SCHEDULES or is_path(schedule):
             return schedule
         raise ConfigError(
-            f"optim.schedule='{schedule}' is not known{nearest(schedule, SCHEDULES)}: write {', '.join(SCHEDULES)}, "
-            "or package.module:function"
+            f"optim.schedule='{schedule}' is not known{missing_colon(schedule) or nearest(schedule, SCHEDULES)}: "
+            f"write {', '.join(SCHEDULES)}, or package.module:function"
         )
 
     @model_validator(mode="after")
@@ -229,7 +229,7 @@ def _find_own(path: str) -> Callable[..., Optimizer]:
     Raises:
         UserError: it does not import, or its step needs more than gradients.
     """
-    kind = find(path, "optim.name")
+    kind: Callable[..., Optimizer] = find(path, "optim.name")
     refused = {OPTIMIZERS[name]: reason for name, reason in REFUSED.items()}
     if kind in refused:
         raise ConfigError(f"optim.name='{path}' does not work here: {refused[kind]}")

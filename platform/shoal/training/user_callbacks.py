@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from shoal.config.import_path import find_object
+from shoal.config.import_path import find_object, is_path, missing_colon
 from shoal.distributed.process_group import Collective
 from shoal.errors import UserError, nearest
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, set_random_state
@@ -202,6 +202,11 @@ def check_callbacks(paths: Sequence[str]) -> None:
         UserError: one does not import, is named twice, has none of the moments, or cannot be made without arguments.
     """
     for number, path in enumerate(paths):
+        if not is_path(path):
+            raise UserError(
+                f"{KEY} names '{path}', which is no package.module:name{missing_colon(path)}: name a class, an object "
+                "or a function of your own"
+            )
         if path in paths[:number]:
             raise UserError(
                 f"{KEY} names '{path}' twice: a callback's state is kept by its name; leave one out"

@@ -53,8 +53,9 @@ from shoal.training.checkpoint.contents import (
 )
 from shoal.training.checkpoint.restore import restore
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
+from shoal.training.clock import Clock
 from shoal.training.evaluation import evaluate
-from shoal.training.loop import Clock, TrainConfig, update
+from shoal.training.loop import TrainConfig, update
 from shoal.training.optimizer import OptimConfig
 
 CPU = torch.device("cpu")

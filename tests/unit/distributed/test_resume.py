@@ -23,7 +23,8 @@ from shoal.tasks.classification import Classification
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
-from shoal.training.loop import Clock, TrainConfig, update
+from shoal.training.clock import Clock
+from shoal.training.loop import TrainConfig, update
 from shoal.training.optimizer import OptimConfig
 from shoal.training.resume import resume_or_start
 

@@ -17,8 +17,9 @@ from shoal.models.registry import build_model
 from shoal.tasks.classification import Classification
 from shoal.tasks.language import CausalLM
 from shoal.training.assemble import assemble_loop
+from shoal.training.clock import Clock
 from shoal.training.evaluation import evaluate
-from shoal.training.loop import Clock, TrainConfig, update
+from shoal.training.loop import TrainConfig, update
 from shoal.training.optimizer import OptimConfig
 from shoal.training.optimizer_state import measure_state
 

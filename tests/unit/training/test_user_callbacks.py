@@ -227,6 +227,11 @@ def test_what_is_no_callback_is_refused_before_anything_starts(make, names, says
         check_callbacks([f"{make.module}:{name}" for name in names])
 
 
+def test_a_name_without_a_module_is_refused_with_the_colon_it_lacks():
+    with pytest.raises(UserError, match=r"'mine\.Callback', which is no .*did you mean 'mine:Callback'"):
+        check_callbacks(["mine.Callback"])
+
+
 def test_what_is_a_callback_passes_the_check(make):
     check_callbacks([f"{make.module}:{name}" for name in ("Counts", "Slow", "an_object", "logs", "Noisy")])
 
@@ -243,7 +248,8 @@ from shoal.runs.config import ScaleConfig
 from shoal.tasks.classification import Classification
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress
-from shoal.training.loop import Callbacks, Clock, TrainConfig, train
+from shoal.training.clock import Clock
+from shoal.training.loop import Callbacks, TrainConfig, train
 from shoal.training.optimizer import OptimConfig
 
 class OneStops:
@@ -266,7 +272,7 @@ def work(rank, root):
     )
     progress = TrainingProgress()
     assert train(loop, Callbacks(Log()), progress, Clock()) == "finished"
-    print(rank, progress.step, progress.ended_by, flush=True)
+    sys.stdout.write(f"{rank} {progress.step} {progress.ended_by}\\n")
     group.gather(None)
     dist.destroy_process_group()
 

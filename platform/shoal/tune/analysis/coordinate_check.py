@@ -19,7 +19,8 @@ from shoal.data.loader import Batch
 from shoal.data.tree import select_rows
 from shoal.models.call import call_model
 from shoal.plots.figure import new_panels
-from shoal.training.loop import Clock, TrainingLoop, update
+from shoal.training.clock import Clock
+from shoal.training.loop import TrainingLoop, update
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
