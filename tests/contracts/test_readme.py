@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEYS = {key for kind in (TransferConfig, CoordinateConfig, EvaluateConfig) for key, _ in fields(kind)}
+KEYS |= {key.rpartition(".")[0] for key in KEYS if key.count(".") > 1}  # sections inside sections
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors", "csv", "parquet"}
 
