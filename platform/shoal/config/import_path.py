@@ -31,7 +31,7 @@ def missing_colon(text: str) -> str:
     return f" (did you mean '{module}:{name}{mark}{arguments}'?)" if is_dotted else ""
 
 
-def find(path: str, key: str) -> Any:
+def find(path: str, key: str) -> Callable[..., Any]:
     """Import `package.module:name`, looking in the working directory first; or return the object of a reference.
 
     Raises:
@@ -44,7 +44,7 @@ def find(path: str, key: str) -> Any:
             f"{key}='{path}': '{path.partition(':')[2]}' is a {type(found).__name__}, which cannot be called: "
             "name a function or class"
         )
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def find_object(path: str, key: str) -> Any:

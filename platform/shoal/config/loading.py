@@ -56,13 +56,23 @@ def to_yaml(section: BaseModel) -> str:
     return mask(yaml.dump(section.model_dump(mode="json"), Dumper=Dumper, sort_keys=False))
 
 
-def describe(schema: type[BaseModel]) -> str:
-    """Return a table of every key with its type, default and meaning, for `--help`."""
+def describe(schema: type[BaseModel], section: str = "") -> str:
+    """Return a table of every key with its type, default and meaning, for `--help`.
+
+    Args:
+        section: of whose keys alone; or one key.
+    """
     lines = []
     for key, field in fields(schema):
+        if section and key != section and not key.startswith(f"{section}."):
+            continue
         default = yaml.safe_dump(field.get_default(call_default_factory=True), default_flow_style=True)
         default = default.removesuffix("\n").removesuffix("\n...")
-        lines.append(f"  {key:<28} {type_name(field.annotation):<34} {default:<18} {field.description}")
+        kind = type_name(field.annotation)
+        start = f"  {key:<28} {kind:<34}"
+        # A long list of choices has a line to itself, so that the columns below it stay in line.
+        start = start if len(kind) <= 34 else f"{start}\n{'':<65}"
+        lines.append(f"{start} {default:<18} {field.description}")
     return "\n".join(lines)
 
 
@@ -84,9 +94,21 @@ Loader.add_implicit_resolver(
 )
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with Shoal, by file name: `digits.yaml`, ..."""
+    return {path.name: path for path in sorted((Path(__file__).parent / "shipped").glob("*.yaml"))}
+
+
+def _find_config(path: str) -> Path:
+    """Return a config file: the user's own, or one that comes with Shoal, by its name."""
+    shipped = shipped_configs()
+    name = path if path.endswith((".yaml", ".yml")) else f"{path}.yaml"
+    return Path(path) if Path(path).exists() else shipped.get(name, Path(path))
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        text = Path(path).read_text()
+        text = _find_config(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"config file '{path}' cannot be read ({error.__class__.__name__}){_nearest_file(path)}: "
@@ -107,11 +129,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _nearest_file(path: str) -> str:
-    """Suggest a YAML file with a name like that of one that is not there: in its folder, or in `jobs/configs`."""
-    folders = (Path("jobs/configs"), Path(path).parent)
-    files = {
-        file.name: file for folder in folders for kind in ("*.yaml", "*.yml") for file in folder.glob(kind)
-    }
+    """Suggest a YAML file with a name like that of one that is not there: in its folder, or of Shoal's own."""
+    own = (file for kind in ("*.yaml", "*.yml") for file in Path(path).parent.glob(kind))
+    files = {name: name for name in shipped_configs()} | {file.name: str(file) for file in own}
     name = Path(path).name
     found = difflib.get_close_matches(name if "." in name else f"{name}.yaml", files, n=1)
     return f" (did you mean '{files[found[0]]}'?)" if found else ""

@@ -47,8 +47,7 @@ def find_builder(name: str) -> Callable[..., Any]:
     if name.startswith(huggingface_config.SCHEME):
         return huggingface.builder_of(name)
     if is_path(name):
-        builder: Callable[..., Any] = find(name, "model.name")
-        return builder
+        return find(name, "model.name")
     raise ModelError(
         f"model.name='{name}' is not known{missing_colon(name) or nearest(name, REGISTRY)}: "
         f"write {', '.join(REGISTRY)}, "

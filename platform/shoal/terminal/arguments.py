@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from shoal.config.loading import describe
 from shoal.config.schema import fields, suggested_key
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, nearest
 
 CONFIG_FILES = (".yaml", ".yml")
 
@@ -30,15 +30,47 @@ class JobParser(argparse.ArgumentParser):
             schema: the config whose keys are settings.
             notes: what help says above the table of keys.
         """
-        keys = f"keys (type, default, meaning):\n{describe(schema)}" if schema else ""
         super().__init__(
             usage=usage,
             description=description,
-            epilog=f"{notes}{keys}",
+            epilog=notes,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
         self._schema, self._words = schema, list[str]()
+        of_section = "; --help SECTION: the keys of one section, e.g. --help optim" if schema else ""
+        self.add_argument(
+            "-h",
+            "--help",
+            nargs="?",
+            const="",
+            metavar="SECTION",
+            action=_Help,
+            help=f"show this help{of_section}",
+        )
+
+    def format_help(self) -> str:
+        """Return the help with the table of all keys below it."""
+        keys = f"keys (type, default, meaning):\n{describe(self._schema)}\n" if self._schema else ""
+        return f"{super().format_help()}{keys}"
+
+    def help_on(self, section: str) -> str:
+        """Return the keys of one section of the config, or one key; without any, the whole help.
+
+        Raises:
+            ConfigError: there is no such section.
+        """
+        if not section or self._schema is None:
+            return self.format_help()
+        keys = [key for key, _ in fields(self._schema)]
+        sections = list(dict.fromkeys(key.partition(".")[0] for key in keys if "." in key))
+        if section not in (*sections, *keys):
+            raise ConfigError(
+                f"--help {section}: the config has no such section{nearest(section, [*sections, *keys])}: its sections "
+                f"are {', '.join(sections)}"
+            )
+        return f"{describe(self._schema, section)}\n"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Keep the arguments for `error`, as they were typed."""
@@ -66,6 +98,16 @@ class JobParser(argparse.ArgumentParser):
         key = suggested_key(name.replace("-", "_"), known)
         remedy = f"write {key}={value or '...'}" if key else "see --help"
         return f"'{option}' is no option: settings are key=value, without dashes: {remedy}"
+
+
+class _Help(argparse.Action):
+    """Prints the help of a `JobParser` and ends the process with 0."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, option: str | None = None) -> None:
+        assert isinstance(parser, JobParser)
+        is_section = values and "=" not in values and not values.endswith(CONFIG_FILES)
+        print(parser.help_on(values if is_section else ""), end="", flush=True)
+        parser.exit()
 
 
 def file_and_settings(texts: Sequence[str]) -> tuple[str | None, list[str]]:
