@@ -7,14 +7,6 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
-# An SQLite store is made here if there is none, so that MLflow and a job do not make its tables at once.
-PRINT_STORE := import sys; from shoal.config.secrets import reveal; \
-	from shoal.registry.sqlite_store import create_store; \
-	from shoal.runs.locations import resolve_tracking_uri; \
-	from shoal.tracking.config import TrackConfig; \
-	store = reveal(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None))); \
-	create_store(store); print(store)
-
 ARGS ?=
 PORT ?= 5000
 STORE ?=
@@ -71,16 +63,8 @@ check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# Shoal resolves the store, as jobs do that run here; a job prints the STORE that it used if it is another. One server process and no job runners take 0.5 GB
-# of memory; MLflow's defaults take over 2 GB.
 ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH PORT=5000
-	@store=$$($(PYTHON) -c '$(PRINT_STORE)' '$(STORE)') || exit; \
-	case "$$store" in \
-		http://*|https://*) echo "MLflow runs already, at $$store" ;; \
-		*) echo "MLflow on $$(echo "$$store" | sed 's|://[^/]*@|://***@|'): http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
-			MLFLOW_BACKEND_STORE_URI="$$store" MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-				exec $(VENV)/bin/mlflow ui --port $(PORT) --workers 1 ;; \
-	esac
+	@exec env PYTHONPATH=platform $(PYTHON) -m shoal ui '$(STORE)' --port $(PORT)
 
 bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of the README
 	@$(PYTHON) benchmarks/all.py $(ARGS)

@@ -38,6 +38,8 @@ PACKAGES = [
     "workflows",
     "terminal",
     "api",
+    "command",
+    "__main__",
 ]
 # Named in MLmodel files of models that were saved before `shoal.inference` existed.
 ALIASES = {"shoal.predict"}

@@ -27,7 +27,7 @@ def main(arguments: list[str], program: str = "shoal coordinate-check") -> int:
     print(coordinate_report(checked))
     result = log_check(checked, folder)
     if not result.is_delivered:
-        print(unsynced_warning(result.tracking_uri, folder.uri))
+        print(unsynced_warning(str(result.tracking_uri), folder.uri))
     print(result_line(folder.uri), flush=True)
     verdict = checked.verdict
     if not verdict.passes:

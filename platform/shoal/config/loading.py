@@ -19,6 +19,8 @@ RANGE = re.compile(
     re.DOTALL,
 )
 
+TYPE_CHARS = 34  # of a type in the table of keys
+
 
 def load(schema: type[Tree], path: str | None = None, overrides: Sequence[str] = ()) -> Tree:
     """Build a config from defaults, then a YAML file, then `dotted.key=value` strings.
@@ -68,11 +70,10 @@ def describe(schema: type[BaseModel], section: str = "") -> str:
             continue
         default = yaml.safe_dump(field.get_default(call_default_factory=True), default_flow_style=True)
         default = default.removesuffix("\n").removesuffix("\n...")
-        kind = type_name(field.annotation)
-        start = f"  {key:<28} {kind:<34}"
-        # A long list of choices has a line to itself, so that the columns below it stay in line.
-        start = start if len(kind) <= 34 else f"{start}\n{'':<65}"
-        lines.append(f"{start} {default:<18} {field.description}")
+        kind, meaning = type_name(field.annotation), field.description
+        if len(kind) > TYPE_CHARS:
+            kind, meaning = "one of those at the right", f"{meaning}: {kind}"
+        lines.append(f"  {key:<28} {kind:<{TYPE_CHARS}} {default:<18} {meaning}")
     return "\n".join(lines)
 
 

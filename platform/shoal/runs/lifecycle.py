@@ -17,7 +17,7 @@ from shoal.config.secrets import mask
 from shoal.errors import Interrupted, LeaseLostError
 from shoal.runs.config import RunConfig
 from shoal.runs.heartbeat import Heartbeat
-from shoal.runs.locations import artifact_location, resolve_tracking_uri
+from shoal.runs.locations import artifact_location, resolve_tracking_uri, sync_command
 from shoal.storage.failures import storage_error
 from shoal.storage.lease import now_ms
 from shoal.storage.records import Identity, Result, Status
@@ -133,9 +133,10 @@ class RunLifecycle:
             self.folder.check_fence()
             logger.warning(
                 "MLflow at %s does not answer (%s): everything is kept in the run folder; sync it later with: "
-                "python jobs/sync.py %s",
+                "%s %s",
                 resolve_tracking_uri(self.config.track),
                 self.tracker.problem,
+                sync_command(),
                 self.folder.uri,
             )
             return

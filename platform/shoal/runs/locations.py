@@ -1,6 +1,7 @@
 """Where runs and their records are kept: absolute paths and URIs of what a config names."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,3 +47,9 @@ def artifact_location(uri: str) -> str | None:
     """Where a new experiment of an SQLite store keeps artifacts: beside the database file."""
     path = uri.removeprefix("sqlite:///")
     return (Path(path).parent / "mlartifacts").as_uri() if path != uri else None
+
+
+def sync_command() -> str:
+    """Return how a person syncs a run from where this process was called: as a job, or by the command `shoal`."""
+    job = Path(sys.argv[0])
+    return f"python {job.with_name('sync.py')}" if (job.parent / "_path.py").is_file() else "shoal sync"

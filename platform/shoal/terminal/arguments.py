@@ -103,7 +103,9 @@ class JobParser(argparse.ArgumentParser):
 class _Help(argparse.Action):
     """Prints the help of a `JobParser` and ends the process with 0."""
 
-    def __call__(self, parser: argparse.ArgumentParser, _: Any, values: Any, option: str | None = None) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: Any, values: Any, option: str | None = None
+    ) -> None:
         assert isinstance(parser, JobParser)
         is_section = values and "=" not in values and not values.endswith(CONFIG_FILES)
         print(parser.help_on(values if is_section else ""), end="", flush=True)

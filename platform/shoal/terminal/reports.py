@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from shoal.runs.locations import is_upload, resolve_tracking_uri
+from shoal.runs.locations import is_upload, resolve_tracking_uri, sync_command
 from shoal.storage.records import SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
 from shoal.tracking.config import TrackConfig
@@ -41,6 +41,9 @@ def look_at_it(tracking_uri: str | None) -> str:
         return f"look at it: MLflow at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if is_upload(root):  # which Ray deletes; the store stays on the host that the job ran on
         return f"look at it: mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}  (on {socket.gethostname()})"
+    if not (root / "Makefile").is_file():  # it was installed by pip
+        is_default = tracking_uri == resolve_tracking_uri(TrackConfig())
+        return "look at it: shoal ui" + ("" if is_default else f" {shlex.quote(tracking_uri)}")
     return f"look at it: make -C {shlex.quote(str(root))} ui STORE={shlex.quote(tracking_uri)}"
 
 
@@ -187,7 +190,7 @@ def evaluation_report(evaluation: "Evaluation") -> str:
 
 def unsynced_warning(tracking_uri: str, run_folder: str) -> str:
     """Return the line that says how a result reaches an MLflow server that did not answer."""
-    return f"warning: MLflow at {tracking_uri} does not answer; later: python jobs/sync.py {run_folder}"
+    return f"warning: MLflow at {tracking_uri} does not answer; later: {sync_command()} {run_folder}"
 
 
 def result_line(run_folder: str) -> str:

@@ -139,12 +139,23 @@ def test_a_config_file_that_is_not_there_is_refused_with_the_nearest_one(tmp_pat
     monkeypatch.chdir(tmp_path)
     for written, meant in [
         ("jobs/configs/digit.yaml", "jobs/configs/digits.yaml"),
-        ("digits.yaml", "jobs/configs/digits.yaml"),
-        ("digits", "jobs/configs/digits.yaml"),
+        ("digit.yaml", "digits.yaml"),
+        ("digit", "digits.yaml"),
         ("mien.yaml", "mine.yaml"),
     ]:
         assert f"did you mean '{meant}'" in refusal(path=written)
     assert "did you mean" not in refusal(path="nothing-like-it.yaml")
+
+
+def test_a_config_that_comes_with_shoal_is_found_by_its_name_unless_there_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        load(RunConfig, "digits.yaml").experiment_name
+        == load(RunConfig, "digits").experiment_name
+        == "digits"
+    )
+    (tmp_path / "digits.yaml").write_text("experiment_name: mine\n")
+    assert load(RunConfig, "digits.yaml").experiment_name == "mine"
 
 
 def test_text_without_an_equals_sign_is_refused():
