@@ -93,7 +93,8 @@ def leaks(place: Place, s3: str, *jobs: Finished) -> list[str]:
 
 def _files(root: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(root.rglob("*")):
-        if path.name == "rows.py" or not path.is_file() or path.is_symlink():
+        is_users = path.name == "rows.py" or path.match("__pycache__/rows.*.pyc")
+        if is_users or not path.is_file() or path.is_symlink():
             continue
         yield str(path.relative_to(root)), path.read_bytes()
         if path.suffix == ".parquet":  # compressed

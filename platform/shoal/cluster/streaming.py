@@ -27,7 +27,7 @@ class StreamingShard:
         self.lanes = lanes
         self._refs, self._device = [train for train, _ in refs], device
         self._held_out = [held_out for _, held_out in refs]
-        self._rows = ray.get([_train_rows.remote(ref) for ref in refs])
+        self._rows = ray.get([_train_rows.remote(ref) for ref in self._refs])
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
