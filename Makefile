@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_DOCS := $(VENV)/.installed-docs
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
@@ -15,7 +16,7 @@ STORE ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train tune test test-long check ui bench
+.PHONY: help setup train tune test test-long check ui bench docs
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -71,4 +72,13 @@ bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of the
 
 $(INSTALLED_BENCH): $(INSTALLED)
 	@$(PIP_INSTALL) --quiet --editable '.[dev,bench]'
+	@touch $@
+
+docs: $(INSTALLED_DOCS) ## build the pages of docs/ into site/, links checked; ARGS="serve" shows them on port 8000
+	@$(PYTHON) docs/generate.py
+	@$(PYTHON) -m mkdocs $(or $(ARGS),build --strict --quiet)
+	@test -n "$(ARGS)" || echo 'site/index.html'
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	@$(PIP_INSTALL) --quiet --editable '.[dev,docs]'
 	@touch $@

@@ -457,7 +457,17 @@ class ErrorRecord(Record):
 
 
 class Result(Record):
-    """What every `result.json` says; the README describes all of them."""
+    """What every `result.json` says. The page docs/reference/result.md is made of these docstrings.
+
+    Attributes:
+        status: `FINISHED`, `FAILED` or `KILLED`.
+        reason: why it did not finish; null if it did.
+        run_name: the name of the run, in MLflow too.
+        experiment_name: of MLflow.
+        mlflow_run_id: null while MLflow was never reached.
+        tracking_uri: of MLflow.
+        run_folder: the absolute path or URI of everything about the run.
+    """
 
     file: ClassVar[str] = "result.json"
     remedy: ClassVar[str] = "delete the file: the same command writes it again"
@@ -472,7 +482,36 @@ class Result(Record):
 
 
 class TrainResult(Result):
-    """Of a training."""
+    """Of a training.
+
+    Attributes:
+        checkpoint: the last one.
+        metrics: the last `val/*`, and `test/*`.
+        test_loss: null without a test split.
+        best: the best of each metric, and `best/step` of the best `val/loss`.
+        model: `parameters`, `bytes`, `flops_per_sample` (of a forward pass).
+        steps: optimizer steps since the run began, over all attempts.
+        samples_seen: since the run began, over all attempts.
+        reached_target: whether `train.target` ended it.
+        seconds: of training, over all attempts, up to the last checkpoint of each.
+        total_seconds: of this attempt, start-up and verification included.
+        samples_per_second: of this attempt, without evaluation and checkpoints.
+        tokens_per_second: where a sample is a row of tokens.
+        flops_per_second: of all workers: three forward passes a sample.
+        mfu: its share of the GPUs' dense peak; null where that is not known.
+        peak_memory_bytes: of the worker that took most: tensors on a GPU, the process on a CPU.
+        micro_batch_size: what `train.micro_batch_size` came to; null is a worker's whole part of the batch.
+        world_size: workers.
+        depends_on_workers: why the result depends on their number; null where nothing is known to make it.
+        device: of worker 0.
+        gradient_transport: `shared memory`, `gloo` or `nccl`; null without Ray.
+        shares: of training time: `data`, `compute`, `gradient_sync`, `evaluate`, `checkpoint`, `tracking`.
+        bottleneck: the largest share.
+        checkpoint_blocked_s: seconds that training waited for a checkpoint being written.
+        is_verified: whether a clean process reproduced the model's metric.
+        sample: what a causal language model writes; null for others.
+        attempt: from 1.
+    """
 
     checkpoint: str | None = None
     metrics: dict[str, NullableFloat] = Field(default_factory=dict)
@@ -589,8 +628,19 @@ class SweepResult(Result):
     """Of a sweep.
 
     Attributes:
+        metric: what trials are compared by.
+        mode: `min` or `max`: which value of it is better.
+        best: `trial`, `params`, `value`, `metrics`, `model`, `run_folder`, `mlflow_run_id`, `is_verified`.
         trials: counts by status; `planned`, and `ended` of them.
+        worker_hours: of all trials.
+        total_seconds: of this attempt.
+        is_out_of_time: whether `tune.time_budget_s` ended it.
         rows: every trial, best first.
+        findings: what the report says, by name.
+        width_report: which learning rate is best at each width, in text; null where these are not swept.
+        scaling: the fitted law of loss and size; null with fewer than four widths.
+        disk_bytes: of the sweep's folder.
+        attempt: from 1.
         records_complete: when the last trial was in MLflow, in Unix seconds; None while not all of them are. The
             process that syncs the sweep writes it.
     """
@@ -612,7 +662,17 @@ class SweepResult(Result):
 
 
 class EvaluationResult(Result):
-    """Of a measurement of a finished model."""
+    """Of a measurement of a finished model.
+
+    Attributes:
+        model: where the model was loaded from.
+        data_source: of the measured rows.
+        split: which rows: `validation` or `test`, or all.
+        rows: how many.
+        metrics: by name, without a prefix.
+        per_class: precision, recall and support by class; null where there are none.
+        is_delivered: whether MLflow received all of it.
+    """
 
     model: str
     data_source: str
@@ -624,7 +684,20 @@ class EvaluationResult(Result):
 
 
 class CoordinateCheckResult(Result):
-    """Of a coordinate check; exponents that are not finite are null."""
+    """Of a coordinate check; exponents that are not finite are null.
+
+    Attributes:
+        passes: whether no exponent is larger than the tolerance.
+        parametrization: `mup` or `standard`.
+        widths: that were compared.
+        steps: optimizer steps at each.
+        seeds: models of each width.
+        tolerance: largest |k| of changes that go as width^k which passes.
+        worst_module: whose exponent is largest.
+        worst_exponent: its value.
+        exponents: by module.
+        is_delivered: whether MLflow received all of it.
+    """
 
     passes: bool
     parametrization: str
@@ -661,7 +734,28 @@ class CostRecord(Part):
 
 
 class TransferResult(Result):
-    """Of a transfer of hyperparameters to another width."""
+    """Of a transfer of hyperparameters to another width.
+
+    Attributes:
+        metric: what trials are compared by.
+        mode: `min` or `max`.
+        base_width: of the sweep.
+        target_width: of the training that follows.
+        trials: of the sweep.
+        params: the best point.
+        base_value: its metric at the base width.
+        target_value: its metric at the target width.
+        metrics: of the model at the target width.
+        comparison: null without `--verify`; else `params` and `value` of the best point there, `transferred_value`,
+            `gap` (means where there are several seeds) and `width_report`.
+        cost: FLOPs and seconds of `search`, `training`, `whole` and `direct_search`.
+        is_measured: whether seconds at the target width were measured, not predicted.
+        flops_factor: how many times the FLOPs a sweep at the target width takes.
+        seconds_factor: the same of seconds.
+        sweep_folder: of the sweep.
+        train_folder: of the training at the target width.
+        is_delivered: whether MLflow received all of it.
+    """
 
     metric: str
     mode: Literal["min", "max"]
