@@ -67,7 +67,7 @@ check: setup ## formatting, lint, types
 ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH PORT=5000
 	@exec env PYTHONPATH=platform $(PYTHON) -m shoal ui '$(STORE)' --port $(PORT)
 
-bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of the README
+bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of docs/reference/figures.md
 	@$(PYTHON) benchmarks/all.py $(ARGS)
 
 $(INSTALLED_BENCH): $(INSTALLED)
@@ -76,7 +76,7 @@ $(INSTALLED_BENCH): $(INSTALLED)
 
 docs: $(INSTALLED_DOCS) ## build the pages of docs/ into site/, links checked; ARGS="serve" shows them on port 8000
 	@$(PYTHON) docs/generate.py
-	@$(PYTHON) -m mkdocs $(or $(ARGS),build --strict --quiet)
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs $(or $(ARGS),build --strict --quiet)
 	@test -n "$(ARGS)" || echo 'site/index.html'
 
 $(INSTALLED_DOCS): $(INSTALLED)

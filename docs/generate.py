@@ -4,7 +4,6 @@
 """
 
 import re
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
-
-HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent / "platform"))
 
 from shoal.config.schema import fields, type_name
 from shoal.runs.config import RunConfig
@@ -25,6 +20,7 @@ from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
 from shoal.workflows.transfer import TransferConfig
 
+HERE = Path(__file__).resolve().parent
 SECTIONS = {
     "": "The run",
     "data": "data: what is read",
@@ -44,9 +40,9 @@ RESULTS = {
 }
 CONFIGURATION = """# Configuration
 
-Every key of a config, with its type, its default and its meaning. The command line, a YAML file and Python take the same
-keys: `optim.lr=0.01`, a line `lr: 0.01` below `optim:`, or `shoal.train(config, **{"optim.lr": 0.01})`. A key that does not
-exist is refused, and the closest one is named.
+Every key of a config, with its type, its default and its meaning. The command line, a YAML file and Python take the
+same keys: `optim.lr=0.01`, a line `lr: 0.01` below `optim:`, or `shoal.train(config, **{"optim.lr": 0.01})`. A key that
+does not exist is refused, and the closest one is named.
 
 This page is made of the code by `python docs/generate.py`.
 """
@@ -80,9 +76,9 @@ def configuration() -> str:
 
 def result() -> str:
     """Return the page of the fields of `result.json`, by job."""
-    parts = [RESULT, f"## Every job\n\n{_field_table(records.Result, set())}"]
+    parts = [RESULT, f"## Every job\n\n{field_table(records.Result, set())}"]
     common = set(records.Result.model_fields)
-    parts += [f"## {title}\n\n{_field_table(kind, common)}" for title, kind in RESULTS.items()]
+    parts += [f"## {title}\n\n{field_table(kind, common)}" for title, kind in RESULTS.items()]
     return "\n".join(parts)
 
 
@@ -96,7 +92,7 @@ def _key_table(keys: dict[str, Any]) -> str:
     return _table(("key", "type", "default", "meaning"), rows)
 
 
-def _field_table(kind: type[BaseModel], left_out: set[str]) -> str:
+def field_table(kind: type[BaseModel], left_out: set[str]) -> str:
     meanings = dict(_documented(kind))
     rows = [
         (f"`{name}`", _kind_name(field.annotation), meanings.get(name) or field.description or "")

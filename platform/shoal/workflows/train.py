@@ -192,7 +192,7 @@ class _TrainingRun(RunLifecycle):
         return _Watcher(self.folder, steps, per_epoch, self.listen, self.mark_killed)
 
     def write_result(self, status: Status, reason: str | None = None) -> TrainResult:
-        """Write `result.json`, which the README describes."""
+        """Write `result.json`, as docs/reference/result.md describes it."""
         outcome = self.folder.load(Outcome)
         names = CheckpointStore(self.folder).names()
         result = TrainResult(
