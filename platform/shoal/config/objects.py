@@ -6,12 +6,15 @@ process that they were passed in. The digest is of the content, so that the same
 """
 
 import functools
+import importlib
 import inspect
+import io
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from shoal.config.object_digest import digest, import_path_of
@@ -151,11 +154,25 @@ def _name_of(value: Any) -> str:
     return re.sub(r"\W+", "_", str(name)).strip("_").lstrip("0123456789") or "object"
 
 
-def _pickled(value: Any, key: str) -> bytes:
+def _dumps(value: Any) -> bytes:
     import cloudpickle
 
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            # cloudpickle takes a function that uses `torch` and an attribute `classes` to use the module
+            # torch.classes, which is of a class of its own and so is unknown to it.
+            if isinstance(obj, ModuleType) and type(obj) is not ModuleType:
+                return importlib.import_module, (obj.__name__,)
+            return super().reducer_override(obj)
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _pickled(value: Any, key: str) -> bytes:
     try:
-        return bytes(cloudpickle.dumps(value))
+        return _dumps(value)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -167,8 +184,6 @@ def _pickled(value: Any, key: str) -> bytes:
 
 def _what_fails(value: Any) -> str:
     """Name the variable that a function or a class uses and that cannot be pickled."""
-    import cloudpickle
-
     functions = (
         [value] if inspect.isfunction(value) else list(filter(inspect.isfunction, vars(value).values()))
     )
@@ -176,7 +191,7 @@ def _what_fails(value: Any) -> str:
         used = inspect.getclosurevars(function)
         for name, found in {**used.globals, **used.nonlocals}.items():
             try:
-                cloudpickle.dumps(found)
+                _dumps(found)
             except Exception:
                 return f"'{name}', a {type(found).__name__}"
     return "something that cannot be pickled"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -170,6 +171,20 @@ def test_what_cannot_be_pickled_is_named():
 
     with pytest.raises(UserError, match=r"train\.loss is 'loss'.*it uses 'lock', a lock"):
         objects.register(loss, "train.loss")
+
+
+def test_an_attribute_may_be_called_as_a_module_of_torch_is(monkeypatch):
+    def count(thing):
+        return torch.tensor(
+            len(thing.classes)
+        )  # cloudpickle keeps torch.classes for it, which is no plain module
+
+    count.__module__ = "__main__"
+    name = objects.register(count, "data.source")
+    pickles = objects.pickles([name])
+    monkeypatch.setattr(objects, "_KEPT", {})
+    objects.receive(pickles)
+    assert find(name, "data.source")(SimpleNamespace(classes="ab")) == 2
 
 
 def test_a_damaged_pickle_is_a_users_error(monkeypatch):
