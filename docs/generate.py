@@ -59,8 +59,10 @@ def configuration() -> str:
     """Return the page of all keys: those of a training by section, then those that other jobs have besides."""
     keys = dict(fields(RunConfig))
     parts = [CONFIGURATION]
-    for section in dict.fromkeys(key.rpartition(".")[0] for key in keys):
-        own = {key: field for key, field in keys.items() if key.rpartition(".")[0] == section}
+    for section in SECTIONS:  # a section inside another stands on the page of the outer one
+        own = {
+            key: field for key, field in keys.items() if key.rpartition(".")[0].partition(".")[0] == section
+        }
         parts.append(f"## {SECTIONS[section]}\n\n{_key_table(own)}")
     for title, schema in (
         ("tune: a sweep", SweepConfig),

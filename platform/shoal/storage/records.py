@@ -485,14 +485,19 @@ class TrainResult(Result):
     """Of a training.
 
     Attributes:
-        checkpoint: the last one.
-        metrics: the last `val/*`, and `test/*`.
+        checkpoint: of the weights that are the result.
+        metrics: `val/*` and `test/*` of the weights that are the result.
         test_loss: null without a test split.
         best: the best of each metric, and `best/step` of the best `val/loss`.
-        model: `parameters`, `bytes`, `flops_per_sample` (of a forward pass).
+        model: `parameters`, those `trained`, `bytes`, `flops_per_sample` (of a forward pass), and what of
+            `model.init` was `not_loaded`.
         steps: optimizer steps since the run began, over all attempts.
         samples_seen: since the run began, over all attempts.
         reached_target: whether `train.target` ended it.
+        ended: why training ended: `steps`, `target`, `early_stopping` or `callback`; `interrupted`.
+        stopped_early: whether `train.early_stopping.patience` ended it.
+        steps_planned: after which it would have ended otherwise.
+        selected_step: of the weights that are the result: with `train.select=best` the one with the best `val/loss`.
         seconds: of training, over all attempts, up to the last checkpoint of each.
         total_seconds: of this attempt, start-up and verification included.
         samples_per_second: of this attempt, without evaluation and checkpoints.
