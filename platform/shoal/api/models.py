@@ -8,7 +8,8 @@ import pandas as pd
 from torch import nn
 
 from shoal.config.secrets import hide
-from shoal.inference.predictor import TEXT, Predictor
+from shoal.inference.predictor import Predictor
+from shoal.inference.rows import TEXT
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.tracking.config import TrackConfig

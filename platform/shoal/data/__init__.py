@@ -5,14 +5,14 @@
 - `sampler`: which split a row is in, and the order in which training rows are seen
 - `dataset_info`: the checks of all rows, and the fitted transform
 - `preprocessing`: raw columns to tensors, and back from outputs to labels; `preprocessing_spec`: what determines it
-- `cells`: texts that are numbers or dates
+- `cells`: texts that are numbers or dates; `values`: values of a column as numbers, texts, classes
 - `statistics`, `moments`, `sketch`: what blocks tell of a column; `summary`: of all columns and the label
 - `schema`: what a column is understood as
 - `misfits`: cells of other data that a fitted transform cannot use
 - `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown
 - `partition`: rows divided among workers
 - `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
-- `tree`: inputs and targets of several tensors
+- `tree`: inputs and targets of several tensors; `template`: which columns they are; `packing`: one row of bytes of them
 - `random_state`: what a user's own code draws from, seeded for a while
 - `text`, `tokenizer`, `chat`, `images`, `augment`: for rows of text and images
 

@@ -8,6 +8,7 @@ from shoal.config.schema import Section
 from shoal.data.read_options import ReadOptions
 from shoal.data.sampler import SplitRule
 
+STANDARD = "standard"  # of `collate`
 ColumnKind = Literal["number", "category", "text", "date", "drop"]
 
 
@@ -78,6 +79,11 @@ class DataConfig(Section):
         ge=0,
         lt=2**63,
         description="seed of the splits; null: the value of seed. A sweep sets it: all trials hold out the same rows",
+    )
+    collate: str = Field(
+        STANDARD,
+        description="package.module:function makes the inputs and targets of a batch from a list of (inputs, target), "
+        "each array as long as it was; standard: arrays are stacked, and padded to the longest of all rows",
     )
     global_batch_size: int = Field(64, ge=1, description="samples per optimizer step, over all workers")
     resident: bool | Literal["auto"] = Field(

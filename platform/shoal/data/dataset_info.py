@@ -11,17 +11,15 @@ from functools import reduce
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.config import DataConfig
+from shoal.data.config import STANDARD, DataConfig
 from shoal.data.glance import Duplicates, Suspect
-from shoal.data.preprocessing import (
-    Label,
-    Transform,
-)
+from shoal.data.preprocessing import Column, Label, Transform
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes
 from shoal.data.schema import ColumnSummary, column_notes, fit_columns
 from shoal.data.sources.base import FILE_SCHEMES, Block, Source, read_again
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
+from shoal.data.template import Template, joined, keep
 from shoal.errors import DataError
 
 MAX_CLASSES = 10_000
@@ -114,6 +112,7 @@ def fit_dataset_info(
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
+    targets = tuple(stats.fit(name) for name, stats in summary.targets.items())
     rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
     _check_splits(rows, data)
     columns, summaries = fit_columns(
@@ -123,21 +122,24 @@ def fit_dataset_info(
         reader_drops=data.source.partition(":")[0] in FILE_SCHEMES,
     )
     transform = Transform(
-        columns=columns, label=label, tokenizer=preprocessing.tokenizer, image_bits=preprocessing.image_bits
+        columns=columns,
+        label=label,
+        tokenizer=preprocessing.tokenizer,
+        image_bits=preprocessing.image_bits,
+        input_tree=_input_tree(columns, preprocessing),
+        target_columns=targets,
+        target_tree=preprocessing.target_tree if targets else None,
+        collate=None if data.collate == STANDARD else data.collate,
     )
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
-    narrow = transform.narrow
-    number_bytes = np.dtype(narrow.dtype).itemsize if narrow else 4
-    row_bytes = number_bytes * int(np.prod(transform.input_shape)) + (
-        8 if preprocessing.is_classification else 4
-    )
-    glance, named = summary.glance, data.label if preprocessing.has_label else None
+    takes_number = preprocessing.has_label and not preprocessing.keeps_targets
+    glance, named = summary.glance, data.label if takes_number else None
     return DatasetInfo(
         transform=transform,
         rows=rows,
         fingerprint=fingerprint,
-        row_bytes=row_bytes,
+        row_bytes=_row_bytes(transform),
         columns=summaries,
         class_counts={
             name: {str(value): count for value, count in counts.most_common(MAX_SHOWN_CLASSES)}
@@ -149,6 +151,28 @@ def fit_dataset_info(
         suspects=tuple(glance.suspects(named, preprocessing.is_classification)),
         examples=tuple(glance.examples()),
     )
+
+
+def _input_tree(columns: tuple[Column, ...], preprocessing: PreprocessingSpec) -> Template | None:
+    """Return how columns are in what a model takes; None: they are joined to one array."""
+    parts = preprocessing.features
+    if parts is None or not preprocessing.is_ready:
+        return None
+    inputs = joined(parts)
+    tree = inputs and keep(inputs, {column.name for column in columns})
+    is_one_array = isinstance(tree, str) and not columns[0].is_ragged
+    return None if is_one_array else tree
+
+
+def _row_bytes(transform: Transform) -> int:
+    if transform.input_tree is not None:
+        inputs = transform.packing().nbytes
+    else:
+        narrow = transform.narrow
+        inputs = (np.dtype(narrow.dtype).itemsize if narrow else 4) * int(np.prod(transform.input_shape))
+    if transform.target_tree is not None:
+        return inputs + transform.packing(is_target=True).nbytes
+    return inputs + (8 if transform.label.classes else 4)
 
 
 def _unlabelled_splits(summary: DatasetSummary) -> tuple[str, ...]:
@@ -229,6 +253,11 @@ def _check_splits(rows: dict[str, int], data: DataConfig) -> None:
 
 def _shaped(transform: Transform, data: DataConfig) -> Transform:
     assert data.shape is not None
+    if transform.input_tree is not None:
+        raise DataError(
+            f"data.shape={list(data.shape)} is of one array, and a row of '{data.source}' has several, or a length "
+            "of its own: leave data.shape out, and reshape them in __getitem__"
+        )
     if math.prod(transform.input_shape) != math.prod(data.shape):
         raise DataError(
             f"data.shape={list(data.shape)} holds {math.prod(data.shape)} numbers, and a row of '{data.source}' has "
@@ -241,6 +270,8 @@ def _fit_label(
     summary: DatasetSummary, unlabelled: tuple[str, ...], preprocessing: PreprocessingSpec
 ) -> Label:
     data = preprocessing.data
+    if preprocessing.keeps_targets:
+        return Label(name=data.label)
     if not preprocessing.is_classification:
         return _fit_number(summary, unlabelled, data)
     if summary.label_is_fractional:

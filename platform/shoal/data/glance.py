@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.packing import is_ragged
 from shoal.data.sampler import SPLITS, TRAIN, count_splits, mix
 from shoal.data.sketch import smallest
 from shoal.data.sources.base import Block
@@ -22,6 +23,7 @@ EXAMPLES = 3
 FEW_VALUES = 16  # of which rows with the same value are compared
 SUSPICIOUS = 0.995  # accuracy of one column alone
 MOSTLY_DIFFERENT = 0.98  # of the training rows; else the same values come up by chance
+TEXTS = "OUS"  # kinds of columns that hold no numbers, or not only
 FEW_ROWS = 50  # too few to suspect anything
 
 
@@ -72,7 +74,11 @@ class Glance:
         return cls(
             count_splits(split),
             hashes,
-            {name: column[some] for name, column in block.items() if _is_small(column)},
+            {
+                name: column[some]
+                for name, column in block.items()
+                if _is_small(column) and not is_ragged(column)
+            },
         )
 
     def merge(self, other: "Glance") -> "Glance":
@@ -82,7 +88,7 @@ class Glance:
         }
         counts = {name: self.counts[name] + other.counts[name] for name in SPLITS}
         count = len(next(iter(self.rows.values()), ()))
-        if count >= MOST_ROWS or self.rows.keys() != other.rows.keys():
+        if count >= MOST_ROWS or _shapes(self.rows) != _shapes(other.rows):
             return Glance(counts, hashes, self.rows)
         rows = {name: np.concatenate([column, other.rows[name]]) for name, column in self.rows.items()}
         return Glance(counts, hashes, rows)
@@ -125,6 +131,10 @@ class Glance:
         return [{name: _cell(column[row]) for name, column in self.rows.items()} for row in range(count)]
 
 
+def _shapes(block: Block) -> dict[str, tuple[int, ...]]:
+    return {name: column.shape[1:] for name, column in block.items()}
+
+
 def _is_small(column: np.ndarray) -> bool:
     return column[:1].nbytes <= 1 << 16
 
@@ -146,19 +156,26 @@ def _row_hashes(block: Block, rows: int) -> np.ndarray:
     total = np.zeros(rows, dtype=np.uint64)
     if not rows:
         return total
-    numeric = [column for column in block.values() if column.dtype != object]
+    columns = [_summed(column) if is_ragged(column) else column for column in block.values()]
+    numeric = [column for column in columns if column.dtype.kind not in TEXTS]
     parts = [_bits(column) for column in numeric]
     if len(numeric) < ENOUGH_COLUMNS:
         parts += [
-            pd.util.hash_array(column.reshape(rows, -1)[:, 0])
-            for column in block.values()
-            if column.dtype == object
+            pd.util.hash_array(column.astype(object).reshape(rows, -1)[:, 0])
+            for column in columns
+            if column.dtype.kind in TEXTS
         ]
     with np.errstate(over="ignore"):
         for place, bits in enumerate(parts):
             # An odd factor of its own for each column (multiply-shift hashing, Dietzfelbinger et al., 1997).
             total += bits * (mix(np.uint64(place)) | np.uint64(1))
         return np.asarray(mix(total))
+
+
+def _summed(column: np.ndarray) -> np.ndarray:
+    """Return numbers by which rows of different lengths can be told apart [rows, 2], float64."""
+    flat = [array.reshape(-1).astype(np.float64) for array in column]
+    return np.array([(len(row), float(row @ np.sin(np.arange(len(row)) + 1.0))) for row in flat])
 
 
 def _bits(column: np.ndarray) -> np.ndarray:

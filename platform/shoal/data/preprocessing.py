@@ -4,8 +4,6 @@ It is fitted on the training split alone and saved with every checkpoint and mod
 one. Depends on columns; independent of files, splits and models.
 """
 
-import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,17 +12,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.cells import PLAIN, Decimal, Reading, blanked, is_missing_text
+from shoal.data.packing import IGNORED, STORED_AS, Field, Packing, as_ragged, lengths_of
+from shoal.data.template import Template, fill
 from shoal.data.tokenizer import tokenizer_from_json
+from shoal.data.values import BUCKETS, as_classes, as_numbers, as_texts, hashed, read_cells
 from shoal.errors import DataError, nearest
 
 MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
 OPEN_END = 253_370_764_800.0  # 9999-01-01, in seconds: dates from here on mean "no end"
 FAR = 10.0  # standard deviations at which dates end
-BUCKETS = 128  # that values or words are hashed into
 
 Kind = Literal["number", "category", "hashed", "words", "tensor", "ready"]
-
-WORD = re.compile(r"\w+")
 
 # Types of rows that are kept as they are, since float32 takes more memory.
 NARROW = ("bool", "int8", "uint8", "int16")
@@ -58,7 +56,7 @@ class Column(BaseModel):
         the sign); 0 everywhere for a missing value.
     words: the same for each word of a text in lower case.
     tensor: as number, per element for [rows, n], over all elements for more dimensions.
-    ready: unchanged.
+    ready: unchanged. Where it is ragged, the first dimension differs from row to row, and `shape` is of the longest.
 
     Values that `missing` names, as text or as a number, are missing.
     """
@@ -74,6 +72,7 @@ class Column(BaseModel):
     categories: tuple[str, ...] = ()
     reading: Reading | None = None
     missing: tuple[str, ...] = ()
+    is_ragged: bool = False
 
     @property
     def is_date(self) -> bool:
@@ -88,6 +87,27 @@ class Column(BaseModel):
             return BUCKETS
         return int(np.prod(self.shape)) + self.has_missing
 
+    def field(self, is_target: bool = False) -> Field:
+        """Return what it is in a packed row."""
+        if self.kind != "ready":
+            return Field(self.name, "float32", self.shape if self.kind == "tensor" else (self.width,))
+        dtype = STORED_AS.get(self.dtype, self.dtype)
+        if not (is_target and self.is_ragged):
+            return Field(self.name, dtype, self.shape, self.is_ragged)
+        is_whole = np.dtype(dtype).kind in "iu"
+        return Field(self.name, "int64" if is_whole else dtype, self.shape, True, IGNORED if is_whole else 0)
+
+    def packed(self, values: np.ndarray) -> np.ndarray:
+        """Return values [n, ...] as `Packing` takes them; cells of a frame may be lists."""
+        if self.kind != "ready":
+            return self.features(values)
+        if not len(values):
+            return np.zeros((0, *self.shape), dtype=self.field().dtype)
+        if values.dtype != object:
+            return values
+        cells = as_ragged([np.asarray(cell) for cell in values])
+        return cells if self.is_ragged else np.stack(list(cells))
+
     def features(self, values: np.ndarray) -> np.ndarray:
         """Return [rows, columns], or [rows, ...] for a tensor of more dimensions."""
         if self.kind == "ready":
@@ -99,7 +119,7 @@ class Column(BaseModel):
         if self.kind == "category":
             return self._one_hot(values)
         if self.kind in ("hashed", "words"):
-            return _hashed(as_texts(values, self.name), by_word=self.kind == "words")
+            return hashed(as_texts(values, self.name), by_word=self.kind == "words")
         numbers = self.read(values)
         if numbers.shape[1:] != self.shape:
             raise DataError(
@@ -119,7 +139,7 @@ class Column(BaseModel):
         """Return the numbers of a column of numbers, float64; NaN where there is none, or none can be read."""
         values = blanked(values, self.missing)
         if values.dtype.kind in "US" or (values.dtype == object and values.ndim == 1):
-            return _read_cells(values.astype(object), self.reading or PLAIN)
+            return read_cells(values.astype(object), self.reading or PLAIN)
         return as_numbers(values)
 
     def misfits(self, values: np.ndarray) -> np.ndarray:
@@ -128,7 +148,7 @@ class Column(BaseModel):
         if self.kind == "number" and values.dtype.kind in "OUS" and values.ndim == 1:
             texts = values.astype(object)
             are_texts = np.array([isinstance(value, str) for value in texts], dtype=bool)
-            unread = are_texts & np.isnan(_read_cells(texts, self.reading or PLAIN))
+            unread = are_texts & np.isnan(read_cells(texts, self.reading or PLAIN))
             unread[unread] = ~is_missing_text(texts[unread])
             return np.asarray(unread)
         if self.kind == "category":
@@ -169,7 +189,7 @@ class Label(BaseModel):
         """
         values = values.reshape(len(values))
         if not self.classes:
-            numbers = _read_cells(values, self.reading) if self.reading else as_numbers(values)
+            numbers = read_cells(values, self.reading) if self.reading else as_numbers(values)
             unread = np.flatnonzero(np.isnan(numbers))
             if len(unread):
                 raise DataError(
@@ -203,6 +223,11 @@ class Transform(BaseModel):
         tokenizer: of rows of tokens, as JSON.
         shape: to which flat rows are reshaped.
         image_bits: that values of 16-bit images use.
+        input_tree: how the columns are in what the model takes, where that is more than one array of numbers, or
+            ragged; None: the columns are joined to one array.
+        target_columns: that are compared with as they are; none where the label is a class or a number.
+        target_tree: how these are in the targets.
+        collate: a user's own function that makes the inputs and targets of a batch.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -211,6 +236,10 @@ class Transform(BaseModel):
     tokenizer: str | None = None
     shape: tuple[int, ...] | None = None
     image_bits: int | None = None
+    input_tree: Template | None = None
+    target_columns: tuple[Column, ...] = ()
+    target_tree: Template | None = None
+    collate: str | None = None
 
     @property
     def has_label(self) -> bool:
@@ -226,20 +255,50 @@ class Transform(BaseModel):
     def narrow(self) -> Column | None:
         """The one column whose rows are kept in their own type and widened batch by batch; None: there is none."""
         only = self.columns[0]
-        is_narrow = len(self.columns) == 1 and only.kind in ("tensor", "ready") and only.dtype in NARROW
-        return only if is_narrow else None
+        if self.input_tree is not None or len(self.columns) > 1 or only.kind not in ("tensor", "ready"):
+            return None
+        return only if only.dtype in NARROW else None
+
+    @property
+    def is_stored_as_taken(self) -> bool:
+        """Whether a model takes rows as they are stored: they are not narrow, packed or collated."""
+        return not (self.narrow or self.input_tree or self.target_tree or self.collate)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of what the model takes as one sample."""
+        """The shape of what the model takes as one sample; of several arrays, how many numbers they are together."""
         if self.shape:
             return self.shape
         only = self.columns[0]
+        if self.input_tree is not None and not isinstance(self.input_tree, str):
+            return (sum(int(np.prod(column.field().shape)) for column in self.columns),)
         if not self.has_label:
             return (only.shape[0] - 1,)  # the last token of a row is a target only
         if len(self.columns) == 1 and only.kind in ("tensor", "ready"):
             return only.shape
         return (sum(column.width for column in self.columns),)
+
+    @property
+    def input_shapes(self) -> Any:
+        """The shapes of a sample's arrays, in the tree in which the model takes them."""
+        if self.input_tree is None:
+            return self.input_shape
+        shapes = {column.name: column.field().shape for column in self.columns}
+        return fill(self.input_tree, shapes.__getitem__)
+
+    @property
+    def described_inputs(self) -> str:
+        """What a sample is, in words."""
+        fields = [column.field() for column in self.columns[:10]]
+        some = ", ".join(
+            f"{field.name} {['any', *field.shape[1:]] if field.is_ragged else list(field.shape)}"
+            for field in fields
+        )
+        return (
+            f"several arrays ({some})"
+            if len(self.columns) > 1
+            else f"an array of a length of its own ({some})"
+        )
 
     @property
     def outputs(self) -> int:
@@ -252,12 +311,7 @@ class Transform(BaseModel):
         Raises:
             DataError: a column is missing.
         """
-        for column in self.columns:
-            if column.name not in block:
-                raise DataError(
-                    f"column '{column.name}' is missing{nearest(column.name, block)}: the model needs "
-                    f"{', '.join(column.name for column in self.columns[:20])}"
-                )
+        self._check_columns(self.columns, block)
         parts = [column.features(block[column.name]) for column in self.columns]
         if len(parts) == 1 and not self.shape:
             return np.ascontiguousarray(parts[0])
@@ -270,6 +324,8 @@ class Transform(BaseModel):
         Raises:
             DataError: as `features`.
         """
+        if self.input_tree is not None:
+            return self._packed(self.columns, block, is_target=False)
         column = self.narrow
         values = block[column.name] if column is not None and column.name in block else None
         if column is None or values is None or values.shape[1:] != column.shape:
@@ -286,6 +342,8 @@ class Transform(BaseModel):
         """
         if not self.has_label:
             return np.zeros((len(next(iter(block.values()))), 0), dtype=np.float32)
+        if self.target_tree is not None:
+            return self._packed(self.target_columns, block, is_target=True)
         if self.label.name not in block:
             raise DataError(
                 f"label column '{self.label.name}' is missing{nearest(self.label.name, block)}: "
@@ -293,85 +351,37 @@ class Transform(BaseModel):
             )
         return self.label.targets(block[self.label.name])
 
+    def stretched(self, block: Mapping[str, np.ndarray]) -> "Transform":
+        """Return the transform for rows of which some may be longer than those of training."""
 
-def as_numbers(values: np.ndarray) -> np.ndarray:
-    """Return float64 with NaN for missing values; times in seconds since 1970."""
-    if values.dtype.kind in "mM":
-        unit = "datetime64[us]" if values.dtype.kind == "M" else "timedelta64[us]"
-        return np.where(np.isnat(values), np.nan, values.astype(unit).astype(np.int64) / 1e6)
-    if values.dtype == object:
-        import pandas as pd
+        def fitting(column: Column) -> Column:
+            if not (column.is_ragged and column.name in block):
+                return column
+            longest = max(lengths_of(column.packed(block[column.name])), default=0)
+            shape = (max(column.shape[0], int(longest)), *column.shape[1:])
+            return column if shape == column.shape else column.model_copy(update={"shape": shape})
 
-        flat = pd.to_numeric(pd.Series(values.ravel()), errors="coerce")
-        values = np.asarray(flat.to_numpy(np.float64)).reshape(values.shape)
-    numbers = values.astype(np.float64)
-    return np.where(np.isinf(numbers), np.nan, numbers)
+        columns, targets = (tuple(map(fitting, some)) for some in (self.columns, self.target_columns))
+        if (columns, targets) == (self.columns, self.target_columns):
+            return self
+        return self.model_copy(update={"columns": columns, "target_columns": targets})
 
+    def packing(self, is_target: bool = False) -> Packing:
+        """Return the layout of packed inputs, or of packed targets."""
+        columns = self.target_columns if is_target else self.columns
+        return Packing([column.field(is_target) for column in columns])
 
-def is_missing(values: np.ndarray) -> np.ndarray:
-    """Return where values are missing: None, NaN, NaT."""
-    import pandas as pd  # imported here: it takes 0.3 s, and workers and trials receive rows that do not need it
+    def _packed(
+        self, columns: tuple[Column, ...], block: Mapping[str, np.ndarray], is_target: bool
+    ) -> np.ndarray:
+        self._check_columns(columns, block)
+        return self.packing(is_target).pack({c.name: c.packed(block[c.name]) for c in columns})
 
-    return np.asarray(pd.isna(values))
-
-
-def as_classes(values: np.ndarray) -> list[bool | int | str]:
-    """Return label values as plain Python: 3.0 is class 3."""
-    if values.dtype.kind == "f":
-        return [int(value) if float(value).is_integer() else str(value) for value in values]
-    if values.dtype.kind == "O":
-        return [as_class(value) for value in values]
-    return list(values.tolist())
-
-
-def as_class(value: Any) -> bool | int | str:
-    """Return one label value as plain Python."""
-    if isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float | np.number) and float(value).is_integer():
-        return int(value)
-    return str(value)
-
-
-def as_texts(values: np.ndarray, name: str = "") -> np.ndarray:
-    """Return values as objects of str, those that are missing as None.
-
-    Raises:
-        DataError: a value is no text, number, boolean or date: it has no form as a category.
-    """
-    texts = values.astype(object)
-    missing = is_missing(texts)
-    texts[missing] = None
-    kinds = {type(value) for value in texts[~missing]}
-    for kind in kinds:
-        if issubclass(kind, bytes | Mapping | list | tuple | set | np.ndarray):
-            what = "bytes" if kind is bytes else f"values of type {kind.__name__}"
+    @staticmethod
+    def _check_columns(columns: tuple[Column, ...], block: Mapping[str, np.ndarray]) -> None:
+        missing = next((column.name for column in columns if column.name not in block), None)
+        if missing is not None:
             raise DataError(
-                f"column '{name}' holds {what}, and a column needs one text or number per row: set "
-                f"data.columns={{{name}: drop}}, or write it as several columns"
+                f"column '{missing}' is missing{nearest(missing, block)}: the model needs "
+                f"{', '.join(column.name for column in columns[:20])}"
             )
-    if not all(issubclass(kind, str) for kind in kinds):
-        texts[~missing] = [str(as_class(value)) for value in texts[~missing]]
-    return texts
-
-
-def _read_cells(values: np.ndarray, reading: Reading) -> np.ndarray:
-    """Return numbers of objects [n], of which some are texts."""
-    are_texts = np.array([isinstance(value, str) for value in values], dtype=bool)
-    numbers = np.full(len(values), np.nan)
-    if are_texts.any():
-        numbers[are_texts] = reading.numbers(values[are_texts])
-    if not are_texts.all():
-        numbers[~are_texts] = as_numbers(values[~are_texts])
-    return numbers
-
-
-def _hashed(texts: np.ndarray, by_word: bool) -> np.ndarray:
-    """Return [n, BUCKETS] with 1 in the bucket of each text, or of each of its words."""
-    features = np.zeros((len(texts), BUCKETS), dtype=np.float32)
-    for row, text in enumerate(texts):
-        if text is None:
-            continue
-        for word in WORD.findall(text.lower()) if by_word else (text,):
-            features[row, zlib.crc32(word.encode()) % BUCKETS] = 1.0
-    return features

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from shoal.data.config import DataConfig
 from shoal.data.preprocessing import ColumnOptions
 from shoal.data.sampler import SplitRule
+from shoal.data.template import Template, names
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class PreprocessingSpec:
         tokenizer: of a source of tokens, as JSON.
         has_label: there is a column to predict.
         image_bits: that values of 16-bit images use.
+        keeps_targets: the label is compared with as it is, an array or a tree of several; it is no class or number.
+        parts_of_items: which columns each named part of an item is made of; None: the columns are in no tree.
     """
 
     data: DataConfig
@@ -28,10 +31,33 @@ class PreprocessingSpec:
     tokenizer: str | None = None
     has_label: bool = True
     image_bits: int | None = None
+    keeps_targets: bool = False
+    parts_of_items: dict[str, Template] | None = None
 
     @property
     def split_rule(self) -> SplitRule:
         return self.data.split_rule(self.seed)
+
+    @property
+    def target_tree(self) -> Template:
+        """Which columns the label is made of, and how."""
+        return (self.parts_of_items or {}).get(self.data.label, self.data.label)
+
+    @property
+    def features(self) -> dict[str, Template] | None:
+        """The parts of an item without the one that holds the label; None: columns are in no tree."""
+        if self.parts_of_items is None or not self.has_label:
+            return self.parts_of_items
+        return {
+            name: part
+            for name, part in self.parts_of_items.items()
+            if name != self.data.label and self.data.label not in names(part)
+        }
+
+    def is_feature(self, column: str) -> bool:
+        if self.features is None:
+            return not (self.has_label and column == self.data.label)
+        return any(column in names(part) for part in self.features.values())
 
     @property
     def column_options(self) -> ColumnOptions:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.preprocessing import BUCKETS, MAX_CATEGORIES, Column, ColumnOptions
+from shoal.data.array_stats import ArrayStats
+from shoal.data.preprocessing import MAX_CATEGORIES, Column, ColumnOptions
 from shoal.data.statistics import UNKNOWN, ColumnStats
+from shoal.data.values import BUCKETS
 from shoal.errors import DataError, nearest
 
 ID_NAME = re.compile(
@@ -46,7 +48,10 @@ class ColumnSummary(BaseModel):
 
 
 def fit_columns(
-    stats: Mapping[str, ColumnStats], options: ColumnOptions, source: str, reader_drops: bool = False
+    stats: Mapping[str, ColumnStats | ArrayStats],
+    options: ColumnOptions,
+    source: str,
+    reader_drops: bool = False,
 ) -> tuple[tuple[Column, ...], tuple[ColumnSummary, ...]]:
     """Fit the transform of each column that is not dropped; also returns what is known of all.
 
@@ -74,14 +79,17 @@ def fit_columns(
     return columns, tuple(_summary(name, found, by_name.get(name)) for name, found in stats.items())
 
 
-def _summary(name: str, stats: ColumnStats, column: Column | None) -> ColumnSummary:
+def _summary(name: str, stats: ColumnStats | ArrayStats, column: Column | None) -> ColumnSummary:
     if column is None:
-        return ColumnSummary(name=name, kind="dropped", missing=stats.missing)
+        return ColumnSummary(name=name, kind="dropped", missing=getattr(stats, "missing", 0))
+    if isinstance(stats, ArrayStats):
+        return ColumnSummary(
+            name=name, kind=_shaped("ready, padded to" if column.is_ragged else "ready", stats)
+        )
     if stats.text is not None:
         return _summary_of_text(stats, column)
-    if stats.numbers is None:
-        return ColumnSummary(name=name, kind=_shaped("ready", stats))
     numbers = stats.numbers
+    assert numbers is not None
     is_single = stats.kind == "number"
     is_named = is_single and looks_like_an_id_name(name) and numbers.lowest is not None
     return ColumnSummary(
@@ -140,7 +148,7 @@ def _kind_of_numbers(stats: ColumnStats) -> str:
     return _shaped("number", stats) if stats.kind == "tensor" else "number"
 
 
-def _shaped(kind: str, stats: ColumnStats) -> str:
+def _shaped(kind: str, stats: ColumnStats | ArrayStats) -> str:
     return f"{kind} {list(stats.shape)} of {stats.dtype}" if stats.shape else kind
 
 

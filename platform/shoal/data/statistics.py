@@ -12,19 +12,10 @@ import numpy as np
 
 from shoal.data.cells import MOSTLY, Reading, blanked, candidates, is_missing_text, other_way
 from shoal.data.moments import Moments
-from shoal.data.preprocessing import (
-    DEFAULTS,
-    MAX_CATEGORIES,
-    OPEN_END,
-    Column,
-    ColumnOptions,
-    Kind,
-    as_numbers,
-    as_texts,
-    is_missing,
-)
+from shoal.data.preprocessing import DEFAULTS, MAX_CATEGORIES, OPEN_END, Column, ColumnOptions, Kind
 from shoal.data.sampler import mix
 from shoal.data.sketch import Sketch
+from shoal.data.values import as_numbers, as_texts, is_missing
 from shoal.errors import DataError
 
 STATISTICS_BYTES = 256 << 20  # of float64 numbers whose statistics are computed at a time
@@ -230,20 +221,17 @@ class ColumnStats:
     text: TextStats | None = None
 
     @classmethod
-    def of(
-        cls, values: np.ndarray, is_ready: bool, name: str = "", options: ColumnOptions = DEFAULTS
-    ) -> "ColumnStats":
+    def of(cls, values: np.ndarray, name: str = "", options: ColumnOptions = DEFAULTS) -> "ColumnStats":
         wanted = options.kinds.get(name)
-        if not is_ready:
-            values = blanked(values, options.missing or ())
-        if wanted in ("category", "text") and not is_ready and values.ndim == 1:
+        values = blanked(values, options.missing or ())
+        if wanted in ("category", "text") and values.ndim == 1:
             values = as_texts(values, name)
-        kind: Kind = "ready" if is_ready and values.dtype.kind in "biuf" else _kind(values, name)
+        kind = _kind(values, name)
         stats = cls(kind, values.shape[1:], str(values.dtype), len(values), 0)
         if kind == "category":
             stats.text = TextStats.of(values, options, name)
             stats.missing = len(values) - stats.text.cells
-        elif kind != "ready":
+        else:
             stats.numbers = NumberStats.of(values)
             stats.missing = int(values.size - stats.numbers.moments.total - stats.numbers.open_ends)
         return stats
@@ -272,9 +260,7 @@ class ColumnStats:
 
     @property
     def _holds_values(self) -> bool:
-        return (self.kind == "ready" and self.rows > 0) or self.missing < self.rows * max(
-            1, int(np.prod(self.shape))
-        )
+        return self.missing < self.rows * max(1, int(np.prod(self.shape)))
 
     def fit(self, name: str, options: ColumnOptions = DEFAULTS) -> Column:
         """Return the column's transform.
@@ -286,8 +272,6 @@ class ColumnStats:
         Raises:
             DataError: the column cannot be of that kind, or its numbers are too large.
         """
-        if self.kind == "ready":
-            return Column(name=name, kind="ready", shape=self.shape, dtype=self.dtype)
         wanted, missing = options.kinds.get(name), options.missing
         if self.text is not None:
             return self._fit_text(self.text, name, wanted, missing)

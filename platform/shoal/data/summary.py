@@ -7,26 +7,34 @@ from functools import reduce
 
 import numpy as np
 
+from shoal.data.array_stats import ArrayStats
 from shoal.data.cells import blanked
 from shoal.data.chat import holds_messages
 from shoal.data.glance import Glance
 from shoal.data.images import holds_images
 from shoal.data.moments import Moments
-from shoal.data.preprocessing import as_classes, as_numbers, is_missing
+from shoal.data.packing import is_ragged
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, count_splits
 from shoal.data.sources.base import Block, check_column
 from shoal.data.statistics import ColumnStats, TextStats
+from shoal.data.template import names
+from shoal.data.values import as_classes, as_numbers, is_missing
 from shoal.errors import DataError
 
 
 @dataclass
 class DatasetSummary:
-    """What blocks hold: rows by split, statistics of the training rows' columns, the label. Summaries can be merged."""
+    """What blocks hold: rows by split, statistics of the training rows' columns, the label. Summaries can be merged.
+
+    Attributes:
+        targets: columns that are compared with as they are; none where the label is a class or a number.
+    """
 
     rows: dict[str, int]
     names: tuple[str, ...]
-    columns: dict[str, ColumnStats] = field(default_factory=dict)
+    columns: dict[str, ColumnStats | ArrayStats] = field(default_factory=dict)
+    targets: dict[str, ArrayStats] = field(default_factory=dict)
     label_missing: dict[str, int] = field(default_factory=dict)
     label_infinite: int = 0
     label_is_fractional: bool = False
@@ -50,15 +58,11 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
     if not preprocessing.has_label:
         columns = _columns(block, split, preprocessing)
         return DatasetSummary(count_splits(split), tuple(block), columns)
+    if preprocessing.keeps_targets:
+        return _summarise_with_targets(block, split, preprocessing)
     label = preprocessing.data.label
-    check_column(preprocessing.data.source, "data.label", label, block)
     train = split == 0
-    values = block[label]
-    if values.ndim > 1 and values.shape[1:] != (1,):
-        raise DataError(
-            f"data.label='{label}' has shape {values.shape[1:]} per row: it must be one value per row"
-        )
-    values = blanked(values.reshape(len(values)), preprocessing.data.missing or ())
+    values = blanked(_one_label(block, preprocessing), preprocessing.data.missing or ())
     columns = _columns(block, split, preprocessing)
     missing = is_missing(values)
     known = values[~missing]
@@ -91,6 +95,49 @@ def _kept(block: Block, preprocessing: PreprocessingSpec) -> Block:
     return {name: column for name, column in block.items() if kinds.get(name) != "drop"}
 
 
+def _summarise_with_targets(
+    block: Block, split: np.ndarray, preprocessing: PreprocessingSpec
+) -> DatasetSummary:
+    """Summarise a block whose label is compared with as it is."""
+    columns = list(names(preprocessing.target_tree))
+    for name in columns:
+        check_column(preprocessing.data.source, "data.label", name, block)
+        if not ArrayStats.describes(block[name]):
+            raise DataError(
+                f"data.label: column '{name}' holds {block[name].dtype}, and a loss compares numbers: return "
+                "numbers, or set task=classification"
+            )
+    return DatasetSummary(
+        rows=count_splits(split),
+        names=tuple(block),
+        columns=_columns(block, split, preprocessing),
+        targets={name: ArrayStats.of(block[name]) for name in columns},
+    )
+
+
+def _one_label(block: Block, preprocessing: PreprocessingSpec) -> np.ndarray:
+    """Return the values [n] of a label that is a class or a number.
+
+    Raises:
+        DataError: it is not there, or has several values per row.
+    """
+    label, tree = preprocessing.data.label, preprocessing.target_tree
+    remedy = "return one of them, the argmax of a one-hot vector, or set task=custom with a train.loss that takes all"
+    if not isinstance(tree, str):
+        parts = ", ".join(list(names(tree))[:10])
+        raise DataError(
+            f"data.label='{label}' holds several arrays ({parts}), and there must be one label per row: {remedy}"
+        )
+    check_column(preprocessing.data.source, "data.label", label, block)
+    values = block[label]
+    if is_ragged(values) or np.prod(values.shape[1:]) != 1:
+        shape = "a different one" if is_ragged(values) else tuple(values.shape[1:])
+        raise DataError(
+            f"data.label='{label}' has shape {shape} per row: there must be one label per row; {remedy}"
+        )
+    return values.reshape(len(values))
+
+
 def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[bool | int | str]]:
     """Return the rows of each class, by split."""
     import pandas as pd
@@ -108,13 +155,13 @@ def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[b
     return counts
 
 
-def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> dict[str, ColumnStats]:
-    label = preprocessing.data.label if preprocessing.has_label else None
+def _columns(
+    block: Block, split: np.ndarray, preprocessing: PreprocessingSpec
+) -> dict[str, ColumnStats | ArrayStats]:
+    features = {name: column for name, column in block.items() if preprocessing.is_feature(name)}
     train = split == 0
-    kept = _kept(block, preprocessing)
+    kept = {name: column for name, column in _kept(block, preprocessing).items() if name in features}
     for name, column in kept.items():
-        if name == label:
-            continue
         if holds_images(column):
             raise DataError(
                 f"column '{name}' of '{preprocessing.data.source}' holds encoded images, which only "
@@ -126,11 +173,12 @@ def _columns(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) 
                 f"task=causal_lm, masked_lm or sequence_classification and data.text={name}, or leave it out"
             )
     return {
-        name: ColumnStats("ready", (), "object", int(train.sum()), 0)
+        name: ArrayStats.of(np.empty(0))
         if name not in kept
-        else ColumnStats.of(column[train], preprocessing.is_ready, name, preprocessing.column_options)
-        for name, column in block.items()
-        if name != label
+        else ArrayStats.of(column)
+        if preprocessing.is_ready and ArrayStats.describes(column)
+        else ColumnStats.of(column[train], name, preprocessing.column_options)
+        for name, column in features.items()
     }
 
 
@@ -140,6 +188,19 @@ def merge_summaries(summaries: Iterable[DatasetSummary]) -> DatasetSummary:
     if joined is None or joined.total == 0:
         raise DataError("the data is empty: it has 0 rows; name a data.source that has some")
     return joined
+
+
+def _merged(
+    one: ColumnStats | ArrayStats, other: ColumnStats | ArrayStats, name: str
+) -> ColumnStats | ArrayStats:
+    if isinstance(one, ArrayStats) and isinstance(other, ArrayStats):
+        return one.merge(other, name)
+    if isinstance(one, ColumnStats) and isinstance(other, ColumnStats):
+        return one.merge(other, name)
+    raise DataError(
+        f"column '{name}' holds arrays of numbers in one part of the data and others in another: make it one type "
+        "throughout"
+    )
 
 
 def _merge(one: DatasetSummary | None, other: DatasetSummary) -> DatasetSummary:
@@ -152,7 +213,8 @@ def _merge(one: DatasetSummary | None, other: DatasetSummary) -> DatasetSummary:
     return DatasetSummary(
         rows={name: one.rows[name] + other.rows[name] for name in SPLITS},
         names=one.names,
-        columns={name: stats.merge(other.columns[name], name) for name, stats in one.columns.items()},
+        columns={name: _merged(stats, other.columns[name], name) for name, stats in one.columns.items()},
+        targets={name: stats.merge(other.targets[name], name) for name, stats in one.targets.items()},
         label_missing={
             name: one.label_missing.get(name, 0) + other.label_missing.get(name, 0) for name in SPLITS
         },

@@ -23,14 +23,12 @@ from shoal.config import import_path, objects
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.misfits import Misfits
-from shoal.data.preprocessing import Column, Transform, as_numbers, as_texts
+from shoal.data.preprocessing import Transform
 from shoal.data.preprocessing_spec import PreprocessingSpec
-from shoal.data.sources.arrow import to_array
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.tree import clone
-from shoal.data.widen import Widen
 from shoal.errors import DataError, ModelError
 from shoal.inference.artifact_code import (
     CODE,
@@ -39,9 +37,11 @@ from shoal.inference.artifact_code import (
     is_trusted_by_environment,
 )
 from shoal.inference.generation import continue_text, fill_in
+from shoal.inference.rows import TEXT, as_block
 from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
+from shoal.models.inputs import blank_targets, view_of_rows
 from shoal.models.registry import build_model_for, find_builder
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
@@ -54,7 +54,6 @@ from shoal.training.evaluation import RowLimit
 logger = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
-TEXT = "text"  # the column that a model of text takes
 
 
 class Description(BaseModel):
@@ -102,20 +101,24 @@ class Predictor:
         task: Task,
         preprocessing: PreprocessingSpec,
         complete: Callable[[], None] | None = None,
+        find: Find = import_path.find,
     ) -> None:
         """Take a model and what it was trained with.
 
         Args:
             complete: gives the task its loss and metrics, which prediction does not need; None: it has them.
+            find: imports `data.collate`.
         """
-        self._complete = complete
+        self._complete, self._find = complete, find
         self.model, self.transform, self.task, self.preprocessing = (
             model.eval(),
             transform,
             task,
             preprocessing,
         )
-        self._widen, self._limit = Widen(transform), RowLimit()
+        self._limit = RowLimit()
+        self._view_of = lambda transform: view_of_rows(transform, model, find)
+        self._rows_as_taken = self._view_of(transform)
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_code: bool = False) -> "Predictor":
@@ -159,33 +162,38 @@ class Predictor:
         )
         objective = partial(use_objective, label=transform.label, is_weighted=False, find=find)
         made = make_task(task, transform, data, description.seed)
-        return cls(model, transform, made, preprocessing, partial(objective, made, description.objective))
+        return cls(model, transform, made, preprocessing, partial(objective, made, description.objective), find)
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""
-        return Predictor(self.model, transform, self.task, preprocessing, self._complete)
+        return Predictor(self.model, transform, self.task, preprocessing, self._complete, self._find)
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64; of several tensors the one that the task reads."""
-        targets = np.zeros((len(next(iter(block.values()))), 0))
         with torch.no_grad():
             found = [
                 self._limit.run(batch, lambda part: logits_of(call_model(self.model, clone(part.inputs))))
-                for batch in self._views(block, targets)
+                for batch in self._views(block, is_labelled=False)
             ]
         return torch.cat([part for parts in found for part in parts]).double()
 
-    def _views(self, block: Block, targets: np.ndarray) -> Iterator[Batch]:
+    def _views(self, block: Block, is_labelled: bool) -> Iterator[Batch]:
         """Yield rows as the task views them, some at a time."""
-        inputs, rows = torch.from_numpy(self.transform.stored(block)), self.task.held_out_rows.most
+        transform = self.transform.stretched(block)
+        as_taken = self._rows_as_taken if transform is self.transform else self._view_of(transform)
+        inputs, rows = torch.from_numpy(transform.stored(block)), self.task.held_out_rows.most
+        targets = transform.targets(block) if is_labelled else blank_targets(transform, len(inputs)).numpy()
         for some, their_targets in zip(
             inputs.split(rows), torch.from_numpy(targets).split(rows), strict=True
         ):
-            batch = self._widen(Batch(some, their_targets, count=len(some)), None)
+            batch = as_taken(Batch(some, their_targets, count=len(some)), None)
             yield self.task.view(batch, None) if self.task.view else batch
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Predict from a frame, a dict of columns, or the array of the one tensor column.
+
+        Where a model takes several arrays, or one whose rows differ in length: from a list of items as the data set
+        returned them, without the label; a dict of arrays by field; or a frame whose columns are the fields.
 
         Returns:
             One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
@@ -228,7 +236,7 @@ class Predictor:
     def evaluate(self, block: Block, added: Accumulator) -> None:
         """Add labelled rows, as evaluation in training does."""
         with torch.no_grad():
-            for view in self._views(block, self.transform.targets(block)):
+            for view in self._views(block, is_labelled=True):
                 for part in self._limit.run(
                     view, lambda some: added.part(call_model(self.model, clone(some.inputs)), some)
                 ):
@@ -295,37 +303,6 @@ def weights_folder(model: str | Path) -> Path:
             f"'{model}' is no MLflow model that Shoal wrote: name a run folder, runs:/ID or models:/NAME@ALIAS"
         )
     return next(path for path in data.iterdir() if path.is_dir())
-
-
-def as_block(data: Any, transform: Transform) -> Block:
-    """Turn the input of `Predictor.predict` into columns."""
-    if isinstance(data, pd.DataFrame):
-        return {str(name): to_array(data[name]) for name in data.columns}
-    if isinstance(data, Mapping):
-        return {str(name): np.asarray(column) for name, column in data.items()}
-    return {transform.columns[0].name: np.asarray(data)}
-
-
-def as_rows(block: Block, transform: Transform) -> Any:
-    """Turn columns into an input of `Predictor.predict`: texts, an array for one tensor column, else a frame."""
-    if transform.tokenizer:
-        tokenizer = tokenizer_from_json(transform.tokenizer)
-        return pd.DataFrame({TEXT: [tokenizer.decode(row) for row in block[TOKENS]]})
-    names = [column.name for column in transform.columns]
-    if len(names) == 1 and transform.columns[0].kind in ("tensor", "ready"):
-        return block[names[0]]
-    plain = {column.name: _plain(column, block[column.name]) for column in transform.columns}
-    return pd.DataFrame({name: list(plain[name]) if plain[name].ndim > 1 else plain[name] for name in names})
-
-
-def _plain(column: Column, values: np.ndarray) -> np.ndarray:
-    """Return a column's values in types that MLflow can describe, which the transform takes for the same."""
-    is_odd = values.dtype.kind in "mcO" or values.dtype == np.uint64
-    if column.kind == "number" and column.reading is None and is_odd:
-        return as_numbers(values)
-    if column.kind in ("category", "hashed", "words") and values.dtype.kind not in "US":
-        return as_texts(values, column.name)
-    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def check_names(transform: Transform) -> None:

@@ -12,6 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from shoal.data.tree import Tree
 from shoal.distributed.blocks import blocks_of
 from shoal.distributed.parallelism import COLUMN_PARALLEL, ROW_PARALLEL
 from shoal.distributed.torch_private import fake_tensors, real_tensors
@@ -190,7 +191,11 @@ class RunEstimate:
 
 
 def estimate(
-    make: Callable[[], nn.Module], sample: tuple[int, ...], dtype: torch.dtype, setup: TrainingSetup
+    make: Callable[[], nn.Module],
+    sample: tuple[int, ...],
+    dtype: torch.dtype,
+    setup: TrainingSetup,
+    rows_for: Callable[[nn.Module, int], Tree] | None = None,
 ) -> RunEstimate:
     """Estimate what training a model takes.
 
@@ -199,16 +204,18 @@ def estimate(
         sample: shape of one sample.
         dtype: of a sample.
         setup: how it is trained.
+        rows_for: makes so many rows of zeros as a model takes them; None: one array, of `sample` and `dtype`.
 
     Raises:
         ModelError: the model's control flow depends on the values of its tensors, and fake tensors have none.
     """
     estimates: list[LayoutEstimate] = []
+    zeros = rows_for or (lambda model, rows: torch.zeros((rows, *sample), dtype=dtype))
     try:
         with fake_tensors():
             model = _fake(make)
             counted = count_parameters(model)
-            flops = measure_size(model, torch.zeros((1, *sample), dtype=dtype)).flops_per_sample
+            flops = measure_size(model, zeros(model, 1)).flops_per_sample
             # Layouts with equal activations follow each other: these take the longest, and are estimated once.
             for (samples, tensor_size), group in groupby(
                 layouts(setup.num_workers, attention_heads(model), setup.tensor_size),
@@ -217,9 +224,9 @@ def estimate(
                 part = _fake(make) if tensor_size > 1 else model
                 keep_tensor_part(part, tensor_size)
                 held = count_parameters(part)
-                inputs = torch.zeros((samples, *sample), dtype=dtype)
+                inputs = zeros(part, samples)
                 activations = estimate_activations(part, inputs, setup.precision)
-                rows = torch.zeros((setup.evaluated_at_a_time(samples), *sample), dtype=dtype)
+                rows = zeros(part, setup.evaluated_at_a_time(samples))
                 evaluation = evaluation_bytes(part, rows, setup.evaluate_precision)
                 for layout in group:
                     memory = (

@@ -12,13 +12,16 @@ from torch.nn.parameter import is_lazy
 from shoal.config.import_path import call_with, find, is_path, missing_colon
 from shoal.data.preprocessing import Transform
 from shoal.data.random_state import seeded
+from shoal.data.tree import Tree, describe
 from shoal.errors import ModelError, UserError, nearest
 from shoal.models import huggingface, huggingface_config
 from shoal.models.bert import BERT
+from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.freezing import freeze
 from shoal.models.gpt import GPT
 from shoal.models.inception import Inception
+from shoal.models.inputs import sample_like
 from shoal.models.mlp import MLP
 from shoal.models.mup import parametrize
 from shoal.models.pretrained import load_pretrained
@@ -57,32 +60,32 @@ def find_builder(name: str) -> Callable[..., Any]:
 
 def build_model(
     config: ModelConfig,
-    input_shape: tuple[int, ...],
+    input_shape: Any,
     outputs: int,
     seed: int,
     vocabulary: int = 0,
     task: str = "",
     builder: Callable[..., Any] | None = None,
-    dtype: torch.dtype | None = None,
+    sample: Callable[[nn.Module], Tree] | None = None,
 ) -> nn.Module:
     """Build a model with weights that are a pure function of the seed: torch, NumPy and `random` are seeded with it.
 
     A builder receives those of `inputs`, `outputs`, `vocabulary`, `task`, `width`, `depth` that its signature names,
     and all of `model.args`. `inputs` is the shape of a sample for Shoal's own models; a user's builder receives the
-    number of features if there is one dimension.
+    number of features if there is one dimension, and a tree of shapes where a sample has several arrays.
 
     With `model.parametrization=mup` the model is converted by comparison with the same model at `base_width`. Weights
     of `model.init` are loaded last and unchanged; `model.freeze` names what is not trained.
 
     Args:
         config: the config section.
-        input_shape: of one sample.
+        input_shape: of one sample; a tree of shapes where it has several arrays.
         outputs: numbers returned per sample, or per position by a language model.
         seed: of the weights.
         vocabulary: number of token ids; 0 if the inputs are not tokens.
         task: its name.
         builder: None: the one that `model.name` names.
-        dtype: of a sample; None: whole numbers for tokens, else float32.
+        sample: makes a sample of zeros for a model; None: whole numbers for tokens, else float32.
 
     Raises:
         UserError: the builder refuses, raises, or returns something other than a module; nothing of `model.init`
@@ -90,7 +93,7 @@ def build_model(
     """
     builder = builder or find_builder(config.name)
     is_transformers = config.name.startswith(huggingface_config.SCHEME)
-    takes_shape = is_transformers or builder in REGISTRY.values() or len(input_shape) != 1
+    takes_shape = is_transformers or builder in REGISTRY.values() or not _is_vector(input_shape)
     offered = {
         "inputs": input_shape if takes_shape else input_shape[0],
         "outputs": outputs,
@@ -101,10 +104,10 @@ def build_model(
     } | ({"init": config.init} if is_transformers else {})
     with seeded(seed):
         model = _call_builder(config, builder, offered)
-        _fill_lazy_layers(model, input_shape, dtype or (torch.int64 if vocabulary else torch.float32), config)
+        _fill_lazy_layers(model, sample or _zeros(input_shape, vocabulary), config)
     if config.parametrization == "mup":
         at_base_width = config.model_copy(update=AT_BASE_WIDTH | {"width": config.base_width})
-        base = build_model(at_base_width, input_shape, outputs, seed, vocabulary, task, builder, dtype)
+        base = build_model(at_base_width, input_shape, outputs, seed, vocabulary, task, builder, sample)
         _convert_to_mup(model, base, config)
     if config.init is not None:
         load_pretrained(model, config.init)
@@ -112,9 +115,15 @@ def build_model(
     return model
 
 
-def _fill_lazy_layers(
-    model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, config: ModelConfig
-) -> None:
+def _is_vector(shape: Any) -> bool:
+    return isinstance(shape, tuple) and len(shape) == 1 and isinstance(shape[0], int)
+
+
+def _zeros(shape: tuple[int, ...], vocabulary: int) -> Callable[[nn.Module], Tree]:
+    return lambda model: torch.zeros((1, *shape), dtype=torch.int64 if vocabulary else torch.float32)
+
+
+def _fill_lazy_layers(model: nn.Module, sample: Callable[[nn.Module], Tree], config: ModelConfig) -> None:
     """Give layers that learn their shapes from their first inputs (nn.LazyLinear, ...) shapes and first weights now.
 
     Else each worker would draw them in its first step, from its own random numbers.
@@ -122,12 +131,13 @@ def _fill_lazy_layers(
     if not any(map(is_lazy, chain(model.parameters(), model.buffers()))):
         return
     was_training = model.training
+    inputs = sample(model)
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros((1, *input_shape), dtype=dtype))
+            call_model(model.eval(), inputs)
     except Exception as error:
         raise ModelError(
-            f"model.name='{config.name}' has lazy layers, and does not take a sample of shape {(1, *input_shape)} "
+            f"model.name='{config.name}' has lazy layers, and does not take a sample of {describe(inputs)} "
             f"({type(error).__name__}: {' '.join(str(error).split())}): give them their shapes, or fix its forward"
         ) from error
     model.train(was_training)
@@ -179,15 +189,16 @@ def build_model_for(
             f"model.name='{config.name}' takes tokens, and the data has none: set task=causal_lm, masked_lm or "
             "sequence_classification, with text as data.source or data.text"
         )
-    shape, outputs, vocabulary = transform.input_shape, transform.outputs, transform.vocabulary
-    return build_model(config, shape, outputs, seed, vocabulary, task, builder, sample_like(transform).dtype)
-
-
-def sample_like(transform: Transform) -> torch.Tensor:
-    """Return a sample of zeros [1, ...] of the shape and type in which a model receives the rows of a transform."""
-    first = transform.columns[0]
-    is_whole = first.kind == "ready" and (first.dtype.startswith("int") or first.dtype == "uint16")
-    return torch.zeros((1, *transform.input_shape), dtype=torch.int64 if is_whole else torch.float32)
+    if config.name in REGISTRY and transform.input_tree is not None:
+        raise ModelError(
+            f"model.name='{config.name}' takes one array of one shape, and a row of the data is "
+            f"{transform.described_inputs}: set model.name=package.module:Builder, a model that takes them, or join "
+            "or pad them in __getitem__"
+        )
+    shapes, outputs, vocabulary = transform.input_shapes, transform.outputs, transform.vocabulary
+    return build_model(
+        config, shapes, outputs, seed, vocabulary, task, builder, lambda model: sample_like(transform, model)
+    )
 
 
 def _convert_to_mup(model: nn.Module, base: nn.Module, config: ModelConfig) -> None:

@@ -19,7 +19,8 @@ from shoal.config.objects import is_reference
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
 from shoal.inference.artifact_code import LIBRARIES
-from shoal.inference.predictor import DESCRIPTION, Description, Predictor, as_rows
+from shoal.inference.predictor import DESCRIPTION, Description, Predictor
+from shoal.inference.rows import as_rows
 from shoal.models.huggingface_config import SCHEME
 from shoal.tasks.objective import ObjectiveConfig
 from shoal.version import VERSION
@@ -59,7 +60,7 @@ def save_model(
             data_path=str(data),
             code_paths=[
                 str(_zip_shoal(Path(scratch))),
-                *_code_paths(_named_code(model_name, objective)),
+                *_code_paths(_named_code(model_name, objective, predictor.transform.collate)),
                 *_write_objects(Path(scratch) / OBJECTS, objects or {}),
             ],
             signature=signature,
@@ -112,9 +113,9 @@ def _zip_shoal(folder: Path) -> Path:
     return package
 
 
-def _named_code(model_name: str, objective: ObjectiveConfig) -> list[str]:
-    """Return what a config names as code: the builder, the loss, metrics."""
-    named = [model_name, objective.loss or "", *objective.metrics]
+def _named_code(model_name: str, objective: ObjectiveConfig, collate: str | None) -> list[str]:
+    """Return what a config names as code: the builder, the loss, metrics, the collate function."""
+    named = [model_name, objective.loss or "", *objective.metrics, collate or ""]
     return [
         path for path in named if is_path(path) and not is_reference(path) and not path.startswith(SCHEME)
     ]

@@ -90,7 +90,8 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
     from shoal.data.sources.base import read_again
     from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
-    from shoal.inference.predictor import Predictor, as_rows, weights_folder
+    from shoal.inference.predictor import Predictor, weights_folder
+    from shoal.inference.rows import as_rows
     from shoal.tasks.open_data import reopen_source
 
     own = Predictor.load(weights_folder(model), trust_code=True)

@@ -15,7 +15,8 @@ from shoal.data.sampler import SPLITS, TEST, VALIDATION
 from shoal.data.sources.base import Block, Source
 from shoal.errors import VerificationError
 from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
-from shoal.inference.predictor import DESCRIPTION, TEXT, Predictor, describe_model
+from shoal.inference.predictor import DESCRIPTION, Predictor, describe_model
+from shoal.inference.rows import TEXT
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model

@@ -20,10 +20,11 @@ from shoal.data.random_state import seeded
 from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.base import Block, Source
 from shoal.data.tree import Tree, are_finite, clone, describe, row_count, select_rows
-from shoal.data.widen import Widen
 from shoal.errors import ModelError, UserError
-from shoal.inference.predictor import Predictor, as_rows, check_names
+from shoal.inference.predictor import Predictor, check_names
+from shoal.inference.rows import as_rows
 from shoal.models.call import call_model
+from shoal.models.inputs import view_of_rows
 from shoal.models.registry import build_model_for
 from shoal.models.size import ModelSize, measure_size
 from shoal.runs.config import RunConfig
@@ -96,7 +97,8 @@ class _Probe:
             torch.from_numpy(array)
             for array in (transform.stored(self._block), transform.targets(self._block))
         )
-        batch = Widen(transform)(Batch(inputs, targets, count=len(inputs)), None)
+        as_taken = view_of_rows(transform, model)
+        batch = as_taken(Batch(inputs, targets, count=len(inputs)), None)
         view = self._task.view or (lambda batch, epoch: batch)
         self._trained, self._held_out = view(batch, 0), view(batch, None)
         self._name = f"model.name='{config.model.name}'"

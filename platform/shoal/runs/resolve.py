@@ -27,6 +27,7 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 # Keys that earlier versions did not have, with what they did.
 BEFORE: dict[str, Any] = {
     "data.arrays": {},
+    "data.collate": "standard",
     "data.columns": {},
     "data.decimal": None,
     "data.delimiter": None,

@@ -12,8 +12,9 @@ from shoal.data.sampler import TEST, TRAIN, VALIDATION, Lanes
 from shoal.data.sources.base import Source
 from shoal.data.sources.open import is_function
 from shoal.distributed.parallelism import check_strategy
+from shoal.models.inputs import sample_like
 from shoal.models.pretrained import NOT_LOADED
-from shoal.models.registry import build_model_for, find_builder, sample_like
+from shoal.models.registry import build_model_for, find_builder
 from shoal.models.size import ModelSize, measure_size
 from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.config import RunConfig
@@ -140,7 +141,7 @@ def measure_model(config: RunConfig, dataset_info: DatasetInfo) -> ModelSize:
     """
     model = build_model_for(config.model, dataset_info.transform, config.task, config.seed)
     check_strategy(model, config.scale)
-    return measure_size(model, sample_like(dataset_info.transform))
+    return measure_size(model, sample_like(dataset_info.transform, model))
 
 
 def _uses_ray(uri: str) -> bool:

@@ -50,6 +50,7 @@ class Task(ABC):
         metric_names: what it reports of a split; the first is minimized.
         compared_by: the metric that is the same for models that see the same rows in another form.
         is_classification: the label is one of several classes.
+        keeps_targets: targets are what the source has as the label, an array or a tree of several, in its own numbers.
         has_label: there is a column to predict; else the target is made from the row itself.
         takes_text: rows are tokens of text.
         metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
@@ -67,6 +68,7 @@ class Task(ABC):
     metric_names: ClassVar[tuple[str, ...]]
     compared_by: ClassVar[str] = "loss"
     is_classification: ClassVar[bool] = False
+    keeps_targets: ClassVar[bool] = False
     has_label: ClassVar[bool] = True
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False

@@ -1,5 +1,6 @@
 """Opens the source of a config as its task needs it: rows with a label, tokens of text, decoded images."""
 
+from dataclasses import replace
 from functools import partial
 
 from shoal.config.secrets import reveal
@@ -63,7 +64,8 @@ def open_data(
 
 def preprocessing_spec(data: DataConfig, task: TaskName, seed: int, source: Source) -> PreprocessingSpec:
     """Return what determines how the rows of a source are preprocessed."""
-    return make_preprocessing_spec(data, task, seed, source.is_ready, source.tokenizer, source.image_bits)
+    spec = make_preprocessing_spec(data, task, seed, source.is_ready, source.tokenizer, source.image_bits)
+    return replace(spec, parts_of_items=source.parts_of_items)
 
 
 def make_preprocessing_spec(
@@ -77,7 +79,14 @@ def make_preprocessing_spec(
     """Return what determines how rows are preprocessed, where their source is not open."""
     kind = TASKS[task]
     return PreprocessingSpec(
-        data, seed, kind.is_classification, is_ready, tokenizer, kind.has_label, image_bits
+        data,
+        seed,
+        kind.is_classification,
+        is_ready,
+        tokenizer,
+        kind.has_label,
+        image_bits,
+        kind.keeps_targets,
     )
 
 

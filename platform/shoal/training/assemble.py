@@ -14,7 +14,6 @@ from shoal.data.config import DataConfig
 from shoal.data.loader import Shard, ViewedShard
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import first_tensor, row_count
-from shoal.data.widen import Widen
 from shoal.distributed.process_group import Collective, preserve_state
 from shoal.distributed.sync_batchnorm import use_sync_batchnorm
 from shoal.errors import ModelError
@@ -22,6 +21,7 @@ from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.dropout import use_row_dropout
+from shoal.models.inputs import view_of_rows
 from shoal.models.registry import build_model_for
 from shoal.models.row_draws import announced
 from shoal.tasks.base import Task
@@ -90,10 +90,10 @@ def assemble(
         UserError: the model cannot be built, compiled or divided among the workers as the config says, or differs
             from worker to worker.
     """
-    if transform.narrow:
-        shard = ViewedShard(shard, Widen(transform))
     task = make_task(config.task, transform, config.data, config.seed, config.train)
     model = build_model_for(config.model, transform, config.task, config.seed)
+    if not transform.is_stored_as_taken:
+        shard = ViewedShard(shard, view_of_rows(transform, model))
     if is_path(config.model.name) and collective.size > 1:
         _check_same_weights(model, config.model.name, collective)
     return assemble_loop(

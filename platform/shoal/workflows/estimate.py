@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import vocabulary_of
 from shoal.errors import DataError
+from shoal.models.inputs import sample_like
 from shoal.models.memory_estimate import TENSOR_SIZE, RunEstimate, TrainingSetup, estimate
-from shoal.models.registry import build_model
+from shoal.models.registry import build_model, build_model_for
 from shoal.runs.config import RunConfig
 from shoal.runs.validate import validate_data
 from shoal.tasks.registry import TASKS
@@ -17,12 +20,17 @@ from shoal.training.optimizer_state import measure_state
 
 @dataclass(frozen=True)
 class DataShape:
-    """What a model sees of the data."""
+    """What a model sees of the data.
+
+    Attributes:
+        transform: that makes it of rows; None: the rows were not looked at, and are tokens.
+    """
 
     sample: tuple[int, ...]
     outputs: int
     vocabulary: int
     steps: int | None  # of the whole training, where the number of rows is known or does not matter
+    transform: Transform | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,16 +60,17 @@ def data_shape(config: RunConfig) -> DataShape:
         )
     transform = checked.dataset_info.transform
     steps = total_steps(config.train, checked.dataset_info.lanes(checked.preprocessing).steps)
-    return DataShape(transform.input_shape, transform.outputs, transform.vocabulary, steps)
+    return DataShape(transform.input_shape, transform.outputs, transform.vocabulary, steps, transform)
 
 
 def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
     # Another parametrization has the same sizes, and is made from the weights' values.
     model = config.model.model_copy(update={"parametrization": "standard"})
     state = measure_state(config.optim)
+    transform = data.transform
     few, most = TASKS[config.task].evaluation_rows(data.sample, data.outputs)
     return estimate(
-        lambda: build_model(model, data.sample, data.outputs, config.seed, data.vocabulary, config.task),
+        lambda: _build(config.model_copy(update={"model": model}), data),
         data.sample,
         data.dtype,
         TrainingSetup(
@@ -77,4 +86,11 @@ def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
             evaluate_most=most,
             evaluate_precision=config.train.evaluate_precision,
         ),
+        (lambda model, rows: sample_like(transform, model, rows)) if transform else None,
     )
+
+
+def _build(config: RunConfig, data: DataShape) -> nn.Module:
+    if data.transform is not None:
+        return build_model_for(config.model, data.transform, config.task, config.seed)
+    return build_model(config.model, data.sample, data.outputs, config.seed, data.vocabulary, config.task)

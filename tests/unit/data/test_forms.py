@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -204,7 +205,6 @@ def test_a_table_that_cannot_be_read_is_refused_by_name(value, pieces):
 @pytest.mark.parametrize(
     ("value", "pieces"),
     [
-        (Stream(), ["IterableDataset", "list(dataset)"]),
         (DataLoader(TensorDataset(torch.tensor(X), torch.tensor(Y))), ["DataLoader", "loader.dataset"]),
         ((pair for pair in zip(X, Y, strict=True)), ["generator", "list(...)"]),
         (iter([1]), ["list_iterator"]),
@@ -307,15 +307,10 @@ def test_items_of_single_values_are_the_rows_of_a_table(make):
         (lambda row: X[row], ["item 0 is one ndarray [2]", "pair (features, label) or a dict"]),
         (lambda row: (X[row],), ["item 0 is a tuple of 1"]),
         (lambda row: (X[row], 1, 2), ["item 0 is a tuple of 3 (ndarray [2], int, int)"]),
-        (lambda row: ((X[row], X[row]), 1), ["features of item 0 are a tuple of 2", "torch.cat"]),
-        (lambda row: ({"a": X[row]}, 1), ["features of item 0 are a dict of a"]),
-        (lambda row: (X[row], np.ones(2)), ["label of item 0 is one ndarray [2]", "one label per row"]),
-        (lambda row: (X[row][: 1 + row % 2], 0), ["item 1 is of shape [2], that of 0 of shape [1]", "pad"]),
         (lambda row: (Image.new("L", (4 + row, 4)), 0), ["item 1 is of shape [1, 4, 5]"]),
         (lambda row: None if row == 4 else (X[row], 0), ["item 4 is None", "lack a return"]),
         (lambda row: (None if row == 4 else X[row], 0), ["features of item 4 are None"]),
         (lambda row: {"x": None if row == 4 else X[row], "target": 0}, ["'x' of item 4 is None"]),
-        (lambda row: {"x": {"y": 1}, "target": 0}, ["'x' of item 0 is a dict"]),
         (lambda row: {"x": 1, "ab"[row % 2]: 0}, ["'a' is in one of the items 0 and 1"]),
         (lambda row: (X[row + 1], 0), ["item 5 of 6 raised IndexError", "__getitem__", "SHOAL_TRACEBACK"]),
     ],
@@ -324,6 +319,44 @@ def test_items_that_cannot_be_rows_are_refused_by_number(make, pieces, monkeypat
     monkeypatch.setattr("shoal.data.sources.items.SLOW_S", 60.0)  # a busy machine compares no other rows
     message = refusal(Items(make))
     assert all(piece in message for piece in pieces), message
+
+
+# Streams.
+
+
+def test_an_iterable_dataset_is_read_into_rows_in_its_order():
+    source = source_from_value("m:f", Stream())
+    [(_, block)] = source.blocks()
+    np.testing.assert_array_equal(block["features"], X)
+    assert block["target"].tolist() == Y.tolist()
+    assert source.is_ready
+
+
+class Filling(IterableDataset):
+    """Fills one array again and again, endlessly or not, or raises."""
+
+    def __init__(self, count=None, fails=False):
+        self.count, self.fails = count, fails
+
+    def __iter__(self):
+        filled = np.zeros(2)
+        for row in itertools.count() if self.count is None else range(self.count):
+            filled[:] = row
+            yield filled, row % 2
+        if self.fails:
+            raise RuntimeError("connection lost")
+
+
+def test_a_stream_may_fill_one_array_again():
+    assert read(Filling(4))["features"].tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+
+
+def test_a_stream_that_does_not_end_or_raises_is_refused_with_the_remedy(monkeypatch):
+    assert "RuntimeError after 4 items: connection lost" in refusal(Filling(4, fails=True))
+    monkeypatch.setattr(base, "IN_DRIVER_BYTES", 4000)
+    message = refusal(Filling())
+    assert "has not ended after" in message
+    assert "itertools.islice" in message
 
 
 # Random numbers.

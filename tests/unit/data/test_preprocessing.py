@@ -3,14 +3,15 @@ import json
 import numpy as np
 import pytest
 
+from shoal.data.array_stats import ArrayStats
 from shoal.data.moments import Moments
 from shoal.data.preprocessing import MAX_CATEGORIES, Column, Label, Transform
 from shoal.data.statistics import ColumnStats
 from shoal.errors import DataError
 
 
-def fit(values, is_ready=False):
-    return ColumnStats.of(np.asarray(values), is_ready).fit("x")
+def fit(values):
+    return ColumnStats.of(np.asarray(values)).fit("x")
 
 
 def texts(*values):
@@ -143,13 +144,13 @@ def test_rows_of_another_shape_are_refused():
 )
 def test_ready_features_keep_their_values_as_float32_or_int64(dtype, expected):
     values = np.array([[0, 1], [1, 0]], dtype=dtype)
-    features = fit(values, is_ready=True).features(values)
+    features = ArrayStats.of(values).fit("x").features(values)
     assert features.dtype == expected
     np.testing.assert_array_equal(features, values)
 
 
 def test_a_column_of_two_kinds_in_two_parts_of_the_data_is_refused_by_name():
-    numbers, words = ColumnStats.of(np.zeros(2), False), ColumnStats.of(texts("a"), False)
+    numbers, words = ColumnStats.of(np.zeros(2)), ColumnStats.of(texts("a"))
     with pytest.raises(DataError, match="column 'size' is number"):
         numbers.merge(words, "size")
 
@@ -238,8 +239,8 @@ def test_a_transform_survives_json_with_its_types(transform):
 def test_statistics_of_a_large_block_are_computed_in_parts(monkeypatch, shape):
     values = np.random.default_rng(0).normal(size=(101, *shape))
     values[7] = np.nan
-    whole = ColumnStats.of(values, is_ready=False)
+    whole = ColumnStats.of(values)
     monkeypatch.setattr("shoal.data.statistics.STATISTICS_BYTES", 1000)
-    parts = ColumnStats.of(values, is_ready=False)
+    parts = ColumnStats.of(values)
     assert parts.fit("x") == whole.fit("x")
     assert (parts.rows, parts.missing) == (whole.rows, whole.missing)

@@ -28,7 +28,7 @@ def understood(values, options=DEFAULTS, name="x", parts=3):
     """Fit a column from several blocks; returns (column, summaries)."""
     stats = None
     for part in np.array_split(values, parts):
-        found = ColumnStats.of(part, is_ready=False, name=name, options=options)
+        found = ColumnStats.of(part, name=name, options=options)
         stats = found if stats is None else stats.merge(found, name)
     [column], [summaries] = fit_columns({name: stats}, options, "csv:d.csv")
     return column, summaries
@@ -84,7 +84,7 @@ def test_a_text_column_of_many_values_is_hashed_and_says_so(count, kind):
 
 
 def test_what_is_kept_of_many_values_does_not_grow_with_them():
-    stats = ColumnStats.of(cells(*map(str, map(hash, map(str, range(3 * MOST_DISTINCT))))), False)
+    stats = ColumnStats.of(cells(*map(str, map(hash, map(str, range(3 * MOST_DISTINCT))))))
     assert stats.text.counts is None
     assert len(stats.text.sketch.hashes) <= 1024
 
@@ -171,11 +171,11 @@ def test_a_category_of_numbers_is_a_category_in_training_and_prediction():
 
 def test_lists_and_bytes_have_no_form_as_a_category():
     with pytest.raises(DataError, match="holds bytes"):
-        ColumnStats.of(cells(b"a", b"b"), False, "x")
+        ColumnStats.of(cells(b"a", b"b"), "x")
     with pytest.raises(DataError, match="values of type dict"):
-        ColumnStats.of(cells({"a": 1}), False, "x")
+        ColumnStats.of(cells({"a": 1}), "x")
     with pytest.raises(DataError, match="lists of texts"):
-        ColumnStats.of(np.array([["a", "b"]]), False, "x")
+        ColumnStats.of(np.array([["a", "b"]]), "x")
 
 
 def test_a_block_without_values_takes_the_kind_of_the_others():

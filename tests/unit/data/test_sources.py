@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shoal.data.preprocessing import as_numbers
 from shoal.data.random_state import seed_random_states
 from shoal.data.sources.function import source_from_value
 from shoal.data.sources.open import open_source
 from shoal.data.sources.synthetic import synthetic_block, synthetic_options
 from shoal.data.statistics import ColumnStats
+from shoal.data.values import as_numbers
 from shoal.errors import DataError, UserError
 
 
@@ -107,7 +107,7 @@ def test_a_parquet_directory_keeps_types_and_turns_equal_lists_into_a_tensor(her
 def test_whatever_is_a_quantity_becomes_a_number_column_times_in_seconds(here, column, expected):
     pq.write_table(pa.table({"x": column, "target": [0, 1, 0]}), "t.parquet")
     values = read("parquet:t.parquet")["x"]
-    assert ColumnStats.of(values, is_ready=False).kind == "number"
+    assert ColumnStats.of(values).kind == "number"
     np.testing.assert_array_equal(as_numbers(values), expected)
 
 

@@ -11,7 +11,8 @@ from shoal.data.loader import Batch
 from shoal.data.partition import partition_source
 from shoal.data.sources.function import source_from_value
 from shoal.errors import DataError, ModelError
-from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, as_rows, describe_model
+from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
+from shoal.inference.rows import as_rows
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
 from shoal.tasks.base import MAX_ROWS

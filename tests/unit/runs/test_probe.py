@@ -234,7 +234,7 @@ def test_a_column_with_a_blank_name_is_refused_by_its_place():
 def test_rows_of_types_that_mlflow_cannot_describe_are_described_and_predicted_from(tmp_path):
     from mlflow.models import infer_signature
 
-    from shoal.inference.predictor import as_rows
+    from shoal.inference.rows import as_rows
     from shoal.runs.probe import training_rows
 
     plan = check(Sound, source="of_odd_types")

@@ -6,7 +6,8 @@
   `json_files`, `npz_files`
 - `opening`, `tables`: what these share: archives and compressions, nested values and partitions
 - `sklearn`, `synthetic`, `huggingface`, `images`, `function`: rows
-- `forms`, `items`, `values`: for `function`, what users return: by form, item by item, value by value
+- `forms`, `items`, `stream`, `values`: for `function`, what users return: by form, item by item, one after the other,
+  value by value
 - `text`, `text_column`: rows of tokens, by `corpus`
 - `image_column`: encoded images among rows become pixels
 - `arrow`: Arrow tables and pandas columns become arrays

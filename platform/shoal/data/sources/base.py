@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from pyarrow import fs as arrow_fs
 
+from shoal.data.packing import is_ragged
 from shoal.data.sampler import VALIDATION
+from shoal.data.template import Template
 from shoal.errors import DataError, nearest
 
 Block = dict[str, np.ndarray]
@@ -107,6 +109,7 @@ class Source:
         tokenizer: the tokenizer of rows of tokens, as JSON.
         image_bits: that values of its 16-bit images use.
         notes: a line for each thing that was detected and may be wrong, e.g. how a file is read.
+        parts_of_items: which columns each named part of an item is made of; None: its columns are in no tree.
     """
 
     uri: str
@@ -118,6 +121,7 @@ class Source:
     tokenizer: str | None = None
     image_bits: int | None = None
     notes: tuple[str, ...] = ()
+    parts_of_items: dict[str, Template] | None = None
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -205,7 +209,10 @@ def _hash_files(hasher: Any, parts: tuple[Part, ...]) -> None:
 def _hash_block(hasher: Any, split: str | None, block: Block) -> None:
     for name, column in block.items():
         hasher.update(f"{split} {name} {column.dtype} {column.shape}".encode())
-        if column.dtype == object:
+        if is_ragged(column):
+            for array in column:
+                hasher.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        elif column.dtype == object:
             hasher.update("\x1f".join(map(str, column)).encode())
         else:
             hasher.update(np.ascontiguousarray(column).tobytes())

@@ -124,11 +124,6 @@ def _remedy(value: Any) -> str | None:
         return f"the class {value.__name__}: return an instance of it, {value.__name__}(...)"
     if "torch.utils.data.dataloader.DataLoader" in bases:
         return f"a {kind}: return the dataset that it loads, loader.dataset; data.global_batch_size sets the batch"
-    if "torch.utils.data.dataset.IterableDataset" in bases:
-        return (
-            f"a {kind}, an IterableDataset, whose rows have no numbers: return list(dataset), or a Dataset with "
-            "__len__ and __getitem__"
-        )
     if package == "tensorflow":
         return f"a TensorFlow {kind}: return list(dataset.unbatch().as_numpy_iterator())"
     if package == "dask":

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from shoal.config.import_path import find
 from shoal.config.objects import is_code
 from shoal.config.secrets import reveal
+from shoal.data.packing import nbytes_of
 from shoal.data.random_state import seeded
 from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sampler import TRAIN, split_named
@@ -19,6 +20,7 @@ from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, Part, Source
 from shoal.data.sources.forms import columns_of, is_table_like, rows_of, splits_of
 from shoal.data.sources.huggingface import is_loaded_set, source_of_loaded
 from shoal.data.sources.items import DATA_SEED, Items, compare_reads, first_difference, is_table
+from shoal.data.sources.stream import is_stream, read_stream
 from shoal.errors import DataError, UserError
 
 BLOCK_BYTES = 32 << 20  # of a map-style dataset read at a time
@@ -122,6 +124,10 @@ def _open(uri: str, value: Any, may_be_empty: bool = False) -> _Opened:
                 f"data.source='{uri}' is empty: it has 0 rows and {len(block)} columns; return some"
             )
         return _Opened(replace(in_memory_source(uri, block), notes=notes), lambda: [block])
+    if is_stream(value):
+        started = time.monotonic()
+        opened = _open_items(uri, Items(uri, read_stream(uri, value)))
+        return opened if time.monotonic() - started < CALLED_TWICE_S else replace(opened, sample=None)
     return _open_items(uri, Items(uri, rows_of(uri, value)))
 
 
@@ -142,6 +148,7 @@ def _open_splits(uri: str, splits: list[tuple[str, Any]]) -> _Opened:
         tuple(replace(part, split=split) for split, one in opened for part in one.source.parts),
         nbytes=sum(one.source.nbytes for _, one in opened),
         is_ready=next(one.source.is_ready for split, one in opened if split == TRAIN),
+        parts_of_items=next(one.source.parts_of_items for split, one in opened if split == TRAIN),
         notes=tuple(dict.fromkeys(note for _, one in opened for note in one.source.notes)),
     )
     if None in samples:
@@ -156,7 +163,7 @@ def _open_items(uri: str, items: Items) -> _Opened:
     notes = compare_reads(items)
     rows = items.sample()
     found = items.read(rows)
-    size = sum(column.nbytes for column in found.values()) // len(rows)
+    size = sum(map(nbytes_of, found.values())) // len(rows)
     step = max(1, BLOCK_BYTES // max(size, 1))
 
     def read(number: int) -> Iterator[Block]:
@@ -165,7 +172,13 @@ def _open_items(uri: str, items: Items) -> _Opened:
     chunks = Chunks(-(-len(items) // step), read)
     part = Part(chunks.blocks, chunks=lambda: chunks)
     source = Source(
-        uri, "indexed", (part,), nbytes=size * len(items), is_ready=not is_table(found), notes=notes
+        uri,
+        "indexed",
+        (part,),
+        nbytes=size * len(items),
+        is_ready=not is_table(items.parts, found),
+        notes=notes,
+        parts_of_items=items.parts,
     )
     return _Opened(source, lambda: [found])
 

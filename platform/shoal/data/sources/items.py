@@ -4,17 +4,21 @@ It knows items and what they draw at random; independent of how a dataset was fo
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from shoal.data.packing import is_ragged
 from shoal.data.random_state import seed_random_states, seeded
 from shoal.data.sampler import mix
 from shoal.data.sources.base import Block
-from shoal.data.sources.values import stack_values
+from shoal.data.sources.values import is_image, stack_values
+from shoal.data.template import Template
 from shoal.errors import DataError, UserError
 
 DATA_SEED = 0  # of what a user's function draws: one for all runs, whose data do not depend on their seeds
@@ -50,6 +54,12 @@ class Items:
             items = [self._item(row, seed) for row in numbers]
         return _to_block(self.uri, numbers, items)
 
+    @cached_property
+    def parts(self) -> dict[str, Template]:
+        """Which columns the named parts of an item are made of."""
+        with seeded(DATA_SEED):
+            return _parts(self.uri, 0, self._item(0, DATA_SEED))[0]
+
     def sample(self) -> list[int]:
         """Return a few rows that are spread over all, fewer if an item takes long."""
         started = time.monotonic()
@@ -68,9 +78,20 @@ class Items:
             ) from error
 
 
-def is_table(block: Block) -> bool:
-    """Whether rows are records of single values, rather than arrays that a model takes."""
-    return all(column.ndim == 1 for column in block.values())
+def nbytes_of_item(uri: str, row: int, item: Any) -> int:
+    """Return about how many bytes an item takes."""
+    values = _parts(uri, row, item)[1].values()
+    return sum(int(value.nbytes) if hasattr(value, "nbytes") else sys.getsizeof(value) for value in values)
+
+
+def is_table(parts: dict[str, Template], block: Block) -> bool:
+    """Whether rows are records of single values, rather than arrays or trees that a model takes."""
+    if not all(isinstance(part, str) for part in parts.values()):
+        return False
+    return all(
+        (column.ndim == 1 and not is_ragged(column)) or (name == TARGET and column[:1].size == 1)
+        for name, column in block.items()
+    )
 
 
 def compare_reads(items: Items) -> tuple[str, ...]:
@@ -101,7 +122,10 @@ def first_difference(one: Block, other: Block) -> tuple[str, int] | None:
             return name, min(len(column), len(again)) - 1 if len(column) != len(again) else 0
         if column.size == 0:
             continue
-        if column.dtype == object:
+        if is_ragged(column):
+            pairs = zip(column, again, strict=True)
+            differs = np.array([not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs])
+        elif column.dtype == object:
             differs = np.array([str(a) != str(b) for a, b in zip(column, again, strict=True)])
         else:
             equal = column == again
@@ -115,71 +139,76 @@ def first_difference(one: Block, other: Block) -> tuple[str, int] | None:
 
 def _to_block(uri: str, rows: list[int], items: list[Any]) -> Block:
     """Stack items to columns."""
-    columns = [_columns(uri, row, item) for row, item in zip(rows, items, strict=True)]
+    columns = [_parts(uri, row, item)[1] for row, item in zip(rows, items, strict=True)]
     first = columns[0]
     for row, column in zip(rows, columns, strict=True):
         if column.keys() != first.keys():
             odd = sorted(column.keys() ^ first.keys())[0]
             raise DataError(
                 f"data.source='{uri}': '{odd}' is in one of the items {rows[0]} and {row}, not in the other: give "
-                "every item the same keys"
+                "every item the same keys and as many parts; stack or pad lists of arrays to one array"
             )
     return {name: _column(uri, rows, name, [column[name] for column in columns]) for name in first}
 
 
 def _column(uri: str, rows: list[int], name: str, values: list[Any]) -> np.ndarray:
     where = f"data.source='{uri}': '{name}' of item"
-    column = stack_values(where, rows, values)
+    column = stack_values(where, rows, values, may_be_ragged=True)
     # Rows of uint16 are token ids, read as whole numbers; in more dimensions they are pixels.
     return column.astype(np.float32) if column.dtype == np.uint16 and column.ndim > 2 else column
 
 
-def _columns(uri: str, row: int, item: Any) -> dict[str, Any]:
-    """Name the parts of an item."""
-    if isinstance(item, Mapping):
-        return {str(name): value for name, value in item.items()}
-    if dataclasses.is_dataclass(item) and not isinstance(item, type):
-        return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+def _parts(uri: str, row: int, item: Any) -> tuple[dict[str, Template], dict[str, Any]]:
+    """Return which columns the named parts of an item are made of, and their values by column."""
+    values: dict[str, Any] = {}
     if isinstance(item, tuple | list) and len(item) == 2:
-        return {FEATURES: item[0], TARGET: _label(uri, row, *item)}
-    names = getattr(item, "__match_args__", ()) if isinstance(item, tuple) else ()  # a named tuple's
-    if names and len(names) == len(item):
-        return dict(zip(names, item, strict=True))
-    raise DataError(
-        f"data.source='{uri}': item {row} is {_described(item)}: return a pair (features, label) or a dict of named "
-        f"columns, e.g. {{'{FEATURES}': ..., '{TARGET}': ...}}"
-    )
+        features, target = item
+        if features is None:
+            raise DataError(
+                f"data.source='{uri}': the features of item {row} are None: leave such rows out of the dataset"
+            )
+        # Fields of the features are columns of their own names, unless one is called as the target is.
+        path = FEATURES if TARGET in (_named(features) or {}) else ""
+        return {FEATURES: _flatten(path, features, values), TARGET: _flatten(TARGET, target, values)}, values
+    named = _named(item)
+    if named is None:
+        raise DataError(
+            f"data.source='{uri}': item {row} is {_described(item)}: return a pair (features, label) or a dict of "
+            f"named columns, e.g. {{'{FEATURES}': ..., '{TARGET}': ...}}"
+        )
+    return {name: _flatten(name, part, values) for name, part in named.items()}, values
 
 
-def _label(uri: str, row: int, features: Any, label: Any) -> Any:
-    """Return the one label of a pair; other pairs are refused."""
-    if features is None:
-        raise DataError(
-            f"data.source='{uri}': the features of item {row} are None: leave such rows out of the dataset"
-        )
-    if isinstance(features, Mapping) or (
-        isinstance(features, tuple | list)
-        and any(np.ndim(part) if _has_shape(part) else 0 for part in features)
-    ):
-        raise DataError(
-            f"data.source='{uri}': the features of item {row} are {_described(features)}, and a model takes one array: "
-            "join them, e.g. torch.cat or numpy.concatenate, in __getitem__"
-        )
-    shape = (
-        tuple(label.shape)
-        if _has_shape(label)
-        else np.shape(label)
-        if isinstance(label, list | tuple)
-        else ()
+def _flatten(path: str, value: Any, values: dict[str, Any]) -> Template:
+    """Put the arrays of a tree into `values`, by their path; return where each is."""
+    named = _named(value)
+    if named is not None:
+        return {name: _flatten(f"{path}.{name}".strip("."), part, values) for name, part in named.items()}
+    path = path or FEATURES
+    if _is_tree(value):
+        return tuple(_flatten(f"{path}.{number}", part, values) for number, part in enumerate(value))
+    if path in values:
+        raise DataError(f"two parts of an item are both called '{path}': rename one of them")
+    values[path] = value
+    return path
+
+
+def _named(value: Any) -> dict[str, Any] | None:
+    """Return the parts of a dict, a dataclass or a named tuple; None: it is none."""
+    if isinstance(value, Mapping):
+        return {str(name): part for name, part in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    names = getattr(value, "__match_args__", ()) if isinstance(value, tuple) else ()  # a named tuple's
+    return dict(zip(names, value, strict=True)) if names and len(names) == len(value) else None
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether a tuple or list holds arrays, rather than being one of numbers."""
+    return isinstance(value, tuple | list) and any(
+        _named(part) is not None or is_image(part) or (_has_shape(part) and len(part.shape) > 0)
+        for part in value
     )
-    if isinstance(label, Mapping) or np.prod(shape) != 1:
-        raise DataError(
-            f"data.source='{uri}': the label of item {row} is {_described(label)}: there must be one label per row; "
-            "return one of them, the argmax of a one-hot vector, or a dataset for each label"
-        )
-    if isinstance(label, list | tuple):
-        return label[0]
-    return label.reshape(()) if shape and hasattr(label, "reshape") else label
 
 
 def _has_shape(value: Any) -> bool:

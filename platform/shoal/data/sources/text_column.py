@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from shoal.data.chat import chat_text, is_messages
-from shoal.data.preprocessing import is_missing
 from shoal.data.sources.base import Block, Part, Source, check_column
 from shoal.data.sources.corpus import Corpus, Documents
 from shoal.data.text import TOKENS, TextOptions, padded, token_dtype
+from shoal.data.values import is_missing
 from shoal.errors import DataError
 
 # All blocks of a source with each row's index into `SPLITS`: `shoal.data.dataset_info.blocks_with_splits`.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shoal.data.images import item_pixels
+from shoal.data.packing import as_ragged
 from shoal.data.sources.arrow import table_to_block, to_array
 from shoal.errors import DataError
 
@@ -74,13 +75,16 @@ def plain(where: str, array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def stack_values(where: str, rows: Sequence[int], values: Iterable[Any]) -> np.ndarray:
+def stack_values(
+    where: str, rows: Sequence[int], values: Iterable[Any], may_be_ragged: bool = False
+) -> np.ndarray:
     """Stack values of one shape to [n, ...]; missing ones are None.
 
     Args:
         where: what holds them; messages add the row.
         rows: the number of each row, for messages.
         values: as `as_array` takes them.
+        may_be_ragged: arrays, but no images, whose first dimensions differ become an array of arrays.
 
     Raises:
         DataError: they have different shapes; the message has two of them.
@@ -93,6 +97,8 @@ def stack_values(where: str, rows: Sequence[int], values: Iterable[Any]) -> np.n
         for row, value in zip(rows, values, strict=True)
     ]
     first = arrays[0]
+    if may_be_ragged and _differ_in_length(arrays) and not any(map(is_image, values)):
+        return as_ragged(arrays)
     for row, array in zip(rows, arrays, strict=True):
         if array.shape != first.shape or (first.ndim and array is NONE):
             odd, usual = ("None" if one is NONE else f"of shape {list(one.shape)}" for one in (array, first))
@@ -106,6 +112,17 @@ def stack_values(where: str, rows: Sequence[int], values: Iterable[Any]) -> np.n
     for number, array in enumerate(arrays):
         column[number] = array.item() if array.ndim == 0 else array
     return column
+
+
+def _differ_in_length(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether arrays of numbers differ in their first dimension alone."""
+    if not all(array.ndim and array.dtype.kind in "biuf" for array in arrays):
+        return False
+    return len({array.shape for array in arrays}) > 1 == len({array.shape[1:] for array in arrays})
+
+
+def is_image(value: Any) -> bool:
+    return type(value).__module__.startswith("PIL")
 
 
 def _of_tensor(where: str, tensor: Any) -> np.ndarray:
