@@ -173,7 +173,7 @@ def _row_hashes(block: Block, rows: int) -> np.ndarray:
 
 
 def _summed(column: np.ndarray) -> np.ndarray:
-    """Return numbers by which rows of different lengths can be told apart [rows, 2], float64."""
+    """Return numbers by which rows of different lengths differ [rows, 2], float64."""
     flat = [array.reshape(-1).astype(np.float64) for array in column]
     return np.array([(len(row), float(row @ np.sin(np.arange(len(row)) + 1.0))) for row in flat])
 

@@ -245,7 +245,8 @@ def _find_own(path: str) -> Callable[..., Optimizer]:
                 f"optim.name='{path}': {kind.__name__}.step() needs {', '.join(p.name for p in needed)}, and a step "
                 "here is one forward and backward, then step() without arguments: take another optimizer"
             )
-    return kind
+    made: Callable[..., Optimizer] = kind
+    return made
 
 
 def _build_own(config: OptimConfig, groups: list[dict[str, Any]]) -> Optimizer:
