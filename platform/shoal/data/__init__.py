@@ -6,7 +6,7 @@
 - `dataset_info`: the checks of all rows, and the fitted transform
 - `preprocessing`: raw columns to tensors, and back from outputs to labels; `preprocessing_spec`: what determines it
 - `cells`: texts that are numbers or dates; `values`: values of a column as numbers, texts, classes
-- `statistics`, `moments`, `sketch`: what blocks tell of a column; `summary`: of all columns and the label
+- `statistics`, `moments`, `sketch`, `array_stats`: what blocks tell of a column; `summary`: of all, and of the label
 - `schema`: what a column is understood as
 - `misfits`: cells of other data that a fitted transform cannot use
 - `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown

@@ -96,19 +96,8 @@ def fit_dataset_info(
     Raises:
         DataError: a rule is broken; the message has the value, the rule and the remedy.
     """
-    data, total = preprocessing.data, summary.total
-    unlabelled = _unlabelled_splits(summary)
-    missing = sum(count for name, count in summary.label_missing.items() if name not in unlabelled)
-    if missing:
-        raise DataError(
-            f"data.label='{data.label}' is missing (NaN) in {missing} of {total} rows: "
-            "every row needs a label; fill or drop these rows"
-        )
-    if summary.label_infinite:
-        raise DataError(
-            f"data.label='{data.label}' is infinite (inf) in {summary.label_infinite} of {total} rows: "
-            "every label must be finite; drop these rows"
-        )
+    data, unlabelled = preprocessing.data, _unlabelled_splits(summary)
+    _check_label(summary, unlabelled, data.label)
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
@@ -151,6 +140,21 @@ def fit_dataset_info(
         suspects=tuple(glance.suspects(named, preprocessing.is_classification)),
         examples=tuple(glance.examples()),
     )
+
+
+def _check_label(summary: DatasetSummary, unlabelled: tuple[str, ...], label: str) -> None:
+    """Refuse rows without a label, or with an infinite one."""
+    missing = sum(count for name, count in summary.label_missing.items() if name not in unlabelled)
+    if missing:
+        raise DataError(
+            f"data.label='{label}' is missing (NaN) in {missing} of {summary.total} rows: "
+            "every row needs a label; fill or drop these rows"
+        )
+    if summary.label_infinite:
+        raise DataError(
+            f"data.label='{label}' is infinite (inf) in {summary.label_infinite} of {summary.total} rows: "
+            "every label must be finite; drop these rows"
+        )
 
 
 def _input_tree(columns: tuple[Column, ...], preprocessing: PreprocessingSpec) -> Template | None:

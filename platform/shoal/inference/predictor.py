@@ -162,7 +162,9 @@ class Predictor:
         )
         objective = partial(use_objective, label=transform.label, is_weighted=False, find=find)
         made = make_task(task, transform, data, description.seed)
-        return cls(model, transform, made, preprocessing, partial(objective, made, description.objective), find)
+        return cls(
+            model, transform, made, preprocessing, partial(objective, made, description.objective), find
+        )
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""

@@ -3,7 +3,7 @@
 - `registry`: by name, or a user's own by import path
 - `mlp`, `gpt`, `bert`, `resnet`, `inception`, `huggingface`: one per file; `transformer` and `convolution` are shared
 - `mup`: the maximal update parametrization; `weight_decay`: which parameters it spares
-- `call`: how inputs of one or several tensors reach a model's forward
+- `inputs`: stored rows as a model takes them; `call`: how these reach its forward
 - `patterns`: parameters by patterns of their names
 - `config`: the `model` section; `huggingface_config`: the sizes of a transformers architecture
 - `pretrained`: initial weights from files; `freezing`: parameters that are not trained
