@@ -12,6 +12,7 @@
 - `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown
 - `partition`: rows divided among workers
 - `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
+- `labels`: the label to targets, and back; `weights`: of samples, stored behind their targets
 - `tree`: inputs and targets of several tensors; `template`: which columns they are; `packing`: one row of bytes of them
 - `random_state`: what a user's own code draws from, seeded for a while
 - `text`, `tokenizer`, `chat`, `images`, `augment`: for rows of text and images

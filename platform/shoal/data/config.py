@@ -26,7 +26,20 @@ class DataConfig(Section):
         description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, huggingface:NAME, "
         "synthetic:classification?rows=..., or package.module:function",
     )
-    label: Text = Field("target", description="the column to predict; causal_lm and masked_lm have none")
+    label: Text | tuple[Text, ...] | None = Field(
+        "target",
+        description="the column to predict, or [a, b, ...] of several; causal_lm and masked_lm have none, and with "
+        "null task=custom has its inputs as targets",
+    )
+    weight: Text | None = Field(
+        None,
+        description="a column of weights of the samples' losses, which is no feature; scaled to a mean of 1 over the "
+        "training rows",
+    )
+    features: tuple[Text, ...] | None = Field(
+        None, description="the columns to predict from; null: all others"
+    )
+    drop: tuple[Text, ...] = Field((), description="columns that are left out, as data.columns={NAME: drop}")
     shape: tuple[int, ...] | None = Field(
         None,
         description="shape of one sample, e.g. [1, 8, 8] for images in flat rows; encoded images are resized to it",
@@ -92,6 +105,18 @@ class DataConfig(Section):
     )
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        if self.label is None:
+            return ()
+        return (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
+    def kinds(self) -> dict[str, ColumnKind]:
+        """What columns are, as far as the config says."""
+        return {**self.columns, **dict.fromkeys(self.drop, "drop")}
+
+    @property
     def read_options(self) -> ReadOptions:
         """How the files of the source are read."""
         return ReadOptions(
@@ -100,7 +125,7 @@ class DataConfig(Section):
             self.encoding,
             self.header,
             self.missing,
-            tuple(self.columns.items()),
+            tuple(self.kinds.items()),
             tuple(self.arrays.items()),
         )
 

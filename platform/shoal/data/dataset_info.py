@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict
 
 from shoal.data.config import STANDARD, DataConfig
 from shoal.data.glance import Duplicates, Suspect
-from shoal.data.preprocessing import Column, Label, Transform
+from shoal.data.labels import Label, Weight
+from shoal.data.preprocessing import Column, Transform
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes
 from shoal.data.schema import ColumnSummary, column_notes, fit_columns
 from shoal.data.sources.base import FILE_SCHEMES, Block, Source, read_again
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.data.template import Template, joined, keep
+from shoal.data.weights import WEIGHT_BYTES
 from shoal.errors import DataError
 
 MAX_CLASSES = 10_000
@@ -97,11 +99,11 @@ def fit_dataset_info(
         DataError: a rule is broken; the message has the value, the rule and the remedy.
     """
     data, unlabelled = preprocessing.data, _unlabelled_splits(summary)
-    _check_label(summary, unlabelled, data.label)
+    _check_label(summary, unlabelled, ", ".join(data.labels))
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
-    targets = tuple(stats.fit(name) for name, stats in summary.targets.items())
+    targets = tuple(_fit_target(name, summary) for name in summary.targets)
     rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
     _check_splits(rows, data)
     columns, summaries = fit_columns(
@@ -117,13 +119,14 @@ def fit_dataset_info(
         image_bits=preprocessing.image_bits,
         input_tree=_input_tree(columns, preprocessing),
         target_columns=targets,
+        weight=_fit_weight(summary, data),
         target_tree=preprocessing.target_tree if targets else None,
         collate=None if data.collate == STANDARD else data.collate,
     )
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
     takes_number = preprocessing.has_label and not preprocessing.keeps_targets
-    glance, named = summary.glance, data.label if takes_number else None
+    glance, named = summary.glance, data.labels[0] if takes_number else None
     return DatasetInfo(
         transform=transform,
         rows=rows,
@@ -174,6 +177,8 @@ def _row_bytes(transform: Transform) -> int:
     else:
         narrow = transform.narrow
         inputs = (np.dtype(narrow.dtype).itemsize if narrow else 4) * int(np.prod(transform.input_shape))
+    if transform.weight is not None:
+        inputs += WEIGHT_BYTES
     if transform.target_tree is not None:
         return inputs + transform.packing(is_target=True).nbytes
     return inputs + (8 if transform.label.classes else 4)
@@ -270,12 +275,31 @@ def _shaped(transform: Transform, data: DataConfig) -> Transform:
     return transform.model_copy(update={"shape": data.shape})
 
 
+def _fit_weight(summary: DatasetSummary, data: DataConfig) -> Weight | None:
+    """Fit the weights of samples: they are divided by their mean over the training rows."""
+    if data.weight is None or summary.weight_moments is None:
+        return None
+    mean = float(np.asarray(summary.weight_moments.fitted()[0]))
+    if mean == 0:
+        raise DataError(f"data.weight='{data.weight}' is 0 in every training row: give some rows more")
+    return Weight(name=data.weight, mean=mean)
+
+
+def _fit_target(name: str, summary: DatasetSummary) -> Column:
+    """Fit a column that is compared with as it is; its moments are those of all its numbers in training."""
+    column = summary.targets[name].fit(name)
+    if name not in summary.target_moments:
+        return column
+    mean, std = summary.target_moments[name].fitted()
+    return column.model_copy(update={"mean": mean, "std": std})
+
+
 def _fit_label(
     summary: DatasetSummary, unlabelled: tuple[str, ...], preprocessing: PreprocessingSpec
 ) -> Label:
     data = preprocessing.data
     if preprocessing.keeps_targets:
-        return Label(name=data.label)
+        return Label(name=", ".join(data.labels))
     if not preprocessing.is_classification:
         return _fit_number(summary, unlabelled, data)
     if summary.label_is_fractional:
@@ -295,7 +319,7 @@ def _fit_label(
         )
     trained = summary.label_counts.get(TRAIN, Counter())
     counts = tuple(trained[name] for name in classes)
-    return Label(name=data.label, classes=tuple(classes), counts=counts, unlabelled=unlabelled)
+    return Label(name=data.labels[0], classes=tuple(classes), counts=counts, unlabelled=unlabelled)
 
 
 def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: DataConfig) -> Label:
@@ -304,7 +328,7 @@ def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: Data
     if text is None:
         assert summary.label_moments is not None
         mean, std = summary.label_moments.fitted()
-        return Label(name=data.label, mean=mean, std=std, unlabelled=unlabelled)
+        return Label(name=data.labels[0], mean=mean, std=std, unlabelled=unlabelled)
     reading = text.reading
     if reading is None:
         raise DataError(
@@ -318,4 +342,4 @@ def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: Data
             f"{readable.odd!r}): every row needs a label; fix or drop these rows"
         )
     mean, std = readable.moments.fitted()
-    return Label(name=data.label, mean=mean, std=std, reading=reading, unlabelled=unlabelled)
+    return Label(name=data.labels[0], mean=mean, std=std, reading=reading, unlabelled=unlabelled)

@@ -12,10 +12,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.cells import PLAIN, Decimal, Reading, blanked, is_missing_text
+from shoal.data.labels import Label, Weight
 from shoal.data.packing import IGNORED, STORED_AS, Field, Packing, as_ragged, lengths_of
 from shoal.data.template import Template, fill
 from shoal.data.tokenizer import tokenizer_from_json
-from shoal.data.values import BUCKETS, as_classes, as_numbers, as_texts, hashed, read_cells
+from shoal.data.values import BUCKETS, as_numbers, as_texts, hashed, read_cells
+from shoal.data.weights import with_weights
 from shoal.errors import DataError, nearest
 
 MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
@@ -163,57 +165,6 @@ class Column(BaseModel):
         return np.eye(len(numbers) + 1, dtype=np.float32)[index]
 
 
-class Label(BaseModel):
-    """How the label column becomes targets: class numbers, or standardized values.
-
-    Attributes:
-        counts: training rows of each class.
-        reading: how text becomes numbers, where the label of a regression was text in training.
-        unlabelled: splits of the training data whose rows have no label; they are left out.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    classes: tuple[bool | int | str, ...] = ()
-    counts: tuple[int, ...] = ()
-    mean: float = 0.0
-    std: float = 1.0
-    reading: Reading | None = None
-    unlabelled: tuple[str, ...] = ()
-
-    def targets(self, values: np.ndarray) -> np.ndarray:
-        """Return [rows] int64 class numbers or float32 standardized values.
-
-        Raises:
-            DataError: a value is missing, or is a class that the training data do not have.
-        """
-        values = values.reshape(len(values))
-        if not self.classes:
-            numbers = read_cells(values, self.reading) if self.reading else as_numbers(values)
-            unread = np.flatnonzero(np.isnan(numbers))
-            if len(unread):
-                raise DataError(
-                    f"label column '{self.name}' holds {values[unread[0]]!r}, which is no number, in "
-                    f"{len(unread)} rows: every row needs a label; fix or drop these rows"
-                )
-            return ((numbers - self.mean) / self.std).astype(np.float32)
-        numbers_of = {name: number for number, name in enumerate(self.classes)}
-        plain = as_classes(values)
-        unknown = next((value for value in plain if value not in numbers_of), None)
-        if unknown is not None:
-            raise DataError(
-                f"label column '{self.name}' holds {unknown!r}, which is not among the {len(self.classes)} classes "
-                f"of the model ({', '.join(map(str, self.classes[:10]))}): drop these rows, or train with them"
-            )
-        return np.fromiter((numbers_of[value] for value in plain), np.int64, len(plain))
-
-    def values(self, outputs: np.ndarray) -> np.ndarray:
-        """Turn class numbers [rows] or standardized values [rows] back into labels."""
-        if self.classes:
-            return np.asarray(np.asarray(self.classes)[outputs])
-        return outputs.astype(np.float64) * self.std + self.mean
-
-
 class Transform(BaseModel):
     """Columns to features and label to targets, as fitted.
 
@@ -228,6 +179,7 @@ class Transform(BaseModel):
         target_columns: that are compared with as they are; none where the label is a class or a number.
         target_tree: how these are in the targets.
         collate: a user's own function that makes the inputs and targets of a batch.
+        weight: of samples; None: all are 1.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -240,6 +192,7 @@ class Transform(BaseModel):
     target_columns: tuple[Column, ...] = ()
     target_tree: Template | None = None
     collate: str | None = None
+    weight: Weight | None = None
 
     @property
     def has_label(self) -> bool:
@@ -262,7 +215,7 @@ class Transform(BaseModel):
     @property
     def is_stored_as_taken(self) -> bool:
         """Whether a model takes rows as they are stored: they are not narrow, packed or collated."""
-        return not (self.narrow or self.input_tree or self.target_tree or self.collate)
+        return not (self.narrow or self.input_tree or self.target_tree or self.collate or self.weight)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -272,7 +225,7 @@ class Transform(BaseModel):
         only = self.columns[0]
         if self.input_tree is not None and not isinstance(self.input_tree, str):
             return (sum(int(np.prod(column.field().shape)) for column in self.columns),)
-        if not self.has_label:
+        if self.tokenizer and not self.has_label:
             return (only.shape[0] - 1,)  # the last token of a row is a target only
         if len(self.columns) == 1 and only.kind in ("tensor", "ready"):
             return only.shape
@@ -303,7 +256,11 @@ class Transform(BaseModel):
     @property
     def outputs(self) -> int:
         """How many numbers the model must return per sample, or per token."""
-        return len(self.label.classes) or (1 if self.has_label else self.vocabulary)
+        if self.target_columns:
+            return sum(int(np.prod(column.shape)) for column in self.target_columns)
+        if self.has_label or self.tokenizer:
+            return len(self.label.classes) or (1 if self.has_label else self.vocabulary)
+        return int(np.prod(self.input_shape))  # the model is to return its inputs
 
     def features(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return [rows, *input_shape], float32 (or an integer type where the data is ready and of integers).
@@ -335,11 +292,24 @@ class Transform(BaseModel):
         return np.ascontiguousarray(values.astype(column.dtype, copy=False)).reshape(-1, *self.input_shape)
 
     def targets(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return [rows] targets; [rows, 0] where there is no label.
+        """Return [rows] targets; [rows, 0] where there is no label; with their weights, where samples have any.
 
         Raises:
-            DataError: the label is missing or unknown.
+            DataError: the label is missing or unknown, or weights are missing.
         """
+        targets = self._targets(block)
+        if self.weight is None:
+            return targets
+        if self.weight.name not in block:
+            raise DataError(
+                f"weight column '{self.weight.name}' is missing{nearest(self.weight.name, block)}: the columns are "
+                f"{', '.join(block)}"
+            )
+        return with_weights(
+            targets, as_numbers(block[self.weight.name].reshape(len(targets))) / self.weight.mean
+        )
+
+    def _targets(self, block: Mapping[str, np.ndarray]) -> np.ndarray:
         if not self.has_label:
             return np.zeros((len(next(iter(block.values()))), 0), dtype=np.float32)
         if self.target_tree is not None:

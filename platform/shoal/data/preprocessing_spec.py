@@ -21,6 +21,7 @@ class PreprocessingSpec:
         has_label: there is a column to predict.
         image_bits: that values of 16-bit images use.
         keeps_targets: the label is compared with as it is, an array or a tree of several; it is no class or number.
+        are_binary: each label is 0 or 1.
         parts_of_items: which columns each named part of an item is made of; None: the columns are in no tree.
     """
 
@@ -32,6 +33,7 @@ class PreprocessingSpec:
     has_label: bool = True
     image_bits: int | None = None
     keeps_targets: bool = False
+    are_binary: bool = False
     parts_of_items: dict[str, Template] | None = None
 
     @property
@@ -41,7 +43,10 @@ class PreprocessingSpec:
     @property
     def target_tree(self) -> Template:
         """Which columns the label is made of, and how."""
-        return (self.parts_of_items or {}).get(self.data.label, self.data.label)
+        label = self.data.label
+        if isinstance(label, str):
+            return (self.parts_of_items or {}).get(label, label)
+        return {name: name for name in self.data.labels}
 
     @property
     def features(self) -> dict[str, Template] | None:
@@ -51,14 +56,16 @@ class PreprocessingSpec:
         return {
             name: part
             for name, part in self.parts_of_items.items()
-            if name != self.data.label and self.data.label not in names(part)
+            if name not in self.data.labels and not set(self.data.labels) & set(names(part))
         }
 
     def is_feature(self, column: str) -> bool:
+        if column == self.data.weight or column not in (self.data.features or (column,)):
+            return False
         if self.features is None:
-            return not (self.has_label and column == self.data.label)
+            return not (self.has_label and column in self.data.labels)
         return any(column in names(part) for part in self.features.values())
 
     @property
     def column_options(self) -> ColumnOptions:
-        return ColumnOptions(dict(self.data.columns), self.data.missing, self.data.decimal)
+        return ColumnOptions(dict(self.data.kinds), self.data.missing, self.data.decimal)

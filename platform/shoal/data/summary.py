@@ -35,6 +35,8 @@ class DatasetSummary:
     names: tuple[str, ...]
     columns: dict[str, ColumnStats | ArrayStats] = field(default_factory=dict)
     targets: dict[str, ArrayStats] = field(default_factory=dict)
+    target_moments: dict[str, Moments] = field(default_factory=dict)
+    weight_moments: Moments | None = None
     label_missing: dict[str, int] = field(default_factory=dict)
     label_infinite: int = 0
     label_is_fractional: bool = False
@@ -53,14 +55,40 @@ def summarise_block(block: Block, split: np.ndarray, preprocessing: Preprocessin
     """Summarise one block.
 
     Raises:
-        DataError: there is no such label column.
+        DataError: there is no such label column, or a weight is none.
     """
+    summary = _summarise_label(block, split, preprocessing)
+    if preprocessing.data.weight is not None:
+        weights = weights_of(block, preprocessing.data.weight, preprocessing.data.source)
+        summary.weight_moments = Moments.of(weights[split == 0])
+    return summary
+
+
+def weights_of(block: Block, name: str, uri: str) -> np.ndarray:
+    """Return the weights [n] of a block's rows, float64.
+
+    Raises:
+        DataError: there is no such column, or a weight is negative or no number.
+    """
+    check_column(uri, "data.weight", name, block)
+    weights = as_numbers(block[name].reshape(len(block[name])))
+    odd = np.flatnonzero(~(weights >= 0))
+    if len(odd):
+        raise DataError(
+            f"data.weight='{name}' holds {block[name][odd[0]]} in {len(odd)} rows: a weight is a number, 0 or more; "
+            "fill or drop these rows"
+        )
+    return weights
+
+
+def _summarise_label(block: Block, split: np.ndarray, preprocessing: PreprocessingSpec) -> DatasetSummary:
+    """Summarise one block, without weights."""
     if not preprocessing.has_label:
         columns = _columns(block, split, preprocessing)
         return DatasetSummary(count_splits(split), tuple(block), columns)
     if preprocessing.keeps_targets:
         return _summarise_with_targets(block, split, preprocessing)
-    label = preprocessing.data.label
+    label = preprocessing.data.labels[0]
     train = split == 0
     values = blanked(_one_label(block, preprocessing), preprocessing.data.missing or ())
     columns = _columns(block, split, preprocessing)
@@ -107,12 +135,36 @@ def _summarise_with_targets(
                 f"data.label: column '{name}' holds {block[name].dtype}, and a loss compares numbers: return "
                 "numbers, or set task=classification"
             )
+        _check_target(name, block[name], preprocessing.are_binary)
     return DatasetSummary(
         rows=count_splits(split),
         names=tuple(block),
         columns=_columns(block, split, preprocessing),
         targets={name: ArrayStats.of(block[name]) for name in columns},
+        target_moments={
+            name: Moments.of(as_numbers(block[name][split == 0].reshape(-1)))
+            for name in columns
+            if not is_ragged(block[name])
+        },
     )
+
+
+def _check_target(name: str, values: np.ndarray, is_binary: bool) -> None:
+    """Refuse a label that is no number, or where each is 0 or 1, another one."""
+    if is_ragged(values):
+        return
+    odd = int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0
+    if odd:
+        raise DataError(
+            f"data.label: column '{name}' holds {odd} values that are missing or infinite: every row needs a label; "
+            "fill or drop these rows"
+        )
+    if is_binary and not np.isin(values, (0, 1)).all():
+        value = values[~np.isin(values, (0, 1))][0]
+        raise DataError(
+            f"data.label: column '{name}' holds {value}, and with task=multilabel_classification each label is 0 or 1: "
+            "write it so, or set task=regression"
+        )
 
 
 def _one_label(block: Block, preprocessing: PreprocessingSpec) -> np.ndarray:
@@ -121,7 +173,7 @@ def _one_label(block: Block, preprocessing: PreprocessingSpec) -> np.ndarray:
     Raises:
         DataError: it is not there, or has several values per row.
     """
-    label, tree = preprocessing.data.label, preprocessing.target_tree
+    label, tree = preprocessing.data.labels[0], preprocessing.target_tree
     remedy = "return one of them, the argmax of a one-hot vector, or set task=custom with a train.loss that takes all"
     if not isinstance(tree, str):
         parts = ", ".join(list(names(tree))[:10])
@@ -158,6 +210,8 @@ def _count_classes(labels: np.ndarray, split: np.ndarray) -> dict[str, Counter[b
 def _columns(
     block: Block, split: np.ndarray, preprocessing: PreprocessingSpec
 ) -> dict[str, ColumnStats | ArrayStats]:
+    for name in preprocessing.data.features or ():
+        check_column(preprocessing.data.source, "data.features", name, block)
     features = {name: column for name, column in block.items() if preprocessing.is_feature(name)}
     train = split == 0
     kept = {name: column for name, column in _kept(block, preprocessing).items() if name in features}
@@ -210,11 +264,18 @@ def _merge(one: DatasetSummary | None, other: DatasetSummary) -> DatasetSummary:
         odd = sorted(set(other.names) ^ set(one.names))
         raise DataError(f"column '{odd[0]}' is in only a part of the data: every part needs the same columns")
     moments, text = one.label_moments, one.label_text
+    weighed, other_weighed = one.weight_moments, other.weight_moments
     return DatasetSummary(
         rows={name: one.rows[name] + other.rows[name] for name in SPLITS},
         names=one.names,
         columns={name: _merged(stats, other.columns[name], name) for name, stats in one.columns.items()},
         targets={name: stats.merge(other.targets[name], name) for name, stats in one.targets.items()},
+        weight_moments=weighed.merge(other_weighed) if weighed and other_weighed else weighed,
+        target_moments={
+            name: found.merge(other.target_moments[name])
+            for name, found in one.target_moments.items()
+            if name in other.target_moments
+        },
         label_missing={
             name: one.label_missing.get(name, 0) + other.label_missing.get(name, 0) for name in SPLITS
         },

@@ -45,10 +45,12 @@ from shoal.models.inputs import blank_targets, view_of_rows
 from shoal.models.registry import build_model_for, find_builder
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
+from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
 from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.outputs import logits_of
 from shoal.tasks.registry import TaskName, make_task
+from shoal.tasks.regression import Regression
 from shoal.training.evaluation import RowLimit
 
 logger = logging.getLogger(__name__)
@@ -133,8 +135,12 @@ class Predictor:
         """
         description, weights = _read(Path(folder))
         path = Path(folder).resolve() / DESCRIPTION
-        builder = builder_of_artifact(path, description.model.name, trust_code)
-        return cls._build(description, weights, builder, partial(code_of_artifact, path, trust_code))
+        return cls._build(
+            description,
+            weights,
+            lambda name, _: builder_of_artifact(path, name, trust_code),
+            partial(code_of_artifact, path, trust_code),
+        )
 
     @classmethod
     def load_own(cls, folder: str | Path) -> "Predictor":
@@ -145,13 +151,14 @@ class Predictor:
         """
         description, weights = _read(Path(folder))
         objects.receive_files(Path(folder).resolve().parents[1] / CODE / objects.FOLDER)
-        return cls._build(description, weights, find_builder(description.model.name), import_path.find)
+        return cls._build(description, weights, lambda name, _: find_builder(name), import_path.find)
 
     @classmethod
     def _build(
-        cls, description: Description, weights: dict[str, Tensor], builder: Callable[..., Any], find: Find
+        cls, description: Description, weights: dict[str, Tensor], find: Find, find_code: Find
     ) -> "Predictor":
         transform, data, task = description.transform, description.data, description.task
+        builder = find(description.model.name, "model.name")
         # From its own seed: a builder may draw more than weights.
         model = build_model_for(description.model, transform, task, description.seed, builder=builder)
         model.load_state_dict(weights)
@@ -160,11 +167,12 @@ class Predictor:
         preprocessing = make_preprocessing_spec(
             data, task, description.seed, is_ready, transform.tokenizer, transform.image_bits
         )
-        objective = partial(use_objective, label=transform.label, is_weighted=False, find=find)
-        made = make_task(task, transform, data, description.seed)
-        return cls(
-            model, transform, made, preprocessing, partial(objective, made, description.objective), find
+        objective = partial(
+            use_objective, label=transform.label, is_weighted=transform.weight is not None, find=find_code
         )
+        made = make_task(task, transform, data, description.seed)
+        complete = partial(objective, made, description.objective)
+        return cls(model, transform, made, preprocessing, complete, find)
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""
@@ -199,12 +207,14 @@ class Predictor:
 
         Returns:
             One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
-            order of the label's classes. A language model predicts text: a causal one the continuation, with the
+            order of the label's classes. Of several labels `prediction` is a list, in the order of `data.label`, and so
+            are the `probabilities` of a multilabel classification. A custom task predicts the outputs.
+            A language model predicts text: a causal one the continuation, with the
             parameters `max_new_tokens`, `temperature` (0: the likeliest token) and `seed`; a masked one the text with
             its [MASK]s filled in.
         """
         block, label = as_block(data, self.transform), self.transform.label
-        if not self.transform.has_label:
+        if self.transform.tokenizer and not self.transform.has_label:
             chosen = self.params | dict(params or {})
             return pd.DataFrame({"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]})
         if self.transform.tokenizer and TOKENS not in block:
@@ -214,6 +224,8 @@ class Predictor:
         for line in misfits.lines():
             logger.warning("%s", line)
         outputs = self.outputs(block)
+        if self.transform.target_columns or not self.transform.has_label:
+            return self._predict_arrays(outputs)
         if not label.classes:
             return pd.DataFrame({"prediction": label.values(outputs.reshape(-1).numpy())})
         probabilities = outputs.softmax(dim=1).numpy()
@@ -223,6 +235,17 @@ class Predictor:
                 "probabilities": [row.tolist() for row in probabilities],
             }
         )
+
+    def _predict_arrays(self, outputs: Tensor) -> pd.DataFrame:
+        """Return predictions where the label is several columns, or only a loss of the user's knows what it is."""
+        if isinstance(self.task, MultilabelClassification):
+            probabilities = outputs.sigmoid()
+            found = {"prediction": (probabilities > 0.5).long(), "probabilities": probabilities}
+        elif isinstance(self.task, Regression):
+            found = {"prediction": outputs * self.task.scale + self.task.mean}
+        else:
+            found = {"prediction": outputs.squeeze(1) if outputs.shape[1:] == (1,) else outputs}
+        return pd.DataFrame({name: values.tolist() for name, values in found.items()})
 
     def accumulator(self) -> Accumulator:
         """Return what `evaluate` adds to.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.template import Template, fill
 from shoal.data.tree import Tree, describe, only_tensor, row_count, tensors
+from shoal.data.weights import with_weights, without_weights
 from shoal.data.widen import Widen
 from shoal.errors import DataError, UserError
 from shoal.models.call import Parameters, are_keywords, are_positional, forward_parameters
@@ -35,6 +37,11 @@ def view_of_rows(transform: Transform, model: nn.Module, find: Find = import_pat
     Raises:
         UserError: `data.collate` cannot be imported.
     """
+    view = _view_of_targets(transform, model, find)
+    return view if transform.weight is None else _Weighted(transform, view)
+
+
+def _view_of_targets(transform: Transform, model: nn.Module, find: Find) -> View:
     if transform.collate is not None:
         return _Collated(_Unpack(transform), transform.collate, find(transform.collate, "data.collate"))
     if transform.input_tree is None and transform.target_tree is None:
@@ -56,8 +63,29 @@ def sample_like(transform: Transform, model: nn.Module, rows: int = 1) -> Tree:
 def blank_targets(transform: Transform, rows: int) -> Tensor:
     """Return stored targets for rows that have none: zeros."""
     if transform.target_tree is not None:
-        return transform.packing(is_target=True).blank(rows)
-    return torch.zeros(rows, dtype=torch.int64 if transform.label.classes else torch.float32)
+        targets = transform.packing(is_target=True).blank(rows)
+    else:
+        targets = torch.zeros(rows, dtype=_dtype(transform))
+    if transform.weight is None:
+        return targets
+    return torch.from_numpy(with_weights(targets.numpy(), np.ones(rows)))
+
+
+def _dtype(transform: Transform) -> torch.dtype:
+    """Return the type of targets that are one number each."""
+    return torch.int64 if transform.label.classes else torch.float32
+
+
+class _Weighted:
+    """Batches with the weights that are stored behind their targets."""
+
+    def __init__(self, transform: Transform, view: View) -> None:
+        is_packed = transform.target_tree is not None or not transform.has_label
+        self._dtype, self._view = None if is_packed else _dtype(transform), view
+
+    def __call__(self, batch: Batch, epoch: int | None) -> Batch:
+        targets, weights = without_weights(only_tensor(batch.targets), self._dtype)
+        return self._view(replace(batch, targets=targets, weights=weights), epoch)
 
 
 class _Arrays(NamedTuple):

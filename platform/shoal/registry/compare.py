@@ -61,7 +61,7 @@ def _load(request: Request) -> tuple[Predictor, Predictor]:
     labels = candidate.transform.label.name, champion.transform.label.name
     if labels[0] != labels[1]:
         raise ModelError(f"it predicts '{labels[1]}', not '{labels[0]}'")
-    losses = [(one.objective.loss, one.objective.class_weight) for one in descriptions]
+    losses = [(one.objective.loss, one.objective.class_weight, one.data.weight) for one in descriptions]
     if candidate.task.compared_by == "loss" and losses[0] != losses[1]:
         raise ModelError("it was trained with another loss or other weights")
     return candidate, champion
@@ -84,7 +84,7 @@ def _trained_by(champion: Predictor, spec: PreprocessingSpec) -> SplitRule | Non
     if own.data.source != spec.data.source:
         return None
     rule = own.split_rule
-    if rule != spec.split_rule and not spec.has_label:
+    if rule != spec.split_rule and spec.tokenizer and not spec.has_label:
         raise ModelError(
             f"it was trained on other pieces of the same text (splits of seed {rule.seed}, {rule.validation:g} and "
             f"{rule.test:g}): set data.split_seed, data.validation_fraction and data.test_fraction as it had them"

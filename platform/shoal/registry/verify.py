@@ -97,7 +97,11 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
     own = Predictor.load(weights_folder(model), trust_code=True)
 
     def compare_predictions(block: "Block") -> "Block":
-        some = block if own.transform.has_label else {name: rows[:FEW] for name, rows in block.items()}
+        some = (
+            block
+            if own.transform.has_label or not own.transform.tokenizer
+            else {name: rows[:FEW] for name, rows in block.items()}
+        )
         raw = as_rows(some, own.transform)
         predicted = loaded.predict(raw)["prediction"].to_numpy()
         if not _agree(predicted, own.predict(raw)["prediction"].to_numpy()):
@@ -118,6 +122,8 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:
     if other.dtype.kind == "f":
         return bool(np.allclose(one.astype(float), other, rtol=1e-5))
+    if len(other) and isinstance(other[0], list):
+        return bool(np.allclose(np.array(one.tolist()), np.array(other.tolist()), rtol=1e-5))
     return bool((one == other).all())
 
 

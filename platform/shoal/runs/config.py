@@ -145,7 +145,8 @@ class RunConfig(Section):
     @property
     def reported(self) -> tuple[str, ...]:
         """The metrics of the validation split; a loss of the user's may name more, and leave out the task's own."""
-        return tuple(f"val/{name}" for name in (*TASKS[self.task].metric_names, *self.train.metric_names))
+        names = TASKS[self.task].names_of_metrics(self.data.labels)
+        return tuple(f"val/{name}" for name in (*names, *self.train.metric_names))
 
     def may_report(self, name: str) -> bool:
         """Whether there may be a metric of a name; what losses a user's function names is known once it is called."""
@@ -158,14 +159,39 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _has_an_objective(self) -> "RunConfig":
-        kind, names = TASKS[self.task], [*TASKS[self.task].metric_names, *self.train.metric_names]
+        kind = TASKS[self.task]
+        names = [*kind.names_of_metrics(self.data.labels), *self.train.metric_names]
         twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
         if twice is not None:
             raise ValueError(f"train.metrics names '{twice}', which is reported anyway: leave it out")
+        if kind.needs_own_loss and self.train.loss is None:
+            raise ValueError(
+                f"task={self.task} has no loss of its own: set train.loss=package.module:function, which is called "
+                "(outputs, targets) and returns the losses [n] of the samples"
+            )
         if self.train.class_weight is not None and not kind.is_classification:
             raise ValueError(
                 f"train.class_weight={self.train.class_weight} with task={self.task}, which has no classes: leave it "
                 "out, or set data.weight to a column of weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_labels_that_fit(self) -> "RunConfig":
+        kind, label = TASKS[self.task], self.data.label
+        if label is None and kind.has_label and not kind.may_have_no_label:
+            raise ValueError(
+                f"data.label=null with task={self.task}, which learns to predict a column: name it, or set task=custom"
+            )
+        if self.data.weight is not None and (kind.takes_text or kind.decodes_images):
+            raise ValueError(
+                f"data.weight='{self.data.weight}' with task={self.task}, whose rows are text or images: leave it "
+                "out, or set train.class_weight"
+            )
+        if isinstance(label, tuple) and not kind.takes_labels:
+            raise ValueError(
+                f"data.label={list(label)} with task={self.task}, which predicts one column: name one, or set "
+                "task=multilabel_classification, regression or custom"
             )
         return self
 

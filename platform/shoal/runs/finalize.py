@@ -139,7 +139,7 @@ def _rows(
 
 def held_out_rows(preprocessing: PreprocessingSpec, task: TaskName, split: str) -> str:
     """Return which rows of a source are measured, and what is predicted of them, in words that can be compared."""
-    rule, label = preprocessing.split_rule, preprocessing.data.label
+    rule, label = preprocessing.split_rule, ", ".join(preprocessing.data.labels)
     predicts = f" of '{label}'" if preprocessing.has_label else ""
     return f"{split} split of seed {rule.seed}, {rule.validation:g} and {rule.test:g}; {task}{predicts}"
 

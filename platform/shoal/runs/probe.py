@@ -325,5 +325,6 @@ def _first(batch: Batch, rows: int) -> Batch:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    inputs = select_rows(batch.inputs, rows)
-    return Batch(inputs, select_rows(batch.targets, rows), count=row_count(inputs))
+    inputs, targets = select_rows(batch.inputs, rows), select_rows(batch.targets, rows)
+    weights = None if batch.weights is None else batch.weights[rows]
+    return Batch(inputs, targets, count=row_count(inputs), weights=weights)

@@ -1,7 +1,8 @@
 """What is learnt: the loss of a batch, and the sums over samples from which metrics are computed.
 
 - `base`: what the loop asks of a task, and what a task declares of its data
-- `classification`, `regression`, `language`, `sequence_classification`, `image_classification`: one per file
+- `classification`, `multilabel_classification`, `regression`, `custom`, `language`, `sequence_classification`,
+  `image_classification`: one per file
 - `registry`: a task by its name
 - `objective`: what is minimized and measured besides, as the config says; `own_loss`: a loss of the user's
 - `measures`: metrics of the user's and of `torch_metrics`; `accumulator`: all that evaluation adds up

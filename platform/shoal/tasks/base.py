@@ -51,6 +51,9 @@ class Task(ABC):
         compared_by: the metric that is the same for models that see the same rows in another form.
         is_classification: the label is one of several classes.
         keeps_targets: targets are what the source has as the label, an array or a tree of several, in its own numbers.
+        takes_labels: there may be several columns to predict.
+        may_have_no_label: `data.label` may be null.
+        needs_own_loss: it has no loss of its own.
         has_label: there is a column to predict; else the target is made from the row itself.
         takes_text: rows are tokens of text.
         metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
@@ -69,6 +72,9 @@ class Task(ABC):
     compared_by: ClassVar[str] = "loss"
     is_classification: ClassVar[bool] = False
     keeps_targets: ClassVar[bool] = False
+    takes_labels: ClassVar[bool] = False
+    may_have_no_label: ClassVar[bool] = False
+    needs_own_loss: ClassVar[bool] = False
     has_label: ClassVar[bool] = True
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False
@@ -149,6 +155,11 @@ class Task(ABC):
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Any, Any]:
         """Return predictions and targets as metrics of torchmetrics take them."""
         return outputs, batch.targets
+
+    @classmethod
+    def names_of_metrics(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Return `metric_names`, or what they are for several columns to predict."""
+        return cls.metric_names
 
     @abstractmethod
     def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoal.config import import_path
 from shoal.config.schema import Section
-from shoal.data.preprocessing import Label
+from shoal.data.labels import Label
 from shoal.errors import ConfigError, nearest
 from shoal.tasks import measures
 from shoal.tasks.base import Task

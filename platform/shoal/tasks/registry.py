@@ -7,8 +7,10 @@ from shoal.data.config import DataConfig
 from shoal.data.preprocessing import Transform
 from shoal.tasks.base import Task
 from shoal.tasks.classification import Classification
+from shoal.tasks.custom import Custom
 from shoal.tasks.image_classification import ImageClassification
 from shoal.tasks.language import CausalLM, MaskedLM
+from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
 from shoal.tasks.regression import Regression
 from shoal.tasks.sequence_classification import SequenceClassification
@@ -22,6 +24,8 @@ TASKS: dict[str, type[Task]] = {
         MaskedLM,
         SequenceClassification,
         ImageClassification,
+        MultilabelClassification,
+        Custom,
     )
 }
 
@@ -52,5 +56,5 @@ def make_task(
     task = TASKS[name].build(transform, data, seed)
     task.held_out_rows = task.evaluation_rows(transform.input_shape, transform.outputs)
     if objective is not None:
-        use_objective(task, objective, transform.label, False, find)
+        use_objective(task, objective, transform.label, transform.weight is not None, find)
     return task

@@ -171,4 +171,7 @@ def filler_of(batch: Batch) -> Batch:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    return replace(batch, inputs=select_rows(batch.inputs, rows), targets=select_rows(batch.targets, rows))
+    inputs, targets = select_rows(batch.inputs, rows), select_rows(batch.targets, rows)
+    return replace(
+        batch, inputs=inputs, targets=targets, weights=None if batch.weights is None else batch.weights[rows]
+    )

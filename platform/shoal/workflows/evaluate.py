@@ -70,7 +70,7 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
     """
     preprocessing, other = predictor.preprocessing, config.data.source
     label = predictor.transform.label
-    if config.data.label and predictor.transform.has_label:
+    if config.data.label and predictor.transform.has_label and not predictor.transform.target_columns:
         renamed = label.model_copy(update={"name": config.data.label})
         transform = predictor.transform.model_copy(update={"label": renamed})
         preprocessing = replace(

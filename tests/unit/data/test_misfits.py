@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from shoal.data.cells import Reading
+from shoal.data.labels import Label
 from shoal.data.misfits import Misfits
-from shoal.data.preprocessing import Column, Label, Transform
+from shoal.data.preprocessing import Column, Transform
 from shoal.errors import DataError
 
 NUMBER, COMMA = Column(name="x", kind="number"), Column(name="x", kind="number", reading=Reading(decimal=","))

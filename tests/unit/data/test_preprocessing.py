@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from shoal.data.array_stats import ArrayStats
+from shoal.data.labels import Label
 from shoal.data.moments import Moments
-from shoal.data.preprocessing import MAX_CATEGORIES, Column, Label, Transform
+from shoal.data.preprocessing import MAX_CATEGORIES, Column, Transform
 from shoal.data.statistics import ColumnStats
 from shoal.errors import DataError
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from safetensors.torch import load, save_file
 
 from shoal.data.config import DataConfig
-from shoal.data.preprocessing import Label, Transform
+from shoal.data.labels import Label
+from shoal.data.preprocessing import Transform
 from shoal.errors import ModelError
 from shoal.inference.predictor import describe_model
 from shoal.models.config import ModelConfig

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.data.preprocessing import Column, Label, Transform
+from shoal.data.labels import Label
+from shoal.data.preprocessing import Column, Transform
 from shoal.errors import VerificationError
 from shoal.runs.finalize import check_measured
 

@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score, f1_score, mean_absolute_per
 from torchmetrics import Metric
 
 from shoal.data.config import DataConfig
+from shoal.data.labels import Label
 from shoal.data.loader import Batch
-from shoal.data.preprocessing import Column, Label, Transform
+from shoal.data.preprocessing import Column, Transform
 from shoal.errors import ConfigError
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.objective import ObjectiveConfig

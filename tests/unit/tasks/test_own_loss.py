@@ -10,8 +10,9 @@ from torch import nn
 
 from shoal.config.import_path import find
 from shoal.data.config import DataConfig
+from shoal.data.labels import Label
 from shoal.data.loader import Batch
-from shoal.data.preprocessing import Column, Label, Transform
+from shoal.data.preprocessing import Column, Transform
 from shoal.errors import ConfigError
 from shoal.tasks.objective import ObjectiveConfig
 from shoal.tasks.own_loss import OwnLoss

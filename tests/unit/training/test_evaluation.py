@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from shoal.data.config import DataConfig
+from shoal.data.labels import Label
 from shoal.data.loader import ResidentShard, Rows
-from shoal.data.preprocessing import Column, Label, Transform
+from shoal.data.preprocessing import Column, Transform
 from shoal.data.sampler import Lanes
 from shoal.data.tokenizer import make_tokenizer
 from shoal.distributed.process_group import SingleProcess
