@@ -172,7 +172,7 @@ class Predictor:
         )
         made = make_task(task, transform, data, description.seed)
         complete = partial(objective, made, description.objective)
-        return cls(model, transform, made, preprocessing, complete, find)
+        return cls(model, transform, made, preprocessing, complete, find_code)
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""
