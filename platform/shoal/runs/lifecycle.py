@@ -115,6 +115,7 @@ class RunLifecycle:
             "experiment_name": identity.experiment,
             "mlflow_run_id": self.folder.tracked().run_id or self.tracker.run_id,
             "tracking_uri": identity.tracking_uri,
+            "runs_table": self.folder.tracked().runs_table,
             "run_folder": self.folder.uri,
         }
 

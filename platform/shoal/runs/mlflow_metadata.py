@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import torch
 from pydantic import JsonValue
@@ -13,9 +14,10 @@ from pydantic import JsonValue
 from shoal.config.schema import flatten
 from shoal.data.dataset_info import DatasetInfo
 from shoal.models.size import ModelSize
-from shoal.runs.config import RunConfig
+from shoal.runs.config import VALIDATION_METRICS, RunConfig
 from shoal.runs.machine import local_gpus
-from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord
+from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
+from shoal.tasks.metrics import is_higher_better
 
 PARAMS = (
     "seed",
@@ -46,9 +48,7 @@ def run_metadata(
         params={key: flat[key] for key in PARAMS if flat[key] is not None}
         | {"model.parameters": size.parameters},
         tags={
-            "mlflow.note.content": f"{source}, {config.model.name}: {size}",
-            "shoal.flops_per_sample": size.flops_per_sample,
-            "shoal.model_bytes": size.bytes,
+            "mlflow.note.content": f"`{config.model.name}` on `{source}`: {size}",
             "shoal.num_workers": config.scale.num_workers,
         }
         | ({"shoal.not_loaded": size.not_loaded} if size.not_loaded else {}),
@@ -62,8 +62,15 @@ def run_metadata(
             profile=json.dumps({"rows": dataset_info.rows, "classes": len(transform.label.classes)}),
         ),
         model=model_record(size),
+        table=runs_table(("model.width", "optim.lr"), "val/loss", VALIDATION_METRICS[config.task]),
         environment=_environment() if with_environment else None,
     )
+
+
+def runs_table(params: Sequence[str], metric: str, metrics: Sequence[str]) -> RunsTable:
+    """Return the first columns of MLflow's table: what varies, what is compared, and two other metrics."""
+    shown = [metric, *(name for name in metrics if name != metric)][:3]
+    return RunsTable(params=list(params), metrics=shown, is_ascending=not is_higher_better(metric))
 
 
 def model_record(size: ModelSize) -> ModelRecord:

@@ -142,6 +142,7 @@ class Tracked(Record):
     Attributes:
         delivered: of a trial: a hash of the identity that was synced last, and the server it was synced to.
         comparison: of the registered version with the champion, in words.
+        runs_table: MLflow's page of the experiment's runs, below the server's address.
     """
 
     file: ClassVar[str] = "tracked.json"
@@ -151,6 +152,7 @@ class Tracked(Record):
     model_version: int | None = None
     comparison: str | None = None
     delivered: str | None = None
+    runs_table: str | None = None
 
 
 class Lease(Record):
@@ -232,6 +234,18 @@ class Environment(Part):
     packages: dict[str, str]
 
 
+class RunsTable(Part):
+    """How the runs of an experiment are compared in MLflow's table: first columns, and which run comes first.
+
+    Attributes:
+        metrics: the first one is what they are sorted by.
+    """
+
+    params: list[str]
+    metrics: list[str]
+    is_ascending: bool
+
+
 class Metadata(Record):
     """What MLflow receives of a run besides metrics: params, tags, data set, model size, environment."""
 
@@ -245,6 +259,7 @@ class Metadata(Record):
     dataset: DatasetRecord | None = None
     model: ModelRecord | None = None
     environment: Environment | None = None
+    table: RunsTable | None = None
 
     def extended(
         self, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
@@ -478,6 +493,7 @@ class Result(Record):
     experiment_name: str | None = None
     mlflow_run_id: str | None = None
     tracking_uri: str | None = None
+    runs_table: str | None = None
     run_folder: str
 
 

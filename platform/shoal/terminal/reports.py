@@ -26,25 +26,39 @@ if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.workflows.evaluate import Evaluation
 
 MOST_MODULES = 30
+LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 MOST_COLUMNS, MOST_CLASSES = 30, 10  # that --check shows
 
 
-def look_at_it(tracking_uri: str | None) -> str:
-    """Return the command that opens MLflow on a run's store, whatever the directory it is called from."""
-    root = Path(__file__).resolve().parents[3]
-    if tracking_uri is None or (
-        Path.cwd() == root and not is_upload(root) and tracking_uri == resolve_tracking_uri(TrackConfig())
-    ):
-        return "look at it: make ui"
-    if not tracking_uri.startswith("sqlite:"):
+def look_at_it(tracking_uri: str | None, runs_table: str | None = None) -> str:
+    """Return how to open MLflow on a run's store, whatever the directory it is called from, and the page to look at.
+
+    Args:
+        tracking_uri: of the run.
+        runs_table: the page of the experiment's runs, best first.
+    """
+    if tracking_uri and not tracking_uri.startswith("sqlite:"):
         parts = urlsplit(tracking_uri)  # a user and a password before the @ are not shown
-        return f"look at it: MLflow at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    if is_upload(root):  # which Ray deletes; the store stays on the host that the job ran on
-        return f"look at it: mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}  (on {socket.gethostname()})"
+        server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return (
+            f"look at it: {server.rstrip('/')}/{runs_table}"
+            if runs_table
+            else f"look at it: MLflow at {server}"
+        )
+    page = f"\n  then {LOCAL_UI}/{runs_table}" if runs_table else ""
+    return f"look at it: {_ui_command(tracking_uri)}{page}"
+
+
+def _ui_command(tracking_uri: str | None) -> str:
+    root = Path(__file__).resolve().parents[3]
+    if is_upload(root) and tracking_uri:  # which Ray deletes; the store stays on the host that the job ran on
+        return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}  (on {socket.gethostname()})"
+    is_default = tracking_uri is None or tracking_uri == resolve_tracking_uri(TrackConfig())
     if not (root / "Makefile").is_file():  # it was installed by pip
-        is_default = tracking_uri == resolve_tracking_uri(TrackConfig())
-        return "look at it: shoal ui" + ("" if is_default else f" {shlex.quote(tracking_uri)}")
-    return f"look at it: make -C {shlex.quote(str(root))} ui STORE={shlex.quote(tracking_uri)}"
+        return "shoal ui" if is_default else f"shoal ui {shlex.quote(str(tracking_uri))}"
+    if tracking_uri is None or (is_default and Path.cwd() == root):
+        return "make ui"
+    return f"make -C {shlex.quote(str(root))} ui STORE={shlex.quote(tracking_uri)}"
 
 
 def plan_report(
@@ -87,7 +101,7 @@ def train_report(result: TrainResult) -> str:
         lines.append("verified: the saved model, loaded in a process of its own, has these metrics")
     if result.sample:
         lines.append("it writes:\n" + textwrap.indent(result.sample.strip("\n"), "  | "))
-    lines.append(look_at_it(result.tracking_uri))
+    lines.append(look_at_it(result.tracking_uri, result.runs_table))
     return "\n".join([*lines, result_line(result.run_folder)])
 
 
@@ -134,7 +148,8 @@ def sweep_report(result: SweepResult) -> str:
         lines.append(result.width_report)
     metrics = result.best.metrics if result.best else {}
     lines += [f"  {name:<14}{_number(value):.6g}" for name, value in sorted(metrics.items())]
-    lines.append(f"{look_at_it(result.tracking_uri)}; report: {result.run_folder}/report/report.html")
+    lines.append(f"report: {result.run_folder}/report/report.html")
+    lines.append(look_at_it(result.tracking_uri, result.runs_table))
     return "\n".join([*lines, result_line(result.run_folder)])
 
 
@@ -151,7 +166,8 @@ def transfer_report(result: TransferResult) -> str:
     lines += [
         _cost_table(result),
         f"cost    tuning at width {target} takes {flops:.2g} times the FLOPs, {seconds:.2g} times the seconds",
-        f"{look_at_it(result.tracking_uri)}; the wide model: {result.train_folder}",
+        f"the wide model: {result.train_folder}",
+        look_at_it(result.tracking_uri, result.runs_table),
     ]
     return "\n".join([*lines, result_line(result.run_folder)])
 

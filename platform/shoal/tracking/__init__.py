@@ -3,6 +3,7 @@
 - `config`: the `track` section
 - `journal`: the metric log, written before MLflow receives anything
 - `sync`, `sweep_sync`: a run folder to MLflow; a second time changes nothing
+- `cockpit`: names, descriptions and the runs table, as MLflow's pages show them
 - `entities`: the experiment, the one run of a key, a data set, as MLflow has them
 - `background`: syncing while a run lasts, in a thread or a process
 - `watchdog`: a process that closes the run in MLflow if the driver dies

@@ -156,7 +156,7 @@ class SweepSync(RunSync):
         """Delete the runs of trials whose folders were deleted, once those that were trained instead are in MLflow."""
         keys = set(self._keys.values())
         for key, run in list(self._children.items()):
-            if key not in keys and run.info.run_name in self._keys:
+            if key not in keys and run.info.run_name.partition(" ")[0] in self._keys:
                 self.client.delete_run(run.info.run_id)
                 del self._children[key]
 

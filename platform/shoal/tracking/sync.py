@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from shoal.registry.client import connect
 from shoal.storage.records import Identity, JournalPosition, Metadata, Result, Status
 from shoal.storage.run_folder import CONFIG, JOURNAL, MODEL, MODEL_CARD, SAMPLE, SHOWN, RunFolder
+from shoal.tracking import cockpit
 from shoal.tracking.entities import dataset_input, experiment_id, only_one, reason_text
 from shoal.tracking.journal import JournalReader, MetricPoint
 
@@ -126,8 +127,9 @@ class RunSync:
         # The next ones are read once these have arrived: an outage of MLflow leaves them in the journal.
         while self._unsent or (unsent := self._reader.read_some()):
             self._unsent = self._unsent or unsent
-            batch = self._unsent[:BATCH]
-            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in batch]
+            batch = self._unsent[: BATCH // 2]
+            shown = cockpit.shown_points(batch)
+            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in shown]
             self.client.log_batch(self.run_id, metrics=metrics)
             self._count_call()
             del self._unsent[: len(batch)]
@@ -196,7 +198,11 @@ class RunSync:
     def _steps_to_open(self) -> list[Step]:
         steps = [self._find_experiment, self._find_or_create, self._begin, self._describe, self._log_inputs]
         steps.append(partial(self._upload, CONFIG))
-        return steps if self._parent else [*steps, partial(self._upload, self._folder.path_of(Metadata))]
+        return (
+            steps
+            if self._parent
+            else [*steps, self._describe_experiment, partial(self._upload, self._folder.path_of(Metadata))]
+        )
 
     def _steps_to_close(self) -> list[Step]:
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
@@ -205,7 +211,10 @@ class RunSync:
         steps.append(partial(self._upload, SAMPLE))
         if self._parent is None:
             steps += [self._complete_result, partial(self._upload, Result.file)]
-        return [*steps, self._publish, self._end]
+        steps.append(self._publish)
+        if self._parent is None:
+            steps += [self._describe, self._describe_experiment]
+        return [*steps, self._end]
 
     def _do(self, steps: list[Step]) -> None:
         while steps:
@@ -255,7 +264,8 @@ class RunSync:
         if self._parent is not None:
             tags[PARENT_TAG] = str(self._parent.run_id)
         tags |= self._metadata_tags()
-        return self.client.create_run(self.experiment_id, self._identity.start_ms, tags, self._identity.name)
+        title = cockpit.run_title(self._identity)
+        return self.client.create_run(self.experiment_id, self._identity.start_ms, tags, title)
 
     def _forget_position(self) -> None:
         """Start over: the run is new to this store, which has none of the points."""
@@ -275,7 +285,11 @@ class RunSync:
         from mlflow.entities import Param, RunTag
 
         known = self._run.data.params
-        params = [Param(key, value) for key, value in self._params().items() if key not in known]
+        params = [
+            Param(key, value)
+            for key, value in cockpit.run_params(self._folder, self._identity).items()
+            if key not in known
+        ]
         tags = {key: text for key, text in self._metadata_tags().items() if self._tags.get(key) != text}
         if params or tags:
             run_tags = [RunTag(key, text) for key, text in tags.items()]
@@ -284,19 +298,17 @@ class RunSync:
         if self._mark_in_force:
             self.close_run(*self._mark_in_force)
 
+    def _describe_experiment(self) -> None:
+        """Let the experiment say which of its runs are best, and how its runs table begins."""
+        if page := cockpit.describe_experiment(self.client, self._folder, str(self.experiment_id)):
+            self.remember(runs_table=page)
+
     @property
     def _mark_in_force(self) -> tuple[Status, str] | None:
         return self._parent._marked if self._parent else self._marked
 
-    def _params(self) -> dict[str, str]:
-        """Return what the run's config is about, and every key of its point if it is a trial."""
-        metadata = self._folder.load(Metadata)
-        params = (self._identity.point or {}) | (metadata.params if metadata else {})
-        return {key: "null" if value is None else str(value) for key, value in params.items()}
-
     def _metadata_tags(self) -> dict[str, str]:
-        metadata = self._folder.load(Metadata)
-        return {key: str(value) for key, value in metadata.tags.items()} if metadata else {}
+        return cockpit.run_tags(self._folder, self.run_id, self.experiment_id)
 
     def _log_inputs(self) -> None:
         metadata = self._folder.load(Metadata)
@@ -327,7 +339,7 @@ class RunSync:
         """Add to the result what only this process knows."""
         with never_failing():
             if self._folder.exists(Result.file):
-                self._folder.update(Result, mlflow_run_id=self.run_id)
+                self._folder.update(Result, mlflow_run_id=self.run_id, runs_table=self._tracked.runs_table)
 
     def _publish(self) -> None:
         if self._folder.exists(f"{MODEL}/{MODEL_CARD}"):
