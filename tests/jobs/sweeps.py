@@ -28,7 +28,10 @@ def children(result: dict[str, Any]) -> dict[str, tuple[str, dict[tuple[str, int
     client = MlflowClient(uri, uri)
     experiment = client.get_run(parent).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    names = [run.info.run_name for run in found]
+    names = [run.info.run_name.split()[0] for run in found]
     assert len(names) == len(set(names)), f"some are there twice: {sorted(names)}"
     assert not client.search_runs([experiment], "attributes.status = 'RUNNING'")
-    return {run.info.run_name: (run.info.status, mlflow_record(uri, run.info.run_id)[1]) for run in found}
+    return {
+        run.info.run_name.split()[0]: (run.info.status, mlflow_record(uri, run.info.run_id)[1])
+        for run in found
+    }

@@ -135,7 +135,7 @@ def test_a_point_that_is_drawn_twice_is_trained_once_also_when_the_sweep_is_exte
     client = MlflowClient(extended["tracking_uri"], extended["tracking_uri"])
     parent = client.get_run(extended["mlflow_run_id"])
     runs = client.search_runs([parent.info.experiment_id], "tags.`shoal.same_as` != ''")
-    assert {run.info.run_name: run.data.tags["shoal.same_as"] for run in runs} == {
+    assert {run.info.run_name.split()[0]: run.data.tags["shoal.same_as"] for run in runs} == {
         name: row["same_as"] for name, row in reused.items()
     }
     table = pd.read_csv(Path(extended["run_folder"]) / "report" / "trials.csv")

@@ -36,7 +36,7 @@ def run_title(identity: Identity) -> str:
         return identity.name
     parts = [
         f"{short}={value_text(value)}"
-        for short, value in zip(short_keys([*identity.point]), identity.point.values())
+        for short, value in zip(short_keys([*identity.point]), identity.point.values(), strict=True)
     ]
     repeat = [f"repeat={identity.repeat}"] if identity.repeat else []
     return " ".join([identity.name, *parts, *repeat])[:250]
@@ -121,9 +121,9 @@ def run_note(folder: RunFolder, run_id: str | None, experiment_id: str | None) -
 
 
 def command(arguments: Sequence[str]) -> str:
-    """Return the command that a job was called with; of a call from Python, that with the config among the artifacts."""
+    """Return the command that a job was called with; of a call from Python, that with the run's config."""
     program, *rest = arguments or [""]
-    if program.endswith("train.py") or program.endswith("tune.py"):
+    if program.endswith(".py") and Path(program).parent.name == "jobs":
         return mask(shlex.join(["python", program, *rest]))
     if Path(program).name == "shoal":
         return mask(shlex.join(["shoal", *rest]))

@@ -198,11 +198,8 @@ class RunSync:
     def _steps_to_open(self) -> list[Step]:
         steps = [self._find_experiment, self._find_or_create, self._begin, self._describe, self._log_inputs]
         steps.append(partial(self._upload, CONFIG))
-        return (
-            steps
-            if self._parent
-            else [*steps, self._describe_experiment, partial(self._upload, self._folder.path_of(Metadata))]
-        )
+        of_a_job = [self._describe_experiment, partial(self._upload, self._folder.path_of(Metadata))]
+        return steps if self._parent else [*steps, *of_a_job]
 
     def _steps_to_close(self) -> list[Step]:
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
@@ -211,10 +208,8 @@ class RunSync:
         steps.append(partial(self._upload, SAMPLE))
         if self._parent is None:
             steps += [self._complete_result, partial(self._upload, Result.file)]
-        steps.append(self._publish)
-        if self._parent is None:
-            steps += [self._describe, self._describe_experiment]
-        return [*steps, self._end]
+        described = [] if self._parent else [self._describe, self._describe_experiment]
+        return [*steps, self._publish, *described, self._end]
 
     def _do(self, steps: list[Step]) -> None:
         while steps:
@@ -264,8 +259,10 @@ class RunSync:
         if self._parent is not None:
             tags[PARENT_TAG] = str(self._parent.run_id)
         tags |= self._metadata_tags()
-        title = cockpit.run_title(self._identity)
-        return self.client.create_run(self.experiment_id, self._identity.start_ms, tags, title)
+        identity = self._identity
+        return self.client.create_run(
+            self.experiment_id, identity.start_ms, tags, cockpit.run_title(identity)
+        )
 
     def _forget_position(self) -> None:
         """Start over: the run is new to this store, which has none of the points."""
@@ -299,7 +296,6 @@ class RunSync:
             self.close_run(*self._mark_in_force)
 
     def _describe_experiment(self) -> None:
-        """Let the experiment say which of its runs are best, and how its runs table begins."""
         if page := cockpit.describe_experiment(self.client, self._folder, str(self.experiment_id)):
             self.remember(runs_table=page)
 

@@ -49,6 +49,9 @@ def test_the_command_that_opens_mlflow_names_the_store_that_the_job_used(monkeyp
     store = f"sqlite:///{tmp_path}/mlflow.db"
     assert look_at_it(store) == f"look at it: make -C {root} ui STORE={store}"
     assert look_at_it("https://me:word@host:5000/mlflow") == "look at it: MLflow at https://host:5000/mlflow"
+    page = "#/experiments/1/runs?workflowType=machine_learning"
+    assert look_at_it("https://me:word@host/mlflow", page) == f"look at it: https://host/mlflow/{page}"
+    assert look_at_it(store, page).splitlines()[1] == f"  then http://127.0.0.1:5000/{page}"
 
 
 def test_what_was_not_measured_is_left_out_and_a_sample_is_set_off():
@@ -108,7 +111,7 @@ def test_a_sweeps_report_has_trials_findings_the_width_report_and_the_best_metri
         "  test/loss     nan",
         "  val/loss      0.25",
     ]
-    assert lines[-2].endswith("report: /runs/e/run-1/report/report.html")
+    assert lines[-3] == "report: /runs/e/run-1/report/report.html"
     assert lines[-1] == "result: /runs/e/run-1/result.json"
 
 

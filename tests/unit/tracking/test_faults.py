@@ -50,9 +50,9 @@ def runs_of(client, folder):
     """All active runs of a folder's experiment, by name; each is there once."""
     experiment = client.get_experiment_by_name(folder.identity().experiment)
     found = client.search_runs([experiment.experiment_id])
-    names = [run.info.run_name for run in found]
+    names = [run.info.run_name.split()[0] for run in found]
     assert len(names) == len(set(names)), names
-    return {run.info.run_name: run for run in found}
+    return {run.info.run_name.split()[0]: run for run in found}
 
 
 def tracked_while_it_lasts(folder):
