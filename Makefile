@@ -8,20 +8,6 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint constraints.txt
 
-<<<<<<< HEAD
-=======
-# An SQLite store is made here if there is none, so that MLflow and a job do not make its tables at once.
-PRINT_STORE := import sys; from shoal.config.secrets import reveal; \
-	from shoal.registry.sqlite_store import create_store; \
-	from shoal.runs.locations import resolve_tracking_uri; \
-	from shoal.tracking.config import TrackConfig; \
-	store = reveal(resolve_tracking_uri(TrackConfig(tracking_uri=sys.argv[1] or None))); \
-	create_store(store); print(store)
-# The runs table of each experiment, best run first.
-PRINT_TABLES := import sys; from shoal.registry.client import connect; from shoal.tracking.cockpit import latest_tables; \
-	[print(f"  {name}: http://127.0.0.1:{sys.argv[2]}/{page}") for name, page in latest_tables(connect(sys.argv[1])).items()]
-
->>>>>>> 8777d6f (Open MLflow on a table of what varies, best first; name trials by it; describe runs and experiments)
 ARGS ?=
 PORT ?= 5000
 STORE ?=
@@ -79,18 +65,7 @@ check: setup ## formatting, lint, types
 	$(VENV)/bin/mypy
 
 ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH PORT=5000
-<<<<<<< HEAD
 	@exec env PYTHONPATH=platform $(PYTHON) -m shoal ui '$(STORE)' --port $(PORT)
-=======
-	@store=$$($(PYTHON) -c '$(PRINT_STORE)' '$(STORE)') || exit; \
-	case "$$store" in \
-		http://*|https://*) echo "MLflow runs already, at $$store" ;; \
-		*) echo "MLflow on $$(echo "$$store" | sed 's|://[^/]*@|://***@|'): http://127.0.0.1:$(PORT) (Ctrl-C ends it)"; \
-			$(PYTHON) -c '$(PRINT_TABLES)' "$$store" $(PORT); \
-			MLFLOW_BACKEND_STORE_URI="$$store" MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-				exec $(VENV)/bin/mlflow ui --port $(PORT) --workers 1 ;; \
-	esac
->>>>>>> 8777d6f (Open MLflow on a table of what varies, best first; name trials by it; describe runs and experiments)
 
 bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of docs/reference/figures.md
 	@$(PYTHON) benchmarks/all.py $(ARGS)

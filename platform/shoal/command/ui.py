@@ -7,6 +7,7 @@ from shoal.config.secrets import hide, mask, reveal
 from shoal.registry.sqlite_store import create_store
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.terminal.arguments import JobParser
+from shoal.tracking.cockpit import runs_tables
 from shoal.tracking.config import TrackConfig
 
 
@@ -23,7 +24,10 @@ def main(arguments: list[str]) -> int:
         print(f"MLflow runs already, at {mask(store)}")
         return 0
     create_store(store)
-    print(f"MLflow on {mask(store)}: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    address = f"http://127.0.0.1:{options.port}"
+    print(f"MLflow on {mask(store)}: {address} (Ctrl-C ends it)", flush=True)
+    for experiment, page in runs_tables(store).items():
+        print(f"  {experiment}, best first: {address}/{page}", flush=True)
     # One server process and no job runners take 0.5 GB of memory; MLflow's defaults take over 2 GB.
     environment = {
         **os.environ,

@@ -14,10 +14,9 @@ from pydantic import JsonValue
 from shoal.config.schema import flatten
 from shoal.data.dataset_info import DatasetInfo
 from shoal.models.size import ModelSize
-from shoal.runs.config import VALIDATION_METRICS, RunConfig
+from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
 from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
-from shoal.tasks.metrics import is_higher_better
 
 PARAMS = (
     "seed",
@@ -62,15 +61,15 @@ def run_metadata(
             profile=json.dumps({"rows": dataset_info.rows, "classes": len(transform.label.classes)}),
         ),
         model=model_record(size),
-        table=runs_table(("model.width", "optim.lr"), "val/loss", VALIDATION_METRICS[config.task]),
+        table=runs_table(("model.width", "optim.lr"), "val/loss", config.reported, is_ascending=True),
         environment=_environment() if with_environment else None,
     )
 
 
-def runs_table(params: Sequence[str], metric: str, metrics: Sequence[str]) -> RunsTable:
+def runs_table(params: Sequence[str], metric: str, metrics: Sequence[str], is_ascending: bool) -> RunsTable:
     """Return the first columns of MLflow's table: what varies, what is compared, and two other metrics."""
     shown = [metric, *(name for name in metrics if name != metric)][:3]
-    return RunsTable(params=list(params), metrics=shown, is_ascending=not is_higher_better(metric))
+    return RunsTable(params=list(params), metrics=shown, is_ascending=is_ascending)
 
 
 def model_record(size: ModelSize) -> ModelRecord:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from shoal.config.secrets import mask
+from shoal.registry.client import connect
 from shoal.storage.records import Identity, Metadata, RunsTable, SweepResult, TrainResult
 from shoal.storage.run_folder import CONFIG, PICTURES, REPORTS, TRIALS, RunFolder
 from shoal.tracking.journal import MetricPoint
@@ -24,6 +25,7 @@ NOTE_TAG = "mlflow.note.content"
 # Charts lie in sections by the part before the slash, in ASCII order: a copy of both losses comes before `best/*`.
 SHOWN_FIRST = {"train/loss": "Loss/train", "val/loss": "Loss/validation"}
 MOST_TEXT = 24  # characters of a value in a trial's name
+MOST_EXPERIMENTS = 10  # whose page is printed
 MOST_ROWS = 5  # of a table in a description
 OWN_NOTE = "Runs of [Shoal]"  # begins the description of an experiment, which anybody may replace
 # Of a sweep, and of a run: the first that is there is shown.
@@ -87,9 +89,11 @@ def view_key(table: RunsTable) -> str:
     return "shoal-" + hashlib.sha256(view_state(table).encode()).hexdigest()[:8]
 
 
-def latest_tables(client: Any) -> dict[str, str]:
-    """Return the page of the runs table of each experiment that has one, by the experiment's name, latest first."""
-    found = client.search_experiments(order_by=["last_update_time DESC"], max_results=1000)
+def runs_tables(store: str) -> dict[str, str]:
+    """Return the page of the runs table of each experiment of a store, by its name; the latest first."""
+    found = connect(store).search_experiments(
+        order_by=["last_update_time DESC"], max_results=MOST_EXPERIMENTS
+    )
     paths = {experiment.name: experiment.tags.get(PAGE_TAG) for experiment in found}
     return {name: path for name, path in paths.items() if path}
 

@@ -208,7 +208,7 @@ class RunSync:
         steps.append(partial(self._upload, SAMPLE))
         if self._parent is None:
             steps += [self._complete_result, partial(self._upload, Result.file)]
-        described = [] if self._parent else [self._describe, self._describe_experiment]
+        described = () if self._parent else (self._describe, self._describe_experiment)
         return [*steps, self._publish, *described, self._end]
 
     def _do(self, steps: list[Step]) -> None:

@@ -1,7 +1,6 @@
 """What MLflow receives of a sweep besides metrics: the space among its params, the best trial among its tags."""
 
 from shoal.data.dataset_info import DatasetInfo
-from shoal.runs.config import VALIDATION_METRICS
 from shoal.runs.mlflow_metadata import run_metadata, runs_table
 from shoal.runs.validate import measure_model
 from shoal.storage.records import Metadata, TrialRow
@@ -18,7 +17,7 @@ def sweep_metadata(plan: SweepPlan, dataset_info: DatasetInfo) -> Metadata:
     params |= {f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")}
     del params["model.parameters"]  # differs between trials
     tags = metadata.tags | {"shoal.trials": plan.total, "shoal.sweep": "true"}
-    table = runs_table([*plan.config.space], tune.metric, VALIDATION_METRICS[plan.config.task])
+    table = runs_table([*plan.config.space], tune.metric, plan.config.reported, plan.config.mode == "min")
     return metadata.replace(params=params, tags=tags, table=table)
 
 
