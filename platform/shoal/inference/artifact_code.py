@@ -41,17 +41,14 @@ def builder_of_artifact(description: Path, name: str, trust_code: bool) -> Calla
         raise ModelError(
             f"'{description}' names the model '{name}', which Shoal does not know: train it again"
         )
-    code = description.parents[2] / CODE
-    if trust_code:
-        objects.receive_files(code / objects.FOLDER)
-    if objects.is_kept(name):  # by its content: this process has the very same code
+    if is_object_of_artifact(description, name, trust_code):
         return find_builder(name)
     if not trust_code:
         raise ModelError(
             f"'{description}' names the model's own code, '{name}', which is not run unasked: look at it, then set "
             f"trust_code=true ({TRUST_VARIABLE}=1 for mlflow.pyfunc.load_model)"
         )
-    return _import_from(code, name, description)
+    return _import_from(description.parents[2] / CODE, name, description)
 
 
 def code_of_artifact(description: Path, trust_code: bool, path: str, key: str) -> Callable[..., Any]:
@@ -60,7 +57,7 @@ def code_of_artifact(description: Path, trust_code: bool, path: str, key: str) -
     Raises:
         ModelError: `trust_code` is not set, or it is no code of this model.
     """
-    if objects.is_kept(path):  # by its content, as a builder
+    if is_object_of_artifact(description, path, trust_code):
         kept: Callable[..., Any] = find(path, key)
         return kept
     if not trust_code:
@@ -72,6 +69,13 @@ def code_of_artifact(description: Path, trust_code: bool, path: str, key: str) -
         found: Callable[..., Any] = find(path, key)
         return found
     return _import_from(description.parents[2] / CODE, path, description)
+
+
+def is_object_of_artifact(description: Path, name: str, trust_code: bool) -> bool:
+    """Whether a name is of an object that this process may use: its own, by its content, or a trusted model's."""
+    if trust_code and objects.is_reference(name):
+        objects.receive_files(description.parents[2] / CODE / objects.FOLDER)
+    return objects.is_kept(name)
 
 
 def check_source_of_artifact(source: str, trust_code: bool) -> None:

@@ -36,7 +36,8 @@ class Verifier:
             self._process, self._answers = start_answering(
                 ["-m", "shoal.registry.verify"],
                 stderr=subprocess.PIPE,
-                env=os.environ | {TRUST_VARIABLE: "1"},  # the code of the very run that saves the model
+                # The code of the very run that saves the model, wherever this process imports it from.
+                env=os.environ | {TRUST_VARIABLE: "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         return self
 

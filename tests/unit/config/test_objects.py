@@ -205,3 +205,20 @@ def test_source_of_a_decorated_class_is_whole():
     text = textwrap.dedent(source_of(Ranked) or "")
     assert text.startswith("@functools.total_ordering\nclass Ranked:")
     assert text.rstrip().endswith("return True")
+
+
+def test_a_trusted_model_brings_its_own_objects(tmp_path, monkeypatch):
+    from shoal.errors import ModelError
+    from shoal.inference.artifact_code import code_of_artifact
+
+    name = objects.register(made(3), "train.loss")
+    folder = tmp_path / "code" / objects.FOLDER
+    folder.mkdir(parents=True)
+    for file, data in objects.files_of([name]).items():
+        (folder / file).write_bytes(data)
+    description = tmp_path / "data" / "weights" / "description.json"
+    assert code_of_artifact(description, False, name, "train.loss")(2) == 6  # this process's own
+    monkeypatch.setattr(objects, "_KEPT", {})
+    with pytest.raises(ModelError, match="trust_code=true"):
+        code_of_artifact(description, False, name, "train.loss")
+    assert code_of_artifact(description, True, name, "train.loss")(2) == 6
