@@ -15,6 +15,7 @@ from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources, cluster_address
 
 PROBE_S, LOOK_EVERY_S = 2.0, 0.5
+_OPENED: list[bool] = []  # not empty while the session is one that `connect` opened, and not the caller's own
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -40,6 +41,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
         logging.getLogger(name).setLevel(logging.ERROR)
     silence_raylet()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    is_callers = ray.is_initialized() and not _OPENED
     if not ray.is_initialized():
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
@@ -51,6 +53,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
                     ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
             else:
                 ray.init(found, **quiet)
+            _OPENED.append(True)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
@@ -63,9 +66,8 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
             signal.signal(number, handler)
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
-    check_resources(
-        scale, cpus - spare_cpus * (found is not None), gpus, "the cluster", spare_cpus * (found is not None)
-    )
+    spare = spare_cpus if found is not None or is_callers else 0
+    check_resources(scale, cpus - spare, gpus, "the cluster", spare)
     return bool(scale.use_gpu and gpus >= scale.num_workers)
 
 
@@ -109,10 +111,12 @@ def _is_gone() -> bool:
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that was started here ends with it."""
+    """Leave the cluster that `connect` joined; one that was started here ends with it. The caller's own stays."""
     import ray
 
-    ray.shutdown()
+    if _OPENED:
+        _OPENED.clear()
+        ray.shutdown()
 
 
 def object_store_bytes() -> int:
