@@ -10,6 +10,8 @@ from typing import Any
 from shoal.config import objects
 from shoal.errors import UserError, nearest
 
+_NAMED: set[str] = set()  # import paths that this process has looked up
+
 
 def is_path(text: str) -> bool:
     """Whether a name reads as `package.module:name` rather than a scheme such as `csv:data.csv`.
@@ -47,6 +49,11 @@ def find(path: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def was_named(path: str) -> bool:
+    """Whether this process has looked up an import path already: its own config names it."""
+    return path.partition("?")[0] in _NAMED
+
+
 def find_object(path: str, key: str) -> Any:
     """Do as `find` with anything that a module defines, whether it can be called or not.
 
@@ -71,6 +78,7 @@ def find_object(path: str, key: str) -> Any:
             f"{key}='{path}': module '{module_name}' has no '{name}'{nearest(name, vars(module))}: "
             "name a function or class it defines"
         )
+    _NAMED.add(path)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from shoal.config import objects
-from shoal.config.import_path import find, is_path
+from shoal.config.import_path import find, is_path, was_named
 from shoal.data.sources.open import is_function
 from shoal.errors import ModelError
 from shoal.models.huggingface_config import SCHEME
@@ -84,7 +84,7 @@ def check_source_of_artifact(source: str, trust_code: bool) -> None:
     Raises:
         ModelError: `trust_code` is not set, or the function lies outside the working directory.
     """
-    if not is_function(source) or objects.is_kept(source):
+    if not is_function(source) or objects.is_kept(source) or was_named(source):
         return
     if objects.is_reference(source):
         raise ModelError(
@@ -115,20 +115,35 @@ def _is_imported_from_elsewhere(top: Path) -> bool:
     return loaded is not None and not _is_below(getattr(loaded, "__file__", None), top.parent)
 
 
+def _same_as_loaded(top: Path) -> Path | None:
+    """Return the folder that a file or package is imported from already, if the text there is the same."""
+    file = getattr(sys.modules.get(top.name), "__file__", None)
+    if file is None or not (top.is_dir() or top.with_suffix(".py").is_file()):
+        return None
+    theirs, ours = (top, Path(file).parent) if top.is_dir() else (top.with_suffix(".py"), Path(file))
+    pairs = [(one, ours / one.relative_to(theirs)) for one in theirs.rglob("*.py")] or [(theirs, ours)]
+    if not all(other.is_file() and one.read_bytes() == other.read_bytes() for one, other in pairs):
+        return None
+    return ours.parent
+
+
 def _is_below(file: str | None, folder: Path) -> bool:
     return file is not None and Path(file).resolve().is_relative_to(folder.resolve())
 
 
 def _import_from(code: Path, path: str, description: Path) -> Callable[..., Any]:
-    """Import `package.module:name` from a model's own code."""
+    """Import `package.module:name` from a model's own code; a module that is imported already must have its text."""
     module_name, _, name = path.partition(":")
     refusal = (
         f"'{description}' names '{path}', which is no class or function of the model's own code in '{code}': train it "
         "again"
     )
-    if not _lies_in(code, module_name):
+    loaded = _same_as_loaded(code / module_name.partition(".")[0])
+    if loaded is not None:
+        code = loaded
+    elif not _lies_in(code, module_name):
         raise ModelError(refusal)
-    if str(code) not in sys.path:
+    elif str(code) not in sys.path:
         sys.path.insert(0, str(code))
     importlib.invalidate_caches()
     try:

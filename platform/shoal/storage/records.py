@@ -481,6 +481,7 @@ class Result(Record):
         experiment_name: of MLflow.
         mlflow_run_id: null while MLflow was never reached.
         tracking_uri: of MLflow.
+        runs_table: the page of MLflow that lists the runs of the experiment, best first, below the server's address.
         run_folder: the absolute path or URI of everything about the run.
     """
 

@@ -196,10 +196,11 @@ class RunSync:
             self.close_run(status, reason)
 
     def _steps_to_open(self) -> list[Step]:
-        steps = [self._find_experiment, self._find_or_create, self._begin, self._describe, self._log_inputs]
-        steps.append(partial(self._upload, CONFIG))
-        of_a_job = [self._describe_experiment, partial(self._upload, self._folder.path_of(Metadata))]
-        return steps if self._parent else [*steps, *of_a_job]
+        steps: list[Step] = [self._find_experiment, self._find_or_create, self._begin, self._describe]
+        steps += [self._log_inputs, partial(self._upload, CONFIG)]
+        if self._parent is None:
+            steps += [self._describe_experiment, partial(self._upload, self._folder.path_of(Metadata))]
+        return steps
 
     def _steps_to_close(self) -> list[Step]:
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
