@@ -66,6 +66,7 @@ def probe(
         UserError: the first rule that is broken.
     """
     check_names(info.transform)
+    _check_one_optimizer(config.model.name, model)
     found = _Probe(config, info, preprocessing, block, model)
     with seeded(config.seed):
         size = found.size()
@@ -75,6 +76,28 @@ def probe(
             found.is_built_again()
         found.trains(size.bytes <= MOST_BYTES)
     return size
+
+
+def _check_one_optimizer(name: str, model: nn.Module) -> None:
+    """Refuse a model in the form of Lightning's that is trained by several optimizers in turn.
+
+    Raises:
+        ModelError: its `configure_optimizers` returns several.
+    """
+    configure = getattr(model, "configure_optimizers", None)
+    try:
+        made = configure() if callable(configure) else None
+    except Exception:  # it needs a trainer, which there is none of here
+        made = None
+    optimizers = made[0] if isinstance(made, tuple) and made and isinstance(made[0], list) else made
+    count = len(optimizers) if isinstance(optimizers, list | tuple) else 1
+    if count > 1:
+        raise ModelError(
+            f"model.name='{name}' has configure_optimizers, which returns {count} optimizers: a run has one optimizer, "
+            "of optim.name, and one loss; where two parts are trained against each other, reverse the gradient between "
+            "them (Ganin and Lempitsky, 2015) in one loss, or train the parts in runs of their own with model.freeze "
+            "and model.init, and drop configure_optimizers"
+        )
 
 
 class _Probe:

@@ -1,0 +1,147 @@
+"""Scripts as people write them, in `examples/`: trained, divided among workers, killed, swept, measured and loaded."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shoal
+from running import RAY_ENV, ROOT, Place
+
+EXAMPLES = ROOT / "examples"
+# What each example learns at least: a metric of the test split, and its bound.
+LEARNS = {
+    "multilabel": ("test/auroc", 0.85),
+    "two_tower": ("test/binary_auroc", 0.9),
+    "autoencoder": ("test/loss", 0.04),
+    "vae": ("test/loss", 30.0),
+    "ragged_lstm": ("test/accuracy", 0.7),
+    "contrastive": ("test/is_right", 0.8),
+    "unet": ("test/dice", 0.2),
+    "survival": ("test/loss", 3.9),
+}
+FAST = ("vae",)  # of the ordinary tests
+ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.long, id=name) for name in LEARNS]
+LESS = {"scale.num_workers": 0, "if_exists": "resume"}
+MOST_LINES = 15
+
+RUN = """
+import json, sys
+sys.path.insert(0, {examples!r})
+import {name}, shoal
+result = shoal.train({name}.CONFIG, **json.loads({settings!r}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def config_of(name):
+    return importlib.import_module(name).CONFIG
+
+
+@pytest.mark.parametrize("name", [*LEARNS, "fine_tuning", "gan"])
+def test_an_example_is_short_beyond_model_data_and_loss(name):
+    lines = (EXAMPLES / f"{name}.py").read_text().partition("CONFIG = ")[2].splitlines()
+    assert 0 < len([line for line in lines if line.strip()]) <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_example_learns_is_measured_and_loaded(name):
+    result = shoal.train(config_of(name), **LESS)
+    metric, bound = LEARNS[name]
+    found = result.metrics[metric]
+    assert found >= bound if metric.endswith(("auroc", "accuracy", "is_right")) else found <= bound
+    measured = shoal.evaluate(result.folder, trust_code=True).metrics
+    assert measured[metric] == pytest.approx(found, rel=1e-5)
+    assert shoal.load_model(result.folder, trust_code=True).task == config_of(name)["task"]
+
+
+@pytest.mark.long
+def test_fine_tuning_trains_the_head_alone():
+    import fine_tuning
+
+    first = shoal.train(fine_tuning.PRETRAINING, **LESS)
+    second = shoal.train(fine_tuning.CONFIG, **{"model.init": first.folder, "optim.lr": 0.02}, **LESS)
+    before, after = (result.model.module.state_dict() for result in (first, second))
+    assert all(np.array_equal(before[key], after[key]) for key in before if key.startswith("backbone"))
+    assert second.metrics["test/accuracy"] > 0.75
+
+
+def test_two_optimizers_are_refused_with_what_to_do():
+    import gan
+
+    with pytest.raises(shoal.UserError, match="configure_optimizers") as refused:
+        shoal.train(gan.CONFIG, **LESS)
+    assert "one optimizer" in str(refused.value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNS)
+def test_an_example_has_the_same_losses_with_workers(name, shared: Place, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", shared.env["RAY_ADDRESS"])
+    settings = {"train.epochs": 2, "storage_path": str(shared.path / "runs")}
+    alone, divided = (
+        shoal.train(config_of(name), **settings, **{"scale.num_workers": workers}).curves
+        for workers in (0, 2)
+    )
+    np.testing.assert_allclose(divided["train/loss"], alone["train/loss"], rtol=2e-3)
+    for metric in (column for column in alone if column.startswith("val/")):
+        np.testing.assert_allclose(divided[metric].dropna(), alone[metric].dropna(), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNS)
+def test_a_killed_example_ends_as_if_nobody_had_killed_it(name, tmp_path):
+    settings = {"run_name": "killed", "scale.num_workers": 0, "train.epochs": 4}
+    process = start(name, tmp_path, settings)
+    wait_for_checkpoint(process, tmp_path / "runs" / "shoal" / "killed")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = shoal.train(config_of(name), **settings)
+    undisturbed = shoal.train(config_of(name), **settings | {"run_name": "undisturbed"})
+    assert killed.record.attempt == 2
+    assert killed.metrics == undisturbed.metrics
+    assert killed.curves["train/loss"].equals(undisturbed.curves["train/loss"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNS)
+def test_an_example_is_swept(name, shared: Place, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", shared.env["RAY_ADDRESS"])
+    space = {"optim.lr": [0.001, 0.01], "model.width": [8, 16]}
+    config = {key: value for key, value in config_of(name).items() if key not in space}
+    sweep = shoal.tune(
+        config, space=space, **{"train.epochs": 1, "scale.num_workers": 1, "scale.cpus_per_worker": 0.5}
+    )
+    assert len(sweep.trials) == 4
+    assert set(sweep.trials["status"]) <= {"FINISHED", "STOPPED"}
+    assert sweep.best.params["model.width"] in (8, 16)
+    assert sweep.best.model.task == config["task"]
+
+
+def start(name: str, folder: Path, settings: dict[str, object]) -> subprocess.Popen[bytes]:
+    import json
+
+    code = RUN.format(examples=str(EXAMPLES), name=name, settings=json.dumps(settings))
+    env = {**os.environ, **RAY_ENV, "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(EXAMPLES)])}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=env, stdout=subprocess.DEVNULL)
+
+
+def wait_for_checkpoint(process: subprocess.Popen[bytes], run: Path, timeout_s: float = 300) -> None:
+    """Wait until a run has a complete checkpoint."""
+    until = time.monotonic() + timeout_s
+    while not list(run.glob("checkpoints/step-*/*.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.02)
