@@ -1,4 +1,4 @@
-"""An autoencoder of the digits: there is no label, the targets are the inputs."""
+"""An autoencoder of the digits: there is no label, the targets are the inputs, standardized as those are."""
 
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ import shoal
 
 
 def digits() -> dict[str, object]:
-    return {"pixels": load_digits().data.astype("float32") / 16}
+    return {"pixels": load_digits().data.astype("float32")}
 
 
 class Autoencoder(nn.Module):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchmetrics.classification import BinaryAUROC
 
 import shoal
 
@@ -21,7 +22,7 @@ class Clicks(Dataset):
         return len(self.click)
 
     def __getitem__(self, row: int) -> tuple[dict[str, Tensor], Tensor]:
-        return {"user": self.user[row], "item": self.item[row]}, self.click[row].float()
+        return {"user": self.user[row], "item": self.item[row]}, self.click[row].long()
 
 
 class TwoTower(nn.Module):
@@ -35,7 +36,7 @@ class TwoTower(nn.Module):
 
 
 def click_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    return F.binary_cross_entropy_with_logits(outputs, targets.float(), reduction="none")
 
 
 CONFIG = {
@@ -44,7 +45,7 @@ CONFIG = {
     "model.name": TwoTower,
     "model.width": 32,
     "train.loss": click_loss,
-    "train.metrics": ["binary_auroc"],
+    "train.metrics": [BinaryAUROC],
     "train.epochs": 10,
     "optim.lr": 0.01,
 }

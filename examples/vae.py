@@ -4,12 +4,22 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import shoal
 
 
-def digits() -> dict[str, object]:
-    return {"pixels": (load_digits().data / 16 > 0.5).astype("float32")}
+class Pixels(Dataset):
+    """Items {"pixels": [64]}: black or white; what a Dataset returns is used unchanged."""
+
+    def __init__(self) -> None:
+        self.images = torch.from_numpy(load_digits().data > 8).float()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {"pixels": self.images[row]}
 
 
 class VAE(nn.Module):
@@ -38,7 +48,7 @@ def negative_elbo(outputs: dict[str, Tensor], targets: Tensor) -> dict[str, Tens
 
 CONFIG = {
     "task": "custom",
-    "data.source": digits,
+    "data.source": Pixels,
     "data.label": None,
     "model.name": VAE,
     "model.width": 8,

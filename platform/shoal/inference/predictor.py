@@ -28,7 +28,7 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
-from shoal.data.tree import clone
+from shoal.data.tree import clone, row_count
 from shoal.errors import DataError, ModelError
 from shoal.inference.artifact_code import (
     CODE,
@@ -45,10 +45,11 @@ from shoal.models.inputs import blank_targets, view_of_rows
 from shoal.models.registry import build_model_for, find_builder
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
+from shoal.tasks.custom import Custom
 from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
 from shoal.tasks.open_data import make_preprocessing_spec
-from shoal.tasks.outputs import logits_of
+from shoal.tasks.outputs import described, logits_of
 from shoal.tasks.registry import TaskName, make_task
 from shoal.tasks.regression import Regression
 from shoal.training.evaluation import RowLimit
@@ -208,7 +209,8 @@ class Predictor:
         Returns:
             One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
             order of the label's classes. Of several labels `prediction` is a list, in the order of `data.label`, and so
-            are the `probabilities` of a multilabel classification. A custom task predicts the outputs.
+            are the `probabilities` of a multilabel classification. A custom task predicts what the model returned: a
+            column for each key of a dict, `output_0` and so on of a tuple.
             A language model predicts text: a causal one the continuation, with the
             parameters `max_new_tokens`, `temperature` (0: the likeliest token) and `seed`; a masked one the text with
             its [MASK]s filled in.
@@ -223,6 +225,8 @@ class Predictor:
         misfits.add(block)
         for line in misfits.lines():
             logger.warning("%s", line)
+        if self.task.name == Custom.name:
+            return self._predict_as_returned(block)
         outputs = self.outputs(block)
         if self.transform.target_columns or not self.transform.has_label:
             return self._predict_arrays(outputs)
@@ -237,15 +241,51 @@ class Predictor:
         )
 
     def _predict_arrays(self, outputs: Tensor) -> pd.DataFrame:
-        """Return predictions where the label is several columns, or only a loss of the user's knows what it is."""
+        """Return predictions where the label is several columns."""
         if isinstance(self.task, MultilabelClassification):
             probabilities = outputs.sigmoid()
             found = {"prediction": (probabilities > 0.5).long(), "probabilities": probabilities}
-        elif isinstance(self.task, Regression):
-            found = {"prediction": outputs * self.task.scale + self.task.mean}
         else:
-            found = {"prediction": outputs.squeeze(1) if outputs.shape[1:] == (1,) else outputs}
+            assert isinstance(self.task, Regression)
+            found = {"prediction": outputs * self.task.scale + self.task.mean}
         return pd.DataFrame({name: values.tolist() for name, values in found.items()})
+
+    def _predict_as_returned(self, block: Block) -> pd.DataFrame:
+        """Return the outputs of a custom task, of which only a loss of the user's knows the meaning."""
+        with torch.no_grad():
+            parts = [
+                part
+                for batch in self._views(block, is_labelled=False)
+                for part in self._limit.run(batch, self._named_outputs)
+            ]
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return pd.DataFrame(
+            {
+                name: (values.squeeze(1) if values.shape[1:] == (1,) else values).tolist()
+                for name, values in found.items()
+            }
+        )
+
+    def _named_outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the tensors of rows that the model returns, by name: `prediction` if there is one alone."""
+        outputs = call_model(self.model, clone(batch.inputs))
+        if isinstance(outputs, Mapping):
+            named = {str(name): value for name, value in outputs.items()}
+        elif isinstance(outputs, tuple | list):
+            named = {f"output_{place}": value for place, value in enumerate(outputs)}
+        else:
+            named = {"prediction": outputs}
+        rows = row_count(batch.inputs)
+        found = {
+            name: value.double()
+            for name, value in named.items()
+            if isinstance(value, Tensor) and value.ndim and len(value) == rows
+        }
+        if not found:
+            raise ModelError(
+                f"the model returned {described(outputs)} for {rows} rows: return a tensor with a row for each"
+            )
+        return found
 
     def accumulator(self) -> Accumulator:
         """Return what `evaluate` adds to.

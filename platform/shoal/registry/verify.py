@@ -104,9 +104,10 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
             else {name: rows[:FEW] for name, rows in block.items()}
         )
         raw = as_rows(some, own.transform)
-        predicted = loaded.predict(raw)["prediction"].to_numpy()
-        if not _agree(predicted, own.predict(raw)["prediction"].to_numpy()):
-            raise VerificationError("pyfunc's predictions differ from the model's own")
+        predicted, expected = loaded.predict(raw), own.predict(raw)
+        for name in expected:
+            if not _agree(predicted[name].to_numpy(), expected[name].to_numpy()):
+                raise VerificationError(f"pyfunc's predictions differ from the model's own ('{name}')")
         return block
 
     if rows:

@@ -54,7 +54,7 @@ def beside(outputs, targets):
 
 
 class Forgets(Metric):
-    """Adds up over workers what is a mean."""
+    """Takes a mean over workers of what is a sum."""
 
     def __init__(self):
         super().__init__()
