@@ -68,7 +68,7 @@ def test_an_example_learns_is_measured_and_loaded(name):
 
 
 @pytest.mark.long
-def test_fine_tuning_trains_the_head_alone():
+def test_fine_tuning_trains_only_the_head():
     import fine_tuning
 
     first = shoal.train(fine_tuning.PRETRAINING, **LESS)
@@ -91,13 +91,13 @@ def test_two_optimizers_are_refused_with_what_to_do():
 def test_an_example_has_the_same_losses_with_workers(name, shared: Place, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", shared.env["RAY_ADDRESS"])
     settings = {"train.epochs": 2, "storage_path": str(shared.path / "runs")}
-    alone, divided = (
+    single, divided = (
         shoal.train(config_of(name), **settings, **{"scale.num_workers": workers}).curves
         for workers in (0, 2)
     )
-    np.testing.assert_allclose(divided["train/loss"], alone["train/loss"], rtol=2e-3)
-    for metric in (column for column in alone if column.startswith("val/")):
-        np.testing.assert_allclose(divided[metric].dropna(), alone[metric].dropna(), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(divided["train/loss"], single["train/loss"], rtol=2e-3)
+    for metric in (column for column in single if column.startswith("val/")):
+        np.testing.assert_allclose(divided[metric].dropna(), single[metric].dropna(), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.long
@@ -109,10 +109,10 @@ def test_a_killed_example_ends_as_if_nobody_had_killed_it(name, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed = shoal.train(config_of(name), **settings)
-    undisturbed = shoal.train(config_of(name), **settings | {"run_name": "undisturbed"})
+    uninterrupted = shoal.train(config_of(name), **settings | {"run_name": "uninterrupted"})
     assert killed.record.attempt == 2
-    assert killed.metrics == undisturbed.metrics
-    assert killed.curves["train/loss"].equals(undisturbed.curves["train/loss"])
+    assert killed.metrics == uninterrupted.metrics
+    assert killed.curves["train/loss"].equals(uninterrupted.curves["train/loss"])
 
 
 @pytest.mark.long

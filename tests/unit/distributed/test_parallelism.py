@@ -44,6 +44,7 @@ from shoal.training.checkpoint import store as store_module
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import (
     DATASET_INFO,
+    OPTIMIZER,
     RANDOM,
     WEIGHTS,
     TrainingProgress,
@@ -735,7 +736,7 @@ def test_a_tensor_of_a_sharded_checkpoint_is_one_request_a_part(two, bucket, obj
 def test_every_worker_writes_its_own_file_and_the_manifest_lists_them_all(two, folder):
     run = RunFolder(f"{folder}/fsdp")
     files = run.load(Manifest, inside=f"{CHECKPOINTS}/step-000005").files
-    common = {dtensor_io.INDEX, RANDOM, CheckpointState.file, DATASET_INFO}
+    common = {dtensor_io.INDEX, OPTIMIZER, RANDOM, CheckpointState.file, DATASET_INFO}
     assert set(files) == common | {"__0_0.distcp", "__1_0.distcp"}
     sizes = [files[f"__{rank}_0.distcp"].bytes for rank in range(2)]
     held = 2 * sum(tensor.nbytes for tensor in two[0]["fsdp"]["kept"].values() if tensor.ndim) // 3

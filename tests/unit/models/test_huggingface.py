@@ -14,7 +14,8 @@ from shoal.models.config import ModelConfig
 from shoal.models.pretrained import NOT_LOADED
 from shoal.models.registry import build_model, find_builder
 from shoal.models.size import measure_size
-from shoal.registry.package import REQUIREMENTS, _code_paths, _requirements
+from shoal.registry.package import REQUIREMENTS, _named_code, _requirements
+from shoal.tasks.objective import ObjectiveConfig
 from shoal.training.checkpoint.store import _weights_bytes
 
 transformers = pytest.importorskip("transformers")
@@ -368,6 +369,6 @@ def test_a_trained_models_description_does_not_ask_for_the_weights_it_started_fr
 
 
 def test_a_saved_models_requirements_name_transformers_only_where_it_is_needed():
-    assert _requirements("huggingface:gpt2") == (*REQUIREMENTS, "transformers")
-    assert _requirements("mlp") == REQUIREMENTS
-    assert _code_paths("huggingface:gpt2") == _code_paths("mlp")
+    assert _requirements("huggingface:gpt2", ObjectiveConfig()) == (*REQUIREMENTS, "transformers")
+    assert _requirements("mlp", ObjectiveConfig()) == REQUIREMENTS
+    assert _named_code("huggingface:gpt2", ObjectiveConfig(), None) == []

@@ -204,11 +204,15 @@ def _named(value: Any) -> dict[str, Any] | None:
 
 
 def _is_tree(value: Any) -> bool:
-    """Whether a tuple or list holds arrays, rather than being one of numbers."""
+    """Whether a tuple or list holds arrays, rather than being one of numbers, or of messages of a chat."""
     return isinstance(value, tuple | list) and any(
-        _named(part) is not None or is_image(part) or (_has_shape(part) and len(part.shape) > 0)
+        _holds_no_text(_named(part)) or is_image(part) or (_has_shape(part) and len(part.shape) > 0)
         for part in value
     )
+
+
+def _holds_no_text(named: dict[str, Any] | None) -> bool:
+    return named is not None and not any(isinstance(part, str) for part in named.values())
 
 
 def _has_shape(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """The report is one well-formed page that needs no other, whatever the trials hold."""
 
+import os
 import re
 import tomllib
 from html.parser import HTMLParser
@@ -120,7 +121,8 @@ def test_every_file_of_the_package_that_is_no_module_is_installed_with_it():
     """Templates are read beside their modules, so a wheel has to hold them."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = ROOT / "platform" / "shoal"
-    held = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    files = (Path(at) / name for at, _, names in os.walk(package, followlinks=True) for name in names)
+    held = {path for path in files if path.suffix not in (".py", ".pyc")}
     assert held == {path for pattern in declared["shoal"] for path in package.glob(pattern)}
 
 
