@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+pytestmark = pytest.mark.long
+
 
 class Ratings(Dataset):
     def __init__(self, rows=160):
