@@ -27,19 +27,14 @@ class Registered(NamedTuple):
         return f"models:/{self.name}/{self.version}"
 
 
-class _Run:
-    """What every result says of its run.
+class _Recorded:
+    """Where a run is.
 
     Attributes:
-        record: what `result.json` holds.
+        record: what `result.json` holds of it.
     """
 
-    record: records.Result
-
-    @property
-    def status(self) -> str:
-        """FINISHED, FAILED or KILLED."""
-        return self.record.status
+    record: records.Result | records.BestTrial
 
     @property
     def folder(self) -> str:
@@ -51,6 +46,17 @@ class _Run:
         """Of the run in MLflow; None while MLflow was never reached."""
         return self.record.mlflow_run_id
 
+
+class _Run(_Recorded):
+    """What every result says of its run."""
+
+    record: records.Result
+
+    @property
+    def status(self) -> str:
+        """FINISHED, FAILED or KILLED."""
+        return self.record.status
+
     @property
     def tracking_uri(self) -> str | None:
         """Of MLflow."""
@@ -61,13 +67,8 @@ class _Run:
         return self.record.run_name
 
 
-class _Trained:
+class _Trained(_Recorded):
     """What a training has left in a run folder."""
-
-    @property
-    def folder(self) -> str:
-        """The run folder: an absolute path or a URI."""
-        raise NotImplementedError
 
     @cached_property
     def model(self) -> Model:
@@ -122,6 +123,8 @@ class TrainResult(_Run, _Trained):
 class BestTrial(_Trained):
     """The best trial of a sweep."""
 
+    record: records.BestTrial
+
     def __init__(self, record: records.BestTrial) -> None:
         self.record = record
 
@@ -143,16 +146,6 @@ class BestTrial(_Trained):
     @property
     def name(self) -> str:
         return self.record.trial
-
-    @property
-    def folder(self) -> str:
-        """The trial's run folder."""
-        return self.record.run_folder
-
-    @property
-    def run_id(self) -> str | None:
-        """Of the trial's run in MLflow."""
-        return self.record.mlflow_run_id
 
     def __repr__(self) -> str:
         return f"{self.name}: {params_text(self.params)}\n{_metrics_text(self.metrics)}"
