@@ -53,7 +53,7 @@ class RowNoise(TorchFunctionMode):
 
 def uniform(shape: tuple[int, ...]) -> Tensor | None:
     """Return float64 draws in [0, 1), multiples of 2**-32."""
-    return _by_rows(shape, _uniform_rows)
+    return _with_rows_first(shape, _uniform_rows)
 
 
 def normal(shape: tuple[int, ...]) -> Tensor | None:
@@ -64,10 +64,10 @@ def normal(shape: tuple[int, ...]) -> Tensor | None:
         radius = (-2 * (1 - _uniform_rows(elements)).log()).sqrt()
         return radius * (2 * math.pi * _uniform_rows(elements)).cos()
 
-    return _by_rows(shape, draw)
+    return _with_rows_first(shape, draw)
 
 
-def _by_rows(shape: tuple[int, ...], draw: Callable[[int], Tensor]) -> Tensor | None:
+def _with_rows_first(shape: tuple[int, ...], draw: Callable[[int], Tensor]) -> Tensor | None:
     """Return draws of a shape [n, ...]; None where its first dimension is not that of the rows."""
     assert announced.keys is not None
     if not shape or shape[0] != len(announced.keys):
