@@ -144,6 +144,15 @@ for name in ("adam", "adamw", "sgd", "nadam", "rmsprop"):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def assert_equal_steps(layers, optimizers):
+    for step in range(5):
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            optimizer.zero_grad()
+            layer(torch.full((3, 8), step + 1.0)).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(layers[0].weight, layers[1].weight)
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
     layers = [nn.Linear(8, 8) for _ in range(2)]
@@ -152,12 +161,7 @@ def test_its_steps_are_those_of_torchs_own_class_to_the_bit(name):
     more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     own_class = type(ours).__mro__[1]
     theirs = own_class(layers[1].parameters(), lr=0.001, weight_decay=0.1, fused=True, **more)
-    for step in range(5):
-        for layer, optimizer in zip(layers, (ours, theirs), strict=True):
-            optimizer.zero_grad()
-            layer(torch.full((3, 8), step + 1.0)).square().sum().backward()
-            optimizer.step()
-    assert torch.equal(layers[0].weight, layers[1].weight)
+    assert_equal_steps(layers, (ours, theirs))
     assert ours.state_dict()["state"].keys() == theirs.state_dict()["state"].keys()
 
 
@@ -238,12 +242,7 @@ def test_the_other_optimizers_make_torchs_steps_to_the_bit(name):
     layers[1].load_state_dict(layers[0].state_dict())
     ours = build_optimizer(layers[0], OptimConfig(name=name, lr=0.01, args={"maximize": True}))
     theirs = OPTIMIZERS[name](layers[1].parameters(), lr=0.01, maximize=True)
-    for step in range(5):
-        for layer, optimizer in zip(layers, (ours, theirs), strict=True):
-            optimizer.zero_grad()
-            layer(torch.full((3, 8), step + 1.0)).square().sum().backward()
-            optimizer.step()
-    assert torch.equal(layers[0].weight, layers[1].weight)
+    assert_equal_steps(layers, (ours, theirs))
 
 
 @pytest.mark.parametrize("spelled", ["AdamW", "adam_w", "adamw", "RMSprop", "rms_prop"])
