@@ -10,13 +10,13 @@ import pytest
 
 from running import Place, Trace, assert_close, assert_equal
 
+pytestmark = pytest.mark.long
+
 PARTS = '''
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-
-pytestmark = pytest.mark.long
 
 
 class Ratings(Dataset):
