@@ -48,13 +48,12 @@ def measure(uri: str) -> dict[str, float]:
     preprocessing = preprocessing_spec(config.data, config.task, config.seed, source)
     process = psutil.Process()
     before = process.memory_info()
-    blocks = ingest.read_blocks(source)
-    info, _ = ingest.inspect_blocks(blocks, preprocessing, "")
+    read = ingest.read_and_inspect(source, preprocessing)
     after = process.memory_info()
     session.disconnect()
     # Pages of the object store are shared, and count for the processes that map them.
     own = (after.rss - after.shared) - (before.rss - before.shared)
-    return {"rows": sum(info.rows.values()), "mib": own / MIB}
+    return {"rows": sum(read[1].rows.values()), "mib": own / MIB}
 
 
 def main() -> None:

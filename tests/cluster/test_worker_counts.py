@@ -57,8 +57,10 @@ def test_a_run_resumes_on_another_number_of_workers(shared: Place, single_proces
     assert_close(Trace.of(shared.folder("run")), single_process)
 
 
-def train_with_ray_datas_readers(shared: Place, monkeypatch: pytest.MonkeyPatch, *settings: str) -> None:
-    """Train in the experiment `large`, with no source small enough for the driver."""
+def train_with_ray_datas_readers(
+    shared: Place, monkeypatch: pytest.MonkeyPatch, *settings: str, code: int = 0
+) -> None:
+    """Train in the experiment `large`, with no source small enough for the driver, and end with an exit code."""
     for name, value in shared.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(shared.path)
@@ -67,7 +69,40 @@ def train_with_ray_datas_readers(shared: Place, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(Path(ROOT) / "jobs" / "train.py"), run_name="__main__")
-    assert ended.value.code == 0
+    assert ended.value.code == code
+
+
+NARROW = """
+from torch import nn
+
+class Narrow(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.head = nn.Linear(inputs[0], outputs - 1)
+
+    def forward(self, x):
+        return self.head(x)
+"""
+
+
+def test_check_reads_large_data_on_the_cluster_and_finds_what_training_would(
+    shared: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended at once, and said that a model which does not fit the data was sound."""
+    random = np.random.default_rng(0)
+    kinds = random.choice(["a", "b", "c"], 300)
+    shared.path.joinpath("narrow.py").write_text(NARROW)
+    pd.DataFrame({"size": random.normal(size=300), "kind": kinds}).to_csv(
+        shared.path / "large.csv", index=False
+    )
+    settings = ("--check", "data.source=csv:large.csv", "data.label=kind")
+    train_with_ray_datas_readers(shared, monkeypatch, *settings)
+    out = capsys.readouterr().out
+    assert "on the cluster" in out
+    assert "the config is sound" in out
+    train_with_ray_datas_readers(shared, monkeypatch, *settings, "model.name=narrow:Narrow", code=2)
+    assert "error: model.name='narrow:Narrow'" in capsys.readouterr().err
+    assert not (shared.path / "runs" / "large").exists()
 
 
 @pytest.mark.long

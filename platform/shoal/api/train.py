@@ -8,6 +8,7 @@ from typing import Any
 from shoal.api.config import ConfigLike, make_config
 from shoal.api.results import TrainResult
 from shoal.cluster import session
+from shoal.config.secrets import mask
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import data_notes
 from shoal.runs.locations import resolve_tracking_uri
@@ -59,11 +60,18 @@ def open_run(config: RunConfig) -> tuple[RunFolder, records.TrainResult | None]:
     return folder, done
 
 
-def check_run(config: RunConfig) -> RunPlan:
-    """Check all that can be checked before anything starts; print the data and the model."""
+def check_run(config: RunConfig, trains: bool = True) -> RunPlan:
+    """Check all that can be checked before anything starts; print the data and the model.
+
+    Args:
+        trains: large data are then read, and checked, once there is a cluster to train on; else here.
+    """
     check_tracking(config.track)
     plan = validate(config, session.connect)
-    if plan.dataset_info and plan.size:  # else the cluster reads the data
+    if plan.dataset_info is None and not trains:
+        print(f"reading {mask(config.data.source)} on the cluster, as a training does first", flush=True)
+        plan = workflow.read_and_check(plan)
+    if plan.dataset_info and plan.size:
         print(plan_report(config, plan.dataset_info, plan.size, data_notes(plan.source, plan.dataset_info)))
     return plan
 

@@ -73,6 +73,18 @@ def _read_once(source: Source) -> Blocks:
     return Blocks(refs, splits, counts, source.has_validation)
 
 
+def read_and_inspect(
+    source: Source, preprocessing: PreprocessingSpec
+) -> tuple[Blocks, DatasetInfo, list[dict[str, int]]]:
+    """Read a source, check and fit over all of it; also returns how many rows of each split precede each block.
+
+    Raises:
+        DataError: a problem that is found by reading all rows.
+    """
+    blocks = read_blocks(source)
+    return blocks, *inspect_blocks(blocks, preprocessing, source.fingerprint)
+
+
 def inspect_blocks(
     blocks: Blocks, preprocessing: PreprocessingSpec, fingerprint: str
 ) -> tuple[DatasetInfo, list[dict[str, int]]]:

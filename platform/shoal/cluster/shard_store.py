@@ -48,8 +48,7 @@ def put_shards(plan: RunPlan, num_workers: int) -> tuple[DatasetInfo, ShardRefs]
         return plan.dataset_info, _put_small(plan, plan.dataset_info, num_workers)
     from shoal.cluster import ingest
 
-    blocks = ingest.read_blocks(plan.source)
-    dataset_info, before = ingest.inspect_blocks(blocks, plan.preprocessing, plan.source.fingerprint)
+    blocks, dataset_info, before = ingest.read_and_inspect(plan.source, plan.preprocessing)
     resident = _is_resident(plan, dataset_info)
     refs = ingest.partition_blocks(blocks, before, dataset_info, plan.preprocessing, num_workers, resident)
     return dataset_info, ShardRefs(refs, resident)

@@ -1,4 +1,4 @@
-"""Check config, data and model, and start nothing: shoal check [CONFIG.yaml] [dotted.key=value ...]"""
+"""Check config, data and model, and train nothing: shoal check [CONFIG.yaml] [dotted.key=value ...]"""
 
 from shoal.command import train
 

@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure a trained model on rows it was not trained on"),
     "transfer": ("transfer", "tune a narrow model, train a wide one (muP)"),
     "coordinate-check": ("coordinate_check", "check that activations move equally at all widths"),
-    "check": ("check", "check config, data and model, and start nothing"),
+    "check": ("check", "check config, data and model, and train nothing"),
     "plan": ("plan", "estimate memory and time, on any hardware"),
     "init": ("init", "write a config, a model and data to begin with"),
     "runs": ("runs", "list runs, and what to do next with unfinished ones"),

@@ -16,7 +16,7 @@ def main(arguments: list[str], program: str = "shoal train") -> int:
         "Train a PyTorch model on a Ray cluster, recorded in MLflow.",
         RunConfig,
     )
-    parser.add_argument("--check", action="store_true", help="check everything and start nothing")
+    parser.add_argument("--check", action="store_true", help="check everything and train nothing")
     parser.add_argument("--plan", action="store_true", help="estimate memory and time, on any hardware")
     parser.add_argument("--mfu", type=float, default=MFU, help="share of a device's peak for --plan's times")
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value")
@@ -30,11 +30,11 @@ def main(arguments: list[str], program: str = "shoal train") -> int:
     if done:
         print(train_report(done))
         return 0
-    plan = check_run(config)
+    plan = check_run(config, trains=not options.check)
     if options.check:
-        if plan.dataset_info:
-            print(schema_report(plan.dataset_info))
-        print("the config is sound; nothing was started")
+        assert plan.dataset_info is not None
+        print(schema_report(plan.dataset_info))
+        print("the config is sound; nothing was trained")
         return 0
     print(train_report(train_checked(plan, folder)))
     return 0

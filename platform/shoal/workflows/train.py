@@ -70,6 +70,23 @@ def train(plan: RunPlan, folder: RunFolder, listen: Listener = lambda status: No
         return run.finish()
 
 
+def read_and_check(plan: RunPlan) -> RunPlan:
+    """Have a cluster read data that are too large for this process, and check the rest of the config against them.
+
+    Raises:
+        UserError: the first rule that is broken.
+    """
+    from shoal.cluster import ingest
+
+    session.connect(plan.config.scale, spare_cpus(plan))
+    try:
+        _, dataset_info, _ = ingest.read_and_inspect(plan.source, plan.preprocessing)
+    finally:
+        session.disconnect()
+    size = check_training(plan.config, dataset_info, plan.source, plan.preprocessing)
+    return replace(plan, dataset_info=dataset_info, size=size)
+
+
 class _TrainingRun(RunLifecycle):
     """One attempt at a run."""
 
