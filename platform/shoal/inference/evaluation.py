@@ -18,6 +18,9 @@ def split_blocks(
     source: Source, preprocessing: PreprocessingSpec, split: str | None = None
 ) -> Iterator[Block]:
     """Yield the rows of one split, block by block; without a split, all rows."""
+    if split is not None and source.states(split):  # no other rows are in it, and none are read
+        yield from (block for _, block in source.blocks(split))
+        return
     for block, splits in blocks_with_splits(source, preprocessing):
         if split is None:
             if len(splits):
@@ -26,6 +29,19 @@ def split_blocks(
         is_in_split = splits == SPLITS.index(split)
         if is_in_split.any():
             yield {name: column[is_in_split] for name, column in block.items()}
+
+
+def first_rows(blocks: Iterable[Block], most: int | None) -> Iterator[Block]:
+    """Yield so many of the rows, and read no further; None: all."""
+    left = most
+    for block in blocks:
+        if left is None:
+            yield block
+            continue
+        yield {name: column[:left] for name, column in block.items()}
+        left -= min(left, len(next(iter(block.values()))))
+        if not left:
+            return
 
 
 def evaluate_on_split(

@@ -1,6 +1,6 @@
 """Reloads a saved model in a process of its own and measures it on the split it was evaluated on.
 
-`python -m shoal.registry.verify` reads `[MODEL, SPLIT, ROWS]` and writes the metrics into a pipe, both as JSON.
+`python -m shoal.registry.verify` reads `[MODEL, SPLIT, MOST, ROWS]` and writes the metrics into a pipe, both as JSON.
 """
 
 import contextlib
@@ -46,16 +46,19 @@ class Verifier:
         self._process.communicate()
         self._answers.close()
 
-    def measure(self, model: Path, split: str, rows: Path | None = None) -> dict[str, float]:
+    def measure(
+        self, model: Path, split: str, most: int | None = None, rows: Path | None = None
+    ) -> dict[str, float]:
         """Return what the process, loading the model, measures on a split of its own data.
 
         Args:
+            most: measure on so many of the first rows; None: on all.
             rows: a file of `write_rows` with the rows of the split, where the process cannot read the data.
 
         Raises:
             VerificationError: it does not load.
         """
-        _, err = self._process.communicate(json.dumps([str(model), split, str(rows) if rows else None]))
+        _, err = self._process.communicate(json.dumps([str(model), split, most, str(rows) if rows else None]))
         if self._process.returncode:
             lines = err.strip().splitlines() or ["no output"]
             raise VerificationError(f"the saved model does not load in a clean process: {lines[-1]}")
@@ -84,13 +87,13 @@ def _read_rows(path: str) -> Iterator["Block"]:
             yield pickle.load(rows)
 
 
-def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, float]:
+def evaluate_saved_model(model: str, split: str, most: int | None, rows: str | None) -> dict[str, float]:
     """Load with MLflow and measure on raw rows, going through the very predict that a consumer calls."""
     from mlflow import pyfunc
 
     loaded = pyfunc.load_model(model)  # puts the model's own code on the path
     from shoal.data.sources.base import read_again
-    from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
+    from shoal.inference.evaluation import evaluate_on_blocks, first_rows, split_blocks
     from shoal.inference.predictor import Predictor, weights_folder
     from shoal.inference.rows import as_rows
     from shoal.tasks.open_data import reopen_source
@@ -115,7 +118,7 @@ def evaluate_saved_model(model: str, split: str, rows: str | None) -> dict[str, 
     else:
         source = reopen_source(own.preprocessing, own.task.name)
         blocks = partial(split_blocks, source, own.preprocessing, split)
-    added = read_again(lambda: evaluate_on_blocks(own, map(compare_predictions, blocks())))
+    added = read_again(lambda: evaluate_on_blocks(own, map(compare_predictions, first_rows(blocks(), most))))
     if added is None:
         raise VerificationError(f"there are no {split} rows to measure on")
     return added.results()

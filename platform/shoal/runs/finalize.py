@@ -14,7 +14,7 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TEST, VALIDATION
 from shoal.data.sources.base import Block, Source
 from shoal.errors import VerificationError
-from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
+from shoal.inference.evaluation import evaluate_on_blocks, first_rows, split_blocks
 from shoal.inference.predictor import DESCRIPTION, Predictor, describe_model
 from shoal.inference.rows import TEXT
 from shoal.plots.confusion_matrix import confusion_matrix
@@ -61,13 +61,18 @@ def package_and_verify(
         _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
         verified = None
         if expected:
-            measured = {key.partition("/")[2]: value for key, value in expected.items()}
+            measured = outcome.sampled_metrics or {
+                key.partition("/")[2]: value for key, value in expected.items()
+            }
+            most = outcome.sampled_rows
             own = partial(Predictor.load_own, model.with_name("weights"))
             check_measured(
-                verifier.measure(model, split, _rows(scratch, config, source, preprocessing, split)),
+                verifier.measure(
+                    model, split, most, _rows(scratch, config, source, preprocessing, split, most)
+                ),
                 measured,
                 own,
-                partial(split_blocks, source, preprocessing, split),
+                lambda: first_rows(split_blocks(source, preprocessing, split), most),
             )
             compared = TASKS[config.task].compared_by
             metric = f"{split[:3] if split == VALIDATION else split}/{compared if compared in measured else 'loss'}"
@@ -127,13 +132,18 @@ def check_measured(
 
 
 def _rows(
-    scratch: Path, config: RunConfig, source: Source, preprocessing: PreprocessingSpec, split: str
+    scratch: Path,
+    config: RunConfig,
+    source: Source,
+    preprocessing: PreprocessingSpec,
+    split: str,
+    most: int | None,
 ) -> Path | None:
     """Write the rows of a split for a clean process, where that process cannot read them: they are of an object."""
     if not is_reference(config.data.source):
         return None
     path = scratch / "rows.pkl"
-    write_rows(path, split_blocks(source, preprocessing, split))
+    write_rows(path, first_rows(split_blocks(source, preprocessing, split), most))
     return path
 
 

@@ -43,6 +43,8 @@ DecideFn = Callable[[int, dict[str, float]], Decision]
 
 # Of a curve with track.every_steps=auto; MLflow takes some 80 us of CPU for a point, and draws fewer.
 MAX_POINTS = 1000
+# Of the rows that a saved model is verified on, at most; and of a large model's rows at least.
+VERIFIED_ROWS, FEWEST_VERIFIED, VERIFICATION_FLOPS = 20_000, 32, 1e13
 # Of a device's free memory, before the model is there; the rest is for the training.
 RESIDENT_DEVICE_SHARE = 0.4
 
@@ -83,12 +85,16 @@ class FinalMetrics:
     Attributes:
         split: what `confusion` is of: the test split, or the validation split where there is none.
         confusion: [true class][predicted class] counts of a classification.
+        sampled_rows: of the split that the saved model is verified on, where all its rows would take too long.
+        sampled_metrics: measured on those.
     """
 
     split: str | None = None
     test_metrics: dict[str, float] = field(default_factory=dict)
     val_metrics: dict[str, float] = field(default_factory=dict)
     confusion: list[list[int]] | None = None
+    sampled_rows: int | None = None
+    sampled_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def run_worker(
@@ -144,7 +150,7 @@ def run_worker(
         ended = train(loop, callbacks, attempt.progress, attempt.clock)
         checkpoints.finish()
         selected = select_weights(loop, store, folder, attempt.progress) if _is_complete(ended) else None
-        outcome = _outcome(loop, ended, attempt, spec.dataset_info, device, selected)
+        outcome = _outcome(loop, ended, attempt, spec, device, selected)
         if selected is not None:
             checkpoints.add_full_weights(selected)
     if collective.rank == 0:
@@ -228,13 +234,13 @@ def _outcome(
     loop: TrainingLoop,
     ended: Ending,
     attempt: Attempt,
-    info: DatasetInfo,
+    spec: WorkerSpec,
     device: torch.device,
     selected_step: int | None,
 ) -> Outcome:
     """Evaluate the weights that are the result, all workers together, and return what this worker found."""
     seconds = attempt.seconds
-    final = _final_evaluation(loop, info) if _is_complete(ended) else FinalMetrics()
+    final = _final_evaluation(loop, spec) if _is_complete(ended) else FinalMetrics()
     peaks = loop.collective.gather(peak_bytes(device))
     return Outcome(
         ended=ended,
@@ -255,22 +261,39 @@ def _outcome(
         test_metrics=final.test_metrics,
         val_metrics=final.val_metrics,
         confusion=final.confusion,
+        sampled_rows=final.sampled_rows,
+        sampled_metrics=final.sampled_metrics,
         selected_step=selected_step,
         depends_on_workers=loop.dependence.reason,
     )
 
 
-def _final_evaluation(loop: TrainingLoop, info: DatasetInfo) -> FinalMetrics:
+def _final_evaluation(loop: TrainingLoop, spec: WorkerSpec) -> FinalMetrics:
     """Evaluate on the test split and on the validation split, where they have rows."""
-    added = {split: evaluate_split(loop, split) for split in (TEST, VALIDATION) if info.rows[split]}
+    rows = spec.dataset_info.rows
+    added = {split: evaluate_split(loop, split) for split in (TEST, VALIDATION) if rows[split]}
     if not added:
         return FinalMetrics()
     metrics = {split: found.results() for split, found in added.items()}
     split = next(iter(added))
     counts = loop.task.confusion(added[split].sums) if isinstance(loop.task, Classification) else None
+    verified = VALIDATION if VALIDATION in added else TEST
+    most = rows_to_verify(spec.flops_per_sample)
+    sampled = most if most < rows[verified] else None
     return FinalMetrics(
         split,
         {f"test/{name}": value for name, value in metrics.get(TEST, {}).items()},
         {f"val/{name}": value for name, value in metrics.get(VALIDATION, {}).items()},
         None if counts is None else counts.tolist(),
+        sampled,
+        evaluate_split(loop, verified, first=sampled).results() if sampled else {},
     )
+
+
+def rows_to_verify(flops_per_sample: int | None) -> int:
+    """Return the most rows that a clean process measures a saved model on, in a minute or two of a CPU.
+
+    Args:
+        flops_per_sample: of a forward pass.
+    """
+    return min(VERIFIED_ROWS, max(FEWEST_VERIFIED, int(VERIFICATION_FLOPS / (flops_per_sample or 1))))

@@ -64,6 +64,7 @@ def evaluate(
     most_rows: int | None = None,
     limit: RowLimit | None = None,
     precision: Precision = "fp32",
+    first: int | None = None,
 ) -> Accumulator:
     """Return what was accumulated over all workers' samples of a split, evaluated with the same model on each.
 
@@ -76,6 +77,7 @@ def evaluate(
         most_rows: number of rows at a time, if less than the task's most.
         limit: of memory, known from earlier evaluations.
         precision: of the forward pass.
+        first: evaluate on so many of the split's first rows, over all workers; None: on all.
     """
     collective.sync_buffers(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -92,7 +94,7 @@ def evaluate(
         return None if batch.is_filler else added.part(outputs, batch)
 
     with torch.no_grad():
-        for batch in _batches(shard, split, min(rows, limit.rows or rows), collective):
+        for batch in _batches(shard, split, min(rows, limit.rows or rows), collective, first):
             # The workers of a sharded model compute together: one that tried again would leave the others waiting.
             found = [measure(batch)] if collective.is_sharded else limit.run(batch, measure)
             for part in found:
@@ -103,9 +105,24 @@ def evaluate(
     return added
 
 
-def _batches(shard: Shard, split: str, rows: int, collective: Collective) -> Iterator[Batch]:
+def _batches(
+    shard: Shard, split: str, rows: int, collective: Collective, first: int | None
+) -> Iterator[Batch]:
     batches = shard.held_out(split, rows)
+    if first is not None:  # held-out rows go to the workers in turn
+        batches = _first_rows(batches, len(range(collective.data_rank, first, collective.data_size)))
     return _in_step(batches, shard, collective) if collective.is_sharded else batches
+
+
+def _first_rows(batches: Iterator[Batch], most: int) -> Iterator[Batch]:
+    """Yield so many of the rows."""
+    while most:
+        batch = next(batches, None)
+        if batch is None:
+            return
+        [part, *_] = split_batch(batch, min(most, row_count(batch.inputs)), count=1)
+        most -= row_count(part.inputs)
+        yield part
 
 
 def _in_step(batches: Iterator[Batch], shard: Shard, collective: Collective) -> Iterator[Batch]:

@@ -276,12 +276,14 @@ def rows_of(batch: Batch, step: int, seed: int, collective: Collective) -> RowsO
     return RowsOfBatch(seed, step, first, collective.data_size, len(some), some.device, batch.is_filler)
 
 
-def evaluate_split(loop: TrainingLoop, split: str, precision: Precision = "fp32") -> Accumulator:
-    """Return what was accumulated over a split, measured with the EMA of the weights where one is kept."""
+def evaluate_split(
+    loop: TrainingLoop, split: str, precision: Precision = "fp32", first: int | None = None
+) -> Accumulator:
+    """Return what was accumulated over a split, or its first rows, with the EMA of the weights where one is kept."""
     rows = loop.task.held_out_rows.at_a_time(loop.accumulation.size or loop.shard.lanes.largest_part)
     with loop.ema.in_model() if loop.ema else contextlib.nullcontext():
         return evaluate(
-            loop.model, loop.task, loop.shard, split, loop.collective, rows, loop.row_limit, precision
+            loop.model, loop.task, loop.shard, split, loop.collective, rows, loop.row_limit, precision, first
         )
 
 

@@ -49,6 +49,24 @@ def test_every_sample_counts_once_whatever_the_number_of_workers_and_batches(mon
         torch.testing.assert_close(total(workers), whole, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", [1, 7, 23, 50])
+def test_the_first_rows_of_a_split_are_the_same_on_any_number_of_workers(monkeypatch, first):
+    whole = shards(1)[0].held_out("validation", 50)
+    batch = next(whole)
+    firsts = ResidentShard(
+        Lanes(50, 8, 0), None, {"validation": Rows(batch.inputs[:first], batch.targets[:first])}
+    )
+    expected = evaluate(model(), Classification(3), firsts, "validation", SingleProcess()).sums
+    monkeypatch.setattr(Classification, "held_out_rows", EvaluationRows(1, 4))
+    for workers in (1, 3):
+        found = 0
+        for rank, shard in enumerate(shards(workers)):
+            collective = SingleProcess()
+            collective.data_rank, collective.data_size = rank, workers
+            found += evaluate(model(), Classification(3), shard, "validation", collective, first=first).sums
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_evaluation_leaves_the_model_as_it_was():
     made = model()
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}

@@ -132,11 +132,21 @@ class Source:
     @property
     def has_validation(self) -> bool:
         """Whether the source itself states a validation split."""
-        return any(part.split == VALIDATION for part in self.parts)
+        return self.states(VALIDATION)
 
-    def blocks(self) -> Iterator[tuple[str | None, Block]]:
-        """Yield (split or None, rows) in the source's order; a small source is read once and cached."""
+    def states(self, split: str) -> bool:
+        """Whether the source itself says which rows a split has."""
+        return any(part.split == split for part in self.parts)
+
+    def blocks(self, split: str | None = None) -> Iterator[tuple[str | None, Block]]:
+        """Yield (split or None, rows) in the source's order; a small source is read once and cached.
+
+        Args:
+            split: read only the rows that the source states for it.
+        """
         for number, part in enumerate(self.parts):
+            if split is not None and part.split != split:
+                continue
             if not self.is_small:
                 yield from ((part.split, block) for block in part.read())
                 continue
