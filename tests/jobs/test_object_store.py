@@ -79,6 +79,40 @@ def test_a_training_asks_little_of_an_object_store_however_long_its_journal_is(
     assert steps == list(range(100, steps[-1] + 1, 100))
 
 
+def test_a_sweep_asks_little_of_an_object_store_however_long_the_journals_of_its_trials_are(
+    stored: Place, store: ObjectStore
+) -> None:
+    """After 720 parts of each of two trials: a minute of both."""
+    before = 720
+    trials = [RunFolder(f"s3://bucket/runs/shoal/sweep/trials/t{number:04d}") for number in range(2)]
+    for folder in trials:
+        for number in range(before):
+            folder.write(part_name(journal_name(1), number), b"\n")
+    process = stored.start(
+        "tune",
+        "run_name=sweep",
+        "storage_path=s3://bucket/runs",
+        "optim.lr=0.001,0.002",
+        "train.epochs=1000000",
+        "track.every_steps=100",
+        "tune.max_concurrent_trials=2",
+    )
+    until = time.monotonic() + STEP_TIMEOUT_S
+    while min(len(folder.names("journal")) for folder in trials) < before + 3:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(2)
+    position = f"{JOURNAL}/{JournalPosition.file}"
+    eventually(lambda: all(folder.exists(position) for folder in trials), 120, "MLflow has all points")
+    began = time.monotonic()
+    time.sleep(60)
+    asked = [what for when, what in store.requests if began <= when < began + 60]
+    process.send_signal(signal.SIGINT)
+    done = stored.wait(process)
+    assert done.code == 130, done.err
+    assert len(asked) < 30 * len(trials), Counter(asked)
+
+
 def test_an_outage_is_survived_and_said_and_no_point_or_checkpoint_is_missing(
     stored: Place, store: ObjectStore
 ) -> None:
