@@ -82,11 +82,12 @@ Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that reads `1e-3` as a number, which YAML 1.1 writes as `1.0e-3`."""
+    """YAML that reads `1e-3` as a number, which YAML 1.1 writes as `1.0e-3`, and leaves dates as texts."""
 
 
 Loader.yaml_implicit_resolvers = {
-    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

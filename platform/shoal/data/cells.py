@@ -81,6 +81,7 @@ class Reading(BaseModel):
         return "numbers" + (" with a decimal comma" if self.decimal == "," else "")
 
 
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 PLAIN = Reading()
 
 
@@ -95,12 +96,16 @@ def is_missing_text(texts: np.ndarray, missing: Sequence[str] | None = None) -> 
 
 
 def blanked(values: np.ndarray, missing: Sequence[str]) -> np.ndarray:
-    """Return values [n] in which None or NaN stands for each that `missing` names, as text or as a number."""
+    """Return values [n] in which None, NaN or NaT stands for each that `missing` names: as text, number or date."""
     if values.ndim != 1 or not missing:
         return values
     if values.dtype.kind in "iuf":
         are_gone = np.isin(values, [float(text) for text in missing if _is_plain_number(text)])
         return np.where(are_gone, np.nan, values) if are_gone.any() else values
+    if values.dtype.kind == "M":
+        for date in filter(None, map(_as_date, missing)):  # a day names all of its times
+            values = np.where(values.astype(date.dtype) == date, np.datetime64("NaT"), values)
+        return values
     if values.dtype.kind not in "OUS":
         return values
     texts = values.astype(object)
@@ -115,6 +120,14 @@ def _is_plain_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _as_date(text: str) -> np.datetime64 | None:
+    """Return a day or a time as one; None: it is neither, e.g. a number, which NumPy takes for a year."""
+    try:
+        return np.datetime64(text) if DAY.match(text) else None
+    except ValueError:
+        return None
 
 
 def candidates(texts: np.ndarray, decimal: Decimal | None = None) -> tuple[Reading, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.config import STANDARD, DataConfig
-from shoal.data.glance import Duplicates, Suspect
+from shoal.data.glance import Duplicates, Outlying, Suspect
 from shoal.data.labels import Label, Weight
 from shoal.data.preprocessing import Column, Transform
 from shoal.data.preprocessing_spec import PreprocessingSpec
@@ -43,6 +43,7 @@ class DatasetInfo(BaseModel):
         classes_without_training: rows of each class that only held-out splits have.
         duplicates: rows of held-out splits that are training rows too.
         suspects: columns that alone predict the label.
+        outlying: columns in which a few values are far from the others.
         examples: a few training rows.
     """
 
@@ -56,6 +57,7 @@ class DatasetInfo(BaseModel):
     classes_without_training: dict[str, int] = {}
     duplicates: tuple[Duplicates, ...] = ()
     suspects: tuple[Suspect, ...] = ()
+    outlying: tuple[Outlying, ...] = ()
     examples: tuple[dict[str, str], ...] = ()
 
     @property
@@ -81,6 +83,12 @@ class DatasetInfo(BaseModel):
         lines += [
             f"column '{found.column}' alone predicts '{label.name}' ({found.score:.0%}): is it known before the label?"
             for found in self.suspects[:3]
+        ]
+        lines += [
+            f"column '{found.column}': a few values{f', e.g. {found.value},' * bool(found.value)} are so far from the "
+            f"others that 98% of them lie within {found.width:.2g} standard deviations, nearly one number: name them "
+            "in data.missing, or leave those rows out"
+            for found in self.outlying
         ]
         return lines
 
@@ -141,6 +149,7 @@ def fit_dataset_info(
         classes_without_training=_classes_without_training(summary, unlabelled),
         duplicates=tuple(glance.duplicates()),
         suspects=tuple(glance.suspects(named, preprocessing.is_classification)),
+        outlying=tuple(glance.outlying(columns)),
         examples=tuple(glance.examples()),
     )
 

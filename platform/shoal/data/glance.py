@@ -1,14 +1,16 @@
-"""A bounded look at the rows: duplicates between splits, columns that alone predict the label, and examples.
+"""A bounded look at the rows: duplicates between splits, telling and outlying columns, and examples.
 
 It is taken block by block and merged; what it holds does not grow with the rows. Depends on columns alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.packing import is_ragged
+from shoal.data.preprocessing import Column
 from shoal.data.sampler import SPLITS, TRAIN, count_splits, mix
 from shoal.data.sketch import smallest
 from shoal.data.sources.base import Block
@@ -25,6 +27,7 @@ SUSPICIOUS = 0.995  # accuracy of one column alone
 MOSTLY_DIFFERENT = 0.98  # of the training rows; else the same values come up by chance
 TEXTS = "OUS"  # kinds of columns that hold no numbers, or not only
 FEW_ROWS = 50  # too few to suspect anything
+NARROW, FAR = 0.1, 5.0  # standard deviations: of nearly all values, and of one that is far from them
 
 
 class Duplicates(BaseModel):
@@ -49,6 +52,20 @@ class Suspect(BaseModel):
     model_config = ConfigDict(frozen=True)
     column: str
     score: float
+
+
+class Outlying(BaseModel):
+    """A column of numbers of which a few are so far from the others that these become nearly one number.
+
+    Attributes:
+        width: of 98% of the values, in standard deviations of all.
+        value: one that is far from them, where it was seen.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    column: str
+    width: float
+    value: str | None
 
 
 @dataclass
@@ -124,6 +141,25 @@ class Glance:
             if score >= SUSPICIOUS:
                 found.append(Suspect(column=name, score=score))
         return sorted(found, key=lambda suspect: -suspect.score)
+
+    def outlying(self, columns: Sequence[Column]) -> list[Outlying]:
+        """Return the columns in which a few values leave no room for the others once they are standardized."""
+        found = []
+        for column in columns:
+            if column.kind != "number" or len(self.rows.get(column.name, ())) < FEW_ROWS:
+                continue
+            values = self.rows[column.name]
+            values = values[~np.isnan(column.read(values))]
+            if not len(values):
+                continue
+            scaled = column.features(values)[:, 0]
+            low, high = np.quantile(scaled, [0.01, 0.99])
+            farthest = int(np.abs(scaled - np.median(scaled)).argmax())
+            if 0 < high - low < NARROW:
+                is_far = abs(scaled[farthest] - np.median(scaled)) > FAR
+                value = _cell(values[farthest]) if is_far else None
+                found.append(Outlying(column=column.name, width=float(high - low), value=value))
+        return found
 
     def examples(self) -> list[dict[str, str]]:
         """Return the first rows as text."""

@@ -21,7 +21,8 @@ from shoal.data.weights import with_weights
 from shoal.errors import DataError, nearest
 
 MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
-OPEN_END = 253_370_764_800.0  # 9999-01-01, in seconds: dates from here on mean "no end"
+# 0002-01-01 and 9999-01-01, in seconds: dates before mean "no beginning", dates from there on "no end".
+OPEN_BEGINNING, OPEN_END = -62_104_060_800.0, 253_370_764_800.0
 FAR = 10.0  # standard deviations at which dates end
 
 Kind = Literal["number", "category", "hashed", "words", "tensor", "ready"]
@@ -52,7 +53,8 @@ class Column(BaseModel):
     """How one raw column becomes features.
 
     number: (x - mean) / std; a missing value is the mean, marked in a 0/1 column if training rows had any. `reading`
-        says how text becomes numbers, where the column was text in training. Dates end at `FAR`, as 9999-12-31 does.
+        says how text becomes numbers, where the column was text in training. Dates end at `FAR`, as 0001-01-01 and
+            9999-12-31 do.
     category: one column per value of training, and one for all other or missing values.
     hashed: one column per bucket, and 1 in the bucket of the value's CRC-32 (Weinberger et al., 2009, eq. 2 without
         the sign); 0 everywhere for a missing value.

@@ -12,7 +12,15 @@ import numpy as np
 
 from shoal.data.cells import MOSTLY, Reading, blanked, candidates, is_missing_text, other_way
 from shoal.data.moments import Moments
-from shoal.data.preprocessing import DEFAULTS, MAX_CATEGORIES, OPEN_END, Column, ColumnOptions, Kind
+from shoal.data.preprocessing import (
+    DEFAULTS,
+    MAX_CATEGORIES,
+    OPEN_BEGINNING,
+    OPEN_END,
+    Column,
+    ColumnOptions,
+    Kind,
+)
 from shoal.data.sampler import mix
 from shoal.data.sketch import Sketch
 from shoal.data.values import as_numbers, as_texts, is_missing
@@ -31,7 +39,7 @@ class NumberStats:
 
     Attributes:
         infinite: values that are inf, which count as missing.
-        open_ends: dates that mean "no end", which the moments leave out.
+        open_ends: dates that mean "no end" or "no beginning", which the moments leave out.
         lowest, highest: of whole numbers; None: there are others, or none.
     """
 
@@ -51,7 +59,7 @@ class NumberStats:
             part = values[first : first + step]
             numbers = as_numbers(part)
             if part.dtype.kind == "M":
-                are_open = numbers >= OPEN_END
+                are_open = _are_open(numbers)
                 open_ends += int(are_open.sum())
                 numbers[are_open] = np.nan
             found = Moments.of(numbers.reshape(-1) if numbers.ndim > 2 else numbers)
@@ -335,10 +343,14 @@ class ColumnStats:
 def _readable(reading: Reading, values: np.ndarray, counts: np.ndarray) -> Readable:
     numbers = reading.numbers(values)
     known = ~np.isnan(numbers)
-    usual = known & (numbers < OPEN_END) if reading.kind == "date" else known
+    usual = known & ~_are_open(numbers) if reading.kind == "date" else known
     moments = Moments.weighted(numbers[usual], counts[usual])
     odd = next(iter(values[~known]), None)
     return Readable(int(counts[known].sum()), moments, odd)
+
+
+def _are_open(dates: np.ndarray) -> np.ndarray:
+    return np.asarray((dates < OPEN_BEGINNING) | (dates >= OPEN_END))
 
 
 def _has_leading_zero(text: str) -> bool:

@@ -61,6 +61,13 @@ def test_what_looks_like_a_float_in_a_name_stays_text():
     assert load(RunConfig, None, ["run_name=a1e-3", "data.source=csv:1e-3.csv"]).run_name == "a1e-3"
 
 
+def test_a_date_is_a_text_in_a_file_and_on_the_command_line(file):
+    """YAML makes an object of it, which no key takes."""
+    config = load(RunConfig, file("data: {missing: [1900-01-01]}"), ["data.label=2020-01-01"])
+    assert config.data.missing == ("1900-01-01",)
+    assert config.data.label == "2020-01-01"
+
+
 def test_null_unsets_an_optional_key(file):
     path = file("optim.clip_norm: 1.0\n")
     assert load(RunConfig, path, ["optim.clip_norm=null"]).optim.clip_norm is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shoal.data.cells import PLAIN, Reading, candidates, is_missing_text
+from shoal.data.cells import PLAIN, Reading, blanked, candidates, is_missing_text
 
 SECONDS = 86400.0
 
@@ -76,3 +76,10 @@ def test_texts_for_a_missing_value_are_known_or_given():
 def test_a_reading_survives_json():
     reading = Reading(kind="date", format="%d/%m/%Y", is_ambiguous=True)
     assert Reading.model_validate_json(reading.model_dump_json()) == reading
+
+
+def test_a_day_that_means_a_missing_value_is_one_at_any_time_of_it():
+    times = np.array(["2020-01-01T08:00", "9999-12-31T23:59", "9999-12-31T00:00", "NaT"], "datetime64[us]")
+    gone = np.isnat(blanked(times, ("9999-12-31", "-1")))
+    assert gone.tolist() == [False, True, True, True]
+    assert blanked(times, ("-1", "2020", "today")) is times

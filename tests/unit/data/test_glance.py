@@ -5,6 +5,7 @@ import pytest
 
 from shoal.data.glance import KEPT_HASHES, Glance
 from shoal.data.sampler import SPLITS, TEST, TRAIN
+from shoal.data.statistics import ColumnStats
 
 DRAW = np.random.default_rng(0)
 
@@ -80,3 +81,35 @@ def test_what_is_kept_does_not_grow_with_the_rows():
     )
     assert len(large.hashes[TRAIN]) == KEPT_HASHES
     assert len(large.rows["a"]) == len(small.rows["a"])
+
+
+def outlying(values):
+    fitted = ColumnStats.of(values, "t").fit("t")
+    block = {"t": values, "y": np.arange(len(values)) % 2}
+    return look(block, splits(len(values), 0)).outlying([fitted])
+
+
+def test_dates_that_stand_for_none_are_named_where_they_leave_no_room_for_the_others():
+    days = np.datetime64("2020-01-01") + DRAW.integers(0, 90, 400)
+    assert outlying(days) == []
+    days[17], days[18] = np.datetime64("9999-12-31"), np.datetime64("0001-01-01")
+    assert outlying(days) == [], "their statistics leave both out"
+    days[17:20] = ["2020-01-01", "2020-01-01", "1753-01-01"]
+    [found] = outlying(days)
+    assert (found.column, found.value) == ("t", "1753-01-01")
+    assert found.width < 0.1
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["seen", "beyond the rows that are kept"])
+def test_a_number_that_is_far_from_the_others_is_found_by_what_it_does_to_them(place):
+    numbers = DRAW.normal(size=20_000)
+    numbers[place] = 1e9
+    [found] = outlying(numbers)
+    assert found.value == (None if place else "1000000000.0")
+
+
+def test_heavy_tails_constants_and_rare_values_are_no_outliers():
+    assert outlying(DRAW.lognormal(sigma=3.0, size=2000)) == []
+    assert outlying(DRAW.pareto(1.0, size=2000)) == []
+    assert outlying(np.full(400, 7.0)) == []
+    assert outlying(np.where(DRAW.random(2000) < 0.005, 9999.0, 0.0)) == []
