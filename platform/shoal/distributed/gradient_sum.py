@@ -121,16 +121,16 @@ class SummedAfterBackward(nn.Module):
 
 
 class EachParameter(torch.autograd.Function):
-    """The identity on a model's outputs, whose backward reaches every parameter with no gradient.
+    """The identity on a loss, whose backward reaches every parameter with no gradient.
 
     DistributedDataParallel sees each parameter in each backward then, and counts one that this worker's rows do
     not use as zero instead of waiting for it. The others' gradients, and their order, stay.
     """
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
         ctx.parameters = len(parameters)
-        return outputs.view_as(outputs)
+        return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

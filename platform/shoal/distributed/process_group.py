@@ -51,7 +51,8 @@ class Collective(Protocol):
     def wrap(self, model: nn.Module, warmup: Callable[[nn.Module], None]) -> nn.Module:
         """Return a module whose gradients are summed over the workers by the end of `after_backward` (not averaged).
 
-        A parameter that some workers' rows do not use counts as zero there, whatever step it happens in.
+        Its loss goes through `before_backward`. A parameter that some workers' rows do not use counts as zero there,
+        whatever step it happens in.
 
         Args:
             warmup: one forward and backward, which leaves gradients and no other trace.
@@ -68,6 +69,10 @@ class Collective(Protocol):
 
     def sync_buffers(self, model: nn.Module) -> None:
         """Copy rank 0's buffers (running statistics), which are the ones that are saved, to every worker."""
+        ...
+
+    def before_backward(self, forward: nn.Module, loss: Tensor) -> Tensor:
+        """Return the loss of a wrapped module's outputs, for backward."""
         ...
 
     def after_backward(self, forward: nn.Module) -> None:
@@ -104,6 +109,9 @@ class SingleProcess:
 
     def sync_buffers(self, model: nn.Module) -> None:
         pass
+
+    def before_backward(self, forward: nn.Module, loss: Tensor) -> Tensor:
+        return loss
 
     def after_backward(self, forward: nn.Module) -> None:
         pass
@@ -179,8 +187,6 @@ class ProcessGroup:
             # place in the bucket. Regrouping before step 0, every attempt adds every step in the same order.
             warmup(wrapped)
             model.zero_grad()
-        if not has_unused:  # else DDP itself looks for them in each step
-            wrapped.register_forward_hook(lambda _, __, outputs: EachParameter.apply(outputs, *trained))
         return wrapped
 
     def no_sync(self, forward: nn.Module) -> AbstractContextManager[object]:
@@ -218,6 +224,14 @@ class ProcessGroup:
                 # float64 holds every float32 and every whole number that buffers count to.
                 mine = buffer.double() if self.rank == 0 else torch.zeros_like(buffer, dtype=torch.float64)
                 buffer.copy_(self.all_reduce(mine.contiguous()))
+
+    def before_backward(self, forward: nn.Module, loss: Tensor) -> Tensor:
+        # Where some parameter is unused from the start, DDP itself looks for such in each step.
+        if not isinstance(forward, DistributedDataParallel) or forward.find_unused_parameters:
+            return loss
+        trained = (parameter for parameter in forward.module.parameters() if parameter.requires_grad)
+        reaching: Tensor = EachParameter.apply(loss, *trained)
+        return reaching
 
     def after_backward(self, forward: nn.Module) -> None:
         if isinstance(forward, SummedAfterBackward):

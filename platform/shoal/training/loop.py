@@ -259,6 +259,7 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
         loss = loop.task.loss(outputs, micro_batch)
         if micro_batch.is_filler:
             loss = loss * 0.0
+        loss = loop.collective.before_backward(loop.forward, loss)
         # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
         # Of the edge, not the tensor: that would leave the mode in which activations computed again draw by row.
         edge, scaled = (

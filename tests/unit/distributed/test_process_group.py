@@ -45,33 +45,46 @@ class Net(nn.Module):
         return self.out(torch.relu(self.hidden(x)))
 
 
-def net():
+class Several(Net):
+    """Uses every parameter, and returns several tensors, of which the loss compares one."""
+
+    def __init__(self):
+        super().__init__()
+        del self.unused
+
+    def forward(self, x):
+        hidden = torch.relu(self.hidden(x))
+        return {"found": self.out(hidden), "more": (hidden, hidden.argmax(1), None)}
+
+
+def net(kind=Net):
     torch.manual_seed(7)
-    return Net()
+    return kind()
 
 
 def loss(module, rank):
     torch.manual_seed(100 + rank)
-    return (module(torch.randn(4, 8)) ** 2).sum()
+    outputs = module(torch.randn(4, 8))
+    return ((outputs["found"] if isinstance(outputs, dict) else outputs) ** 2).sum()
 
 
 def gradients(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def own_gradient(rank):
-    model = net()
+def own_gradient(rank, kind=Net):
+    model = net(kind)
     loss(model, rank).backward()
     return gradients(model)
 
 
-def summed_gradient(group, rank):
+def summed_gradient(group, rank, kind=Net):
     """The gradient after the group's backward, twice: buckets may be regrouped after the first."""
-    model = net()
+    model = net(kind)
     forward = group.wrap(model, lambda module: loss(module, rank).backward())
     found = []
     for _ in range(2):
-        loss(forward, rank).backward()
+        group.before_backward(forward, loss(forward, rank)).backward()
         group.after_backward(forward)
         found.append(gradients(model))
         model.zero_grad()
@@ -107,7 +120,7 @@ def varying_use(group, rank, is_wrapped=True):
     found = []
     for users in (range(group.size), [0], []):
         model.users = users
-        loss(forward, rank).backward()
+        group.before_backward(forward, loss(forward, rank)).backward()
         if is_wrapped:
             group.after_backward(forward)
         else:
@@ -204,6 +217,10 @@ def work(rank, size, folder):
             limit: step_in_micro_batches(group, rank, limit) for limit in (4, 2, 1, "auto")
         }
         found["network gradients"] = summed_gradient(network, rank)
+        found["several outputs"] = {
+            "shared": summed_gradient(group, rank, Several),
+            "network": summed_gradient(network, rank, Several),
+        }
         found["varying"] = {
             "shared": varying_use(group, rank),
             "shared, not wrapped": varying_use(group, rank, is_wrapped=False),
@@ -312,6 +329,14 @@ def test_backward_adds_the_workers_gradients_in_rank_order_bit_for_bit(crew):
     for result in crew:
         assert all(torch.equal(gradient, expected) for gradient in result["gradients"])
         assert result["waited_s"] > 0
+
+
+@pytest.mark.parametrize("transport", ["shared", "network"])
+def test_a_model_may_return_several_tensors_of_which_the_loss_uses_some(crew, transport):
+    expected = sum(own_gradient(rank, Several) for rank in range(len(crew)))
+    first = crew[0]["several outputs"][transport][0]
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(found, first) for result in crew for found in result["several outputs"][transport])
 
 
 @pytest.mark.parametrize("limit", [4, 2, 1, "auto"])
