@@ -108,7 +108,7 @@ class TrainResult(_Run, _Trained):
 
     @property
     def best(self) -> dict[str, float]:
-        """The best value of each validation metric during training, and the step of the best `val/loss`."""
+        """The best value of each validation metric during training, and the step that `train.select` goes by."""
         return dict(self.record.best)
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ Every tensor of a tree has the rows in dimension 0. A single tensor is the commo
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import torch
@@ -75,6 +76,14 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
 def are_finite(tree: Tree) -> bool:
     """Whether no floating-point number in a tree is inf or nan."""
     return all(bool(torch.isfinite(t).all()) for t in tensors(tree) if t.is_floating_point())
+
+
+def are_equal(one: Tree, other: Tree) -> bool:
+    """Whether two trees hold the same numbers in the same order; NaN equals NaN."""
+    pairs = list(zip_longest(tensors(one), tensors(other)))
+    return all(a is not None and b is not None and a.shape == b.shape for a, b in pairs) and all(
+        bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs
+    )
 
 
 def describe(tree: Any) -> str:

@@ -10,6 +10,7 @@ from shoal.distributed.parallelism import Strategy
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
 from shoal.models.mup import check_optimizer as check_mup_optimizer
+from shoal.tasks.metrics import says_direction
 from shoal.tasks.objective import directions
 from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.config import TrackConfig
@@ -122,15 +123,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
         stopping = self.train.early_stopping
-        measured = [("train.target", name) for name in self.train.target]
-        measured += [("train.early_stopping.metric", stopping.metric)] if stopping.patience else []
-        for key, name in measured:
+        for key, name in self.compared:
             if not self.may_report(name):
                 raise ValueError(
                     f"{key} names '{name}'{nearest(name, self.reported)}: a {self.task} reports "
                     f"{', '.join(self.reported)}"
                 )
-            if not self.data.validation_fraction:
+            if not self.data.validation_fraction and (stopping.patience or key == "train.target"):
                 raise ValueError(f"{key} needs a validation split: set data.validation_fraction above 0")
         if self.model.parametrization == "mup":
             check_mup_optimizer(self.optim.kind)
@@ -153,9 +152,21 @@ class RunConfig(Section):
         return name in self.reported or (self.train.loss is not None and name.startswith("val/"))
 
     @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The metrics that decide something, each with the key that names it."""
+        stopping = ("train.early_stopping.metric", self.train.early_stopping.metric)
+        return [*(("train.target", name) for name in self.train.target), stopping]
+
+    def has_direction(self, metric: str) -> bool:
+        """Whether something says in which direction a metric is better: itself, its name, or that it is a loss."""
+        name = metric.rpartition("/")[2]
+        return name not in self.train.metric_names or name in self.directions or says_direction(name)
+
+    @property
     def directions(self) -> dict[str, bool]:
-        """Which metrics of `train.metrics` say whether a higher value is better, without "val/"."""
-        return directions(self.train, TASKS[self.task].metric_kind)
+        """Whether a higher value is better, by name without "val/", of the metrics whose names do not say it."""
+        kind = TASKS[self.task]
+        return {**kind.directions_of(self.data.labels), **directions(self.train, kind.metric_kind)}
 
     @model_validator(mode="after")
     def _has_an_objective(self) -> "RunConfig":

@@ -4,7 +4,7 @@ A model that is thrown away afterwards does all that a run does once: evaluation
 prediction from raw rows, and its weights loaded into another. It knows a run's config and data; it starts nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,8 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.random_state import seeded
 from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.base import Block, Source
-from shoal.data.tree import Tree, are_finite, clone, describe, row_count, select_rows
-from shoal.errors import ModelError, UserError
+from shoal.data.tree import Tree, are_equal, are_finite, clone, describe, row_count, select_rows
+from shoal.errors import DataError, ModelError, UserError
 from shoal.inference.predictor import Predictor, check_names
 from shoal.inference.rows import as_rows
 from shoal.models.call import call_model
@@ -28,7 +28,7 @@ from shoal.models.inputs import view_of_rows
 from shoal.models.registry import build_model_for
 from shoal.models.size import ModelSize, measure_size
 from shoal.runs.config import RunConfig
-from shoal.runs.probe_objective import check_losses, check_objective
+from shoal.runs.probe_objective import check_compared, check_losses, check_objective
 from shoal.runs.row_counts import check_row_counts
 from shoal.tasks.outputs import logits_of
 from shoal.tasks.registry import make_task
@@ -54,13 +54,19 @@ def training_rows(source: Source, preprocessing: PreprocessingSpec) -> Block:
 
 
 def probe(
-    config: RunConfig, info: DatasetInfo, preprocessing: PreprocessingSpec, block: Block, model: nn.Module
+    config: RunConfig,
+    info: DatasetInfo,
+    preprocessing: PreprocessingSpec,
+    block: Block,
+    model: nn.Module,
+    compared: Sequence[tuple[str, str]] = (),
 ) -> ModelSize:
     """Do with a model, once, all that a run will do; return its size.
 
     Args:
         block: some raw training rows.
         model: which is changed.
+        compared: metrics that must be measured besides those of the config, each with the key that names it.
 
     Raises:
         UserError: the first rule that is broken.
@@ -70,7 +76,7 @@ def probe(
     found = _Probe(config, info, preprocessing, block, model)
     with seeded(config.seed):
         size = found.size()
-        found.evaluates()
+        found.evaluates(compared)
         found.predicts()
         if size.bytes <= MOST_BYTES:
             found.is_built_again()
@@ -100,6 +106,21 @@ def _check_one_optimizer(name: str, model: nn.Module) -> None:
         )
 
 
+def _check_collate(path: str, first: Batch, second: Batch) -> None:
+    """Refuse a collate function that returns other tensors for the same samples.
+
+    Raises:
+        DataError: it does.
+    """
+    for part in ("inputs", "targets"):
+        if not are_equal(getattr(first, part), getattr(second, part)):
+            raise DataError(
+                f"data.collate='{path}' returned other {part} when it was called again with the same samples: a run "
+                "that is resumed, or has more workers, would train on other data; draw random numbers in the model's "
+                "forward if self.training"
+            )
+
+
 class _Probe:
     """A model and rows in each form that it will meet them in."""
 
@@ -120,8 +141,10 @@ class _Probe:
             torch.from_numpy(array)
             for array in (transform.stored(self._block), transform.targets(self._block))
         )
-        as_taken = view_of_rows(transform, model)
-        batch = as_taken(Batch(inputs, targets, count=len(inputs)), None)
+        as_taken, stored = view_of_rows(transform, model), Batch(inputs, targets, count=len(inputs))
+        batch = as_taken(stored, None)
+        if config.data.collate is not None:
+            _check_collate(config.data.collate, batch, as_taken(stored, None))
         view = self._task.view or (lambda batch, epoch: batch)
         self._trained, self._held_out = view(batch, 0), view(batch, None)
         self._name = f"model.name='{config.model.name}'"
@@ -133,14 +156,14 @@ class _Probe:
             self._trained, self._held_out = _first(self._trained, 2), _first(self._held_out, 2)
         return size
 
-    def evaluates(self) -> None:
+    def evaluates(self, compared: Sequence[tuple[str, str]]) -> None:
         """Evaluate the rows twice, and one of them alone."""
         batch, one = self._held_out, _first(self._held_out, 1)
         self._model.eval()
         with torch.no_grad():
             outputs = self._outputs(batch, "evaluating")
             for rows, found in ((batch, outputs), (one, self._outputs(one, "evaluating"))):
-                check_losses(self._config, self._task, found, rows)
+                check_losses(self._task, found, rows)
             before = torch.get_rng_state()
             again = self._outputs(batch, "evaluating")
             for first, second in zip(_tensors(outputs), _tensors(again), strict=True):
@@ -149,9 +172,8 @@ class _Probe:
                     self._refuse_other_outputs(float((first - second).abs().max()), draws)
             middle = (row_count(batch.inputs) + 1) // 2
             parts = [_rows(batch, slice(0, middle)), _rows(batch, slice(middle, None))]
-            check_objective(
-                self._config, self._task, lambda rows: self._outputs(rows, "evaluating"), batch, parts
-            )
+            names = check_objective(self._task, lambda rows: self._outputs(rows, "evaluating"), batch, parts)
+            check_compared(self._config, names, compared)
 
     def predicts(self) -> None:
         """Predict from raw rows, as the saved model will."""
@@ -220,7 +242,7 @@ class _Probe:
         precision: Precision = "bf16" if self._config.train.precision == "bf16" else "fp32"
         with autocast(precision, "cpu"):
             outputs = self._outputs(batch, "training on")
-        check_losses(self._config, self._task, outputs, batch)
+        check_losses(self._task, outputs, batch)
         return self._task.loss(outputs, batch) / row_count(batch.inputs)
 
     def _outputs(self, batch: Batch, doing: str) -> Any:

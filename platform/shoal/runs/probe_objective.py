@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_objective(
-    config: RunConfig, task: Task, outputs_of: Callable[[Batch], Any], batch: Batch, parts: Sequence[Batch]
-) -> None:
-    """Compute losses and metrics of rows as evaluation will, with one process and with two.
+    task: Task, outputs_of: Callable[[Batch], Any], batch: Batch, parts: Sequence[Batch]
+) -> list[str]:
+    """Compute losses and metrics of rows as evaluation will, with one process and with two; return their names.
 
     Args:
         outputs_of: the model in eval mode.
@@ -33,31 +33,50 @@ def check_objective(
         parts: the same rows as two batches.
 
     Raises:
-        UserError: the loss or a metric cannot be computed, names differ from those that the config compares, or two
-            processes measure something else than one.
+        UserError: the loss or a metric cannot be computed, or two processes measure something else than one.
     """
     outputs, halves = outputs_of(batch), [outputs_of(part) for part in parts]
-    check_losses(config, task, outputs, batch)
+    check_losses(task, outputs, batch)
     if task.own_loss is not None:
         _warn_of_neighbours(task, (outputs, batch), (halves[0], parts[0]))
     found = dict(task.metrics(task.sums(outputs, batch)))
     for measure in task.measures:
-        found |= _measure(config, measure, halves, parts)
-    for name in config.train.target:
-        known = [f"val/{metric}" for metric in found]
-        if name not in known:
+        found |= _measure(measure, halves, parts)
+    return list(found)
+
+
+def check_compared(config: RunConfig, names: Sequence[str], more: Sequence[tuple[str, str]]) -> None:
+    """Check the metrics that decide something: when training ends, which weights and which trial are best.
+
+    Args:
+        names: of what a split is measured by.
+        more: besides those of the config, each with the key that names it.
+
+    Raises:
+        ConfigError: there is no such metric, or nothing says whether a higher value is better.
+    """
+    known = [f"val/{name}" for name in names]
+    for key, metric in (*config.compared, *more):
+        if metric not in known:
             raise ConfigError(
-                f"train.target names '{name}'{nearest(name, known)}: this {config.task} reports {', '.join(known)}"
+                f"{key} names '{metric}'{nearest(metric, known)}: this {config.task} reports {', '.join(known)}"
+            )
+    for key, metric in config.compared:
+        if not config.has_direction(metric):
+            name = metric.rpartition("/")[2]
+            raise ConfigError(
+                f"{key} names '{metric}', and nothing says whether a higher value is better: write "
+                f"{name}.higher_is_better = True, or False, below the function or in the class"
             )
 
 
-def check_losses(config: RunConfig, task: Task, outputs: Any, batch: Batch) -> None:
+def check_losses(task: Task, outputs: Any, batch: Batch) -> None:
     """Compute the losses of rows.
 
     Raises:
         UserError: it cannot be done, or one is inf or NaN.
     """
-    key = task.own_loss.key if task.own_loss else f"the loss of task={config.task}"
+    key = task.own_loss.key if task.own_loss else f"the loss of task={task.name}"
     with _naming(key, outputs, batch.targets):
         losses = task.sample_losses(outputs, batch)
         task.loss(outputs, batch)
@@ -74,9 +93,7 @@ def _odd(loss: Tensor) -> float:
     return float(loss.flatten()[~torch.isfinite(loss.flatten())][0])
 
 
-def _measure(
-    config: RunConfig, measure: Measure, outputs: Sequence[Any], parts: Sequence[Batch]
-) -> dict[str, float]:
+def _measure(measure: Measure, outputs: Sequence[Any], parts: Sequence[Batch]) -> dict[str, float]:
     """Return what a metric makes of rows, the same for one process and for two."""
     device = torch.device("cpu")
     alone, workers = measure.fresh(device), [measure.fresh(device) for _ in parts]

@@ -1,9 +1,7 @@
-"""Which weights are the result of a training: those with the best validation loss, or the last ones."""
+"""Which weights are the result of a training: the best ones by a metric of the validation split, or the last ones."""
 
 import logging
 
-from shoal.storage.records import Lineage
-from shoal.storage.run_folder import RunFolder
 from shoal.training.checkpoint.contents import TrainingProgress, checkpoint_name
 from shoal.training.checkpoint.restore import restore
 from shoal.training.checkpoint.store import CheckpointStore
@@ -12,17 +10,13 @@ from shoal.training.loop import TrainingLoop
 logger = logging.getLogger(__name__)
 
 
-def select_weights(
-    loop: TrainingLoop, store: CheckpointStore, folder: RunFolder, progress: TrainingProgress
-) -> int:
+def select_weights(loop: TrainingLoop, store: CheckpointStore, progress: TrainingProgress) -> int:
     """Load the weights that `train.select` asks for into the model, on all workers; return the step they are of.
 
     The best checkpoint is complete by now. Where it is corrupt, the last weights are the result, with a warning.
     """
     step, collective = int(progress.best.get("best/step", progress.step)), loop.collective
     if loop.config.select == "last" or step == progress.step:
-        return progress.step
-    if collective.broadcast(_is_of_another_trial(step, folder) if collective.rank == 0 else None):
         return progress.step
     checkpoint, problem = store.open_on_all(checkpoint_name(step), collective)
     if checkpoint is None:
@@ -38,9 +32,3 @@ def select_weights(
     if loop.ema:
         loop.ema.restart()
     return step
-
-
-def _is_of_another_trial(step: int, folder: RunFolder) -> bool:
-    """Whether the best evaluation is of a trial whose checkpoint this one went on from (population based training)."""
-    lineage = folder.load(Lineage)
-    return lineage is not None and any(step <= entry.step for entry in lineage.entries)

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -51,11 +52,12 @@ def check_tracking(track: TrackConfig) -> None:
     check_tracking_uri(resolve_tracking_uri(track))
 
 
-def validate(config: RunConfig, connect: Connect) -> RunPlan:
+def validate(config: RunConfig, connect: Connect, compared: Sequence[tuple[str, str]] = ()) -> RunPlan:
     """Check all that can be checked before anything is started.
 
     Args:
         connect: called before a user's function that uses Ray, which would start Ray with other settings.
+        compared: further metrics that decide something, each with the key that names it.
 
     Raises:
         UserError: the first rule that is broken.
@@ -74,7 +76,7 @@ def validate(config: RunConfig, connect: Connect) -> RunPlan:
     if config.scale.num_workers and not source.is_small:
         return RunPlan(config, source, preprocessing, None, None)
     dataset_info = inspect_source(source, preprocessing)
-    size = check_training(config, dataset_info, source, preprocessing)
+    size = check_training(config, dataset_info, source, preprocessing, compared)
     return RunPlan(config, source, preprocessing, dataset_info, size)
 
 
@@ -96,7 +98,11 @@ def validate_data(config: RunConfig) -> RunPlan:
 
 
 def check_training(
-    config: RunConfig, dataset_info: DatasetInfo, source: Source, preprocessing: PreprocessingSpec
+    config: RunConfig,
+    dataset_info: DatasetInfo,
+    source: Source,
+    preprocessing: PreprocessingSpec,
+    compared: Sequence[tuple[str, str]] = (),
 ) -> ModelSize:
     """Find on a few training rows what would fail in training or after it; return the model's size.
 
@@ -110,7 +116,8 @@ def check_training(
     if not_loaded := getattr(model, NOT_LOADED, None):
         logger.warning("%s", not_loaded)
     check_strategy(model, config.scale)
-    return probe(config, dataset_info, preprocessing, training_rows(source, preprocessing), model)
+    rows = training_rows(source, preprocessing)
+    return probe(config, dataset_info, preprocessing, rows, model, compared)
 
 
 def _warn_of_what_is_odd(config: RunConfig, dataset_info: DatasetInfo, steps: int) -> None:

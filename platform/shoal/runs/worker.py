@@ -149,7 +149,7 @@ def run_worker(
         )
         ended = train(loop, callbacks, attempt.progress, attempt.clock)
         checkpoints.finish()
-        selected = select_weights(loop, store, folder, attempt.progress) if _is_complete(ended) else None
+        selected = select_weights(loop, store, attempt.progress) if _is_complete(ended) else None
         outcome = _outcome(loop, ended, attempt, spec, device, selected)
         if selected is not None:
             checkpoints.add_full_weights(selected)

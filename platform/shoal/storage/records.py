@@ -509,7 +509,7 @@ class TrainResult(Result):
         checkpoint: of the weights that are the result.
         metrics: `val/*` and `test/*` of the weights that are the result.
         test_loss: null without a test split.
-        best: the best of each metric, and `best/step` of the best `val/loss`.
+        best: the best of each metric, and `best/step` of the best `train.early_stopping.metric`.
         model: `parameters`, those `trained`, `bytes`, `flops_per_sample` (of a forward pass), and what of
             `model.init` was `not_loaded`.
         steps: optimizer steps since the run began, over all attempts.
@@ -518,7 +518,7 @@ class TrainResult(Result):
         ended: why training ended: `steps`, `target`, `early_stopping` or `callback`; `interrupted`.
         stopped_early: whether `train.early_stopping.patience` ended it.
         steps_planned: after which it would have ended otherwise.
-        selected_step: of the weights that are the result: with `train.select=best` the one with the best `val/loss`.
+        selected_step: of the weights that are the result: with `train.select=best` `best/step`.
         seconds: of training, over all attempts, up to the last checkpoint of each.
         total_seconds: of this attempt, start-up and verification included.
         samples_per_second: of this attempt, without evaluation and checkpoints.

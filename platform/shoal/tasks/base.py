@@ -14,7 +14,7 @@ from shoal.data.preprocessing import Transform
 from shoal.data.tree import first_tensor, only_tensor, row_count
 from shoal.errors import ModelError
 from shoal.tasks.measures import Kind, Measure
-from shoal.tasks.metrics import BY_NAME, Directions
+from shoal.tasks.metrics import BY_NAME, Directions, is_higher_better
 from shoal.tasks.outputs import logits_of
 from shoal.tasks.own_loss import LOSS, OwnLoss
 
@@ -64,7 +64,7 @@ class Task(ABC):
         own_loss: the user's, which is minimized instead of the task's.
         class_weights: [classes] of the loss; None: all are 1.
         measures: the metrics of `train.metrics`, and the loss where it is weighted or the user's.
-        directions: in which of these are better, as they say themselves.
+        directions: in which metrics are better, of those whose names do not say it.
     """
 
     name: ClassVar[str]
@@ -160,6 +160,16 @@ class Task(ABC):
     def names_of_metrics(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Return `metric_names`, or what they are for several columns to predict."""
         return cls.metric_names
+
+    @classmethod
+    def directions_of(cls, labels: tuple[str, ...]) -> Directions:
+        """Return in which direction metrics are better whose names end with the column's that they are of."""
+        return {
+            name: is_higher_better(metric)
+            for metric in cls.metric_names
+            for name in cls.names_of_metrics(labels)
+            if name.startswith(f"{metric}_")
+        }
 
     @abstractmethod
     def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -7,8 +7,8 @@ samples were divided.
 import math
 from collections.abc import Mapping
 
-HIGHER_IS_BETTER = ("accuracy", "r2", "precision", "recall", "f1")
-
+HIGHER_IS_BETTER = ("accuracy", "r2", "precision", "recall", "f1", "f1_macro")
+LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "perplexity", "bits_per_byte")
 
 # Whether a metric is better when it is larger, of those that say so themselves, without "val/".
 Directions = Mapping[str, bool]
@@ -19,6 +19,11 @@ def is_higher_better(name: str, said: Directions = BY_NAME) -> bool:
     """Whether a metric such as 'val/accuracy' is better when it is larger."""
     short = name.rpartition("/")[2]
     return said.get(short, short.endswith(HIGHER_IS_BETTER))
+
+
+def says_direction(name: str) -> bool:
+    """Whether a metric's name says in which direction it is better."""
+    return name.endswith((*HIGHER_IS_BETTER, *LOWER_IS_BETTER))
 
 
 def is_better(name: str, value: float, than: float | None, said: Directions = BY_NAME) -> bool:
@@ -36,14 +41,18 @@ def reaches(name: str, value: float, target: float, said: Directions = BY_NAME) 
 
 
 def update_best(
-    best: Mapping[str, float], metrics: Mapping[str, float], step: int, said: Directions = BY_NAME
+    best: Mapping[str, float],
+    metrics: Mapping[str, float],
+    step: int,
+    said: Directions = BY_NAME,
+    selects: str = "val/loss",
 ) -> dict[str, float]:
-    """Return `best/*` after an evaluation: each metric's own best, and the step of the best loss."""
+    """Return `best/*` after an evaluation: each metric's own best, and the step of that of the metric `selects`."""
     updated = dict(best)
     for name, value in metrics.items():
         key = f"best/{name.replace('/', '_')}"
         if is_better(name, value, updated.get(key), said):
             updated[key] = value
-            if name == "val/loss":
+            if name == selects:
                 updated["best/step"] = float(step)
     return updated

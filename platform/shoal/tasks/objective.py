@@ -78,7 +78,7 @@ def use_objective(
     if objective.is_own or is_weighted:
         own.insert(0, measures.SampleMeans("", task.weighted_losses))
     task.measures = tuple(own)
-    task.directions = directions(objective, task.metric_kind)
+    task.directions = {**task.directions, **directions(objective, task.metric_kind)}
 
 
 def _class_weights(given: Literal["balanced"] | Mapping[str, float], label: Label) -> Tensor:

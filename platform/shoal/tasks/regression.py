@@ -41,6 +41,7 @@ class Regression(Task):
             torch.atleast_1d(torch.tensor(x, dtype=torch.float64)) for x in (scale, mean)
         )
         self.names, self.sums_size = tuple(names), 1 + 4 * len(names)
+        self.directions = self.directions_of(self.names)
         if self.names != ("",):
             self.view = self._standardized
 

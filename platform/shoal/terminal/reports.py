@@ -119,8 +119,8 @@ def _how_it_ended(result: TrainResult) -> list[str]:
         )
     if result.selected_step not in (None, result.steps):
         lines.append(
-            f"the model is that of step {result.selected_step}, with the best val/loss, of {result.steps} steps "
-            "(train.select=best)"
+            f"the model is that of step {result.selected_step} of {result.steps}, the best by "
+            "train.early_stopping.metric (train.select=best)"
         )
     return lines
 

@@ -13,7 +13,7 @@ from shoal.training.checkpoint.contents import TrainingProgress
 
 
 class EarlyStoppingConfig(Section):
-    metric: str = Field("val/loss", description="that has to improve")
+    metric: str = Field("val/loss", description="that has to improve; train.select=best goes by it too")
     patience: int | None = Field(
         None, ge=1, description="evaluations without improvement after which training ends; null: it goes on"
     )

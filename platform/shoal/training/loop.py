@@ -73,8 +73,8 @@ class TrainConfig(ObjectiveConfig):
     early_stopping: EarlyStoppingConfig = Field(default_factory=EarlyStoppingConfig)
     select: Literal["best", "last"] = Field(
         "best",
-        description="which weights are the result, measured, saved and registered: those with the best val/loss, where "
-        "there is a validation split, or the last ones",
+        description="which weights are the result, measured, saved and registered: those with the best "
+        "train.early_stopping.metric, where there is a validation split, or the last ones",
     )
     callbacks: list[str] = Field(
         default_factory=list,
@@ -362,7 +362,7 @@ class Rate:
 def _evaluate(
     loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, clock: Clock, moment: Moments
 ) -> bool:
-    """Evaluate on the validation split, log the metrics, and return whether the loss is the best so far."""
+    """Evaluate on the validation split, log the metrics, and return whether it is the best so far."""
     if not loop.has_validation:
         return False
     with clock.on("evaluate"):
@@ -370,7 +370,8 @@ def _evaluate(
     metrics = {f"val/{name}": value for name, value in found.items()}
     progress.metrics = metrics
     earlier = progress.best
-    progress.best = update_best(earlier, metrics, progress.step, loop.task.directions)
+    selects = loop.config.early_stopping.metric
+    progress.best = update_best(earlier, metrics, progress.step, loop.task.directions, selects)
     improved = {name: value for name, value in progress.best.items() if earlier.get(name) != value}
     targets = loop.config.target
     progress.reached_target = bool(targets) and all(

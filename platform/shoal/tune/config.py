@@ -30,9 +30,9 @@ class TuneConfig(Section):
     """The section `tune`."""
 
     metric: str = Field(
-        "val/loss", description="what trials are compared by: the value of their last weights"
+        "val/loss", description="what trials are compared by: its value for the weights that are their result"
     )
-    mode: Mode | None = Field(None, description="null: by the metric's name")
+    mode: Mode | None = Field(None, description="null: as the metric says, or its name")
     num_samples: int | None = Field(
         None,
         ge=1,
@@ -137,7 +137,13 @@ class SweepConfig(RunConfig):
         if reason:
             raise ValueError(reason)
         better = self._better
-        if tune.mode not in (None, better):
+        if not self.has_direction(tune.metric):
+            if tune.mode is None:
+                raise ValueError(
+                    f"tune.metric='{tune.metric}': nothing says whether a higher value is better: set tune.mode=max or "
+                    "tune.mode=min"
+                )
+        elif tune.mode not in (None, better):
             raise ValueError(
                 f"tune.mode={tune.mode} with tune.metric={tune.metric}: it is better when it is "
                 f"{'higher' if better == 'max' else 'lower'}, so the worst trial would win: leave tune.mode out"

@@ -103,7 +103,7 @@ def validate_sweep(config: SweepConfig, connect: Connect) -> SweepPlan:
     configs = [config.trial(point) for point in points]
     for given in config.tune.points:
         _check_point(config, given)
-    base, refused = _first_valid(configs, connect)
+    base, refused = _first_valid(configs, connect, [("tune.metric", config.tune.metric)])
     infeasible = [(points[number], reason) for number, reason in refused.items()]
     infeasible += [
         (point, reason)
@@ -157,13 +157,15 @@ def _check_point(config: SweepConfig, point: Point) -> None:
     config.trial(point)
 
 
-def _first_valid(configs: list[RunConfig], connect: Connect) -> tuple[RunPlan, dict[int, str]]:
+def _first_valid(
+    configs: list[RunConfig], connect: Connect, compared: Sequence[tuple[str, str]]
+) -> tuple[RunPlan, dict[int, str]]:
     """Return the plan of the first corner that can be trained, and why each corner before it cannot, by number."""
     refused: dict[int, str] = {}
     first: UserError | None = None
     for number, config in enumerate(configs):
         try:
-            return validate(config, connect), refused
+            return validate(config, connect, compared), refused
         except UserError as error:
             first = first or error
             refused[number] = str(error)

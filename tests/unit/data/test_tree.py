@@ -1,11 +1,13 @@
 """Trees of tensors keep their form whatever is done to their tensors."""
 
+import math
 from collections import UserDict, namedtuple
 
 import pytest
 import torch
 
 from shoal.data.tree import (
+    are_equal,
     are_finite,
     clone,
     describe,
@@ -72,3 +74,17 @@ def test_one_tensor_is_asked_for_by_name():
     assert only_tensor(torch.ones(2)).tolist() == [1, 1]
     with pytest.raises(DataError, match=r"one tensor is expected, and there are \{x: shape"):
         only_tensor({"x": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"a": [1.0, math.nan], "b": [1.0]}, True),
+        ({"a": [1.0, 2.0], "b": [1.0]}, False),
+        ({"a": [1.0, math.nan, 1.0], "b": [1.0]}, False),
+        ({"a": [1.0, math.nan]}, False),
+    ],
+)
+def test_trees_are_equal_if_all_their_numbers_are_and_nan_equals_nan(other, expected):
+    one = {"a": torch.tensor([1.0, math.nan]), "b": torch.ones(1)}
+    assert are_equal(one, {name: torch.tensor(values) for name, values in other.items()}) is expected

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import Dataset
 
 from shoal.cluster import session
 from shoal.config.loading import load
@@ -224,6 +225,52 @@ def test_a_sound_model_passes_and_leaves_random_numbers_and_rows_as_they_were(mo
     assert plan.size.parameters > 0
     [(_, block)] = plan.source.blocks()
     assert np.array_equal(block["a"], frame()["a"])
+
+
+class Pairs(Dataset):
+    """Items ((x [3], size), class)."""
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, row):
+        return (torch.full((3,), float(row)), float(row)), row % 2
+
+
+class OfPairs(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.layer = nn.Linear(4, outputs)
+
+    def forward(self, x, size):
+        return self.layer(torch.cat([x, size[:, None].float()], dim=1))
+
+
+def stacked(samples):
+    (xs, sizes), targets = zip(*(inputs for inputs, _ in samples), strict=True), [t for _, t in samples]
+    return (torch.stack(xs), torch.stack(sizes)), torch.stack(targets)
+
+
+def noisy(samples):
+    (x, size), targets = stacked(samples)
+    return (x + torch.randn_like(x), size), targets
+
+
+def shuffled(samples):
+    inputs, targets = stacked(samples)
+    return inputs, targets[torch.randperm(len(targets))]
+
+
+@pytest.mark.parametrize(("collate", "part"), [(noisy, "inputs"), (shuffled, "targets")])
+def test_a_collate_function_that_returns_something_else_the_second_time_is_refused(collate, part):
+    with pytest.raises(
+        UserError, match=f"collate='.*' returned other {part} when it was called again.*forward"
+    ):
+        check(OfPairs, f"data.collate={__name__}:{collate.__name__}", source="Pairs")
+
+
+def test_a_collate_function_of_its_samples_alone_passes():
+    assert check(OfPairs, f"data.collate={__name__}:stacked", source="Pairs").size.parameters == 10
 
 
 def test_a_column_with_a_blank_name_is_refused_by_its_place():

@@ -71,6 +71,10 @@ def fails(outputs, targets):
     return outputs["logits"][:, 5]
 
 
+def gini(outputs, targets):
+    return outputs["logits"][:, 1]
+
+
 def check(*settings):
     here = __name__
     given = [f"data.source={here}:frame", f"model.name={here}:Model", "scale.num_workers=0"]
@@ -104,11 +108,19 @@ def test_named_losses_metrics_and_their_targets_pass(caplog):
         ("train.class_weight={{2: 3}}", ["the class '2'", "are 0, 1"]),
         ("train.target={{val/fitt: 1}} train.loss={}:named", ["'val/fitt' (did you mean 'val/fit'?)"]),
         ("train.target={{val/auroc: 1}}", ["'val/auroc'", "reports val/loss, val/accuracy"]),
+        (
+            "train.early_stopping.metric=val/fitt train.loss={}:named",
+            ["train.early_stopping.metric names 'val/fitt' (did you mean 'val/fit'?)", "val/size"],
+        ),
+        (
+            "train.early_stopping.metric=val/gini train.metrics=['{}:gini']",
+            ["names 'val/gini'", "nothing says whether a higher value", "write gini.higher_is_better = True"],
+        ),
     ],
 )
 def test_what_would_fail_is_refused_by_the_name_of_the_function_in_one_line(settings, words):
     with pytest.raises(UserError) as refused:
-        check(*settings.format(__name__).replace("} t", "}\0t").split("\0"))
+        check(*settings.format(__name__).replace(" train.", "\0train.").split("\0"))
     assert "\n" not in str(refused.value)
     assert [word for word in words if word.format(__name__) not in str(refused.value)] == []
 

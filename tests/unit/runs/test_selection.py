@@ -13,18 +13,29 @@ from shoal.runs.config import RunConfig
 from shoal.runs.selection import select_weights
 from shoal.runs.validate import validate
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
-from shoal.storage.records import Exploit, Lineage, Outcome
+from shoal.storage.records import Outcome
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.tracking.journal import JournalReader
 from shoal.training.assemble import assemble
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.resume import resume_or_start
+from shoal.tune.config import load_sweep
+from shoal.tune.engine import PendingExploit, Report, Trial
+from shoal.workflows.tune.exploit import exploit
+from shoal.workflows.tune.trial_progress import TrialProgress
 
 CPU = torch.device("cpu")
 MODULE = """
 import random
+import numpy as np
+import pandas as pd
 import torch
+
+def noisy():
+    x = np.random.default_rng(0).normal(size=(400, 3))
+    noise = np.random.default_rng(1).normal(size=400)
+    return pd.DataFrame(x, columns=list("abc")).assign(target=(x.sum(1) + 2 * noise > 0).astype(int))
 
 def gets_worse(step, total_steps):
     return 1.0 if step < 40 else 100.0
@@ -47,6 +58,9 @@ class Draws:
 """
 
 
+NOISY = ("data.source=HERE:noisy", "train.evaluate_every_steps=5", "train.epochs=10")
+
+
 class Killed(Exception):
     """What ends a process in the middle."""
 
@@ -62,7 +76,8 @@ def start(tmp_path, user_module):
             "data.global_batch_size=16", f"optim.schedule={module}:gets_worse",
             f"train.callbacks=[{module}:Draws]",
         ]  # fmt: skip
-        config = load(RunConfig, None, [*base, *settings])
+        given = [setting.replace("HERE", module) for setting in settings]
+        config = load(RunConfig, None, [*base, *given])
         plan = validate(config, session.connect)
         folder = RunFolder(str(tmp_path / name))
         if attempt == 1:
@@ -76,8 +91,8 @@ def start(tmp_path, user_module):
     return started
 
 
-def curve(folder):
-    return {point.step: point.value for point in JournalReader(folder).read() if point.key == "val/loss"}
+def curve(folder, key="val/loss"):
+    return {point.step: point.value for point in JournalReader(folder).read() if point.key == key}
 
 
 def weights(folder, step):
@@ -92,6 +107,26 @@ def test_the_best_weights_are_measured_and_the_curve_goes_on_to_the_last(start, 
     assert outcome.selected_step == outcome.weights_step == best < outcome.progress.step == max(losses)
     assert outcome.val_metrics["val/loss"] == outcome.metrics["val/loss"] == losses[best]
     assert losses[max(losses)] > 1.2 * losses[best]
+
+
+@pytest.mark.parametrize("metric", ["auroc", "hinge_loss"])
+def test_the_best_weights_are_those_by_the_metric_of_early_stopping_in_its_own_direction(start, metric):
+    name = f"val/{metric}"
+    folder, *_ = start("run", *NOISY, f"train.metrics=[{metric}]", f"train.early_stopping.metric={name}")
+    outcome, values = folder.load(Outcome), curve(folder, name)
+    best = (max if metric == "auroc" else min)(values.values())
+    assert values[outcome.selected_step] == outcome.val_metrics[name] == best
+    assert min(values.values()) < values[max(values)] < max(values.values())
+
+
+def test_training_ends_once_auroc_has_not_risen_for_some_evaluations(start):
+    stopping = "train.early_stopping={metric: val/auroc, patience: 3}"
+    folder, *_ = start("run", *NOISY, "train.metrics=[auroc]", stopping)
+    outcome, values = folder.load(Outcome), curve(folder, "val/auroc")
+    steps = sorted(values)
+    assert outcome.ended_because == "early_stopping"
+    assert values[outcome.selected_step] == max(values.values()) > values[steps[0]]
+    assert steps.index(outcome.selected_step) == len(steps) - 4
 
 
 def test_the_last_weights_are_the_result_where_they_are_asked_for(start):
@@ -152,7 +187,7 @@ def reopened(start):
 
 def test_weights_are_selected_again_by_a_later_attempt(reopened):
     folder, loop, store, progress = reopened
-    step = select_weights(loop, store, folder, progress)
+    step = select_weights(loop, store, progress)
     assert step == progress.best["best/step"] < progress.step
     expected = weights(folder, step)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loop.model.state_dict().items())
@@ -165,12 +200,20 @@ def test_where_the_best_checkpoint_is_corrupt_the_last_weights_are_the_result_wi
     best = int(progress.best["best/step"])
     folder.write(f"{CHECKPOINTS}/{checkpoint_name(best)}/{WEIGHTS}", b"damaged")
     with caplog.at_level(logging.WARNING):
-        assert select_weights(loop, store, folder, progress) == progress.step
+        assert select_weights(loop, store, progress) == progress.step
     assert f"the best weights, of step {best}, cannot be read" in caplog.text
 
 
-def test_the_best_of_the_trial_that_was_exploited_is_not_taken_for_its_own(reopened):
-    folder, loop, store, progress = reopened
-    step = int(progress.best["best/step"])
-    folder.save(Lineage(entries=[Exploit(iteration=1, step=step, source="t0001", point={})]))
-    assert select_weights(loop, store, folder, progress) == progress.step
+def test_a_trial_that_goes_on_from_anothers_checkpoint_has_the_best_weights_of_both(start, tmp_path):
+    folder, config, spec, shard = start("source")
+    last = max(curve(folder))
+    sweep = load_sweep(None, ["optim.lr=0.1,0.2", "run_name=sweep"])
+    trial, source = (Trial(number, {"optim.lr": 0.1}, number) for number in range(2))
+    progress = TrialProgress(config, RunFolder(str(tmp_path / "t0000")), began_s=0.0)
+    exploit(PendingExploit(trial, source, Report(1, last, 0.0), {"optim.lr": 0.2}), progress, folder, sweep)
+    loop = assemble(config, spec.dataset_info.transform, shard, SingleProcess(), CPU)
+    store = CheckpointStore(progress.folder)
+    step = select_weights(loop, store, resume_or_start(loop, store, 0))
+    assert step == min(curve(folder), key=curve(folder).__getitem__) < last
+    expected = weights(folder, step)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loop.model.state_dict().items())

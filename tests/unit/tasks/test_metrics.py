@@ -10,6 +10,7 @@ from shoal.tasks.metrics import is_better, is_higher_better, reaches, update_bes
         ("test/accuracy", True),
         ("val/r2", True),
         ("val/f1", True),
+        ("val/f1_macro", True),
         ("val/loss", False),
         ("val/rmse", False),
         ("val/mae", False),
@@ -44,6 +45,13 @@ def test_each_metric_keeps_its_own_best_and_the_step_is_that_of_the_best_loss():
     assert best == {"best/val_loss": 1.0, "best/val_accuracy": 0.7, "best/step": 10.0}
     best = update_best(best, {"val/loss": 0.5, "val/accuracy": 0.6}, 30)
     assert best == {"best/val_loss": 0.5, "best/val_accuracy": 0.7, "best/step": 30.0}
+
+
+def test_the_step_is_that_of_the_metric_that_selects_in_its_own_direction():
+    said, best = {"auroc": True}, {}
+    for step, value in enumerate((0.6, 0.9, 0.7), 1):
+        best = update_best(best, {"val/loss": 3.0 - step, "val/auroc": value}, step, said, "val/auroc")
+    assert best == {"best/val_loss": 0.0, "best/val_auroc": 0.9, "best/step": 2.0}
 
 
 def test_updating_leaves_the_earlier_best_as_it_was():

@@ -3,17 +3,18 @@ import pytest
 from shoal.config.loading import load
 from shoal.errors import ConfigError
 from shoal.runs.config import RunConfig
+from shoal.tasks.metrics import BY_NAME
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.early_stopping import EarlyStoppingConfig, note_evaluation
 from training_run import STEPS, TrainingRun
 
 
-def evaluations_until_the_end(values, **config):
+def evaluations_until_the_end(values, said=BY_NAME, **config):
     """After how many evaluations training ends; None if it does not."""
     progress, made = TrainingProgress(), EarlyStoppingConfig(**config)
     for number, value in enumerate(values, 1):
         progress.metrics = {made.metric: value}
-        note_evaluation(made, progress)
+        note_evaluation(made, progress, said)
         if progress.has_ended:
             return number
     return None
@@ -29,6 +30,9 @@ def evaluations_until_the_end(values, **config):
         ([1.0, 0.95, 0.91, 0.86], {"patience": 2, "min_delta": 0.2}, 3),
         ([0.5, 0.6, 0.7], {"patience": 1, "metric": "val/accuracy"}, None),
         ([0.5, 0.55, 0.6], {"patience": 1, "metric": "val/accuracy", "min_delta": 0.06}, 2),
+        ([0.5, 0.6, 0.7], {"patience": 1, "metric": "val/auroc", "said": {"auroc": True}}, None),
+        ([0.5, 0.6, 0.55, 0.58], {"patience": 2, "metric": "val/auroc", "said": {"auroc": True}}, 4),
+        ([0.5, 0.4, 0.3], {"patience": 1, "metric": "val/gap", "said": {"gap": False}}, None),
         ([float("nan"), float("nan")], {"patience": 2}, 2),
         ([1.0, float("nan"), 0.5, 0.4], {"patience": 2}, None),
         ([1.0] * 9, {"patience": None}, None),

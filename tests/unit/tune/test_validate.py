@@ -24,6 +24,50 @@ def test_no_more_of_optunas_points_run_side_by_side_than_its_lag_and_it_is_said(
     assert slots("tune.search=random") == 32
 
 
+MINE = """
+import torch
+
+def squares(outputs, targets):
+    return {"near": (outputs[:, 0] - targets) ** 2, "far": outputs[:, 0].abs()}
+
+def gini(outputs, targets):
+    return outputs[:, 0]
+"""
+
+
+@pytest.fixture
+def sweeps(user_module):
+    """Validates a sweep over a regression with a loss and metric of the user's own."""
+    module = user_module(MINE)
+
+    def validated(*settings):
+        given = [
+            "task=regression", "data.source=sklearn:diabetes", f"train.loss={module}:squares",
+            f"train.metrics=[{module}:gini]", "optim.lr=0.1,0.2", "model.width=16",
+        ]  # fmt: skip
+        config = load_sweep(None, [*given, *settings])
+        validate_sweep(config, lambda scale, spare_cpus: False)
+        return config
+
+    return validated
+
+
+def test_a_metric_that_no_trial_has_is_refused_with_those_that_it_has(sweeps):
+    with pytest.raises(ConfigError) as refused:
+        sweeps("tune.metric=val/nonsense")
+    for word in ("tune.metric names 'val/nonsense'", "val/loss", "val/near", "val/far", "val/gini"):
+        assert word in str(refused.value)
+    assert sweeps("tune.metric=val/near").mode == "min"
+
+
+def test_a_metric_that_may_be_better_either_way_needs_a_mode(sweeps):
+    with pytest.raises(
+        ConfigError, match=r"'val/gini': nothing says .* set tune\.mode=max or tune\.mode=min"
+    ):
+        sweeps("tune.metric=val/gini")
+    assert sweeps("tune.metric=val/gini", "tune.mode=max").mode == "max"
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

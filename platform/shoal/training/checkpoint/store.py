@@ -154,7 +154,7 @@ class CheckpointStore:
         return None, complaints
 
     def best(self) -> str | None:
-        """Return the checkpoint with the lowest validation loss, or None when nothing was evaluated."""
+        """Return the checkpoint of the best evaluation, or None when nothing was evaluated."""
         names = self.names()
         name = _best_name(self.state(names[-1]).best) if names else None
         return name if name in names else None
@@ -274,7 +274,7 @@ class ShardedStore(CheckpointStore):
 
 
 def _best_name(best: Mapping[str, float]) -> str | None:
-    """Return the name of the checkpoint with the lowest validation loss, which need not be there."""
+    """Return the name of the checkpoint of the best evaluation, which need not be there."""
     step = best.get("best/step")
     return checkpoint_name(int(step)) if step is not None else None
 

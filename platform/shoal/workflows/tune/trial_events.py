@@ -56,7 +56,7 @@ class TrialEvents:
                 self._handle_finish(trial, progress, event)
             case "stop":
                 assert event.outcome is not None
-                progress.select(event.outcome)
+                progress.select(event.outcome, self._tune.metric)
                 self._engine.stop(trial)
                 self._lifecycle.close(trial, stop_reason(trial, self._tune))
             case "pause":
@@ -75,7 +75,7 @@ class TrialEvents:
         at = event.outcome.progress
         value = at.metrics[self._tune.metric]
         progress.add_value(at.step, value)
-        progress.select(event.outcome)
+        progress.select(event.outcome, self._tune.metric)
         result = value if progress.selected is None else progress.selected
         self._lifecycle.close(trial, None, "finished")
         self._engine.report(trial, progress.report(at.step, result), is_last=True)

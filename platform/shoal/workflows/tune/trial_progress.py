@@ -55,9 +55,9 @@ class TrialProgress:
         last = self.curve[-1][1] if self.curve else None
         return last if self.selected is None else self.selected
 
-    def select(self, outcome: Outcome) -> None:
-        """Take the value of the weights that are the result."""
-        self.selected = dict(self.curve).get(outcome.weights_step)
+    def select(self, outcome: Outcome, metric: str) -> None:
+        """Take the value of the weights that are the result, which may be another trial's (`exploit`)."""
+        self.selected = outcome.val_metrics.get(metric)
 
     def report(self, step: int, value: float) -> Report:
         """Return a value at a step as the engine counts it, in evaluations."""
