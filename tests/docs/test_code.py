@@ -46,6 +46,7 @@ def python_of(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PORTED)
 def test_a_ported_script_learns(place: Place, name):
     text = (DOCS / "porting" / f"{name}.py").read_text()
@@ -78,6 +79,7 @@ def test_the_tour_of_the_readme_runs(place: Place):
     assert float(re.search(r"test/accuracy +([\d.]+)", out)[1]) > 0.8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_from_top_to_bottom(place: Place, name):
     cells = json.loads((DOCS / "notebooks" / name).read_text())["cells"]

@@ -111,6 +111,7 @@ print(result.folder)
     assert len(list((folder / "objects").glob("Net-*.pkl"))) == 1
 
 
+@pytest.mark.long
 def test_the_same_script_resumes_after_ctrl_c(place: Place):
     """The handler of the caller is back afterwards; the checkpoint is used by the same script."""
     code = (
@@ -176,6 +177,7 @@ for wrong in ({"lr": 1}, {"data.label": "z"}, {"run_name": "one", "seed": 5}, {"
     assert "run one is finished; set if_exists=new to train it again" in done.stdout
 
 
+@pytest.mark.long
 def test_two_workers_and_a_sweep_have_the_objects_of_a_notebook(place: Place):
     done = python(
         place,
@@ -202,6 +204,7 @@ assert sweep._repr_html_()
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["dataset", "polars", "function", "splits", "arrow"])
 def test_every_form_of_data_trains(place: Place, kind: str):
     if kind == "polars":

@@ -156,6 +156,7 @@ def test_damaged_files_of_a_sweep_are_named_with_a_remedy(trained: Place) -> Non
     assert "if_exists=new" in done.errors[0]
 
 
+@pytest.mark.long
 def test_a_damaged_record_of_tracking_does_not_stop_training(trained: Place) -> None:
     folder = trained.path / "runs" / "shoal" / "run"
     known = json.loads((folder / "tracked.json").read_text())["run_id"]
@@ -166,6 +167,7 @@ def test_a_damaged_record_of_tracking_does_not_stop_training(trained: Place) -> 
     assert result["mlflow_run_id"] == known
 
 
+@pytest.mark.long
 def test_corrupt_checkpoints(trained: Place) -> None:
     """The newest one is named and the one before it used; with none left it is an error."""
     folder = trained.path / "runs" / "shoal" / "run"
