@@ -174,7 +174,10 @@ def _one_label(block: Block, preprocessing: PreprocessingSpec) -> np.ndarray:
         DataError: it is not there, or has several values per row.
     """
     label, tree = preprocessing.data.labels[0], preprocessing.target_tree
-    remedy = "return one of them, the argmax of a one-hot vector, or set task=custom with a train.loss that takes all"
+    remedy = (
+        "return one of them, or the argmax of a one-hot vector; task=multilabel_classification takes a row of 0s and "
+        "1s, and task=custom with a train.loss of your own takes anything"
+    )
     if not isinstance(tree, str):
         parts = ", ".join(list(names(tree))[:10])
         raise DataError(
