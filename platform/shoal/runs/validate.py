@@ -31,6 +31,8 @@ from shoal.training.user_callbacks import check_callbacks
 
 logger = logging.getLogger(__name__)
 
+FEW_ROWS = 100  # a share of fewer is off by 5 points and more by chance alone
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -127,6 +129,15 @@ def _warn_of_what_is_odd(config: RunConfig, dataset_info: DatasetInfo, steps: in
         logger.warning(
             "nothing is held out (0 validation rows, 0 test rows): the model is neither measured nor verified; "
             "data.validation_fraction and data.test_fraction hold rows out"
+        )
+    few = [f"{rows[split]} {split} rows" for split in (VALIDATION, TEST) if 0 < rows[split] < FEW_ROWS]
+    if few:
+        logger.warning(
+            "%s of %d are held out: metrics of fewer than %d rows depend on which rows these are; raise "
+            "data.validation_fraction and data.test_fraction, or add rows",
+            " and ".join(few),
+            sum(rows.values()),
+            FEW_ROWS,
         )
     if steps < optim.warmup_steps:
         logger.warning(

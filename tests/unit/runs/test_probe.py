@@ -1,6 +1,7 @@
 """What `--check` finds by doing once, on a few rows, what a run does."""
 
 import logging
+import re
 
 import numpy as np
 import pandas as pd
@@ -345,10 +346,12 @@ def test_workers_that_normalize_together_take_one_row_each_and_others_do_not():
 
 # What trains, and hardly as it was meant.
 
+ENOUGH = ("data.validation_fraction=0.4", "data.test_fraction=0.4", "data.global_batch_size=8")
+
 
 def test_a_warmup_longer_than_the_run_is_said_with_the_share_of_the_rate(caplog):
     with caplog.at_level(logging.WARNING):
-        check(Sound, "optim.warmup_steps=5000", "train.max_steps=10", "optim.lr=0.1")
+        check(Sound, *ENOUGH, "optim.warmup_steps=5000", "train.max_steps=10", "optim.lr=0.1")
     assert [record.getMessage() for record in caplog.records] == [
         "optim.warmup_steps=5000 is longer than the training of 10 steps: the learning rate reaches 0.2% of "
         "optim.lr=0.1; set optim.warmup_steps to less than 10, or train longer"
@@ -360,6 +363,24 @@ def test_that_nothing_is_held_out_is_said_once(caplog):
         check(Sound, "data.validation_fraction=0", "data.test_fraction=0")
     assert len(caplog.records) == 1
     assert "nothing is held out" in caplog.text
+
+
+def test_that_few_rows_are_held_out_is_said_once_with_a_remedy(caplog):
+    with caplog.at_level(logging.WARNING):
+        check(Sound)
+        check(Sound, *ENOUGH)
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert re.match(
+        r"\d\d validation rows and \d\d test rows of 300 are held out: metrics of fewer than 100 ", note
+    )
+    assert "raise data.validation_fraction and data.test_fraction, or add rows" in note
+
+
+def test_only_the_split_with_few_rows_is_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        check(Sound, *ENOUGH, "data.validation_fraction=0.1")
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert re.match(r"\d\d validation rows of 300 are held out", note)
 
 
 class Loses(torch.optim.SGD):
