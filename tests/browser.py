@@ -1,18 +1,22 @@
 """Chromium without a screen, driven over the WebDriver protocol of Debian's chromium-driver: no package is needed."""
 
 import base64
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from running import answers, eventually, free_port
+from running import RAY_ENV, ROOT, answers, eventually, free_port
 
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -25,6 +29,27 @@ def missing() -> str | None:
     """Return why no browser can be driven here, or None."""
     lacks = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"no {' and no '.join(lacks)} on PATH: apt-get install chromium chromium-driver" if lacks else None
+
+
+@contextlib.contextmanager
+def shoal_ui(folder: Path) -> Iterator[str]:
+    """Run `shoal ui` in a folder; yield the address of MLflow's pages."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoal", "ui", "--port", str(port)],
+        cwd=folder,
+        env={**os.environ, **RAY_ENV, "PYTHONPATH": str(ROOT / "platform")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        eventually(lambda: answers(f"{address}/health"), 60, "MLflow's pages are there")
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class Browser:

@@ -42,7 +42,7 @@ def test_the_default_sweep_ends_with_its_best_model_registered_and_all_in_mlflow
     assert parent.info.status == "FINISHED"
     assert parent.data.params["optim.lr"] == "loguniform(0.0001, 0.1)"
     assert parent.data.tags["best.trial"] == result["best"]["trial"]
-    assert float(parent.data.metrics["best/val_loss"]) == pytest.approx(result["best"]["value"])
+    assert float(parent.data.metrics["trials/best_val_loss"]) == pytest.approx(result["best"]["value"])
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "trials.csv", "trials.parquet", "pictures", "result.json"} <= artifacts
     pictures = {item.path for item in client.list_artifacts(parent.info.run_id, "pictures")}

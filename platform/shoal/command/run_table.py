@@ -1,14 +1,13 @@
 """What is known of a run folder at a glance: its state, how far it is, what to do next with it."""
 
 import json
-import os
-import shlex
 from dataclasses import dataclass
 from datetime import datetime
 
 from shoal.storage.lease import liveness
 from shoal.storage.records import Identity, Metadata, Result
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
+from shoal.tracking.cockpit import command
 
 # By the state of a run folder: how it came to it.
 STATES = {
@@ -107,19 +106,6 @@ def _next(folder: RunFolder, identity: Identity, state: str) -> str:
         )
     metadata = folder.load(Metadata)
     arguments = metadata.environment.argv if metadata and metadata.environment else []
-    again = f"the same command goes on{': ' + command if (command := command_text(arguments)) else ''}"
+    again = f"the same command goes on{': ' + typed if (typed := command(arguments)) else ''}"
     reason = " ".join((identity.reason or "").split())
     return f"{reason}; {again}" if state == "FAILED" and reason else again
-
-
-def command_text(arguments: list[str]) -> str:
-    """Return `sys.argv` of a process as a person typed it; empty for code that no command names."""
-    program, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    name = os.path.basename(program)
-    if name in ("", "-c", "ipykernel_launcher.py"):
-        return ""
-    if name == "__main__.py":
-        words = ["python", "-m", os.path.basename(os.path.dirname(program))]
-    else:
-        words = ["python", program] if name.endswith(".py") else [name]
-    return shlex.join([*words, *rest])

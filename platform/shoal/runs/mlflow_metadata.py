@@ -17,6 +17,7 @@ from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
 from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
+from shoal.tasks.metrics import best_name
 
 PARAMS = (
     "seed",
@@ -61,14 +62,19 @@ def run_metadata(
             profile=json.dumps({"rows": dataset_info.rows, "classes": len(transform.label.classes)}),
         ),
         model=model_record(size),
-        table=runs_table(("model.width", "optim.lr"), "val/loss", config.reported, is_ascending=True),
+        table=runs_table(("model.width", "optim.lr"), "val/loss", config, is_ascending=True),
         environment=_environment() if with_environment else None,
     )
 
 
-def runs_table(params: Sequence[str], metric: str, metrics: Sequence[str], is_ascending: bool) -> RunsTable:
-    """Return the first columns of MLflow's table: what varies, what is compared, and two other metrics."""
-    shown = [metric, *(name for name in metrics if name != metric)][:3]
+def runs_table(params: Sequence[str], metric: str, config: RunConfig, is_ascending: bool) -> RunsTable:
+    """Return the first columns of MLflow's table: what varies, what is compared, and two other metrics.
+
+    MLflow's table has the last value of a metric, and `best/*` that of the selected weights.
+    """
+    shown = [metric, *(name for name in config.reported if name != metric)][:3]
+    if config.train.select == "best":
+        shown = [best_name(name) for name in shown]
     return RunsTable(params=list(params), metrics=shown, is_ascending=is_ascending)
 
 

@@ -40,6 +40,11 @@ def reaches(name: str, value: float, target: float, said: Directions = BY_NAME) 
     return value >= target if is_higher_better(name, said) else value <= target
 
 
+def best_name(metric: str) -> str:
+    """Return the name of a metric's best value: `best/val_loss` of `val/loss`."""
+    return f"best/{metric.replace('/', '_')}"
+
+
 def update_best(
     best: Mapping[str, float],
     metrics: Mapping[str, float],
@@ -50,7 +55,7 @@ def update_best(
     """Return `best/*` after an evaluation: each metric's own best, and the step of that of the metric `selects`."""
     updated = dict(best)
     for name, value in metrics.items():
-        key = f"best/{name.replace('/', '_')}"
+        key = best_name(name)
         if is_better(name, value, updated.get(key), said):
             updated[key] = value
             if name == selects:

@@ -16,10 +16,11 @@ from urllib.parse import quote
 from shoal.config.secrets import mask
 from shoal.registry.client import connect
 from shoal.storage.records import Identity, Metadata, RunsTable, SweepResult, TrainResult
-from shoal.storage.run_folder import CONFIG, PICTURES, REPORTS, TRIALS, RunFolder
+from shoal.storage.run_folder import PICTURES, REPORTS, TRIALS, RunFolder
 from shoal.tracking.journal import MetricPoint
 
 PAGE_TAG = "shoal.runs_table"
+MODE = "workflowType=machine_learning"  # MLflow's pages are those of GenAI where an address does not say so
 VIEW_TAG = "mlflow.sharedViewState."
 NOTE_TAG = "mlflow.note.content"
 # Charts lie in sections by the part before the slash, in ASCII order: a copy of both losses comes before `best/*`.
@@ -81,7 +82,7 @@ def view_state(table: RunsTable) -> str:
 
 def table_path(table: RunsTable, experiment_id: str) -> str:
     """Return the page of the runs table, below a server's address."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={view_key(table)}"
+    return f"#/experiments/{experiment_id}/runs?{MODE}&viewStateShareKey={view_key(table)}"
 
 
 def view_key(table: RunsTable) -> str:
@@ -113,25 +114,29 @@ def run_note(folder: RunFolder, run_id: str | None, experiment_id: str | None) -
         parts.append(f"![{pictures[0]}](get-artifact?path={PICTURES}%2F{pictures[0]}&run_uuid={run_id})")
     parts.append(_result_table(folder))
     links = [
-        f"[{title}]({page}/artifacts/{REPORTS}/{name})"
+        f"[{title}]({page}/artifacts/{REPORTS}/{name}?{MODE})"
         for name, title in (("report.html", "report"), ("data.md", "data"))
         if folder.exists(f"{REPORTS}/{name}")
     ]
     if links:
         parts.append("See: " + ", ".join(links))
     parts.append(_registered(folder))
-    parts.append(f"Again, or on after an interrupt: `{command(metadata.environment.argv)}`")
+    again = command(metadata.environment.argv)
+    parts.append(f"Again, or on after an interrupt: {f'`{again}`' if again else 'the same call in Python'}")
     return "\n\n".join(part for part in parts if part)
 
 
 def command(arguments: Sequence[str]) -> str:
-    """Return the command that a job was called with; of a call from Python, that with the run's config."""
+    """Return `sys.argv` of a process as a person typed it; empty for code that no command names, as of a notebook."""
     program, *rest = arguments or [""]
-    if program.endswith(".py") and Path(program).parent.name == "jobs":
-        return mask(shlex.join(["python", program, *rest]))
-    if Path(program).name == "shoal":
-        return mask(shlex.join(["shoal", *rest]))
-    return f"shoal train {CONFIG}"
+    path = Path(program)
+    if path.name in ("", "-c", "-", "ipykernel_launcher.py"):
+        return ""
+    if path.name == "__main__.py":
+        words = ["python", "-m", path.parent.name]
+    else:
+        words = ["python", program] if path.suffix == ".py" else [path.name]
+    return mask(shlex.join([*words, *rest]))
 
 
 def _result_table(folder: RunFolder) -> str:
@@ -155,6 +160,14 @@ def _trials_table(result: SweepResult) -> str:
     return markdown_table(("trial", result.metric, *keys), cells) if rows else ""
 
 
+def _shortened(param: str) -> str:
+    """Return a param of MLflow, a text, with two digits if it is a fraction."""
+    try:
+        return param if param.lstrip("-").isdigit() else value_text(float(param))
+    except ValueError:
+        return param
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
@@ -173,7 +186,8 @@ def _registered(folder: RunFolder) -> str:
         return ""
     version = f"{name}, version {tracked.model_version}"
     link = f"Registered as [{version}](#/models/{quote(name)}/versions/{tracked.model_version})"
-    return f"{link}: {tracked.comparison}" if tracked.comparison else link
+    compared = (tracked.comparison or "").removeprefix(f"{name} version {tracked.model_version} ")
+    return f"{link}, which {compared}" if compared else link
 
 
 def experiment_note(client: Any, experiment_id: str, table: RunsTable) -> str:
@@ -184,9 +198,9 @@ def experiment_note(client: Any, experiment_id: str, table: RunsTable) -> str:
     )
     rows = [
         (
-            f"[{run.info.run_name}](#/experiments/{experiment_id}/runs/{run.info.run_id})",
+            f"[{run.info.run_name}](#/experiments/{experiment_id}/runs/{run.info.run_id}?{MODE})",
             f"{run.data.metrics[metric]:.5g}",
-            *(run.data.params.get(key, "") for key in table.params),
+            *(_shortened(run.data.params.get(key, "")) for key in table.params),
         )
         for run in found
         if metric in run.data.metrics

@@ -142,14 +142,6 @@ def test_show_prints_a_run_by_its_name_or_its_folder(tmp_path, monkeypatch, caps
         show.main(["other"])
 
 
-def test_a_command_is_written_as_it_was_typed():
-    assert run_table.command_text(["/x/bin/shoal", "tune", "optim.lr=uniform(0, 1)"]) == (
-        "shoal tune 'optim.lr=uniform(0, 1)'"
-    )
-    assert run_table.command_text(["/x/shoal/__main__.py", "train"]) == "python -m shoal train"
-    assert run_table.command_text(["/x/ipykernel_launcher.py", "-f", "kernel.json"]) == ""
-
-
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -57,4 +57,6 @@ def test_the_view_begins_with_params_and_the_compared_metric():
 def test_the_command_is_that_of_the_job():
     assert cockpit.command(["jobs/tune.py", "a=choice(1, 2)"]) == "python jobs/tune.py 'a=choice(1, 2)'"
     assert cockpit.command(["/usr/bin/shoal", "train", "a=1"]) == "shoal train a=1"
-    assert cockpit.command(["-c"]) == "shoal train config.yaml"
+    assert cockpit.command(["/lib/shoal/__main__.py", "tune"]) == "python -m shoal tune"
+    assert cockpit.command(["mine.py"]) == "python mine.py"
+    assert cockpit.command(["-c"]) == cockpit.command(["/x/ipykernel_launcher.py", "-f"]) == ""

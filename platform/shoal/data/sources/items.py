@@ -25,6 +25,7 @@ DATA_SEED = 0  # of what a user's function draws: one for all runs, whose data d
 COMPARED_ROWS = 8  # that are read several times before anything starts
 SLOW_S = 0.1  # of one item: then fewer rows are compared
 FEATURES, TARGET = "features", "target"
+DRAWS = "items draw random numbers: each row is drawn once, the same in every epoch and evaluation"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def is_table(parts: dict[str, Template], block: Block) -> bool:
     )
 
 
-def have_draws(items: Items) -> bool:
-    """Read a few rows several times; returns whether what they hold depends on the random generators.
+def compare_reads(items: Items) -> tuple[str, ...]:
+    """Read a few rows several times; returns a note if what they hold depends on the random generators.
 
     Raises:
         DataError: they differ although the generators begin at the same seeds.
@@ -108,7 +109,7 @@ def have_draws(items: Items) -> bool:
             "though torch, numpy.random and random begin at the same seed: draw from these, or from "
             "numpy.random.default_rng(index), and do not change what is stored"
         )
-    return first_difference(first, items.read(rows, DATA_SEED + 1)) is not None
+    return (DRAWS,) if first_difference(first, items.read(rows, DATA_SEED + 1)) else ()
 
 
 def first_difference(one: Block, other: Block) -> tuple[str, int] | None:

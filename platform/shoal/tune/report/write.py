@@ -54,7 +54,7 @@ def write_report(
     page = html_report(title, lines, rows, mode, metric, drawn)
     folder.write(f"{REPORTS}/report.html", page.encode())
     note = "\n".join(f"- **{label}**: {text}" for label, text in lines.items())
-    return Findings(lines, width, scaling, f"{note}\n\nSee `{REPORTS}/report.html` among the artifacts.")
+    return Findings(lines, width, scaling, note)
 
 
 def _draw(

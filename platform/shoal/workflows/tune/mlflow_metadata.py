@@ -17,7 +17,7 @@ def sweep_metadata(plan: SweepPlan, dataset_info: DatasetInfo) -> Metadata:
     params |= {f"tune.{key}": getattr(tune, key) for key in ("metric", "scheduler", "search", "repeat")}
     del params["model.parameters"]  # differs between trials
     tags = metadata.tags | {"shoal.trials": plan.total, "shoal.sweep": "true"}
-    table = runs_table([*plan.config.space], tune.metric, plan.config.reported, plan.config.mode == "min")
+    table = runs_table([*plan.config.space], tune.metric, base.config, plan.config.mode == "min")
     return metadata.replace(params=params, tags=tags, table=table)
 
 

@@ -259,6 +259,6 @@ class TrialLifecycle:
         won, ended = self._state.ranking.best, self._state.count()
         metrics = {"trials/ended": float(ended)}
         if won and won.metric is not None:
-            metrics[f"best/{self._config.tune.metric.replace('/', '_')}"] = won.metric
+            metrics[f"trials/best_{self._config.tune.metric.replace('/', '_')}"] = won.metric
         self._journal.log(ended, metrics)
         self._journal.flush()
