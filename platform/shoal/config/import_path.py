@@ -4,7 +4,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from shoal.config import objects
@@ -31,6 +31,16 @@ def missing_colon(text: str) -> str:
     module, _, name = path.rpartition(".")
     is_dotted = bool(module) and all(part.isidentifier() for part in path.split("."))
     return f" (did you mean '{module}:{name}{mark}{arguments}'?)" if is_dotted else ""
+
+
+def search_path() -> tuple[str, ...]:
+    """Return the folders in which this process looks for modules, for another one that shares them."""
+    return tuple(os.path.abspath(folder) for folder in sys.path)
+
+
+def search_also(folders: Iterable[str]) -> None:
+    """Look for modules in folders of another process too, after those of this one."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path and os.path.isdir(folder))
 
 
 def find(path: str, key: str) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from shoal.config import objects, secrets
+from shoal.config import import_path, objects, secrets
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.loader import ResidentShard, Rows, Shard
 from shoal.data.partition import WorkerRows
@@ -65,10 +65,12 @@ class WorkerSpec:
     objects: dict[str, bytes] = field(
         default_factory=dict, repr=False
     )  # that were passed from Python: pickles
+    search_path: tuple[str, ...] = field(default_factory=import_path.search_path, repr=False)
     sweep_folder: str | None = None  # of a trial: the folder that holds the lease of the attempt
 
     def enter_process(self) -> None:
-        """Let this process have the addresses' secrets and the objects of the driver."""
+        """Let this process have the addresses' secrets, the objects and the modules of the driver."""
+        import_path.search_also(self.search_path)
         secrets.register(self.secrets)
         objects.receive(self.objects)
 

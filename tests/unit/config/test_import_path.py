@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 
-from shoal.config.import_path import call_with, find, is_path
+from shoal.config.import_path import call_with, find, is_path, search_also, search_path
 from shoal.errors import UserError
 
 
@@ -47,6 +49,18 @@ def test_an_import_error_names_the_key_and_the_reason(user_module, text, name, p
 def test_a_missing_module_is_reported():
     with pytest.raises(UserError, match="module 'no_such_module' does not import"):
         find("no_such_module:build", "model.name")
+
+
+def test_modules_are_found_where_another_process_found_them(tmp_path, monkeypatch):
+    (tmp_path / "found_elsewhere.py").write_text("def build():\n    return 1\n")
+    mine = list(sys.path)
+    monkeypatch.setattr(sys, "path", [*mine, str(tmp_path), str(tmp_path / "gone")])
+    folders = search_path()
+    monkeypatch.setattr(sys, "path", list(mine))
+    search_also(folders)
+    assert sys.path[: len(mine)] == mine, "its own come first"
+    assert str(tmp_path / "gone") not in sys.path
+    assert find("found_elsewhere:build", "model.name")() == 1
 
 
 def test_offered_arguments_are_passed_only_when_the_signature_names_them():
