@@ -1,7 +1,7 @@
 """Partitions a source's rows among workers through Ray's object store, and makes a worker's shard of its part."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from shoal.cluster import session
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.loader import Shard
 from shoal.data.partition import partition_source
+from shoal.data.redraw import RedrawnRows, RedrawnShard
 from shoal.data.sampler import SPLITS
 from shoal.runs.validate import RunPlan
 from shoal.runs.worker import WorkerSpec, resident_shard
@@ -26,10 +27,12 @@ class ShardRefs:
 
     Attributes:
         refs: by worker; of rows that are streamed, pairs (training rows, held-out rows).
+        redrawn: training rows that are read again in every epoch; None: none are.
     """
 
     refs: list[list[Any]]
     resident: bool
+    redrawn: Any = None
 
 
 def spare_cpus(plan: RunPlan) -> int:
@@ -45,13 +48,21 @@ def put_shards(plan: RunPlan, num_workers: int) -> tuple[DatasetInfo, ShardRefs]
         DataError: a problem that is found by reading all rows.
     """
     if plan.dataset_info is not None:
-        return plan.dataset_info, _put_small(plan, plan.dataset_info, num_workers)
+        shard_refs = _put_small(plan, plan.dataset_info, num_workers)
+        return plan.dataset_info, _with_redrawn(shard_refs, plan, plan.dataset_info)
     from shoal.cluster import ingest
 
     blocks, dataset_info, before = ingest.read_and_inspect(plan.source, plan.preprocessing)
     resident = _is_resident(plan, dataset_info)
     refs = ingest.partition_blocks(blocks, before, dataset_info, plan.preprocessing, num_workers, resident)
-    return dataset_info, ShardRefs(refs, resident)
+    return dataset_info, _with_redrawn(ShardRefs(refs, resident), plan, dataset_info)
+
+
+def _with_redrawn(shard_refs: ShardRefs, plan: RunPlan, dataset_info: DatasetInfo) -> ShardRefs:
+    import ray
+
+    redrawn = RedrawnRows.of(plan.source, plan.preprocessing, dataset_info)
+    return replace(shard_refs, redrawn=ray.put(redrawn)) if redrawn else shard_refs
 
 
 def _put_small(plan: RunPlan, dataset_info: DatasetInfo, num_workers: int) -> ShardRefs:
@@ -71,13 +82,15 @@ def make_shard(spec: WorkerSpec, shard_refs: ShardRefs, rank: int, size: int, de
     """Make a worker's shard: in memory on its device, or streamed."""
     import ray
 
+    shard: Shard
     if shard_refs.resident:
-        return resident_shard(spec, ray.get(shard_refs.refs[rank][0]), rank, size, device)
-    from shoal.cluster.streaming import StreamingShard
+        shard = resident_shard(spec, ray.get(shard_refs.refs[rank][0]), rank, size, device)
+    else:
+        from shoal.cluster.streaming import StreamingShard
 
-    return StreamingShard(
-        spec.dataset_info.lanes(spec.preprocessing, rank, size), shard_refs.refs[rank], device
-    )
+        lanes = spec.dataset_info.lanes(spec.preprocessing, rank, size)
+        shard = StreamingShard(lanes, shard_refs.refs[rank], device)
+    return RedrawnShard(shard, ray.get(shard_refs.redrawn), device) if shard_refs.redrawn else shard
 
 
 def _is_resident(plan: RunPlan, dataset_info: DatasetInfo) -> bool:

@@ -10,7 +10,7 @@
 - `schema`: what a column is understood as
 - `misfits`: cells of other data that a fitted transform cannot use
 - `glance`: leaks and odd columns, found by a bounded look; `report`: all that is known of the data, as Markdown
-- `partition`: rows divided among workers
+- `partition`: rows divided among workers; `redraw`: those that hold random numbers, read again in every epoch
 - `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
 - `labels`: the label to targets, and back; `weights`: of samples, stored behind their targets
 - `tree`: inputs and targets of several tensors; `template`: which columns they are; `packing`: one row of bytes of them

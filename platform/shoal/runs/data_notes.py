@@ -12,9 +12,23 @@ REPORT = f"{REPORTS}/data.md"
 PICTURE = f"{PICTURES}/data.png"
 
 
+DRAWN = (
+    "items draw random numbers: training rows are read again in every epoch, with draws of (seed, epoch, row)"
+)
+DRAWN_ONCE = "items draw random numbers: each row is drawn once, the same in every epoch"
+
+
 def data_notes(source: Source, info: DatasetInfo) -> list[str]:
     """Return a line for each thing that was detected while reading, or is odd about the rows."""
-    return [mask(note) for note in (*source.notes, *info.notes)]  # a source names its files by their address
+    notes = (*source.notes, *_notes_of_draws(source), *info.notes)
+    return [mask(note) for note in notes]  # a source names its files by their address
+
+
+def _notes_of_draws(source: Source) -> list[str]:
+    trained = [part for part in source.parts if part.split in (None, TRAIN)]
+    if any(part.drawn for part in trained):
+        return [DRAWN]
+    return [DRAWN_ONCE] if any(part.encoded and part.encoded[0].drawn for part in trained) else []
 
 
 def write_data_report(folder: RunFolder, source: Source, info: DatasetInfo) -> None:

@@ -15,7 +15,9 @@ import torch
 from shoal.cluster import session
 from shoal.cluster.shard_store import put_shards, spare_cpus
 from shoal.data.dataset_info import DatasetInfo
+from shoal.data.loader import Shard
 from shoal.data.partition import partition_source
+from shoal.data.redraw import RedrawnRows, RedrawnShard
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
@@ -164,9 +166,12 @@ class _TrainingRun(RunLifecycle):
         spec = self._worker_spec(dataset_info)
         device = torch.device("cuda:0" if self.config.scale.use_gpu and local_gpus() else "cpu")
         rows = partition_source(self.plan.source, self.plan.preprocessing, dataset_info, 1)[0]
+        shard: Shard = resident_shard(spec, rows, 0, 1, device)
+        if redrawn := RedrawnRows.of(self.plan.source, self.plan.preprocessing, dataset_info):
+            shard = RedrawnShard(shard, redrawn, device)
         with self._watching(dataset_info):
             try:
-                run_worker(spec, resident_shard(spec, rows, 0, 1, device), SingleProcess(), device)
+                run_worker(spec, shard, SingleProcess(), device)
             except (ShoalError, KeyboardInterrupt):
                 raise
             except Exception as error:

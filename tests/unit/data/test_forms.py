@@ -362,16 +362,18 @@ def test_a_stream_that_does_not_end_or_raises_is_refused_with_the_remedy(monkeyp
 # Random numbers.
 
 
-def test_items_that_draw_are_noted_and_drawn_once():
+def test_items_that_draw_are_known_and_read_alike_with_one_seed():
     drawing = Items(lambda row: (X[row] + torch.randn(2).numpy(), int(Y[row])))
-    source = source_from_value("m:f", drawing)
-    assert source.notes == (
-        "items draw random numbers: each row is drawn once, the same in every epoch and evaluation",
-    )
+    [part] = source_from_value("m:f", drawing).parts
     first = read(drawing)["features"]
     seed_random_states(5)
     np.testing.assert_array_equal(read(drawing)["features"], first)
-    assert source_from_value("m:f", Items(lambda row: (X[row], int(Y[row])))).notes == ()
+    np.testing.assert_array_equal(
+        part.drawn.read([0, 3], 9)["features"], part.drawn.read([0, 3], 9)["features"]
+    )
+    assert (part.drawn.read([0, 3], 9)["features"] != first[[0, 3]]).all()
+    [part] = source_from_value("m:f", Items(lambda row: (X[row], int(Y[row])))).parts
+    assert part.drawn is None
 
 
 class Counter:

@@ -6,10 +6,10 @@ Depends on files and file systems alone; independent of what the columns mean.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pyarrow import fs as arrow_fs
@@ -58,6 +58,16 @@ class Chunks:
             yield from self.read(number)
 
 
+class DrawnRows(Protocol):
+    """Rows that hold random numbers, and others each time they are read with another seed."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Iterable[int], seed: int) -> Block:
+        """Return some rows as drawn with a seed, from 0 to below 2**62."""
+        ...
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows that are read in one order.
@@ -72,6 +82,7 @@ class Part:
         chunks: made when the cluster reads them.
         dataset: a Ray Dataset.
         encoded: another part, whose blocks the function decodes.
+        drawn: the rows, where they hold random numbers; `read` draws them once.
         relearn: how to read on after an `OtherTypesError` of a chunk: `chunks` is then asked for again.
     """
 
@@ -81,6 +92,7 @@ class Part:
     chunks: Callable[[], Chunks] | None = None
     dataset: Any = None
     encoded: "tuple[Part, Callable[[Block], Iterator[Block]]] | None" = None
+    drawn: DrawnRows | None = None
     relearn: Callable[[OtherTypesError], None] | None = None
 
 

@@ -19,7 +19,7 @@ from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Chunks, Part, Source, in_memory_source
 from shoal.data.sources.forms import columns_of, is_table_like, rows_of, splits_of
 from shoal.data.sources.huggingface import is_loaded_set, source_of_loaded
-from shoal.data.sources.items import DATA_SEED, Items, compare_reads, first_difference, is_table
+from shoal.data.sources.items import DATA_SEED, Items, first_difference, have_draws, is_table
 from shoal.data.sources.stream import is_stream, read_stream
 from shoal.errors import DataError, UserError
 
@@ -160,7 +160,7 @@ def _open_items(uri: str, items: Items) -> _Opened:
     """Wrap a map-style torch Dataset: its items are what the model takes, unless they are records."""
     if len(items) == 0:
         raise DataError(f"data.source='{uri}' is empty: it has 0 rows; name one that has some")
-    notes = compare_reads(items)
+    drawn = items if have_draws(items) else None
     rows = items.sample()
     found = items.read(rows)
     size = sum(map(nbytes_of, found.values())) // len(rows)
@@ -170,14 +170,13 @@ def _open_items(uri: str, items: Items) -> _Opened:
         yield items.read(range(len(items))[number * step : (number + 1) * step])
 
     chunks = Chunks(-(-len(items) // step), read)
-    part = Part(chunks.blocks, chunks=lambda: chunks)
+    part = Part(chunks.blocks, chunks=lambda: chunks, drawn=drawn)
     source = Source(
         uri,
         "indexed",
         (part,),
         nbytes=size * len(items),
         is_ready=not is_table(items.parts, found),
-        notes=notes,
         parts_of_items=items.parts,
     )
     # How many rows are sampled depends on how fast they are; the first and the last always are.

@@ -25,7 +25,6 @@ DATA_SEED = 0  # of what a user's function draws: one for all runs, whose data d
 COMPARED_ROWS = 8  # that are read several times before anything starts
 SLOW_S = 0.1  # of one item: then fewer rows are compared
 FEATURES, TARGET = "features", "target"
-DRAWS = "items draw random numbers: each row is drawn once, the same in every epoch and evaluation"
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ def is_table(parts: dict[str, Template], block: Block) -> bool:
     )
 
 
-def compare_reads(items: Items) -> tuple[str, ...]:
-    """Read a few rows several times; returns a note if what they hold depends on the random generators.
+def have_draws(items: Items) -> bool:
+    """Read a few rows several times; returns whether what they hold depends on the random generators.
 
     Raises:
         DataError: they differ although the generators begin at the same seeds.
@@ -109,7 +108,7 @@ def compare_reads(items: Items) -> tuple[str, ...]:
             "though torch, numpy.random and random begin at the same seed: draw from these, or from "
             "numpy.random.default_rng(index), and do not change what is stored"
         )
-    return (DRAWS,) if first_difference(first, items.read(rows, DATA_SEED + 1)) else ()
+    return first_difference(first, items.read(rows, DATA_SEED + 1)) is not None
 
 
 def first_difference(one: Block, other: Block) -> tuple[str, int] | None:
