@@ -153,7 +153,8 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         "reached_target",
         "is_verified",
     )
-    return {key: result[key] for key in (*kept, "model", "sample")}
+    model = {key: result["model"][key] for key in ("parameters", "bytes", "flops_per_sample")}
+    return {key: result[key] for key in (*kept, "sample")} | {"model": model}
 
 
 def rows(result: dict[str, Any]) -> dict[str, Any]:
