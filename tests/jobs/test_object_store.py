@@ -110,7 +110,9 @@ def test_a_sweep_asks_little_of_an_object_store_however_long_the_journals_of_its
     process.send_signal(signal.SIGINT)
     done = stored.wait(process)
     assert done.code == 130, done.err
-    assert len(asked) < 30 * len(trials), Counter(asked)
+    assert len(asked) < 30 * len(trials), "\n".join(
+        f"{count} {what}" for what, count in Counter(asked).items()
+    )
 
 
 def test_an_outage_is_survived_and_said_and_no_point_or_checkpoint_is_missing(

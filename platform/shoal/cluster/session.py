@@ -56,8 +56,9 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
             _OPENED.append(True)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
+            token = "" if "RAY_AUTH_MODE" in os.environ else ", set RAY_AUTH_MODE=token if it demands a token"
             raise ConfigError(
-                f"the Ray cluster at '{found or 'this machine'}' cannot be used ({reason}): start it, or unset "
+                f"the Ray cluster at '{found or 'this machine'}' cannot be used ({reason}): start it{token}, or unset "
                 "RAY_ADDRESS to let Shoal start one here"
             ) from error
     if threading.current_thread() is threading.main_thread():
