@@ -91,8 +91,19 @@ def _loosen(signature: Any, transform: Transform) -> None:
         elif column.kind == "number" and column.dtype.startswith("float"):
             specs.append(ColSpec(DataType.double, spec.name))
         else:
-            specs.append(spec)
+            specs.append(ColSpec(_widest(spec.type), spec.name, required=spec.required))
     signature.inputs = Schema(specs)
+
+
+def _widest(kind: Any) -> Any:
+    """Return the type for arrays whose numbers come as JSON, as those of an example do: MLflow narrows none."""
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
+
+    if not isinstance(kind, Array):
+        return kind
+    widest = {DataType.float: DataType.double, DataType.integer: DataType.long}
+    return Array(_widest(kind.dtype) if isinstance(kind.dtype, Array) else widest.get(kind.dtype, kind.dtype))
 
 
 def _requirements(model_name: str, objective: ObjectiveConfig) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import save_file
@@ -13,7 +14,7 @@ from shoal.data.sources.function import source_from_value
 from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
-from shoal.registry.package import save_model
+from shoal.registry.package import _widest, save_model
 
 LOAD = """
 import json, sys
@@ -51,3 +52,16 @@ def test_a_model_has_few_files_and_loads_with_its_own_shoal(preprocessing, rows,
     file, predicted = json.loads(done.stdout.splitlines()[-1])
     assert file == str(path / "code" / "shoal" / "shoal.zip" / "shoal" / "inference" / "predictor.py")
     assert predicted == Predictor.load_own(data).predict(some)["prediction"].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "bool"])
+def test_arrays_of_any_width_fit_a_signature_and_so_do_their_numbers_from_json(dtype):
+    from mlflow.models import infer_signature
+    from mlflow.models.utils import _enforce_schema
+    from mlflow.types import ColSpec, Schema
+
+    table = pd.DataFrame({"one": [np.ones(3, dtype)] * 2, "two": [np.ones((2, 2), dtype)] * 2})
+    found = infer_signature(table).inputs
+    schema = Schema([ColSpec(_widest(spec.type), spec.name) for spec in found])
+    for rows in (table, pd.DataFrame({name: [array.tolist() for array in table[name]] for name in table})):
+        assert len(_enforce_schema(rows, schema)) == 2
