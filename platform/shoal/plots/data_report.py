@@ -54,7 +54,7 @@ def data_figure(
         middle = 0.4 - width / 2
         axes.set_xticks([place + middle for place in range(len(classes))], classes, rotation=45, ha="right")
         axes.set_ylabel("share of the split's rows")
-        axes.legend()
+        axes.legend(loc="upper right")
     else:
         axes.bar(list(rows), list(rows.values()))
         axes.set_ylabel("rows")

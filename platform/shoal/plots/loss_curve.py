@@ -36,5 +36,5 @@ def loss_figure(curves: Mapping[str, Curve], title: str) -> "Figure":
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")  # "best" looks at each point, and says so where there are many
     return figure
