@@ -4,18 +4,20 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shoal.data.loader import Batch
-from shoal.data.tree import Tree, describe, row_count
+from shoal.data.tree import Tree, describe, only_tensor
 from shoal.errors import ConfigError, UserError, nearest
 from shoal.runs.config import RunConfig
 from shoal.tasks.base import Task
 from shoal.tasks.measures import Measure
 from shoal.tasks.outputs import described
+from shoal.tasks.own_loss import are_one_number
 
 SAME = {"rel_tol": 1e-4, "abs_tol": 1e-6}
 
@@ -30,7 +32,7 @@ def check_objective(
     Args:
         outputs_of: the model in eval mode.
         batch: some rows.
-        parts: the same rows as two batches.
+        parts: the same rows as two batches, of the first and of the others.
 
     Raises:
         UserError: the loss or a metric cannot be computed, or two processes measure something else than one.
@@ -117,10 +119,13 @@ def _measure(measure: Measure, outputs: Sequence[Any], parts: Sequence[Batch]) -
 
 
 def _warn_of_neighbours(task: Task, whole: tuple[Any, Batch], part: tuple[Any, Batch]) -> None:
-    """Say that a loss of a row depends on the rows beside it, which each worker has others of."""
-    together, alone = task.sample_losses(*whole), task.sample_losses(*part)
-    rows = row_count(part[1].inputs)
-    if any(not torch.allclose(together[name][:rows], alone[name], rtol=1e-4, atol=1e-5) for name in alone):
+    """Say that a loss of a row depends on the rows beside it, which each worker has others of.
+
+    Raises:
+        ConfigError: by a mistake in shapes.
+    """
+    if not _are_alike(task.sample_losses(*whole), task.sample_losses(*part)):
+        _refuse_broadcast(task, whole, part)
         logger.warning(
             "%s: the loss of a row depends on the rows beside it, and the result on the number of workers and on how "
             "many rows are computed at a time",
@@ -151,3 +156,41 @@ def described_tree(outputs: Any) -> str:
     if isinstance(outputs, tuple | list):
         return f"({', '.join(map(described_tree, outputs))})"
     return described(outputs)
+
+
+def _refuse_broadcast(task: Task, whole: tuple[Any, Batch], part: tuple[Any, Batch]) -> None:
+    """Refuse a loss that compares each output with all targets by mistake: given equal shapes, it does not.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if not are_one_number(whole[0], whole[1].targets):
+        return
+    shape, key = tuple(whole[0].shape), task.own_loss.key if task.own_loss else "the loss"
+    for reshaped in (_with_flat_outputs, _with_targets_in_a_column):
+        try:
+            together, alone = (task.sample_losses(*reshaped(*rows)) for rows in (whole, part))
+        except Exception:  # whatever the user's function raises for another shape
+            continue
+        if _are_alike(together, alone):
+            raise ConfigError(
+                f"{key} compares each output with the targets of all rows: outputs of shape {shape} and targets of "
+                f"shape {shape[:1]} broadcast to {shape[:1] * 2}; compare outputs.squeeze(1) with targets, or outputs "
+                "with targets[:, None]"
+            )
+
+
+def _with_flat_outputs(outputs: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+    return outputs.squeeze(1), batch
+
+
+def _with_targets_in_a_column(outputs: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+    return outputs, replace(batch, targets=only_tensor(batch.targets)[:, None])
+
+
+def _are_alike(together: dict[str, Tensor], alone: dict[str, Tensor]) -> bool:
+    """Whether the losses of the first rows are the same without the others."""
+    return all(
+        torch.allclose(together[name][: len(losses)], losses, rtol=1e-4, atol=1e-5)
+        for name, losses in alone.items()
+    )

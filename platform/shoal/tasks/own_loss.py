@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.data.tree import Tree, first_tensor, row_count
+from shoal.data.tree import Tree, first_tensor, only_tensor, row_count
 from shoal.errors import ConfigError
 
 LOSS = "loss"  # what a single loss is called in records
@@ -19,7 +19,8 @@ class OwnLoss:
     """What `train.loss` names, called `loss(outputs, targets)`.
 
     A parameter `reduction` of a function, or of a class's __init__, is set to "none"; a parameter `inputs` receives
-    the model's inputs.
+    the model's inputs. What is torch's own gets outputs [n, 1] in the shape of targets [n], since these would broadcast
+    to [n, n].
     """
 
     def __init__(self, path: str, found: Callable[..., Any]) -> None:
@@ -31,6 +32,7 @@ class OwnLoss:
         self.key = f"train.loss='{path}'"
         self._call = _per_sample(found, self.key)
         self._takes_inputs = "inputs" in _parameters(self._call)
+        self._is_torchs = _module_of(found).partition(".")[0] == "torch"
 
     def __call__(self, outputs: Any, targets: Tree, inputs: Tree) -> dict[str, Tensor]:
         """Return the named losses [n] of the samples; their sum is what is minimized.
@@ -44,6 +46,8 @@ class OwnLoss:
             ConfigError: it returns something other than a loss for each sample.
         """
         outputs = _widened(outputs)
+        if self._is_torchs and are_one_number(outputs, targets):
+            outputs = outputs.reshape(only_tensor(targets).shape)
         if isinstance(self._call, nn.Module):
             self._call.to(first_tensor(inputs).device)
         named = {"inputs": inputs} if self._takes_inputs else {}
@@ -74,6 +78,22 @@ class OwnLoss:
         if not loss.is_floating_point():
             raise ConfigError(f"{what} numbers of type {loss.dtype}: return floating-point losses")
         return loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
+
+
+def are_one_number(outputs: Any, targets: Tree) -> bool:
+    """Whether outputs [n, 1] and targets [n] are one number for each of several samples, in shapes that broadcast."""
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and outputs.shape == (*targets.shape, 1)
+        and targets.ndim == 1
+        and targets.is_floating_point()
+    )
+
+
+def _module_of(found: object) -> str:
+    kind = type(found) if isinstance(found, nn.Module) else found
+    return getattr(kind, "__module__", None) or ""
 
 
 def _per_sample(found: Callable[..., Any], key: str) -> Callable[..., Any]:

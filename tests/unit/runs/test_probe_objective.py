@@ -19,7 +19,7 @@ from shoal.runs.validate import validate
 
 def frame():
     random = np.random.default_rng(0)
-    x = random.normal(size=(200, 3))
+    x = random.normal(size=(1500, 3))
     return pd.DataFrame(x, columns=list("abc")).assign(target=(x[:, 0] > 0).astype(int))
 
 
@@ -128,4 +128,59 @@ def test_what_would_fail_is_refused_by_the_name_of_the_function_in_one_line(sett
 def test_a_loss_of_a_row_that_depends_on_the_rows_beside_it_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         check(f"train.loss={__name__}:beside")
+    assert "the loss of a row depends on the rows beside it" in caplog.text
+
+
+class Line(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def pinball(outputs, targets):
+    error = targets - outputs
+    return torch.maximum(0.9 * error, -0.1 * error).mean(dim=1)
+
+
+def broadcast(outputs, targets):
+    return (outputs - targets) ** 2
+
+
+def squeezed(outputs, targets):
+    return (outputs.squeeze(1) - targets) ** 2
+
+
+def ranked(outputs, targets):
+    """Equation 6 of Cox, 1972, with one event in each row: of a row, it is of the rows beside it by design."""
+    scores = outputs.squeeze(-1)
+    at_risk = targets[None] >= targets[:, None]
+    return torch.logsumexp(torch.where(at_risk, scores[None], -torch.inf), dim=1) - scores
+
+
+def check_number(loss):
+    return check("task=regression", f"train.loss={loss}", f"model.name={__name__}:Line")
+
+
+@pytest.mark.parametrize("name", ["pinball", "broadcast"])
+def test_a_loss_that_broadcasts_outputs_over_the_targets_of_all_rows_is_refused(name):
+    """It trained without a word, and learnt the mean of all targets."""
+    with pytest.raises(UserError, match=r"shape \(8, 1\) and targets of shape \(8,\).*outputs.squeeze\(1\)"):
+        check_number(f"{__name__}:{name}")
+
+
+@pytest.mark.parametrize(
+    "loss", [f"{__name__}:squeezed", "torch.nn.functional:huber_loss", "torch.nn:SmoothL1Loss"]
+)
+def test_a_loss_that_takes_each_row_with_its_own_target_passes(loss, caplog):
+    with caplog.at_level(logging.WARNING):
+        check_number(loss)
+    assert caplog.messages == []
+
+
+def test_a_loss_over_several_rows_by_design_is_no_mistake_in_shapes(caplog):
+    with caplog.at_level(logging.WARNING):
+        check_number(f"{__name__}:ranked")
     assert "the loss of a row depends on the rows beside it" in caplog.text

@@ -83,6 +83,13 @@ def test_a_function_of_torch_is_called_without_its_reduction_in_full_precision(o
     torch.testing.assert_close(losses, F.huber_loss(outputs.float(), targets, reduction="none"))
 
 
+@pytest.mark.parametrize("name", ["torch.nn.functional:huber_loss", "torch.nn:HuberLoss"])
+def test_one_number_a_sample_is_compared_by_torchs_losses_with_its_own_target(own, name):
+    outputs, targets = torch.randn(8, 1), torch.randn(8)
+    losses = own(name)(outputs, targets, targets)["loss"]
+    torch.testing.assert_close(losses, F.huber_loss(outputs[:, 0], targets, reduction="none"))
+
+
 def test_named_losses_take_what_the_model_returned_and_its_inputs(own):
     mean, targets, inputs = torch.randn(5), torch.randn(5), torch.rand(5, 2)
     losses = own("two")({"mean": mean, "name": "kept"}, targets, inputs)
