@@ -27,6 +27,7 @@ def single_process(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return Trace.of(place.folder("run"))
 
 
+@pytest.mark.long
 def test_four_workers_on_fractional_cpus_agree_with_none(shared: Place, single_process: Trace) -> None:
     """That equal counts agree bit for bit is proved where processes are killed (test_chaos.py)."""
     shared.train(*SETTINGS, "scale.num_workers=4", "scale.cpus_per_worker=0.5")

@@ -173,6 +173,7 @@ def test_the_messages_of_the_troubleshooting_page_exist():
     assert not unknown
 
 
+@pytest.mark.long
 def test_the_example_of_an_own_model_trains(tmp_path):
     source = next(block for block in blocks("python", OWN_MODEL) if "def orders" in block)
     commands = (

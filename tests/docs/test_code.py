@@ -68,6 +68,7 @@ def test_every_ported_script_is_on_its_page():
         assert f'--8<-- "docs/porting/{name}.py"' in page.read_text()
 
 
+@pytest.mark.long
 def test_the_tutorial_runs_from_top_to_bottom(place: Place):
     out = run_as_main(place, *python_of(DOCS / "tutorial.md"))
     assert float(re.search(r"test/accuracy +([\d.]+)", out)[1]) > 0.8

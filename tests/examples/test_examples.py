@@ -30,8 +30,6 @@ LEARNS = {
     "survival": ("test/loss", 3.9),
     "fine_tuning": ("test/accuracy", 0.75),
 }
-FAST = ("vae",)  # of the ordinary tests
-ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.long, id=name) for name in LEARNS]
 LESS = {"scale.num_workers": 0, "if_exists": "resume"}
 MOST_LINES = 15
 
@@ -78,7 +76,8 @@ def test_an_example_is_short_beyond_model_data_and_loss(name):
     assert 0 < len([line for line in lines if line.strip()]) <= MOST_LINES
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNS)
 def test_an_example_learns_is_measured_and_loaded(name, more):
     result = shoal.train(config_of(name), **LESS, **more)
     metric, bound = LEARNS[name]

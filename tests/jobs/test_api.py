@@ -150,6 +150,7 @@ if __name__ == "__main__":
     assert source.read_text().startswith("class Net(nn.Module):")
 
 
+@pytest.mark.long
 def test_a_training_in_a_thread_and_bad_input_end_no_process(place: Place):
     done = python(
         place,

@@ -94,12 +94,10 @@ CASES: dict[str, tuple[Callable[[Path], None], str, float, tuple[str, ...]]] = {
     "masked_language_model": (books, "test/loss", 3.0, ("train.max_steps=150",)),
     "custom": (mine, "test/loss", 0.2, ()),
 }
-FAST = ("classification", "text_classification")  # of the ordinary tests
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.long) for name in CASES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES)
 def test_a_config_for_own_data_learns(place: Place, name: str) -> None:
     make, metric, bound, settings = CASES[name]
     make(place.path)

@@ -45,6 +45,7 @@ def test_a_decoder_learns_a_text_and_writes(place: Place, text: str) -> None:
     assert first == again
 
 
+@pytest.mark.long
 def test_an_encoder_learns_to_fill_in(place: Place, text: str) -> None:
     result = place.train(str(CONFIGS / "bert.yaml"), *ALONE, *SMALL, text, "train.max_steps=60")
     assert result["is_verified"]

@@ -110,6 +110,7 @@ def test_evaluation_of_a_run_folder_a_run_and_a_registered_model_agree(digits: P
         assert run.data.metrics["test/accuracy"] == pytest.approx(one["metrics"]["accuracy"])
 
 
+@pytest.mark.long
 def test_a_worse_model_does_not_become_champion(digits: Place) -> None:
     from mlflow import MlflowClient
 
@@ -139,6 +140,7 @@ def test_a_saved_model_that_measures_otherwise_is_not_verified(digits: Place) ->
         verifier.measure(model / "nothing", "validation")
 
 
+@pytest.mark.long
 def test_training_stops_at_the_target(digits: Place) -> None:
     result = digits.train(
         "train.epochs=200", "train.target={val/accuracy: 0.9}", "scale.num_workers=0", "run_name=target"
@@ -151,7 +153,10 @@ def test_training_stops_at_the_target(digits: Place) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("data.source=mine:prices?rows=700", "task=regression", "model.args={dropout: 0.0}"),
+        pytest.param(
+            ("data.source=mine:prices?rows=700", "task=regression", "model.args={dropout: 0.0}"),
+            marks=pytest.mark.long,
+        ),
         ("data.source=mine:Images", "scale.num_workers=0"),
     ],
 )

@@ -31,7 +31,7 @@ def plain_value(value: Any) -> Any:
         return value
     raise ConfigError(
         f"{value!r}: a {type(value).__name__} is no value of a config: "
-        "use numbers, texts (in quotes if they are dates), true, false, null, and lists and mappings by text of them"
+        "use numbers, texts, true, false, null, and lists and mappings by text of them"
     )
 
 
