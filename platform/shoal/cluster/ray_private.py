@@ -26,6 +26,8 @@ Variables RAY_TRAIN_V2_ENABLED, RAY_CHDIR_TO_TRIAL_DIR, RAY_ACCEL_ENV_VAR_OVERRI
     user's code.
 The wording of the memory monitor's message (`OUT_OF_MEMORY`, `STOPPED_ACTOR`)
     It tells a lack of memory from a crash. Without it, the trial is tried again like one that crashed.
+The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
+    A busy machine may take longer, and Ray takes no other limit. Without it, there is no second try.
 `trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
     Population based training writes there whose weights a trial continues from. Without it, refused with a message.
 
@@ -55,6 +57,8 @@ import psutil
 from shoal.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+START_TIMED_OUT = "timed out during startup"
 
 # Measured on 2 cores (docs/design.md): an empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without.
 TRAIN_ENV = {

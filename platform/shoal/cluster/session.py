@@ -7,8 +7,15 @@ import signal
 import socket
 import threading
 import time
+from typing import Any
 
-from shoal.cluster.ray_private import TRAIN_ENV, in_own_session, listening_on_loopback, silence_raylet
+from shoal.cluster.ray_private import (
+    START_TIMED_OUT,
+    TRAIN_ENV,
+    in_own_session,
+    listening_on_loopback,
+    silence_raylet,
+)
 from shoal.errors import ConfigError
 from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
@@ -17,6 +24,8 @@ from shoal.runs.machine import check_resources, cluster_address
 PROBE_S, LOOK_EVERY_S = 2.0, 0.5
 _OPENED: list[bool] = []  # not empty while the session is one that `connect` opened, and not the caller's own
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+
+logger = logging.getLogger(__name__)
 
 
 def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
@@ -50,7 +59,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
                 with in_own_session(), listening_on_loopback() as is_hidden:
                     if decides_on_token and not is_hidden:
                         _demand_token()
-                    ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+                    _start_here(num_cpus=cpus, include_dashboard=False, **quiet)
             else:
                 ray.init(found, **quiet)
             _OPENED.append(True)
@@ -70,6 +79,30 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     spare = spare_cpus if found is not None or is_callers else 0
     check_resources(scale, cpus - spare, gpus, "the cluster", spare)
     return bool(scale.use_gpu and gpus >= scale.num_workers)
+
+
+def _start_here(**options: Any) -> None:
+    """Start a cluster here; try once more where Ray's fixed 30 s did not suffice, as on a machine that is busy.
+
+    Raises:
+        ConfigError: the second time did not suffice either.
+    """
+    import ray
+
+    for is_last in (False, True):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception as error:
+            if START_TIMED_OUT not in str(error):
+                raise
+            ray.shutdown()  # what was started ends with this process
+            if is_last:
+                raise ConfigError(
+                    "this machine is too busy to start Ray within 30 s: run the same command when less runs here, or "
+                    "with scale.num_workers=0"
+                ) from error
+            logger.warning("Ray did not start within 30 s, since this machine is busy: trying once more")
 
 
 def _demand_token() -> None:

@@ -1,5 +1,6 @@
 """The private interfaces of Ray: each is there and behaves as Shoal needs, and each fallback works without it."""
 
+import inspect
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from shoal.cluster import ray_private
+from shoal.cluster import ray_private, session
 from shoal.errors import ConfigError
 from shoal.runs.machine import CLUSTER_FILE
 
@@ -36,6 +37,27 @@ def test_the_address_of_this_machines_cluster_is_where_ray_writes_it(monkeypatch
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.delenv("TMPDIR", raising=False)
     assert Path(get_ray_address_file(None)) == CLUSTER_FILE
+
+
+def test_a_cluster_that_starts_too_slowly_is_known_by_rays_words_and_started_once_more(monkeypatch, caplog):
+    from ray._private import node
+
+    assert ray_private.START_TIMED_OUT in inspect.getsource(node).replace('"\n', "")
+    tries = []
+
+    def init(*_, **__):
+        tries.append(1)
+        if len(tries) <= slow:
+            raise Exception(f"The current node {ray_private.START_TIMED_OUT}.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    slow = 1
+    session._start_here()
+    assert len(tries) == 2
+    assert "trying once more" in caplog.text
+    tries, slow = [], 2
+    with pytest.raises(ConfigError, match="too busy to start Ray within 30 s"):
+        session._start_here()
 
 
 def test_what_raylets_say_goes_to_the_debug_log(monkeypatch, caplog, capsys):
