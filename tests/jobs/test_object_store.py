@@ -57,6 +57,17 @@ def wait_for_parts(process: subprocess.Popen[str], count: int) -> None:
         time.sleep(0.5)
 
 
+def asked_in_a_minute(stored: Place, store: ObjectStore, process: subprocess.Popen[str]) -> Counter[str]:
+    """Return the requests of a minute of a job, which is interrupted then."""
+    began = time.monotonic()
+    time.sleep(60)
+    asked = [what for when, what in store.requests if began <= when < began + 60]
+    process.send_signal(signal.SIGINT)
+    done = stored.wait(process)
+    assert done.code == 130, done.err
+    return Counter(asked)
+
+
 def test_a_training_asks_little_of_an_object_store_however_long_its_journal_is(
     stored: Place, store: ObjectStore
 ) -> None:
@@ -68,13 +79,8 @@ def test_a_training_asks_little_of_an_object_store_however_long_its_journal_is(
     wait_for_parts(process, before + 3)
     position = f"{JOURNAL}/{JournalPosition.file}"  # saved once the earlier parts, new to MLflow, were read
     eventually(lambda: run_folder().exists(position), 120, "MLflow has all points")
-    began = time.monotonic()
-    time.sleep(60)
-    asked = [what for when, what in store.requests if began <= when < began + 60]
-    process.send_signal(signal.SIGINT)
-    done = stored.wait(process)
-    assert done.code == 130, done.err
-    assert len(asked) < 30, Counter(asked)
+    asked = asked_in_a_minute(stored, store, process)
+    assert asked.total() < 30, asked.most_common()
     steps = [point.step for point in JournalReader(run_folder()).read() if point.key == "train/loss"]
     assert steps == list(range(100, steps[-1] + 1, 100))
 
@@ -104,15 +110,8 @@ def test_a_sweep_asks_little_of_an_object_store_however_long_the_journals_of_its
         time.sleep(2)
     position = f"{JOURNAL}/{JournalPosition.file}"
     eventually(lambda: all(folder.exists(position) for folder in trials), 120, "MLflow has all points")
-    began = time.monotonic()
-    time.sleep(60)
-    asked = [what for when, what in store.requests if began <= when < began + 60]
-    process.send_signal(signal.SIGINT)
-    done = stored.wait(process)
-    assert done.code == 130, done.err
-    assert len(asked) < 30 * len(trials), "\n".join(
-        f"{count} {what}" for what, count in Counter(asked).items()
-    )
+    asked = asked_in_a_minute(stored, store, process)
+    assert asked.total() < 30 * len(trials), asked.most_common()
 
 
 def test_an_outage_is_survived_and_said_and_no_point_or_checkpoint_is_missing(
