@@ -154,10 +154,10 @@ class Glance:
                 continue
             scaled = column.features(values)[:, 0]
             low, high = np.quantile(scaled, [0.01, 0.99])
-            farthest = int(np.abs(scaled - np.median(scaled)).argmax())
             if 0 < high - low < NARROW:
-                is_far = abs(scaled[farthest] - np.median(scaled)) > FAR
-                value = _cell(values[farthest]) if is_far else None
+                distances = np.abs(scaled - np.median(scaled))
+                farthest = int(distances.argmax())
+                value = _cell(values[farthest]) if distances[farthest] > FAR else None
                 found.append(Outlying(column=column.name, width=float(high - low), value=value))
         return found
 

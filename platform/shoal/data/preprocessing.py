@@ -54,7 +54,7 @@ class Column(BaseModel):
 
     number: (x - mean) / std; a missing value is the mean, marked in a 0/1 column if training rows had any. `reading`
         says how text becomes numbers, where the column was text in training. Dates end at `FAR`, as 0001-01-01 and
-            9999-12-31 do.
+        9999-12-31 do.
     category: one column per value of training, and one for all other or missing values.
     hashed: one column per bucket, and 1 in the bucket of the value's CRC-32 (Weinberger et al., 2009, eq. 2 without
         the sign); 0 everywhere for a missing value.
