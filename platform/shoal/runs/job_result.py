@@ -3,6 +3,7 @@
 It does not know what was found or how.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -10,8 +11,8 @@ from typing import Any, Generic, TypeVar
 from shoal.config.loading import to_yaml
 from shoal.config.schema import Section
 from shoal.runs.heartbeat import Heartbeat
-from shoal.runs.locations import artifact_location
-from shoal.storage.records import Metadata, Result
+from shoal.runs.locations import artifact_location, home
+from shoal.storage.records import Identity, Metadata, Result
 from shoal.storage.run_folder import CONFIG, PICTURES, RunFolder
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
@@ -38,6 +39,13 @@ class JobResult(Generic[AnyResult]):
     pictures: Mapping[str, bytes]
     kind: type[AnyResult]
     result: Mapping[str, Any]
+
+
+def unused_folder(storage_path: str, experiment: str, name: str) -> RunFolder:
+    """Return the first of `name-1`, `name-2`, ... below a storage path that is no run's folder yet."""
+    storage = storage_path if "://" in storage_path else str(home() / storage_path)
+    folders = (RunFolder(f"{storage}/{experiment}/{name}-{number}") for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists(Identity.file))
 
 
 def log_job_result(

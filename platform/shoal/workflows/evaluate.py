@@ -14,10 +14,8 @@ from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.evaluation import evaluate_on_split
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
-from shoal.runs.job_result import JobResult, log_job_result
-from shoal.runs.locations import home
-from shoal.storage.records import DatasetRecord, EvaluationResult, Identity, Metadata
-from shoal.storage.run_folder import RunFolder
+from shoal.runs.job_result import JobResult, log_job_result, unused_folder
+from shoal.storage.records import DatasetRecord, EvaluationResult, Metadata
 from shoal.tasks.classification import Classification, per_class
 from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
@@ -132,15 +130,8 @@ def log_evaluation(
     }
     metrics = {f"test/{key}": value for key, value in measured.metrics.items()}
     found = JobResult(config, metadata, metrics, pictures, EvaluationResult, result)
-    return log_job_result(_unused_folder(config, name), found, config.experiment_name, tracking_uri)
-
-
-def _unused_folder(config: EvaluateConfig, name: str) -> RunFolder:
-    storage = config.storage_path if "://" in config.storage_path else str(home() / config.storage_path)
-    base, number = f"{storage}/{config.experiment_name}/{name}", 1
-    while (folder := RunFolder(f"{base}-{number}")).exists(Identity.file):
-        number += 1
-    return folder
+    folder = unused_folder(config.storage_path, config.experiment_name, name)
+    return log_job_result(folder, found, config.experiment_name, tracking_uri)
 
 
 def _by_class(measured: Evaluation) -> dict[str, dict[str, float]] | None:
