@@ -1,5 +1,7 @@
 """Text from a trained language model: a prompt continued, masked tokens filled in."""
 
+import codecs
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -10,7 +12,7 @@ from shoal.data.tokenizer import END, MASK, SPECIALS, Tokenizer
 MASK_WORD = "[MASK]"
 
 
-def continue_text(
+def stream_text(
     model: nn.Module,
     tokenizer: Tokenizer,
     context: int,
@@ -18,8 +20,10 @@ def continue_text(
     count: int,
     temperature: float = 1.0,
     seed: int = 0,
-) -> str:
-    """Return a causal model's continuation of a prompt: `count` tokens, or fewer if it ends the document.
+) -> Iterator[str]:
+    """Yield a causal model's continuation of a prompt: `count` tokens, or fewer if it ends the document.
+
+    A token may spell a part of a character, so that a piece of text may be empty, or of several tokens.
 
     Args:
         model: causal language model, [1, t] token ids to [1, t, vocabulary] logits.
@@ -32,13 +36,27 @@ def continue_text(
     """
     start = torch.tensor([[END, *tokenizer.encode(prompt).tolist()][-context:]])
     draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        if hasattr(model, "generate"):
-            tokens = cast(Any, model).generate(start, count, temperature=temperature, generator=draw)
-        else:
-            tokens = _generate(model, start, count, context, temperature, draw)
-    generated: list[int] = tokens[0, start.shape[1] :].tolist()
-    return tokenizer.decode(generated[: generated.index(END)] if END in generated else generated)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in _tokens(model, start, count, context, temperature, draw):
+        if token == END:
+            break
+        yield decoder.decode(tokenizer.spelling[token])
+    yield decoder.decode(b"", final=True)
+
+
+def _tokens(
+    model: nn.Module, start: Tensor, count: int, context: int, temperature: float, draw: torch.Generator
+) -> Iterator[int]:
+    """Yield the ids that continue [1, t]."""
+    options = {"temperature": temperature, "generator": draw}
+    if hasattr(model, "stream"):
+        yield from (int(token) for token in cast(Any, model).stream(start, count, **options))
+    elif hasattr(model, "generate"):
+        with torch.no_grad():
+            tokens = cast(Any, model).generate(start, count, **options)
+        yield from tokens[0, start.shape[1] :].tolist()
+    else:
+        yield from _recomputed(model, start, count, context, temperature, draw)
 
 
 def fill_in(model: nn.Module, tokenizer: Tokenizer, context: int, text: str) -> str:
@@ -52,15 +70,16 @@ def fill_in(model: nn.Module, tokenizer: Tokenizer, context: int, text: str) -> 
     return tokenizer.decode(torch.where(tokens == MASK, likeliest, tokens)[0].numpy())
 
 
-def _generate(
+@torch.no_grad()
+def _recomputed(
     model: nn.Module, tokens: Tensor, count: int, context: int, temperature: float, draw: torch.Generator
-) -> Tensor:
-    """Continue [1, t] with a model without a cache: the whole context is computed again for each token."""
+) -> Iterator[int]:
+    """Yield the ids that a model without a cache adds: the whole context is computed again for each."""
     for _ in range(count):
         logits = model(tokens[:, -context:])[:, -1].float()
         if temperature > 0:
             token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw)
         else:
             token = logits.argmax(-1, keepdim=True)
+        yield int(token)
         tokens = torch.cat([tokens, token], 1)
-    return tokens

@@ -36,7 +36,7 @@ from shoal.inference.artifact_code import (
     code_of_artifact,
     is_trusted_by_environment,
 )
-from shoal.inference.generation import continue_text, fill_in
+from shoal.inference.generation import fill_in, stream_text
 from shoal.inference.rows import TEXT, as_block
 from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
@@ -57,6 +57,9 @@ from shoal.training.evaluation import RowLimit
 logger = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
+
+# What is predicted: a list or an array [rows] by column.
+Answers = dict[str, Any]
 
 
 class Description(BaseModel):
@@ -215,32 +218,41 @@ class Predictor:
             parameters `max_new_tokens`, `temperature` (0: the likeliest token) and `seed`; a masked one the text with
             its [MASK]s filled in.
         """
-        block, label = as_block(data, self.transform), self.transform.label
+        block = as_block(data, self.transform)
+        if not self.transform.tokenizer:
+            misfits = Misfits(self.transform)
+            misfits.add(block)
+            for line in misfits.lines():
+                logger.warning("%s", line)
+        return pd.DataFrame(self.answers(block, params))
+
+    def answers(self, block: Block, params: Mapping[str, Any] | None = None) -> Answers:
+        """Return the columns of `predict` for columns of raw rows, without a frame: for a caller with few rows.
+
+        Args:
+            block: every column that the model takes; of a model of text, `text`.
+            params: as of `predict`.
+        """
+        label = self.transform.label
         if self.transform.tokenizer and not self.transform.has_label:
             chosen = self.params | dict(params or {})
-            return pd.DataFrame({"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]})
+            return {"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]}
         if self.transform.tokenizer and TOKENS not in block:
             block = {TOKENS: self._tokens(block[TEXT])}
-        misfits = Misfits(self.transform)
-        misfits.add(block)
-        for line in misfits.lines():
-            logger.warning("%s", line)
         if self.task.name == Custom.name:
-            return self._predict_as_returned(block)
+            return self._answers_as_returned(block)
         outputs = self.outputs(block)
         if self.transform.target_columns or not self.transform.has_label:
-            return self._predict_arrays(outputs)
+            return self._answers_of_arrays(outputs)
         if not label.classes:
-            return pd.DataFrame({"prediction": label.values(outputs.reshape(-1).numpy())})
+            return {"prediction": label.values(outputs.reshape(-1).numpy())}
         probabilities = outputs.softmax(dim=1).numpy()
-        return pd.DataFrame(
-            {
-                "prediction": label.values(probabilities.argmax(axis=1)),
-                "probabilities": [row.tolist() for row in probabilities],
-            }
-        )
+        return {
+            "prediction": label.values(probabilities.argmax(axis=1)),
+            "probabilities": probabilities.tolist(),
+        }
 
-    def _predict_arrays(self, outputs: Tensor) -> pd.DataFrame:
+    def _answers_of_arrays(self, outputs: Tensor) -> Answers:
         """Return predictions where the label is several columns."""
         if isinstance(self.task, MultilabelClassification):
             probabilities = outputs.sigmoid()
@@ -248,9 +260,9 @@ class Predictor:
         else:
             assert isinstance(self.task, Regression)
             found = {"prediction": outputs * self.task.scale + self.task.mean}
-        return pd.DataFrame({name: values.tolist() for name, values in found.items()})
+        return {name: values.tolist() for name, values in found.items()}
 
-    def _predict_as_returned(self, block: Block) -> pd.DataFrame:
+    def _answers_as_returned(self, block: Block) -> Answers:
         """Return the outputs of a custom task, of which only a loss of the user's knows the meaning."""
         with torch.no_grad():
             parts = [
@@ -259,12 +271,10 @@ class Predictor:
                 for part in self._limit.run(batch, self._named_outputs)
             ]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return pd.DataFrame(
-            {
-                name: (values.squeeze(1) if values.shape[1:] == (1,) else values).tolist()
-                for name, values in found.items()
-            }
-        )
+        return {
+            name: (values.squeeze(1) if values.shape[1:] == (1,) else values).tolist()
+            for name, values in found.items()
+        }
 
     def _named_outputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return the tensors of rows that the model returns, by name: `prediction` if there is one alone."""
@@ -319,8 +329,14 @@ class Predictor:
         tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
         if self.task.name == "masked_lm":
             return fill_in(self.model, tokenizer, context, text)
+        return "".join(self.stream(text, params))
+
+    def stream(self, text: str, params: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a causal model's continuation of a text as it is generated; joined, it is what `predict` returns."""
+        assert self.transform.tokenizer is not None
+        tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
         count, temperature = int(params["max_new_tokens"]), float(params["temperature"])
-        return continue_text(self.model, tokenizer, context, text, count, temperature, int(params["seed"]))
+        return stream_text(self.model, tokenizer, context, text, count, temperature, int(params["seed"]))
 
     def _tokens(self, texts: np.ndarray) -> np.ndarray:
         assert self.transform.tokenizer is not None

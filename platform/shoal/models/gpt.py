@@ -3,6 +3,8 @@
 Depends on token ids; independent of text and tokenizers.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -117,6 +119,18 @@ class GPT(nn.Module):
             raise ModelError(
                 f"temperature={temperature}, top_k={top_k}: temperature is at least 0, top_k at least 1 or None"
             )
+        return torch.cat([tokens, *self.stream(tokens, count, temperature, top_k, generator)], dim=1)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        tokens: Tensor,
+        count: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield each new token [n, 1] of `generate` as soon as it is drawn."""
         caches, start, seen = self._caches(), 0, 0
         for _ in range(count):
             if tokens.shape[1] - start > self.context:
@@ -124,9 +138,9 @@ class GPT(nn.Module):
                 caches = self._caches()
             hidden = self._hidden(tokens[:, seen:], caches, seen - start)
             seen = tokens.shape[1]
-            chosen = _choose(self.output(hidden[:, -1]), temperature, top_k, generator)
-            tokens = torch.cat([tokens, chosen.to(tokens.dtype)], dim=1)
-        return tokens
+            chosen = _choose(self.output(hidden[:, -1]), temperature, top_k, generator).to(tokens.dtype)
+            yield chosen
+            tokens = torch.cat([tokens, chosen], dim=1)
 
     def _caches(self) -> list[KeyValueCache]:
         return [KeyValueCache() for _ in self.blocks]
