@@ -2,6 +2,8 @@
 
 - `predictor`: raw rows in, labels out, with the transform that it was trained with
 - `rows`: what callers pass as rows, to columns and back
+- `description`: what a saved model says of itself
+- `artifact`: the formats and the manifest of its files; `golden`: rows that it must answer as when it was saved
 - `artifact_code`: the code that a saved model names, and who may run it
 - `evaluation`: the task's sums over the rows of a split
 - `generation`: text from a language model

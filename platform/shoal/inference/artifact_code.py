@@ -3,11 +3,12 @@
 A description is data that may come from anywhere: a name in it, such as `os:system`, must not choose what is called.
 """
 
+import contextlib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def _import_from(code: Path, path: str, description: Path) -> Callable[..., Any]
         sys.path.insert(0, str(code))
     importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
+        with _from_source():
+            module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
             f"the model's own code '{module_name}' in '{code}' does not import ({type(error).__name__}: {error}): "
@@ -159,6 +161,17 @@ def _import_from(code: Path, path: str, description: Path) -> Callable[..., Any]
     if not callable(found) or not _is_below(file, code):
         raise ModelError(refusal)
     return found
+
+
+@contextlib.contextmanager
+def _from_source() -> Iterator[None]:
+    """Import from the texts alone: no manifest states what is in `__pycache__`, which Python would run instead."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    sys.pycache_prefix, sys.dont_write_bytecode = os.devnull, True  # a file: nothing lies below it
+    try:
+        yield
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
 def _file_of(found: Any) -> str | None:

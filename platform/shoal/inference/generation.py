@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal.data.tokenizer import END, MASK, SPECIALS, Tokenizer
@@ -68,6 +69,17 @@ def fill_in(model: nn.Module, tokenizer: Tokenizer, context: int, text: str) -> 
     with torch.no_grad():
         likeliest = SPECIALS + model(tokens)[..., SPECIALS:].argmax(-1)
     return tokenizer.decode(torch.where(tokens == MASK, likeliest, tokens)[0].numpy())
+
+
+def text_loss(model: nn.Module, tokenizer: Tokenizer, context: int, text: str, is_causal: bool) -> float:
+    """Return the mean cross-entropy of a text's tokens: of the next one each, or of a masked model the token itself."""
+    tokens = torch.tensor([[END, *tokenizer.encode(text).tolist()][: context + is_causal]])
+    inputs, targets = (tokens[:, :-1], tokens[:, 1:]) if is_causal else (tokens, tokens)
+    if not targets.numel():
+        return 0.0
+    with torch.no_grad():
+        logits = model(inputs).float()
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
 
 
 @torch.no_grad()

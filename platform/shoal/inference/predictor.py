@@ -4,7 +4,6 @@ MLflow loads this as a pyfunc model (`_load_pyfunc`). Depends on torch and the t
 training.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -14,13 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from shoal.config import import_path, objects
-from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.misfits import Misfits
 from shoal.data.preprocessing import Transform
@@ -30,16 +27,19 @@ from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.tree import clone, row_count
 from shoal.errors import DataError, ModelError
+from shoal.inference import golden
+from shoal.inference.artifact import check_model
 from shoal.inference.artifact_code import (
     CODE,
     builder_of_artifact,
     code_of_artifact,
     is_trusted_by_environment,
 )
-from shoal.inference.generation import fill_in, stream_text
-from shoal.inference.rows import TEXT, as_block
+from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
+from shoal.inference.generation import MASK_WORD, fill_in, stream_text, text_loss
+from shoal.inference.golden import Golden
+from shoal.inference.rows import TEXT, as_block, as_rows
 from shoal.models.call import call_model
-from shoal.models.config import ModelConfig
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.inputs import blank_targets, view_of_rows
 from shoal.models.registry import build_model_for, find_builder
@@ -47,58 +47,28 @@ from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
 from shoal.tasks.multilabel_classification import MultilabelClassification
-from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
+from shoal.tasks.objective import Find, use_objective
 from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.outputs import described, logits_of
-from shoal.tasks.registry import TaskName, make_task
+from shoal.tasks.registry import make_task
 from shoal.tasks.regression import Regression
 from shoal.training.evaluation import RowLimit
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
-
 # What is predicted: a list or an array [rows] by column.
 Answers = dict[str, Any]
 
-
-class Description(BaseModel):
-    """What a saved model's `description.json` holds: all that loading needs besides the weights.
-
-    Attributes:
-        data: what the model was trained on.
-        seed: of the splits.
-        objective: what was minimized, and what is measured.
-    """
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    model: ModelConfig
-    transform: Transform
-    task: TaskName
-    data: DataConfig
-    seed: int
-    objective: ObjectiveConfig = ObjectiveConfig()
-
-    @classmethod
-    def load(cls, path: Path) -> "Description":
-        """Read it.
-
-        Raises:
-            ModelError: the file is damaged.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValueError as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"'{path}' is damaged ({reason}): restore the file from a copy, or train the model again with "
-                "if_exists=new"
-            ) from None
+GOLDEN_TEXT = 64  # characters of a golden row of a language model
+GOLDEN_PARAMS = {"max_new_tokens": 8, "temperature": 0.0}
 
 
 class Predictor:
-    """A model that takes raw rows."""
+    """A model that takes raw rows.
+
+    Attributes:
+        golden: rows that the saved model carries, with the answers it gave; None: it carries none.
+    """
 
     def __init__(
         self,
@@ -122,26 +92,27 @@ class Predictor:
             task,
             preprocessing,
         )
+        self.golden: Golden | None = None
+        self._digest: Callable[[], str] = str
         self._limit = RowLimit()
         self._view_of = lambda transform: view_of_rows(transform, model, find)
         self._rows_as_taken = self._view_of(transform)
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_code: bool = False) -> "Predictor":
-        """Load a saved model: data, of which nothing is executed.
+        """Load a saved model: data, of which nothing is executed, that are as they were saved.
 
         Args:
             folder: where the weights and their description lie, inside a saved MLflow model.
             trust_code: build the model by its own code, which lies in the MLflow model, if its description names some.
 
         Raises:
-            ModelError: the folder does not exist or is incomplete, or the description names code that may not be run.
+            ModelError: the folder does not exist, a file of it is missing, damaged, changed or of a format that could
+                run code, the description names code that may not be run, or the golden rows are answered otherwise.
         """
-        description, weights = _read(Path(folder))
         path = Path(folder).resolve() / DESCRIPTION
-        return cls._build(
-            description,
-            weights,
+        return cls._load(
+            Path(folder),
             lambda name, _: builder_of_artifact(path, name, trust_code),
             partial(code_of_artifact, path, trust_code),
         )
@@ -153,9 +124,18 @@ class Predictor:
         Raises:
             ModelError: as `load`.
         """
-        description, weights = _read(Path(folder))
         objects.receive_files(Path(folder).resolve().parents[1] / CODE / objects.FOLDER)
-        return cls._build(description, weights, lambda name, _: find_builder(name), import_path.find)
+        return cls._load(Path(folder), lambda name, _: find_builder(name), import_path.find)
+
+    @classmethod
+    def _load(cls, folder: Path, find: Find, find_code: Find) -> "Predictor":
+        """Check the files, load them, and have the golden rows answered as when the model was saved."""
+        digest = check_model(folder)
+        predictor = cls._build(*_read(folder), find, find_code)
+        predictor._digest, predictor.golden = digest, Golden.load(folder)
+        if predictor.golden:
+            predictor.golden.check(predictor.golden_answers, folder)
+        return predictor
 
     @classmethod
     def _build(
@@ -180,7 +160,30 @@ class Predictor:
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""
-        return Predictor(self.model, transform, self.task, preprocessing, self._complete, self._find)
+        other = Predictor(self.model, transform, self.task, preprocessing, self._complete, self._find)
+        other._digest = self._digest
+        return other
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits that name the very files of the saved model."""
+        return self._digest()
+
+    def golden_rows(self, block: Block) -> Any:
+        """Return rows for a saved model to carry, as a caller passes them; of a language model the begins of texts."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        rows = golden.choose(as_rows(block, self.transform), parameters)
+        if not self._writes_text:
+            return rows
+        end = f" {MASK_WORD}" if self.task.name == "masked_lm" else ""
+        return pd.DataFrame({TEXT: [text[:GOLDEN_TEXT] + end for text in rows[TEXT][: golden.FEW]]})
+
+    def golden_answers(self, rows: Any) -> pd.DataFrame:
+        """Predict golden rows; a language model by its likeliest tokens, and with the loss of each text."""
+        if not self._writes_text:
+            return pd.DataFrame(self.answers(as_block(rows, self.transform)))
+        losses = [self._loss(text) for text in rows[TEXT]]
+        return self.predict(rows, GOLDEN_PARAMS).assign(loss=losses)
 
     def outputs(self, block: Block) -> Tensor:
         """Return the model's raw outputs [rows, outputs], float64; of several tensors the one that the task reads."""
@@ -234,7 +237,7 @@ class Predictor:
             params: as of `predict`.
         """
         label = self.transform.label
-        if self.transform.tokenizer and not self.transform.has_label:
+        if self._writes_text:
             chosen = self.params | dict(params or {})
             return {"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]}
         if self.transform.tokenizer and TOKENS not in block:
@@ -324,6 +327,15 @@ class Predictor:
             return {}
         return {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
 
+    @property
+    def _writes_text(self) -> bool:
+        return bool(self.transform.tokenizer) and not self.transform.has_label
+
+    def _loss(self, text: str) -> float:
+        assert self.transform.tokenizer is not None
+        tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
+        return text_loss(self.model, tokenizer, context, text, is_causal=self.task.name == "causal_lm")
+
     def _generate(self, text: str, params: Mapping[str, Any]) -> str:
         assert self.transform.tokenizer is not None
         tokenizer, context = tokenizer_from_json(self.transform.tokenizer), self.transform.input_shape[0]
@@ -345,25 +357,6 @@ class Predictor:
             list(map(str, texts)),
             self.transform.input_shape[0],
         )
-
-
-def describe_model(
-    model: ModelConfig,
-    transform: Transform,
-    task: TaskName,
-    data: DataConfig,
-    seed: int,
-    objective: ObjectiveConfig | None = None,
-) -> str:
-    """Return as JSON what `Predictor.load` needs besides the weights, and the data that the model was trained on."""
-    trained = model.model_copy(update={"init": None})  # trained weights replace the initial ones
-    asked = ObjectiveConfig(
-        **(objective or ObjectiveConfig()).model_dump(include=set(ObjectiveConfig.model_fields))
-    )
-    described = Description(
-        model=trained, transform=transform, task=task, data=data, seed=seed, objective=asked
-    )
-    return json.dumps(described.model_dump())
 
 
 def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:

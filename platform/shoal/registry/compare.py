@@ -18,8 +18,9 @@ from shoal.data.sampler import SPLITS, TRAIN, SplitRule
 from shoal.data.sources.base import Block, Source
 from shoal.data.sources.open import is_function
 from shoal.errors import ModelError, ShoalError
+from shoal.inference.description import DESCRIPTION, Description
 from shoal.inference.evaluation import evaluate_on_blocks
-from shoal.inference.predictor import DESCRIPTION, Description, Predictor
+from shoal.inference.predictor import Predictor
 from shoal.processes import open_answers
 from shoal.registry.champion import Measured, Request
 from shoal.tasks.open_data import reopen_source

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from shoal.errors import ModelError
-from shoal.inference.predictor import WEIGHTS, weights_folder
+from shoal.inference.description import WEIGHTS
+from shoal.inference.predictor import weights_folder
 from shoal.registry.client import connect
 from shoal.storage.records import Identity
 from shoal.storage.run_folder import MODEL, MODEL_CARD, RunFolder

@@ -18,8 +18,11 @@ from shoal.config.objects import FOLDER as OBJECTS
 from shoal.config.objects import is_reference
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
+from shoal.inference import golden
+from shoal.inference.artifact import write_manifest
 from shoal.inference.artifact_code import LIBRARIES
-from shoal.inference.predictor import DESCRIPTION, Description, Predictor
+from shoal.inference.description import DESCRIPTION, Description
+from shoal.inference.predictor import Predictor
 from shoal.inference.rows import as_rows
 from shoal.models.huggingface_config import SCHEME
 from shoal.tasks.objective import ObjectiveConfig
@@ -41,8 +44,11 @@ def save_model(
 ) -> None:
     """Write the pyfunc model: `data` (weights, description), Shoal's own code, the user's builder, loss and metrics.
 
+    `data` receives golden rows with their answers, and the model a manifest of its files.
+
     Args:
-        example: a few raw rows, from which the signature and the input example are made.
+        example: a few raw rows, held out if possible, from which the signature, the input example and the golden rows
+            are made.
         objects: files of objects that were passed from Python, by name.
     """
     from mlflow import pyfunc
@@ -50,6 +56,7 @@ def save_model(
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # which its import resets
     predictor, objective = Predictor.load_own(data), Description.load(data / DESCRIPTION).objective
+    golden.save(data, predictor.golden_rows(example), predictor.golden_answers)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)
@@ -71,6 +78,7 @@ def save_model(
         )
     for cache in path.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
+    write_manifest(path)
 
 
 def _loosen(signature: Any, transform: Transform) -> None:

@@ -14,8 +14,10 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TEST, VALIDATION
 from shoal.data.sources.base import Block, Source
 from shoal.errors import VerificationError
+from shoal.inference.description import DESCRIPTION, describe_model
 from shoal.inference.evaluation import evaluate_on_blocks, first_rows, split_blocks
-from shoal.inference.predictor import DESCRIPTION, Predictor, describe_model
+from shoal.inference.golden import COUNT
+from shoal.inference.predictor import Predictor
 from shoal.inference.rows import TEXT
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.loss_curve import loss_curve
@@ -200,8 +202,8 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
 def _example(source: Source, preprocessing: PreprocessingSpec, split: str) -> dict[str, np.ndarray]:
     """A few raw rows of a split."""
     for block, number in blocks_with_splits(source, preprocessing):
-        found = np.flatnonzero(number == SPLITS.index(split))[:5]
+        found = np.flatnonzero(number == SPLITS.index(split))[:COUNT]
         if len(found) == 0:
-            found = np.arange(min(5, len(number)))
+            found = np.arange(min(COUNT, len(number)))
         return {name: column[found] for name, column in block.items()}
     raise AssertionError("the data was checked to hold rows")

@@ -1,6 +1,8 @@
 """What a saved model's description may run: nothing unasked, and when asked only the model's own code."""
 
+import importlib.util
 import json
+import py_compile
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ from shoal.data.dataset_info import inspect_source
 from shoal.data.sources.function import source_from_value
 from shoal.errors import ModelError
 from shoal.inference import predictor as predictor_module
-from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Description, Predictor, describe_model
+from shoal.inference.description import DESCRIPTION, WEIGHTS, Description, describe_model
+from shoal.inference.predictor import Predictor
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
 from shoal.workflows.evaluate import EvaluateConfig, evaluate
@@ -115,6 +118,18 @@ def test_own_code_builds_the_model_when_it_is_trusted(saved, rows, canary, monke
     assert canary.exists()
     monkeypatch.setenv("SHOAL_TRUST_CODE", "1")
     pd.testing.assert_frame_equal(predictor_module._load_pyfunc(str(folder)).predict(frame), predicted)
+
+
+def test_what_python_compiled_is_not_run_in_place_of_trusted_code(saved, canary, tmp_path):
+    folder = saved(OWN.format(canary=str(tmp_path / "own")), model={"name": "bomb:Net"})
+    code = folder.parents[1] / "code"
+    (tmp_path / "other.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n")
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compiled = importlib.util.cache_from_source(str(code / "bomb.py"))
+    py_compile.compile(str(tmp_path / "other.py"), compiled, invalidation_mode=unchecked)
+    Predictor.load(folder, trust_code=True)
+    assert (tmp_path / "own").exists()
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize("trust_code", [False, True])

@@ -11,7 +11,8 @@ from shoal.data.loader import Batch
 from shoal.data.partition import partition_source
 from shoal.data.sources.function import source_from_value
 from shoal.errors import DataError, ModelError
-from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
+from shoal.inference.description import DESCRIPTION, WEIGHTS, describe_model
+from shoal.inference.predictor import Predictor
 from shoal.inference.rows import as_rows
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
@@ -152,5 +153,5 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path):
         Predictor.load(tmp_path)
     (tmp_path / DESCRIPTION).write_text(json.dumps({}))
     (tmp_path / WEIGHTS).write_bytes(b"cut short")
-    with pytest.raises(ModelError, match="holds no Shoal model"):
+    with pytest.raises(ModelError, match="truncated or no safetensors file"):
         Predictor.load(tmp_path)

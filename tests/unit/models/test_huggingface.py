@@ -9,7 +9,7 @@ from shoal.data.config import DataConfig
 from shoal.data.labels import Label
 from shoal.data.preprocessing import Transform
 from shoal.errors import ModelError
-from shoal.inference.predictor import describe_model
+from shoal.inference.description import describe_model
 from shoal.models.config import ModelConfig
 from shoal.models.pretrained import NOT_LOADED
 from shoal.models.registry import build_model, find_builder

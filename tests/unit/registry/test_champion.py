@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import blocks_with_splits, inspect_source
 from shoal.data.sampler import TRAIN, VALIDATION, split_rows
+from shoal.inference.description import DESCRIPTION, WEIGHTS, describe_model
 from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
-from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
+from shoal.inference.predictor import Predictor
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model_for
 from shoal.registry import champion as champion_module

@@ -1,0 +1,69 @@
+"""What a saved model says of itself, in `description.json`: all that loading needs besides the weights."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from shoal.data.config import DataConfig
+from shoal.data.preprocessing import Transform
+from shoal.errors import ModelError
+from shoal.models.config import ModelConfig
+from shoal.tasks.objective import ObjectiveConfig
+from shoal.tasks.registry import TaskName
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
+
+
+class Description(BaseModel):
+    """What a saved model's `description.json` holds.
+
+    Attributes:
+        data: what the model was trained on.
+        seed: of the splits.
+        objective: what was minimized, and what is measured.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: ModelConfig
+    transform: Transform
+    task: TaskName
+    data: DataConfig
+    seed: int
+    objective: ObjectiveConfig = ObjectiveConfig()
+
+    @classmethod
+    def load(cls, path: Path) -> "Description":
+        """Read it.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"'{path}' is damaged ({reason}): restore the file from a copy, or train the model again with "
+                "if_exists=new"
+            ) from None
+
+
+def describe_model(
+    model: ModelConfig,
+    transform: Transform,
+    task: TaskName,
+    data: DataConfig,
+    seed: int,
+    objective: ObjectiveConfig | None = None,
+) -> str:
+    """Return as JSON what `Predictor.load` needs besides the weights, and the data that the model was trained on."""
+    trained = model.model_copy(update={"init": None})  # trained weights replace the initial ones
+    asked = ObjectiveConfig(
+        **(objective or ObjectiveConfig()).model_dump(include=set(ObjectiveConfig.model_fields))
+    )
+    described = Description(
+        model=trained, transform=transform, task=task, data=data, seed=seed, objective=asked
+    )
+    return json.dumps(described.model_dump())
