@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -16,6 +19,8 @@ from shoal.training.lr_schedule import learning_rate
 from shoal.training.optimizer import OptimConfig
 from training_run import ROWS, STEPS, Net, TrainingRun, assert_same
 
+PATH = os.pathsep.join(sys.path)  # of this process: the library and what the tests share
+
 
 @pytest.fixture
 def make(tmp_path):
@@ -31,6 +36,16 @@ def test_the_loss_falls_and_the_model_generalizes(make):
     losses = list(run.metric_log.of("train/loss").values())
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
     assert run.progress.metrics["val/accuracy"] > 0.85
+
+
+def test_a_training_imports_neither_the_compiler_nor_sympy_which_take_a_second(tmp_path):
+    code = """
+import sys
+from training_run import TrainingRun
+TrainingRun(sys.argv[1], epochs=2).train()
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env=os.environ | {"PYTHONPATH": PATH})
 
 
 def test_every_step_is_logged_once_in_order_to_the_last_epoch(make):
