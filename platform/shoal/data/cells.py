@@ -25,7 +25,7 @@ _CODES = (
     "USD|EUR|GBP|JPY|CNY|RMB|CHF|AUD|CAD|NZD|HKD|SGD|TWD|KRW|INR|IDR|THB|VND|PHP|MYR|SEK|NOK|DKK|ISK|PLN|CZK|HUF|RON|"
     "BGN|TRY|RUB|UAH|ILS|AED|SAR|EGP|ZAR|NGN|KES|BRL|MXN|ARS|CLP|COP|PEN"
 )
-_CURRENCY = rf"(?:[$€£¥₹₩₽]|{_CODES}|Rs\.?|kr\.?)"
+_CURRENCY = rf"(?:[A-Z]{{0,2}}[$]|[€£¥₹₩₽₺₴₪₫฿₱₦]|{_CODES}|Rs\.?|kr\.?|zł|Kč|Ft|lei)"
 _SPACES = "\u00a0\u202f\u2009"
 _DURATION = re.compile(
     r"(?P<sign>-)?(?:(?P<days>\d+) days?,? *)?(?P<h>\d+):(?P<m>\d{2})(?::(?P<s>\d{2}(?:\.\d+)?))?"
@@ -174,7 +174,7 @@ def _amount_pattern(decimal: Decimal) -> re.Pattern[str]:
     number = rf"(?P<whole>{whole})?(?:{mark}(?P<part>\d*))?(?P<power>[eE][-+]?\d+)?"
     return re.compile(
         rf"(?P<open>\()?(?P<sign>[-+−])?(?:{_CURRENCY} ?)?(?P<sign2>[-+−])?{number}"
-        rf" ?(?P<percent>%)?(?: ?{_CURRENCY})?(?P<close>\))?"
+        rf"(?P<sign3>-)? ?(?P<percent>%)?(?: ?{_CURRENCY})?(?P<close>\))?"
     )
 
 
@@ -189,9 +189,8 @@ def _amount(text: str, decimal: Decimal, pattern: re.Pattern[str]) -> float:
     if not whole + part or bool(match["open"]) != bool(match["close"]):
         return np.nan
     value = float(f"{re.sub(r'[^0-9]', '', whole) or '0'}.{part or '0'}{match['power'] or ''}")
-    is_negative = (
-        match["open"] or "-" in (found := (match["sign"] or "") + (match["sign2"] or "")) or "−" in found
-    )
+    signs = "".join(match[name] or "" for name in ("sign", "sign2", "sign3"))
+    is_negative = match["open"] or "-" in signs or "−" in signs
     return (-value if is_negative else value) / (100 if match["percent"] else 1)
 
 

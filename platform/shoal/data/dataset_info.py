@@ -68,6 +68,10 @@ class DatasetInfo(BaseModel):
         if label.reading:
             lines.append(f"label column '{label.name}' is read as {label.reading}")
         lines += [f"the split {name} has no labels: it is left out" for name in label.unlabelled]
+        lines += [
+            f"classes {' and '.join(map(repr, alike))} differ only by blanks or case: write them alike if they are one"
+            for alike in _alike(label.classes)[:3]
+        ]
         if self.classes_without_training:
             some = ", ".join(
                 f"{name!r} ({count} rows)" for name, count in list(self.classes_without_training.items())[:5]
@@ -85,8 +89,8 @@ class DatasetInfo(BaseModel):
             for found in self.suspects[:3]
         ]
         lines += [
-            f"column '{found.column}': a few values{f', e.g. {found.value},' * bool(found.value)} are so far from the "
-            f"others that 98% of them lie within {found.width:.2g} standard deviations, nearly one number: name them "
+            f"column '{found.column}': some values{f', e.g. {found.value},' * bool(found.value)} are so far from the "
+            f"others that 98% of these lie within {found.width:.2g} standard deviations, nearly one number: name them "
             "in data.missing, or leave those rows out"
             for found in self.outlying
         ]
@@ -222,6 +226,15 @@ def _classes_without_training(summary: DatasetSummary, unlabelled: tuple[str, ..
         for value, count in _label_counts(summary, unlabelled).items()
         if value not in trained
     }
+
+
+def _alike(classes: tuple[bool | int | str, ...]) -> list[list[str]]:
+    """Return the classes that are the same text but for blanks and case."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        if isinstance(name, str):
+            found.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def blocks_with_splits(

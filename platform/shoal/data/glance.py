@@ -27,7 +27,7 @@ SUSPICIOUS = 0.995  # accuracy of one column alone
 MOSTLY_DIFFERENT = 0.98  # of the training rows; else the same values come up by chance
 TEXTS = "OUS"  # kinds of columns that hold no numbers, or not only
 FEW_ROWS = 50  # too few to suspect anything
-NARROW, FAR = 0.1, 5.0  # standard deviations: of nearly all values, and of one that is far from them
+NARROW, FAR = 0.1, 1.0  # standard deviations: of nearly all values, and of one that is far from them
 
 
 class Duplicates(BaseModel):
@@ -58,7 +58,7 @@ class Outlying(BaseModel):
     """A column of numbers of which a few are so far from the others that these become nearly one number.
 
     Attributes:
-        width: of 98% of the values, in standard deviations of all.
+        width: of 98% of the values, without the farthest one, in standard deviations of all.
         value: one that is far from them, where it was seen.
     """
 
@@ -153,10 +153,12 @@ class Glance:
             if not len(values):
                 continue
             scaled = column.features(values)[:, 0]
-            low, high = np.quantile(scaled, [0.01, 0.99])
+            distances = np.abs(scaled - np.median(scaled))
+            farthest = int(distances.argmax())
+            # A value such as -999, which stands for a missing one, may be in many rows.
+            others = scaled[scaled != scaled[farthest]]
+            low, high = np.quantile(others, [0.01, 0.99]) if len(others) else (0.0, 0.0)
             if 0 < high - low < NARROW:
-                distances = np.abs(scaled - np.median(scaled))
-                farthest = int(distances.argmax())
                 value = _cell(values[farthest]) if distances[farthest] > FAR else None
                 found.append(Outlying(column=column.name, width=float(high - low), value=value))
         return found
@@ -268,7 +270,8 @@ def _guess(column: np.ndarray, targets: np.ndarray, others: np.ndarray) -> np.nd
         order = np.argsort(column, kind="stable")
         values = column[order]
         above = np.clip(np.searchsorted(values, others), 1, len(values) - 1)
-        nearest = np.where(others - values[above - 1] <= values[above] - others, above - 1, above)
+        with np.errstate(invalid="ignore"):  # infinity is not nearer to one than to the other
+            nearest = np.where(others - values[above - 1] <= values[above] - others, above - 1, above)
         return np.asarray(targets[order[nearest]])
     sums = np.zeros((len(distinct) + 1, targets.shape[1]))
     counts = np.zeros(len(distinct) + 1)

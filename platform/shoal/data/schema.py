@@ -179,6 +179,11 @@ def column_notes(summaries: Sequence[ColumnSummary], rows: int) -> list[str]:
         "look like ids or row numbers, which cannot help with other rows: set data.columns={{{name}: drop, ...}}",
     )
     lines += _joined(
+        [summary.name for summary in summaries if rows and summary.missing == rows],
+        "has no value in any training row: set data.columns={{{name}: drop}}",
+        "have no value in any training row: set data.columns={{{name}: drop, ...}}",
+    )
+    lines += _joined(
         [summary.name for summary in summaries if summary.is_constant and "[" not in summary.kind],
         "has the same value in all training rows",
         "have the same value in all training rows",

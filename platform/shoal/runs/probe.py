@@ -22,7 +22,7 @@ from shoal.data.sources.base import Block, Source
 from shoal.data.tree import Tree, are_equal, are_finite, clone, describe, row_count, select_rows
 from shoal.errors import DataError, ModelError, UserError
 from shoal.inference.predictor import Predictor, check_names
-from shoal.inference.rows import as_rows
+from shoal.inference.rows import as_block, as_rows
 from shoal.models.call import call_model
 from shoal.models.inputs import view_of_rows
 from shoal.models.registry import build_model_for
@@ -179,7 +179,8 @@ class _Probe:
         predictor = Predictor(self._model, self._info.transform, self._task, self._preprocessing)
         params = predictor.params | ({"max_new_tokens": 1} if predictor.params else {})
         with self._guarded(self._held_out, "predicting from"):
-            predictor.predict(as_rows(_head(self._block, 2), self._info.transform), params)
+            rows = as_rows(_head(self._block, 2), self._info.transform)
+            predictor.answers(as_block(rows, self._info.transform), params)
 
     def is_built_again(self) -> None:
         """Load the weights into another model, as evaluation and prediction will."""

@@ -372,3 +372,10 @@ def test_a_column_that_the_config_drops_is_no_feature(rows, preprocessing):
         "color": "category",
     }
     assert {summary.name: summary.kind for summary in info.columns}["size"] == "dropped"
+
+
+def test_classes_that_differ_only_by_blanks_or_case_are_named(preprocessing):
+    info = inspect_source(given(train=numbered(["yes", "Yes ", "no", "maybe"] * 20)), preprocessing())
+    assert [note for note in info.notes if "differ only" in note] == [
+        "classes 'Yes ' and 'yes' differ only by blanks or case: write them alike if they are one"
+    ]

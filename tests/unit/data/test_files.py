@@ -565,3 +565,26 @@ def test_a_key_that_the_beginning_of_a_json_file_does_not_have_is_named_with_its
     here("a.jsonl", "\n".join(map(json.dumps, rows)))
     with pytest.raises(DataError, match=r"a\.jsonl' has a key 'late', first in line 91"):
         read("json:a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"PK\x03\x04rest", "an Excel workbook"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"PAR1rest", "parquet:"),
+        (b"\x1f\x8b\x08rest", "name it .gz"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["csv", "json"])
+def test_a_file_of_another_format_is_named_for_what_it_is(tmp_path, scheme, content, said):
+    (tmp_path / f"rows.{scheme}").write_bytes(content)
+    with pytest.raises(DataError, match=rf"rows\.{scheme}' is .*{said}"):
+        open_source(f"{scheme}:{tmp_path}/rows.{scheme}")
+
+
+def test_rows_that_never_end_are_named(tmp_path):
+    (tmp_path / "rows.csv").write_text("x,y")
+    with pytest.raises(DataError, match=r"rows\.csv'.* holds no rows, or a quote"):
+        joined(open_source(f"csv:{tmp_path}/rows.csv"))

@@ -108,6 +108,13 @@ def test_a_number_that_is_far_from_the_others_is_found_by_what_it_does_to_them(p
     assert found.value == (None if place else "1000000000.0")
 
 
+def test_a_number_that_stands_for_missing_ones_is_found_however_many_rows_have_it():
+    for share in (0.02, 0.1, 0.4):
+        numbers = np.where(DRAW.random(2000) < share, -9999.0, DRAW.normal(size=2000))
+        [found] = outlying(numbers)
+        assert found.value == "-9999.0"
+
+
 def test_heavy_tails_constants_and_rare_values_are_no_outliers():
     assert outlying(DRAW.lognormal(sigma=3.0, size=2000)) == []
     assert outlying(DRAW.pareto(1.0, size=2000)) == []

@@ -116,6 +116,13 @@ def test_ids_and_row_numbers_are_named(name, values, expected):
     )
 
 
+def test_columns_without_a_value_are_named():
+    _, summaries = understood(np.full(50, None, dtype=object))
+    assert column_notes([summaries], 50) == [
+        "column 'x' has no value in any training row: set data.columns={x: drop}"
+    ]
+
+
 def test_constants_are_named():
     _, summaries = understood(np.full(50, 3))
     assert column_notes([summaries], 50) == ["column 'x' has the same value in all training rows"]

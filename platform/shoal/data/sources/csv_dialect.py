@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from shoal.data.read_options import ReadOptions
 from shoal.data.sources.csv_header import find_header, names_columns
 from shoal.data.sources.encoding import find_encoding
-from shoal.data.sources.opening import UTF8, File, open_bytes, unclear_encoding
+from shoal.data.sources.opening import UTF8, File, check_is_text, open_bytes, unclear_encoding
 from shoal.errors import DataError
 
 HEAD_BYTES = 1 << 20
@@ -101,8 +101,9 @@ def decode_sample(file: File, sample: Sample, options: ReadOptions) -> tuple[lis
     """Return the sample as text, whole lines of it, and the encoding.
 
     Raises:
-        DataError: the encoding is not clear, or is not the given one.
+        DataError: it is no text, or its encoding is not clear, or is not the given one.
     """
+    check_is_text(file, sample.slices[0])
     encoding = options.encoding or find_encoding(sample.slices)
     if encoding is None:
         raise unclear_encoding(file)

@@ -294,6 +294,8 @@ def explained(uri: str, file: File, dialect: Dialect) -> Iterator[None]:
 
 def _cause(file: File, dialect: Dialect, text: str) -> str:
     """Return what is wrong with a row, and which it is."""
+    if "straddling" in text:
+        return "no row of it ends: it holds no rows, or a quote is opened and not closed"
     if "Expected" not in text:
         return text
     options = read_options(dialect, BATCH_BYTES)

@@ -16,7 +16,15 @@ from shoal.data.read_options import ReadOptions
 from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, Chunks
 from shoal.data.sources.encoding import find_encoding
-from shoal.data.sources.opening import UTF8, File, open_bytes, open_text, unclear_encoding, undecodable
+from shoal.data.sources.opening import (
+    UTF8,
+    File,
+    check_is_text,
+    open_bytes,
+    open_text,
+    unclear_encoding,
+    undecodable,
+)
 from shoal.data.sources.parquet_files import unified
 from shoal.data.sources.tables import (
     Constants,
@@ -52,6 +60,7 @@ class JsonReader:
         for file in self.files:
             with open_bytes(file) as stream:
                 head = bytes(stream.read(HEAD_BYTES))
+            check_is_text(file, head)
             encoding = self.options.encoding or find_encoding([head])
             if encoding is None:
                 raise unclear_encoding(file)

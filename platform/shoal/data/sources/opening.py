@@ -18,6 +18,22 @@ from shoal.errors import DataError
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz"}
 ZIP = (".zip",)
 TAR = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+# What a file is that begins so, and what to do with it.
+NO_TEXT = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook: name it .zip, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the sheet as CSV",
+    b"\x1f\x8b": "compressed by gzip: name it .gz",
+    b"BZh": "compressed by bzip2: name it .bz2",
+    b"\xfd7zXZ": "compressed by xz: name it .xz",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard: name it .zst",
+    b"PAR1": "a Parquet file: read it with parquet:",
+    b"\x93NUMPY": "a NumPy array: read it with npz:",
+    b"SQLite format 3": "a SQLite database: save the table as CSV or Parquet",
+    b"%PDF": "a PDF: save its table as CSV",
+    b"<!doctype html": "a web page, as of a download that failed: download the file again",
+    b"<html": "a web page, as of a download that failed: download the file again",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: get it with `git lfs pull`",
+}
 EXPANSION = 5  # of a compressed file that does not say how large its content is
 READ_BYTES = 1 << 20
 UTF8 = "utf-8"
@@ -156,6 +172,18 @@ def check_encoding(encoding: str | None) -> None:
             f"data.encoding='{encoding}' is no encoding that Python knows: write e.g. utf-8, latin-1, utf-16 or "
             "gb18030"
         ) from None
+
+
+def check_is_text(file: File, head: bytes) -> None:
+    """Refuse a file that begins as those do that hold no rows of text.
+
+    Raises:
+        DataError: what it is, and the remedy.
+    """
+    begins = head.lstrip()[:32].lower()
+    for mark, what in NO_TEXT.items():
+        if begins.startswith(mark.lower()):
+            raise DataError(f"'{file.name}' is {what}")
 
 
 def unclear_encoding(file: File) -> DataError:
