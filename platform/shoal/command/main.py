@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "train a model"),
     "tune": ("tune", "sweep over ranges of a config, and keep the best model"),
     "evaluate": ("evaluate", "measure a trained model on rows it was not trained on"),
+    "serve": ("serve", "answer predictions of trained models over HTTP"),
     "transfer": ("transfer", "tune a narrow model, train a wide one (muP)"),
     "coordinate-check": ("coordinate_check", "check that activations move equally at all widths"),
     "check": ("check", "check config, data and model, and train nothing"),

@@ -44,12 +44,41 @@ def resolve_model(uri: str, tracking_uri: str, scratch: str) -> Path:
     return found
 
 
-def _download(uri: str, tracking_uri: str, scratch: str) -> Path:
+def pinned_uri(uri: str, tracking_uri: str) -> str:
+    """Return `models:/NAME/VERSION` for `models:/NAME@ALIAS`, and any other URI as it is.
+
+    Raises:
+        ModelError: there is no such alias.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not (uri.startswith("models:/") and at):
+        return uri
+    _check_store(uri, tracking_uri)
+    try:
+        version = connect(tracking_uri).get_model_version_by_alias(name, alias).version
+    except Exception as error:
+        raise _unknown(uri, tracking_uri, error) from error
+    return f"models:/{name}/{version}"
+
+
+def _check_store(uri: str, tracking_uri: str) -> None:
     path = tracking_uri.removeprefix("sqlite:///")
     if path != tracking_uri and not Path(path).exists():
         raise ModelError(
             f"model '{uri}' is not known: there is no MLflow store at {tracking_uri}: set track.tracking_uri"
         )
+
+
+def _unknown(uri: str, tracking_uri: str, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(
+        f"model '{uri}' is not known to MLflow at {tracking_uri} ({reason}): look it up with `make ui`, or set "
+        "track.tracking_uri"
+    )
+
+
+def _download(uri: str, tracking_uri: str, scratch: str) -> Path:
+    _check_store(uri, tracking_uri)
     try:
         client = connect(tracking_uri)
         import mlflow
@@ -67,8 +96,4 @@ def _download(uri: str, tracking_uri: str, scratch: str) -> Path:
     except ModelError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"model '{uri}' is not known to MLflow at {tracking_uri} ({reason}): look it up with `make ui`, or set "
-            "track.tracking_uri"
-        ) from error
+        raise _unknown(uri, tracking_uri, error) from error

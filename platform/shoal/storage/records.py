@@ -709,6 +709,28 @@ class EvaluationResult(Result):
     is_delivered: bool | None = None
 
 
+class ServeResult(Result):
+    """Of a server, once it has ended.
+
+    Attributes:
+        address: where it listened.
+        models: the last version of each model, as URI, by the name of the model.
+        requests: answers by HTTP status.
+        rows: that were predicted.
+        seconds: for which it served.
+        latency_ms: percentiles of the last requests, by name.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    address: str
+    models: dict[str, str]
+    requests: dict[str, int]
+    rows: int
+    seconds: float
+    latency_ms: dict[str, float]
+    is_delivered: bool | None = None
+
+
 class CoordinateCheckResult(Result):
     """Of a coordinate check; exponents that are not finite are null.
 
