@@ -18,6 +18,7 @@ from shoal.storage import records
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,7 @@ RESULTS = {
     "Training": records.TrainResult,
     "Sweep": records.SweepResult,
     "Evaluation": records.EvaluationResult,
+    "Server": records.ServeResult,
     "Coordinate check": records.CoordinateCheckResult,
     "Transfer": records.TransferResult,
 }
@@ -69,6 +71,7 @@ def configuration() -> str:
         ("A transfer of the learning rate", TransferConfig),
         ("check: a coordinate check", CoordinateConfig),
         ("An evaluation", EvaluateConfig),
+        ("serve: a server", ServeConfig),
     ):
         own = {key: field for key, field in fields(schema) if key not in keys}
         keys |= own

@@ -34,6 +34,7 @@ PACKAGES = [
     "tracking",
     "runs",
     "tune",
+    "serving",
     "cluster",
     "workflows",
     "terminal",

@@ -20,7 +20,7 @@ def defined(tree: ast.Module) -> set[str]:
     """Names with an underscore that a module itself defines, as functions, classes, variables or attributes."""
     names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)

@@ -18,6 +18,7 @@ from shoal.config.schema import fields
 from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,9 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 TREE = (DOCS / "contributing" / "tree.md").read_text()
 OWN_MODEL = (DOCS / "guides" / "own-model.md").read_text()
-KEYS = {key for kind in (TransferConfig, CoordinateConfig, EvaluateConfig) for key, _ in fields(kind)}
+KEYS = {
+    key for kind in (TransferConfig, CoordinateConfig, EvaluateConfig, ServeConfig) for key, _ in fields(kind)
+}
 KEYS |= {key.rpartition(".")[0] for key in KEYS if key.count(".") > 1}  # sections inside sections
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors", "csv", "parquet"}

@@ -5,6 +5,7 @@
 - `ingest`: a source read by tasks, where it is too large for the driver
 - `worker_group`: Ray Train workers around `runs.worker`; `worker_failure`: what a dead worker triggers
 - `actor_pool`, `trial_actor`: processes that run trials, reused
+- `serving`: models as Ray Serve replicas
 - `dataset_cache`: the data of a sweep, read once
 - `tune_schedulers`: Ray Tune's schedulers: which trial is stopped or paused, or exploits another
 

@@ -8,6 +8,7 @@ from shoal.config.secrets import hide
 from shoal.errors import ConfigError
 from shoal.registry.preflight import check_tracking_uri
 from shoal.runs.locations import resolve_tracking_uri
+from shoal.serving.models import Models
 from shoal.terminal.arguments import JobParser
 from shoal.terminal.reports import result_line, unsynced_warning
 from shoal.workflows import serve as workflow
@@ -40,7 +41,7 @@ def main(arguments: list[str], program: str = "shoal serve") -> int:
     return 0
 
 
-def _announce(address: str, models: workflow.Models) -> None:
+def _announce(address: str, models: Models) -> None:
     for name, version in models.identities.items():
         digest = f", {version.digest}" if version.digest else ""
         print(f"{name}: {version.signature.task}, version {version.number}{digest}")

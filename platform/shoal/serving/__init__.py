@@ -7,6 +7,7 @@
 - `engine`: a model that answers batches, in a thread of its own; `batcher`: requests to batches
 - `models`: the models of a server, their versions, and which of them answers
 - `takeover`: an alias that moves is followed
+- `answer`: a request becomes an answer
 - `app`: the routes; `guard`: who may call them; `body`: what is read of a request; `metrics`: for Prometheus
 - `documents`: OpenAPI and the pages `/` and `/docs`
 - `server`: uvicorn around the app

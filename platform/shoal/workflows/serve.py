@@ -85,7 +85,14 @@ def serve(
 
 
 def _starter(config: ServeConfig, tracking_uri: str, stack: contextlib.ExitStack) -> Start:
-    """Return what starts a model: in this process."""
+    """Return what starts a model: in this process, or as replicas on a cluster."""
+    if config.serve.replicas:
+        from shoal.cluster.serving import ReplicaStarter
+
+        replicas = ReplicaStarter(config.serve, tracking_uri, config.trust_code)
+        stack.callback(replicas.close)
+        replicas.open()
+        return replicas
     scratch = stack.enter_context(tempfile.TemporaryDirectory())
     torch.set_num_threads(max(1, int(config.serve.cpus_per_replica)))
 
