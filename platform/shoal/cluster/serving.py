@@ -115,7 +115,6 @@ class ReplicaStarter:
     def __init__(self, section: ServeSection, tracking_uri: str, trust_code: bool) -> None:
         self._section, self._tracking_uri, self._trust_code = section, tracking_uri, trust_code
         self._started: list[str] = []
-        self._uses_gpu = False
 
     def open(self) -> None:
         """Join or start a cluster that holds the replicas, and those of a version that takes over.
@@ -127,11 +126,11 @@ class ReplicaStarter:
 
         section = self._section
         scale = ScaleConfig(
-            num_workers=section.replicas, use_gpu=section.use_gpu, cpus_per_worker=section.cpus_per_replica
+            num_workers=section.replicas, use_gpu=False, cpus_per_worker=section.cpus_per_replica
         )
         surge = max(1, round(section.replicas * section.cpus_per_replica))
         try:
-            self._uses_gpu = connect(scale, surge)
+            connect(scale, surge)
         except ConfigError as error:
             words = (
                 str(error)
@@ -190,7 +189,6 @@ class ReplicaStarter:
             max_ongoing_requests=max(2, most),
             ray_actor_options={
                 "num_cpus": section.cpus_per_replica,
-                "num_gpus": 1 if self._uses_gpu else 0,
                 "runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
             },
             health_check_period_s=2,

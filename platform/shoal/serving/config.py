@@ -1,7 +1,5 @@
 """The `serve` section of the config."""
 
-from typing import Literal
-
 from pydantic import Field, field_validator
 
 from shoal.config.schema import Section
@@ -17,9 +15,6 @@ class ServeSection(Section):
         None, ge=1, description="up to which Ray Serve adds replicas under load; null: none are added"
     )
     cpus_per_replica: float = Field(1.0, gt=0, description="its threads; may be a fraction, e.g. 0.5")
-    use_gpu: bool | Literal["auto"] = Field(
-        "auto", description="a GPU for each replica; auto: if there are enough"
-    )
     weights: tuple[float, ...] | None = Field(
         None,
         description="share of the requests that each model answers at the routes without a model's name, e.g. [9, 1]; "
