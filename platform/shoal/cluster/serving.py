@@ -132,11 +132,7 @@ class ReplicaStarter:
         try:
             connect(scale, surge)
         except ConfigError as error:
-            words = (
-                str(error)
-                .replace("scale.num_workers", "serve.replicas")
-                .replace("scale.use_gpu", "serve.use_gpu")
-            )
+            words = str(error).replace("scale.num_workers", "serve.replicas")
             raise ConfigError(words.replace("scale.cpus_per_worker", "serve.cpus_per_replica")) from None
         serve.start(
             proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False}
