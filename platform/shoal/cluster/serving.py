@@ -6,10 +6,13 @@ Depends on `serving`.
 """
 
 import asyncio
+import itertools
+import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from shoal.cluster.session import connect, disconnect
@@ -70,8 +73,8 @@ class Replica:
 class ReplicaEngine:
     """The replicas of one version. A batch whose replica dies is answered by another, once: it has no side effects."""
 
-    def __init__(self, handle: Any, name: str, lanes: int) -> None:
-        self._handle, self._name, self.lanes = handle, name, lanes
+    def __init__(self, handle: Any, end: Callable[[], None], lanes: int) -> None:
+        self._handle, self._end, self.lanes = handle, end, lanes
 
     async def predict(self, block: Block, params: Params) -> Answers:
         from ray.exceptions import RayActorError, RayTaskError
@@ -104,9 +107,7 @@ class ReplicaEngine:
 
     async def close(self) -> None:
         """End the replicas, which answer nothing any more."""
-        from ray import serve
-
-        await asyncio.to_thread(serve.delete, self._name)
+        await asyncio.to_thread(self._end)
 
 
 class ReplicaStarter:
@@ -114,7 +115,8 @@ class ReplicaStarter:
 
     def __init__(self, section: ServeSection, tracking_uri: str, trust_code: bool) -> None:
         self._section, self._tracking_uri, self._trust_code = section, tracking_uri, trust_code
-        self._started: list[str] = []
+        self._running: set[str] = set()
+        self._numbers = itertools.count()
 
     def open(self) -> None:
         """Join or start a cluster that holds the replicas, and those of a version that takes over.
@@ -134,17 +136,23 @@ class ReplicaStarter:
         except ConfigError as error:
             words = str(error).replace("scale.num_workers", "serve.replicas")
             raise ConfigError(words.replace("scale.cpus_per_worker", "serve.cpus_per_replica")) from None
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False}
         )
 
     def close(self) -> None:
         """End what was started, and leave the cluster; other applications of Ray Serve go on."""
+        for name in list(self._running):
+            self._end(name)
+        disconnect()
+
+    def _end(self, name: str) -> None:
         from ray import serve
 
-        for name in self._started:
+        if name in self._running:
+            self._running.remove(name)
             serve.delete(name)
-        disconnect()
 
     async def __call__(self, uri: str) -> Started:
         """Start the replicas of a version, and wait until each has loaded it.
@@ -153,14 +161,17 @@ class ReplicaStarter:
             ModelError: the model is refused, or its replicas do not start.
         """
         signature, digest = await asyncio.to_thread(self._read, uri)
-        name = f"shoal-{os.getpid()}-{len(self._started)}"
-        self._started.append(name)
+        name = f"shoal-{os.getpid()}-{next(self._numbers)}"
+        self._running.add(name)
         handle = await asyncio.to_thread(self._deploy, uri, name)
         await _wait_until_running(name, uri)
         section = self._section
-        return Started(
-            signature, digest, ReplicaEngine(handle, name, max(section.replicas, section.max_replicas or 0))
-        )
+        return Started(signature, digest, ReplicaEngine(handle, partial(self._end, name), self._lanes))
+
+    @property
+    def _lanes(self) -> int:
+        """A batch at a time for each replica that there may be."""
+        return max(self._section.replicas, self._section.max_replicas or 0)
 
     def _read(self, uri: str) -> tuple[Signature, str]:
         """Load the model here first: a refusal has one clear message, and comes before anything is started."""
@@ -173,7 +184,7 @@ class ReplicaStarter:
         from ray import serve
 
         section = self._section
-        most = max(section.replicas, section.max_replicas or 0)
+        most = self._lanes
         scaling: dict[str, Any] = {"num_replicas": section.replicas}
         if most > section.replicas:
             # Requests reach Serve as batches, one of each lane: more than one to a replica calls for another.
