@@ -115,15 +115,12 @@ class ReplicaStarter:
 
     def __init__(self, section: ServeSection, tracking_uri: str, trust_code: bool) -> None:
         self._section, self._tracking_uri, self._trust_code = section, tracking_uri, trust_code
+        self._is_open = False
         self._running: set[str] = set()
         self._numbers = itertools.count()
 
-    def open(self) -> None:
-        """Join or start a cluster that holds the replicas, and those of a version that takes over.
-
-        Raises:
-            ConfigError: it is too small.
-        """
+    def _open(self) -> None:
+        """Join or start a cluster that holds the replicas, and those of a version that takes over."""
         from ray import serve
 
         section = self._section
@@ -136,6 +133,7 @@ class ReplicaStarter:
         except ConfigError as error:
             words = str(error).replace("scale.num_workers", "serve.replicas")
             raise ConfigError(words.replace("scale.cpus_per_worker", "serve.cpus_per_replica")) from None
+        self._is_open = True
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(
             proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False}
@@ -145,7 +143,8 @@ class ReplicaStarter:
         """End what was started, and leave the cluster; other applications of Ray Serve go on."""
         for name in list(self._running):
             self._end(name)
-        disconnect()
+        if self._is_open:
+            disconnect()
 
     def _end(self, name: str) -> None:
         from ray import serve
@@ -159,13 +158,19 @@ class ReplicaStarter:
 
         Raises:
             ModelError: the model is refused, or its replicas do not start.
+            ConfigError: the cluster is too small.
         """
         signature, digest = await asyncio.to_thread(self._read, uri)
+        if not self._is_open:
+            self._open()
         name = f"shoal-{os.getpid()}-{next(self._numbers)}"
         self._running.add(name)
-        handle = await asyncio.to_thread(self._deploy, uri, name)
-        await _wait_until_running(name, uri)
-        section = self._section
+        try:
+            handle = await asyncio.to_thread(self._deploy, uri, name)
+            await _wait_until_running(name, uri)
+        except BaseException:
+            self._end(name)
+            raise
         return Started(signature, digest, ReplicaEngine(handle, partial(self._end, name), self._lanes))
 
     @property

@@ -91,7 +91,6 @@ def _starter(config: ServeConfig, tracking_uri: str, stack: contextlib.ExitStack
 
         replicas = ReplicaStarter(config.serve, tracking_uri, config.trust_code)
         stack.callback(replicas.close)
-        replicas.open()
         return replicas
     scratch = stack.enter_context(tempfile.TemporaryDirectory())
     torch.set_num_threads(max(1, int(config.serve.cpus_per_replica)))
