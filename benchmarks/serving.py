@@ -38,8 +38,9 @@ from harness import (
 )
 
 LIMIT_MS = 50.0
-FIRST_RATE, GROWTH = 20.0, 1.3
-STEP_S, HALF_S, OVERLOAD_S = 4.0, 8.0, 60.0
+FIRST_RATE = 20.0
+COARSE, FINE = 1.6, 1.15  # by which the rate rises, until it is too high; then from the last that was not
+STEP_S, HALF_S, OVERLOAD_S = 3.0, 8.0, 60.0
 READY_S = 120.0
 TRAIN = ("scale.num_workers=0", "train.epochs=1", "run_name=served", "data.source=synthetic:classification?rows=5000&"
          "features=1000&classes=10")  # fmt: skip
@@ -153,18 +154,23 @@ def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
 
 def _measure(peer: Peer, port: int, process: psutil.Process) -> Measured:
     offer(peer, port, 10, 3)  # warm-up
-    best, rate = 0.0, FIRST_RATE
-    failures = 0
-    while failures < 2:  # one bad window may be the machine's
-        load = offer(peer, port, rate, STEP_S)
-        holds = load["p99_ms"] < LIMIT_MS and set(load["statuses"]) == {"200"}
-        failures = 0 if holds else failures + 1
-        best = rate if holds else best
-        rate = rate * GROWTH if holds else rate
+    best = FIRST_RATE
+    for growth in (COARSE, FINE):
+        while _holds(peer, port, best * growth):
+            best *= growth
     before = cpu_s(process)
     load = offer(peer, port, best / 2, HALF_S)
     spent = cpu_s(process) - before
     return Measured(best, 1000 * spent / sum(load["statuses"].values()), load["p50_ms"], load["p99_ms"])
+
+
+def _holds(peer: Peer, port: int, rate: float) -> bool:
+    """Whether all requests of a rate are answered in time; a second try, as one bad window may be the machine's."""
+    for _ in range(2):
+        load = offer(peer, port, rate, STEP_S)
+        if load["p99_ms"] < LIMIT_MS and set(load["statuses"]) == {"200"}:
+            return True
+    return False
 
 
 def _overload(peer: Peer, port: int, rate: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ one. Depends on columns; independent of files, splits and models.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -82,6 +83,11 @@ class Column(BaseModel):
     def is_date(self) -> bool:
         return self.dtype.startswith("datetime") or (self.reading is not None and self.reading.kind == "date")
 
+    @cached_property
+    def _scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation as arrays: of 1,000 numbers it takes longer to make them than to use them."""
+        return np.asarray(self.mean), np.asarray(self.std)
+
     @property
     def width(self) -> int:
         """How many features it becomes."""
@@ -129,7 +135,8 @@ class Column(BaseModel):
             raise DataError(
                 f"column '{self.name}' has shape {numbers.shape[1:]} per row: the model was trained on {self.shape}"
             )
-        scaled = ((numbers - np.asarray(self.mean)) / np.asarray(self.std)).astype(np.float32)
+        mean, std = self._scaling
+        scaled = ((numbers - mean) / std).astype(np.float32)
         missing = np.isnan(scaled)
         scaled[missing] = 0.0
         if self.is_date:

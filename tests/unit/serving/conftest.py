@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from shoal.data.dataset_info import inspect_source
 from shoal.data.sources.function import source_from_value
 from shoal.data.tokenizer import make_tokenizer
-from shoal.inference.predictor import DESCRIPTION, WEIGHTS, Predictor, describe_model
+from shoal.inference.description import DESCRIPTION, WEIGHTS, describe_model
+from shoal.inference.predictor import Predictor
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model_for
 from shoal.serving.app import make_app
