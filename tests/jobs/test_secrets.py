@@ -52,7 +52,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     address = f"http://{host}:{port}"
     try:
         urlopen(Request(f"{address}/bucket", method="PUT"))
-        draw = np.random.default_rng(0).normal(size=(400, 2))
+        draw = np.random.default_rng(0).normal(size=(1200, 2))
         frame = pd.DataFrame({"a": draw[:, 0], "b": draw[:, 1], "target": (draw.sum(axis=1) > 0).astype(int)})
         with _bucket(address).open_output_stream("bucket/rows.csv") as stream:
             stream.write(frame.to_csv(index=False).encode())
@@ -119,7 +119,7 @@ def _objects(s3: str) -> Iterator[tuple[str, bytes]]:
 def test_training_works_with_secrets_and_leaves_none(planted: Place, s3: str, server: Server) -> None:
     """With them in the tracking URI and the data source; the interrupted run is resumed with another password."""
     tracking = server.uri.replace("://", f"://me:{SECRETS['tracking']}@")
-    common = ("run_name=run", f"track.tracking_uri={tracking}", "data.label=target", "train.epochs=60")
+    common = ("run_name=run", f"track.tracking_uri={tracking}", "data.label=target", "train.epochs=20")
     first = planted.start("train", *common, f"data.source=csv:s3://me:{SECRETS['source']}@bucket/rows.csv")
     planted.wait_for_step(first, "run", 3)
     first.send_signal(signal.SIGTERM)
