@@ -18,6 +18,7 @@ from shoal.storage import records
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
 
@@ -37,6 +38,7 @@ RESULTS = {
     "Sweep": records.SweepResult,
     "Evaluation": records.EvaluationResult,
     "Server": records.ServeResult,
+    "Promotion": records.PromotionResult,
     "Coordinate check": records.CoordinateCheckResult,
     "Transfer": records.TransferResult,
 }
@@ -72,6 +74,7 @@ def configuration() -> str:
         ("check: a coordinate check", CoordinateConfig),
         ("An evaluation", EvaluateConfig),
         ("serve: a server", ServeConfig),
+        ("promote: a promotion", PromoteConfig),
     ):
         own = {key: field for key, field in fields(schema) if key not in keys}
         keys |= own

@@ -18,6 +18,7 @@ from shoal.config.schema import fields
 from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
 
@@ -28,7 +29,9 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 TREE = (DOCS / "contributing" / "tree.md").read_text()
 OWN_MODEL = (DOCS / "guides" / "own-model.md").read_text()
 KEYS = {
-    key for kind in (TransferConfig, CoordinateConfig, EvaluateConfig, ServeConfig) for key, _ in fields(kind)
+    key
+    for kind in (TransferConfig, CoordinateConfig, EvaluateConfig, PromoteConfig, ServeConfig)
+    for key, _ in fields(kind)
 }
 KEYS |= {key.rpartition(".")[0] for key in KEYS if key.count(".") > 1}  # sections inside sections
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
@@ -118,7 +121,7 @@ def test_config_keys_exist(page):
     set_in_commands = [
         key
         for command in re.findall(
-            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate)\b(.*(?:\\\n.*)*)",
+            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|promote)\b(.*(?:\\\n.*)*)",
             text,
         )
         for key in re.findall(r"(?<=[\s'])([a-z_]+(?:\.[a-z_]+)*)=", command)

@@ -13,6 +13,7 @@ from shoal.terminal.arguments import JobParser
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.transfer import TransferConfig
 
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -23,9 +24,10 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "transfer": TransferConfig,
     "coordinate-check": CoordinateConfig,
     "evaluate": EvaluateConfig,
+    "promote": PromoteConfig,
 }
 OPTIONS = {"train": "--check --plan --mfu", "plan": "--mfu", "transfer": "--to --verify", "runs": "--all --experiment",
-           "ui": "--port"}  # fmt: skip
+           "ui": "--port", "promote": "--candidate --rollback --dry-run"}  # fmt: skip
 
 BASH = """\
 _shoal() {{
@@ -83,7 +85,7 @@ def _words(name: str) -> list[str]:
     if name == "completion":
         return ["bash", "zsh"]
     keys = [f"{key}=" for key, _ in fields(SCHEMAS[name])] if name in SCHEMAS else []
-    configs = list(shipped_configs()) if name in SCHEMAS and name != "evaluate" else []
+    configs = list(shipped_configs()) if name in SCHEMAS and name not in ("evaluate", "promote") else []
     return [*OPTIONS.get(name, "").split(), *configs, *keys]
 
 

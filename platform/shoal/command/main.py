@@ -12,6 +12,7 @@ COMMANDS = {
     "tune": ("tune", "sweep over ranges of a config, and keep the best model"),
     "evaluate": ("evaluate", "measure a trained model on rows it was not trained on"),
     "serve": ("serve", "answer predictions of trained models over HTTP"),
+    "promote": ("promote", "make a version of a registered model its champion, if it is as good"),
     "transfer": ("transfer", "tune a narrow model, train a wide one (muP)"),
     "coordinate-check": ("coordinate_check", "check that activations move equally at all widths"),
     "check": ("check", "check config, data and model, and train nothing"),

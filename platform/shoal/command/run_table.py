@@ -7,7 +7,6 @@ from datetime import datetime
 from shoal.storage.lease import liveness
 from shoal.storage.records import Identity, Metadata, Result
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
-from shoal.tracking.cockpit import command
 
 # By the state of a run folder: how it came to it.
 STATES = {
@@ -105,7 +104,7 @@ def _next(folder: RunFolder, identity: Identity, state: str) -> str:
             else "wait, or the same command again"
         )
     metadata = folder.load(Metadata)
-    arguments = metadata.environment.argv if metadata and metadata.environment else []
-    again = f"the same command goes on{': ' + typed if (typed := command(arguments)) else ''}"
+    typed = metadata.environment.command if metadata and metadata.environment else ""
+    again = f"the same command goes on{': ' + typed if typed else ''}"
     reason = " ".join((identity.reason or "").split())
     return f"{reason}; {again}" if state == "FAILED" and reason else again

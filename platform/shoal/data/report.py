@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.sampler import SPLITS
 from shoal.data.schema import ColumnSummary
+from shoal.plots.markdown import markdown_table
 
 MOST_COLUMNS = 200
 MOST_CLASSES = 50
@@ -22,25 +23,25 @@ def data_report(source: str, info: DatasetInfo, notes: Sequence[str]) -> str:
     parts += ["## Worth knowing", "\n".join(f"- {note}" for note in notes) or "Nothing odd was found."]
     parts += [
         "## Splits",
-        _markdown_table(("split", "rows"), [(name, f"{info.rows[name]:,}") for name in SPLITS]),
+        markdown_table(("split", "rows"), [(name, f"{info.rows[name]:,}") for name in SPLITS]),
     ]
     if info.class_counts:
         parts += [f"## Classes of `{info.transform.label.name}`", _class_table(info)]
     if info.columns:
         shown = info.columns[:MOST_COLUMNS]
-        parts += ["## Columns", _markdown_table(COLUMN_HEADER, [column_cells(column) for column in shown])]
+        parts += ["## Columns", markdown_table(COLUMN_HEADER, [column_cells(column) for column in shown])]
         if len(info.columns) > MOST_COLUMNS:
             parts.append(f"{len(info.columns) - MOST_COLUMNS} more columns are not shown.")
     if info.suspects:
         scores = [(found.column, f"{found.score:.1%}") for found in info.suspects[:MOST_COLUMNS]]
-        parts += ["## Columns that alone predict the label", _markdown_table(("column", "score"), scores)]
+        parts += ["## Columns that alone predict the label", markdown_table(("column", "score"), scores)]
     if info.duplicates:
         shares = [(found.split, f"{found.share:.1%}") for found in info.duplicates]
-        parts += ["## Held-out rows that are training rows too", _markdown_table(("split", "share"), shares)]
+        parts += ["## Held-out rows that are training rows too", markdown_table(("split", "share"), shares)]
     if info.examples:
         names = list(info.examples[0])[:30]
         rows = [tuple(row.get(name, "") for name in names) for row in info.examples]
-        parts += ["## Rows", _markdown_table(tuple(names), rows)]
+        parts += ["## Rows", markdown_table(tuple(names), rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,13 +68,4 @@ def _class_table(info: DatasetInfo) -> str:
         (name, *(f"{info.class_counts[split].get(name, 0):,}" for split in splits))
         for name in classes[:MOST_CLASSES]
     ]
-    return _markdown_table(("class", *splits), rows)
-
-
-def _markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").split())
+    return markdown_table(("class", *splits), rows)

@@ -7,9 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 from shoal.data.config import DataConfig
 from shoal.data.preprocessing import Transform
+from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.errors import ModelError
 from shoal.models.config import ModelConfig
 from shoal.tasks.objective import ObjectiveConfig
+from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.registry import TaskName
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "description.json"
@@ -32,6 +34,15 @@ class Description(BaseModel):
     data: DataConfig
     seed: int
     objective: ObjectiveConfig = ObjectiveConfig()
+
+    @property
+    def preprocessing(self) -> PreprocessingSpec:
+        """How the rows are preprocessed that the model was trained on."""
+        transform = self.transform
+        is_ready = transform.columns[0].kind == "ready"
+        return make_preprocessing_spec(
+            self.data, self.task, self.seed, is_ready, transform.tokenizer, transform.image_bits
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Description":

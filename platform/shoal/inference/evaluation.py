@@ -51,13 +51,18 @@ def evaluate_on_split(
     return read_again(lambda: evaluate_on_blocks(predictor, split_blocks(source, preprocessing, split)))
 
 
-def evaluate_on_blocks(predictor: Predictor, blocks: Iterable[Block]) -> Accumulator | None:
+def evaluate_on_blocks(
+    predictor: Predictor, blocks: Iterable[Block], added: Accumulator | None = None
+) -> Accumulator | None:
     """Return what was accumulated over all labelled rows; None: there are no rows.
+
+    Args:
+        added: what to add to; None: what the model's task measures.
 
     Raises:
         DataError: a column is missing or mostly unreadable, or a label is one that the model does not know.
     """
-    added = predictor.accumulator()
+    added = predictor.accumulator() if added is None else added
     misfits = Misfits(predictor.transform)
     for block in blocks:
         misfits.add(block)

@@ -48,7 +48,6 @@ from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
 from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, use_objective
-from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.outputs import described, logits_of
 from shoal.tasks.registry import make_task
 from shoal.tasks.regression import Regression
@@ -147,16 +146,12 @@ class Predictor:
         model = build_model_for(description.model, transform, task, description.seed, builder=builder)
         model.load_state_dict(weights)
         use_onednn(model)
-        is_ready = transform.columns[0].kind == "ready"
-        preprocessing = make_preprocessing_spec(
-            data, task, description.seed, is_ready, transform.tokenizer, transform.image_bits
-        )
         objective = partial(
             use_objective, label=transform.label, is_weighted=transform.weight is not None, find=find_code
         )
         made = make_task(task, transform, data, description.seed)
         complete = partial(objective, made, description.objective)
-        return cls(model, transform, made, preprocessing, complete, find_code)
+        return cls(model, transform, made, description.preprocessing, complete, find_code)
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""

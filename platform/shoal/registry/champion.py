@@ -1,50 +1,23 @@
 """Which version of a registered model is its champion: the better one, measured on the same rows."""
 
-import json
-import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import ModelError
-from shoal.processes import start_answering
-from shoal.storage.records import Verified
+from shoal.registry.compare import Request, compare
+from shoal.registry.ledger import CHAMPION, make_champion, now
+from shoal.registry.versions import download_version, find_champion, weights_of
+from shoal.storage.records import LedgerEntry, Verified
 from shoal.tasks.metrics import is_better
 
-CHAMPION = "champion"
 LIKE = (
     "metric",
     "data",
     "held_out",
 )  # tags of a version; its value is comparable where all of them are the same
 COMPARISON = "comparison"  # the tag that says what was compared
-TIMEOUT_S = 1800.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is compared.
-
-    Attributes:
-        candidate, champion: folders of weights and description.
-        split: of the candidate's data, whose rows are measured.
-        runs_code: whether this run's own code may be called: its builder, its function of data.
-    """
-
-    candidate: str
-    champion: str
-    split: str
-    runs_code: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What two models measure on the same rows, by the task's metric for comparisons."""
-
-    rows: int
-    candidate: float
-    champion: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +29,7 @@ class Candidate:
         version: of it.
         verified: what its run measured.
         model: folder of the MLflow model.
-        runs_code: as in `Request`.
+        runs_code: whether this run's own code may be called: its builder, its function of data.
     """
 
     name: str
@@ -79,100 +52,57 @@ def contest(client: Any, candidate: Candidate) -> str:
     """
     champion = find_champion(client, candidate.name)
     about = f"{candidate.name} version {candidate.version}"
-    if champion is None or str(champion.version) == candidate.version:
-        client.set_registered_model_alias(candidate.name, CHAMPION, candidate.version)
+    entry = LedgerEntry(
+        at=now(),
+        by="training",
+        champion=candidate.version,
+        metric=candidate.verified.metric,
+        value=candidate.verified.value,
+        data=candidate.verified.data,
+    )
+    if champion is None:
+        make_champion(client, candidate.name, entry)
         return f"{about} is the champion: there was none"
+    if str(champion.version) == candidate.version:  # the process ended before it could say so
+        return f"{about} is the champion"
     other = f"version {champion.version}, the champion"
     try:
-        measured, where = _measured(client, candidate, champion)
+        found, where = _measured(client, candidate, champion)
     except ModelError as error:
         return (
             f"{about} was not compared with {other}, which stays: {error}. To replace it, set the alias "
             f"'{CHAMPION}' by hand"
         )
-    wins = is_better(candidate.verified.metric, measured.candidate, measured.champion)
+    value, champions_value = found
+    wins = is_better(candidate.verified.metric, value, champions_value)
     present = find_champion(client, candidate.name)
     if present is not None and present.version != champion.version:
         return contest(client, candidate)  # another run's version has become champion meanwhile
     if wins:
-        client.set_registered_model_alias(candidate.name, CHAMPION, candidate.version)
+        values = {"value": value, "replaced_value": champions_value, "replaced": str(champion.version)}
+        make_champion(client, candidate.name, entry.model_copy(update=values))
     return (
         f"{about} {'becomes champion' if wins else 'does not become champion'}: {candidate.verified.metric} "
-        f"{measured.candidate:.6g} against {measured.champion:.6g} of {other}, {where}"
+        f"{value:.6g} against {champions_value:.6g} of {other}, {where}"
     )
 
 
-def find_champion(client: Any, name: str) -> Any:
-    """Return the champion's version of a registered model, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def _measured(client: Any, candidate: Candidate, champion: Any) -> tuple[Measured, str]:
-    """Return what both measure on the same rows, and in words where these values come from.
+def _measured(client: Any, candidate: Candidate, champion: Any) -> tuple[tuple[float, float], str]:
+    """Return what candidate and champion measure on the same rows, and in words where these values come from.
 
     Raises:
         ModelError: the champion cannot be measured on the candidate's rows; the message says why.
     """
     if {key: champion.tags.get(key) for key in LIKE} == candidate.tags and candidate.tags["held_out"]:
-        value = float(champion.tags["value"])
-        return Measured(0, candidate.verified.value, value), "as its own run measured on the same rows"
-    split = {"val": "validation"}.get(prefix := candidate.verified.metric.partition("/")[0], prefix)
+        values = candidate.verified.value, float(champion.tags["value"])
+        return values, "as its own run measured on the same rows"
+    prefix, _, metric = candidate.verified.metric.partition("/")
+    split = {"val": "validation"}.get(prefix, prefix)
     with tempfile.TemporaryDirectory() as scratch:
         model = download_version(candidate.name, str(champion.version), scratch)
-        found = compare(
-            Request(str(_weights(candidate.model)), str(_weights(model)), split, candidate.runs_code)
-        )
-    return found, f"both measured on the same {found.rows} {split} rows of this version's data"
-
-
-def compare(request: Request) -> Measured:
-    """Measure both models in a process of its own.
-
-    Raises:
-        ModelError: one of them cannot be measured on these rows; the message says why.
-    """
-    process, answers = start_answering(["-m", "shoal.registry.compare"], stderr=subprocess.PIPE)
-    with process, answers:
-        try:
-            _, err = process.communicate(json.dumps(asdict(request)), timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise ModelError(f"measuring it took more than {TIMEOUT_S:.0f} s") from None
-        if process.returncode:
-            raise ModelError((err.strip().splitlines() or ["no output"])[-1])
-        answer = json.loads(answers.readline())
-    if "problem" in answer:
-        raise ModelError(answer["problem"])
-    return Measured(**answer)
-
-
-def download_version(name: str, version: str, scratch: str) -> Path:
-    """Return the local folder of a version's MLflow model.
-
-    Raises:
-        ModelError: its files are not there.
-    """
-    import mlflow
-
-    try:
-        found = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=scratch)
-    except Exception as error:  # whatever the store of the artifacts raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"its files cannot be read ({reason})") from error
-    return Path(found)
-
-
-def _weights(model: Path) -> Path:
-    """Return the folder of weights and description in an MLflow model that Shoal wrote."""
-    data = model / "data"
-    found = [path for path in data.iterdir() if path.is_dir()] if data.is_dir() else []
-    if not found:
-        raise ModelError("it is no model that Shoal wrote")
-    return found[0]
+        folders = str(weights_of(candidate.model)), str(weights_of(model))
+        found = compare(Request(*folders, [split], "own" if candidate.runs_code else "no"))
+    if metric not in found.champion.metrics:
+        raise ModelError(f"it does not measure {metric}")
+    values = found.candidate.metrics[metric], found.champion.metrics[metric]
+    return values, f"both measured on the same {found.candidate.rows} {split} rows of this version's data"

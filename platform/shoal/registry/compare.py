@@ -1,123 +1,211 @@
-"""A new version of a registered model and its champion, both measured on the same rows.
+"""Two versions of a registered model on the same rows: the one comparison by which champions are made.
 
-`python -m shoal.registry.compare` reads a `Request` from standard input and writes what was measured into a pipe, both
-as JSON. It needs torch and the data, which the process that syncs a run does not.
+Each is measured in a process of its own (`shoal.registry.measure`), which needs torch and the data; this one needs
+neither. `champion` decides by it at the end of a training, `shoal.workflows.promote` when a person asks.
 """
 
 import json
-import logging
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 
-from shoal.data.preprocessing_spec import PreprocessingSpec
-from shoal.data.sampler import SPLITS, TRAIN, SplitRule
-from shoal.data.sources.base import Block, Source
-from shoal.data.sources.open import is_function
-from shoal.errors import ModelError, ShoalError
-from shoal.inference.description import DESCRIPTION, Description
-from shoal.inference.evaluation import evaluate_on_blocks
-from shoal.inference.predictor import Predictor
-from shoal.processes import open_answers
-from shoal.registry.champion import Measured, Request
-from shoal.tasks.open_data import reopen_source
+from shoal.errors import ModelError
+from shoal.processes import start_answering
+from shoal.registry.significance import Bootstrap, Mcnemar, bootstrap, mcnemar, ratio
+
+Code = Literal["no", "own", "trusted"]
+TIMEOUT_S = 1800.0
+FEWEST_ROWS = 20  # of a slice that is looked at
 
 
-def measure(request: Request) -> Measured:
-    """Measure both models on the rows of the candidate's split; of these, those that the champion was not trained on.
+@dataclass(frozen=True)
+class Request:
+    """What is compared.
 
-    Raises:
-        UserError: one of them cannot be measured on these rows.
+    Attributes:
+        candidate, champion: folders of weights and description.
+        splits: of the candidate's data: the first that has rows which the champion was not trained on is measured.
+        code: whose code may run: of no model, of this run (its builder, its function of data), or of both models,
+            which a person trusts.
+        is_champion: which of the two a process measures.
+        rows_file: where it writes what each row adds.
     """
-    candidate, champion = _load(request)
-    spec = candidate.preprocessing
-    if not request.runs_code and is_function(spec.data.source):
-        raise ModelError(f"data.source='{spec.data.source}' is a function, which only its own run calls")
-    seen = _trained_by(champion, spec)
-    found = []
-    for predictor in (candidate, champion):
-        own = _preprocessing(predictor, spec)
-        rows = _rows(reopen_source(own, predictor.task.name), own, request.split, seen)
-        added = evaluate_on_blocks(predictor, rows)
-        if added is None:
-            raise ModelError(f"it was trained on all {request.split} rows of this version")
-        found.append((added.rows, added.results()[predictor.task.compared_by]))
-    return Measured(rows=found[0][0], candidate=found[0][1], champion=found[1][1])
+
+    candidate: str
+    champion: str
+    splits: Sequence[str]
+    code: Code = "no"
+    is_champion: bool = False
+    rows_file: str = ""
 
 
-def _load(request: Request) -> tuple[Predictor, Predictor]:
-    """Load both. A champion's own code is not run: its builder is one of Shoal's, or that of the candidate."""
-    load = Predictor.load_own if request.runs_code else Predictor.load
-    descriptions = [
-        Description.load(Path(folder) / DESCRIPTION) for folder in (request.candidate, request.champion)
-    ]
-    names = [description.model.name for description in descriptions]
-    candidate = load(request.candidate)
-    champion = (load if names[0] == names[1] else Predictor.load)(request.champion)
-    if candidate.task.name != champion.task.name:
-        raise ModelError(f"it was trained for task={champion.task.name}, not {candidate.task.name}")
-    labels = candidate.transform.label.name, champion.transform.label.name
-    if labels[0] != labels[1]:
-        raise ModelError(f"it predicts '{labels[1]}', not '{labels[0]}'")
-    losses = [(one.objective.loss, one.objective.class_weight, one.data.weight) for one in descriptions]
-    if candidate.task.compared_by == "loss" and losses[0] != losses[1]:
-        raise ModelError("it was trained with another loss or other weights")
-    return candidate, champion
+class DividedColumn(NamedTuple):
+    """A column that divides rows.
 
-
-def _preprocessing(predictor: Predictor, spec: PreprocessingSpec) -> PreprocessingSpec:
-    """Return how a model takes the rows of `spec`: the same rows, with its own tokenizer, context and shape."""
-    own = predictor.preprocessing
-    form = {"context": own.data.context, "shape": own.data.shape, "tokenizer": own.data.tokenizer}
-    return replace(own, data=spec.data.model_copy(update=form), seed=spec.seed)
-
-
-def _trained_by(champion: Predictor, spec: PreprocessingSpec) -> SplitRule | None:
-    """Return the rule by which the champion was trained on rows of the same source; None where it was on another.
-
-    Raises:
-        ModelError: it was trained on other pieces of the same text, which are not divided by row.
+    Attributes:
+        labels: of the groups, in words.
+        codes: int [n], each row's group; -1: none.
     """
-    own = champion.preprocessing
-    if own.data.source != spec.data.source:
-        return None
-    rule = own.split_rule
-    if rule != spec.split_rule and spec.tokenizer and not spec.has_label:
-        raise ModelError(
-            f"it was trained on other pieces of the same text (splits of seed {rule.seed}, {rule.validation:g} and "
-            f"{rule.test:g}): set data.split_seed, data.validation_fraction and data.test_fraction as it had them"
+
+    name: str
+    labels: list[str]
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model measures.
+
+    Attributes:
+        source: `data.source` of the rows; split: of it.
+        digest: of which rows these are, and of what is to be predicted.
+        metrics: all that its task reports, and `train.metrics`.
+        terms: by metric that versions can be compared by: float64 [rows, 2], what each row adds to two sums.
+        exponents: by metric: it is (first sum / second sum) ** exponent.
+        is_higher_better: by metric.
+        compared_by: the metric that is the same for models that see the rows in another form.
+        has_classes: whether a row is right or wrong, by `accuracy`.
+        columns: that divide the rows.
+    """
+
+    source: str
+    split: str
+    rows: int
+    digest: str
+    metrics: dict[str, float]
+    terms: dict[str, np.ndarray]
+    exponents: dict[str, float]
+    is_higher_better: dict[str, bool]
+    compared_by: str
+    has_classes: bool
+    columns: list[DividedColumn]
+
+
+class Slice(NamedTuple):
+    """A group of rows, on which both models measure a metric; `worse_by` is negative where the candidate is better."""
+
+    column: str
+    value: str
+    rows: int
+    candidate: float
+    champion: float
+    worse_by: float
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same rows."""
+
+    candidate: Measured
+    champion: Measured
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether row i is the same in both; rows of text are other pieces to another tokenizer."""
+        return self.candidate.digest == self.champion.digest
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics by which they can be compared."""
+        return [name for name in self.candidate.terms if name in self.champion.terms]
+
+    @property
+    def usual_metric(self) -> str:
+        """Accuracy where a row is right or wrong, else what versions are compared by at the end of a training."""
+        one = self.candidate
+        is_counted = one.has_classes and "accuracy" in self.metrics
+        usual = "accuracy" if is_counted else one.compared_by
+        return usual if usual in self.metrics else self.metrics[0]
+
+    def worse_by(self, metric: str, candidate: float, champion: float) -> float:
+        """Return by how much the candidate is worse."""
+        return champion - candidate if self.candidate.is_higher_better[metric] else candidate - champion
+
+    def test(self, metric: str, rows: np.ndarray | None = None) -> Mcnemar | Bootstrap:
+        """Test whether the models differ by a metric.
+
+        Args:
+            rows: bool [n]: on some of the rows.
+        """
+        ours, theirs = (one.terms[metric] for one in (self.candidate, self.champion))
+        if rows is not None:
+            ours, theirs = ours[rows], theirs[rows]
+        if self.candidate.has_classes and metric == "accuracy" and self.is_paired:
+            return mcnemar(ours[:, 0] > 0.5, theirs[:, 0] > 0.5)
+        return bootstrap(ours, theirs, self.candidate.exponents[metric], self.is_paired)
+
+    def slices(self, metric: str, most: int) -> list[Slice]:
+        """Return the groups of rows on which the candidate is worst beside the champion, worst first, tested."""
+        if not self.is_paired:
+            return []
+        found = sorted(
+            ((one, rows) for one, rows in self._all_slices(metric)), key=lambda pair: -pair[0].worse_by
         )
-    return rule
+        return [one._replace(p_value=self.test(metric, rows).p_value) for one, rows in found[:most]]
+
+    def _all_slices(self, metric: str) -> list[tuple[Slice, np.ndarray]]:
+        ours, theirs = (one.terms[metric] for one in (self.candidate, self.champion))
+        exponent, found = self.candidate.exponents[metric], []
+        for name, labels, codes in self.candidate.columns:
+            for number, label in enumerate(labels):
+                rows = codes == number
+                if (count := int(rows.sum())) < FEWEST_ROWS:
+                    continue
+                one, other = (float(ratio(terms[rows].sum(axis=0), exponent)) for terms in (ours, theirs))
+                if np.isfinite([one, other]).all():
+                    found.append(
+                        (Slice(name, label, count, one, other, self.worse_by(metric, one, other)), rows)
+                    )
+        return found
 
 
-def _rows(source: Source, spec: PreprocessingSpec, split: str, seen: SplitRule | None) -> Iterator[Block]:
-    """Yield the rows of a split, without those that another rule trains on."""
-    first = 0
-    for source_split, block in source.blocks():
-        rows = np.arange(first, first + len(next(iter(block.values()), ())))
-        first += len(rows)
-        kept = spec.split_rule.assign(rows, source_split, source.has_validation) == SPLITS.index(split)
-        if seen is not None:
-            kept &= seen.assign(rows, source_split, source.has_validation) != SPLITS.index(TRAIN)
-        if kept.any():
-            yield {name: column[kept] for name, column in block.items()}
+def compare(request: Request) -> Comparison:
+    """Measure both models, each in a process of its own.
+
+    Raises:
+        ModelError: one of them cannot be measured on these rows; the message says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="shoal-compare-") as scratch:
+        sides = [
+            replace(request, is_champion=is_champion, rows_file=f"{scratch}/{is_champion}.npz")
+            for is_champion in (False, True)
+        ]
+        started = [start_answering(["-m", "shoal.registry.measure"], stderr=subprocess.PIPE) for _ in sides]
+        try:
+            for side, (process, _) in zip(sides, started, strict=True):  # both begin before one is waited for
+                assert process.stdin is not None
+                process.stdin.write(json.dumps(asdict(side)))
+                process.stdin.close()
+                process.stdin = None
+            found = [_answer(*one, Path(side.rows_file)) for one, side in zip(started, sides, strict=True)]
+        finally:
+            for process, answers in started:
+                process.kill()
+                process.communicate()
+                answers.close()
+    return Comparison(*found)
 
 
-def main(pipe: str) -> None:
-    """Measure what standard input asks for, and write it into a pipe."""
-    answers = open_answers(pipe)
-    logging.getLogger("shoal").setLevel(logging.ERROR)
-    request = Request(**json.load(sys.stdin))
+def _answer(process: "subprocess.Popen[str]", answers: TextIO, rows_file: Path) -> Measured:
     try:
-        answer = asdict(measure(request))
-    except (ShoalError, OSError, ValueError, RuntimeError) as error:
-        answer = {"problem": " ".join(str(error).split()) or type(error).__name__}
-    answers.write(json.dumps(answer) + "\n")
-    answers.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"measuring it took more than {TIMEOUT_S:.0f} s") from None
+    if process.returncode:
+        raise ModelError((err.strip().splitlines() or ["no output"])[-1])
+    answer: Mapping[str, Any] = json.loads(answers.readline())
+    if "problem" in answer:
+        raise ModelError(answer["problem"])
+    with np.load(rows_file, allow_pickle=False) as arrays:
+        terms = {name: arrays[f"terms{number}"] for number, name in enumerate(answer["exponents"])}
+        columns = [
+            DividedColumn(name, labels, codes)
+            for (name, labels), codes in zip(answer["columns"], arrays["codes"], strict=True)
+        ]
+    return Measured(**{**answer, "terms": terms, "columns": columns})

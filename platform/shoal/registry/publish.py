@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shoal.registry.champion import COMPARISON, Candidate, contest, find_champion
+from shoal.registry.champion import COMPARISON, Candidate, contest
 from shoal.registry.client import patience_for
+from shoal.registry.versions import find_champion
 from shoal.storage.folder import Folder
 from shoal.storage.records import Verified
 from shoal.storage.run_folder import MODEL, MODEL_CARD, RunFolder

@@ -7,11 +7,13 @@ formats.
 """
 
 import math
+import shlex
 import socket
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -232,6 +234,19 @@ class Environment(Part):
     git: dict[str, JsonValue] | None
     argv: list[str]
     packages: dict[str, str]
+
+    @property
+    def command(self) -> str:
+        """The process as a person typed it; empty for code that no command names, as of a notebook."""
+        program, *rest = self.argv or [""]
+        path = Path(program)
+        if path.name in ("", "-c", "-", "ipykernel_launcher.py"):
+            return ""
+        if path.name == "__main__.py":
+            words = ["python", "-m", path.parent.name]
+        else:
+            words = ["python", program] if path.suffix == ".py" else [path.name]
+        return mask(shlex.join([*words, *rest]))
 
 
 class RunsTable(Part):
@@ -728,6 +743,104 @@ class ServeResult(Result):
     rows: int
     seconds: float
     latency_ms: dict[str, float]
+    is_delivered: bool | None = None
+
+
+class LedgerEntry(Part):
+    """How a version of a registered model became its champion.
+
+    Attributes:
+        at: when it was decided, in UTC.
+        by: `training`: it was compared at its registration; `promote` or `rollback`: a person asked for it.
+        champion: the version.
+        replaced: the version before; null: there was none.
+        metric: by which they were compared; null where they were not.
+        value: of the version.
+        replaced_value: of the version before.
+        p_value: that both are equally good; null where no test was made.
+        rows: that both were measured on.
+        data: digest of the version's data.
+        rows_digest: of the rows that were measured.
+        run: the name of the promotion's run in MLflow.
+    """
+
+    at: str
+    by: Literal["training", "promote", "rollback"]
+    champion: str
+    replaced: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    replaced_value: float | None = None
+    p_value: float | None = None
+    rows: int | None = None
+    data: str | None = None
+    rows_digest: str | None = None
+    run: str | None = None
+
+
+class SliceRecord(Part):
+    """Two models on some of the rows: those with one value of a column, or a quarter of its numbers."""
+
+    column: str
+    value: str
+    rows: int
+    candidate: NullableFloat
+    champion: NullableFloat
+    worse_by: NullableFloat
+    p_value: float | None = None
+
+
+class PromotionResult(Result):
+    """Of a promotion, or of a return to the champion before.
+
+    Attributes:
+        model: the registered model.
+        candidate: the version that was to become champion.
+        champion: the version that was champion.
+        is_promoted: whether the candidate is champion now.
+        outcome: `wins`, `ties` or `loses`; `rollback`.
+        why: the decision in words.
+        metric: that decided.
+        difference: of it, candidate less champion.
+        interval: that holds the difference in 95 of 100 draws of the rows; null for McNemar's test.
+        p_value: two-sided: how likely so large a difference is, were both equally good.
+        test: `mcnemar` or `bootstrap`.
+        only_candidate_right: rows that only the candidate has right, for McNemar's test.
+        only_champion_right: rows that only the champion has right.
+        margin: that the candidate may be worse by, as a share of the champion's value.
+        is_paired: whether both saw the same rows one by one.
+        split: whose rows were measured.
+        rows: how many.
+        rows_digest: which.
+        data: digest of the candidate's data.
+        candidate_metrics: all metrics of the candidate.
+        champion_metrics: all metrics of the champion.
+        slices: the groups of rows on which the candidate is worst beside the champion, worst first.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    model: str
+    candidate: str
+    champion: str
+    is_promoted: bool
+    outcome: Literal["wins", "ties", "loses", "rollback"]
+    why: str
+    metric: str | None = None
+    difference: float | None = None
+    interval: list[float] | None = None
+    p_value: float | None = None
+    test: str | None = None
+    only_candidate_right: int | None = None
+    only_champion_right: int | None = None
+    margin: float | None = None
+    is_paired: bool | None = None
+    split: str | None = None
+    rows: int | None = None
+    rows_digest: str | None = None
+    data: str | None = None
+    candidate_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
+    champion_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
+    slices: list[SliceRecord] = Field(default_factory=list)
     is_delivered: bool | None = None
 
 

@@ -42,6 +42,19 @@ class EvaluationRows(NamedTuple):
         return min(self.most, max(self.few, trained))
 
 
+class RowTerms(NamedTuple):
+    """What each row adds to a metric that is (sum of `above` / sum of `below`) ** `exponent`; both are float64 [n]."""
+
+    above: Tensor
+    below: Tensor
+    exponent: float = 1.0
+
+    @classmethod
+    def mean(cls, values: Tensor, exponent: float = 1.0) -> Self:
+        """Return the terms of a mean over rows."""
+        return cls(values.double(), torch.ones(len(values), dtype=torch.float64), exponent)
+
+
 class Task(ABC):
     """What is learnt. A subclass declares what its data are, and computes losses and metrics.
 
@@ -151,6 +164,24 @@ class Task(ABC):
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Turn sums over all samples into named means."""
         return {} if self.own_loss is not None and bool(sums[1].isnan()) else self.own_metrics(sums)
+
+    def row_terms(self, outputs: Any, batch: Batch) -> dict[str, RowTerms]:
+        """Return what each row adds to the metrics by which two models are compared on the same rows."""
+        losses, weights = self.weighted_losses(outputs, batch)
+        loss = losses[LOSS].double()
+        below = torch.ones_like(loss) if weights is None else weights.double()
+        weighted = {LOSS: RowTerms(loss * below, below)}
+        if self.own_loss is None:
+            own = self.own_row_terms(logits_of(outputs), batch)
+            return weighted | own if weights is None else own | weighted
+        try:
+            return self.own_row_terms(logits_of(outputs), batch) | weighted
+        except ModelError:  # the user's loss takes outputs that the task's own metrics do not
+            return weighted
+
+    def own_row_terms(self, outputs: Tensor, batch: Batch) -> dict[str, RowTerms]:
+        """Return what each row adds to the task's own metrics; it raises as `own_total`."""
+        return {}
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Any, Any]:
         """Return predictions and targets as metrics of torchmetrics take them."""

@@ -12,7 +12,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
-from shoal.tasks.base import Task, View
+from shoal.tasks.base import RowTerms, Task, View
 from shoal.tasks.measures import Kind
 from shoal.tasks.outputs import logits_of
 
@@ -72,6 +72,10 @@ class Classification(Task):
             return head
         cells = torch.bincount(targets * self.classes + predicted, minlength=self._cells)
         return torch.cat([head, cells.double()])
+
+    def own_row_terms(self, outputs: Tensor, batch: Batch) -> dict[str, RowTerms]:
+        self.own_total(outputs, batch)  # checks the shape
+        return {"accuracy": RowTerms.mean(outputs.argmax(dim=1) == only_tensor(batch.targets))}
 
     def own_metrics(self, sums: Tensor) -> dict[str, float]:
         count, loss, correct = sums[:3].tolist()

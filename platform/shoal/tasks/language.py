@@ -20,7 +20,7 @@ from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import MASK, PAD, SPECIALS, Tokenizer, token_bytes, tokenizer_from_json
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
-from shoal.tasks.base import EvaluationRows, Task
+from shoal.tasks.base import EvaluationRows, RowTerms, Task
 from shoal.tasks.content_hash import row_keys, uniform
 from shoal.tasks.measures import Kind
 from shoal.tasks.outputs import logits_of
@@ -97,6 +97,19 @@ class LanguageModelling(Task):
         correct = (outputs.argmax(-1) == targets) & predicted
         rows = total.new_tensor(len(outputs))
         return torch.stack([rows, total, predicted.sum(), spelled.sum(), correct.sum()]).double()
+
+    def own_row_terms(self, outputs: Tensor, batch: Batch) -> dict[str, RowTerms]:
+        nats = self._nats(outputs, batch).view(len(outputs), -1).sum(dim=1).double()
+        targets = only_tensor(batch.targets)
+        predicted = targets != PAD
+        tokens = predicted.sum(dim=1).double()
+        spelled = self._bytes.to(outputs.device)[targets].sum(dim=1).double()
+        correct = ((outputs.argmax(-1) == targets) & predicted).sum(dim=1).double()
+        return {
+            "loss": RowTerms(nats, tokens),
+            "accuracy": RowTerms(correct, tokens),
+            "bits_per_byte": RowTerms(nats / math.log(2), spelled),
+        }
 
     def own_metrics(self, sums: Tensor) -> dict[str, float]:
         _, total, tokens, spelled, correct = sums.tolist()

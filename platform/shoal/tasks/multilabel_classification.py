@@ -12,7 +12,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import only_tensor, tensors
 from shoal.errors import ModelError
-from shoal.tasks.base import Task
+from shoal.tasks.base import RowTerms, Task
 from shoal.tasks.measures import Kind
 from shoal.tasks.outputs import logits_of
 
@@ -65,6 +65,11 @@ class MultilabelClassification(Task):
             [loss.new_tensor(float(len(targets))), loss, (predicted == targets).double().sum()]
         )
         return torch.cat([head, (predicted * targets).sum(0), predicted.sum(0), targets.sum(0)])
+
+    def own_row_terms(self, outputs: Tensor, batch: Batch) -> dict[str, RowTerms]:
+        self.own_losses(outputs, batch)  # checks the shape
+        is_right = (outputs > 0) == (only_tensor(batch.targets) > 0.5)
+        return {"accuracy": RowTerms.mean(is_right.double().mean(dim=1))}
 
     def own_metrics(self, sums: Tensor) -> dict[str, float]:
         """Return metrics: accuracy is of single labels, f1_macro the mean of the labels' F1, 0 where none is there."""

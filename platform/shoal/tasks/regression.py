@@ -13,7 +13,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import only_tensor, tensors
 from shoal.errors import ModelError
-from shoal.tasks.base import Task
+from shoal.tasks.base import RowTerms, Task
 from shoal.tasks.outputs import logits_of
 
 
@@ -87,6 +87,16 @@ class Regression(Task):
         error = values - targets
         found = [(error**2).sum(0), error.abs().sum(0), targets.sum(0), (targets**2).sum(0)]
         return torch.cat([targets.new_tensor([float(len(targets))]), *found])
+
+    def own_row_terms(self, outputs: Tensor, batch: Batch) -> dict[str, RowTerms]:
+        values, targets = self._compared(outputs, batch)
+        errors = (values - targets) * self.scale.to(values.device)
+        found = {}
+        for name, error in zip(self.names, errors.T, strict=True):
+            end = f"_{name}" if name else ""
+            found[f"rmse{end}"] = RowTerms.mean(error**2, exponent=0.5)
+            found[f"mae{end}"] = RowTerms.mean(error.abs())
+        return found
 
     def own_metrics(self, sums: Tensor) -> dict[str, float]:
         count = sums[0].item()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.runs.config import RunConfig
     from shoal.workflows.coordinate_check import CoordinateCheck
     from shoal.workflows.evaluate import Evaluation
+    from shoal.workflows.promote import Promotion
 
 MOST_MODULES = 30
 LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
@@ -202,6 +203,34 @@ def evaluation_report(evaluation: "Evaluation") -> str:
             rows.append((str(name), f"{precision:.4f}", f"{recall:.4f}", f"{support:.0f}"))
         lines.append(table(rows))
     return "\n".join(lines)
+
+
+def promotion_report(planned: "Promotion") -> str:
+    """Return both versions' metrics, the groups of rows on which the candidate is worst, and the decision."""
+    ours, theirs = planned.comparison.candidate, planned.comparison.champion
+    names = (f"version {planned.candidate}", f"version {planned.champion}, the champion")
+    rows = [("", *names)]
+    rows += [
+        (name, f"{value:.6g}", f"{theirs.metrics[name]:.6g}")
+        for name, value in ours.metrics.items()
+        if name in theirs.metrics
+    ]
+    lines = [f"{ours.rows} {ours.split} rows of {ours.source}", table(rows)]
+    if planned.slices:
+        cells = [
+            (
+                one.column,
+                one.value,
+                str(one.rows),
+                f"{one.candidate:.4g}",
+                f"{one.champion:.4g}",
+                f"{one.p_value:.2g}",
+            )
+            for one in planned.slices
+        ]
+        lines.append(f"where version {planned.candidate} is worst beside the champion, by {planned.metric}")
+        lines.append(table([("column", "value", "rows", *names, "p"), *cells]))
+    return "\n".join([*lines, f"version {planned.candidate} {planned.outcome}: {planned.why}"])
 
 
 def unsynced_warning(tracking_uri: str, run_folder: str) -> str:

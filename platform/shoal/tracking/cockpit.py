@@ -6,14 +6,12 @@ those of its pages, not of its API: `tests/browser` reads them in a browser.
 
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from shoal.config.secrets import mask
+from shoal.plots.markdown import markdown_table
 from shoal.registry.client import connect
 from shoal.storage.records import Identity, Metadata, RunsTable, SweepResult, TrainResult
 from shoal.storage.run_folder import PICTURES, REPORTS, TRIALS, RunFolder
@@ -121,22 +119,9 @@ def run_note(folder: RunFolder, run_id: str | None, experiment_id: str | None) -
     if links:
         parts.append("See: " + ", ".join(links))
     parts.append(_registered(folder))
-    again = command(metadata.environment.argv)
+    again = metadata.environment.command
     parts.append(f"Again, or on after an interrupt: {f'`{again}`' if again else 'the same call in Python'}")
     return "\n\n".join(part for part in parts if part)
-
-
-def command(arguments: Sequence[str]) -> str:
-    """Return `sys.argv` of a process as a person typed it; empty for code that no command names, as of a notebook."""
-    program, *rest = arguments or [""]
-    path = Path(program)
-    if path.name in ("", "-c", "-", "ipykernel_launcher.py"):
-        return ""
-    if path.name == "__main__.py":
-        words = ["python", "-m", path.parent.name]
-    else:
-        words = ["python", program] if path.suffix == ".py" else [path.name]
-    return mask(shlex.join([*words, *rest]))
 
 
 def _result_table(folder: RunFolder) -> str:
@@ -166,12 +151,6 @@ def _shortened(param: str) -> str:
         return param if param.lstrip("-").isdigit() else value_text(float(param))
     except ValueError:
         return param
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _registered(folder: RunFolder) -> str:

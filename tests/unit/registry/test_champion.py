@@ -3,26 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from shoal.data.config import DataConfig
-from shoal.data.dataset_info import blocks_with_splits, inspect_source
-from shoal.data.sampler import TRAIN, VALIDATION, split_rows
-from shoal.inference.description import DESCRIPTION, WEIGHTS, describe_model
-from shoal.inference.evaluation import evaluate_on_blocks, split_blocks
+from shoal.data.dataset_info import blocks_with_splits
+from shoal.data.sampler import VALIDATION, split_rows
 from shoal.inference.predictor import Predictor
-from shoal.models.config import ModelConfig
-from shoal.models.registry import build_model_for
 from shoal.registry import champion as champion_module
-from shoal.registry.champion import COMPARISON, Request
-from shoal.registry.compare import measure
-from shoal.registry.package import save_model
-from shoal.runs.finalize import held_out_rows
-from shoal.storage.records import Verified
-from shoal.storage.run_folder import MODEL, MODEL_CARD
-from shoal.tasks.open_data import open_data, preprocessing_spec, reopen_source
+from shoal.registry.champion import COMPARISON
+from shoal.registry.compare import Request, compare
+from shoal.tasks.open_data import reopen_source
 from shoal.tracking.sync import RunSync
+from trained_model import publish as publish_model
+from trained_model import train
 
 pytestmark = pytest.mark.long
 
@@ -41,46 +32,6 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("one two three four five six seven " * 3000)
 
 
-def train(folder, source, task="classification", steps=0, seed=0, model="mlp", **data):
-    """Train a small model and save it as a run does; returns what its run would have verified."""
-    config = DataConfig(source=source, global_batch_size=8, **data)
-    rows = open_data(config, task, seed)
-    spec = preprocessing_spec(config, task, seed, rows)
-    info = inspect_source(rows, spec)
-    settings = ModelConfig(name=model, width=8, depth=1)
-    net = build_model_for(settings, info.transform, task, seed)
-    blocks = list(split_blocks(rows, spec, TRAIN))
-    if steps:
-        inputs = torch.cat([torch.from_numpy(info.transform.features(block)) for block in blocks])
-        targets = torch.cat([torch.from_numpy(info.transform.targets(block)) for block in blocks])
-        optimizer = torch.optim.Adam(net.parameters(), 0.02)
-        for _ in range(steps):
-            outputs = net(inputs)
-            loss = (
-                torch.nn.functional.cross_entropy(outputs, targets)
-                if task == "classification"
-                else (outputs.reshape(-1) - targets).square().mean()
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    weights = folder / "weights"
-    weights.mkdir(parents=True)
-    # Copies, since tied weights share their memory.
-    save_file({key: value.clone() for key, value in net.state_dict().items()}, weights / WEIGHTS)
-    (weights / DESCRIPTION).write_text(describe_model(settings, info.transform, task, config, seed))
-    predictor = Predictor.load(weights)
-    found = evaluate_on_blocks(predictor, split_blocks(rows, spec, VALIDATION))
-    metric = predictor.task.compared_by
-    save_model(folder / MODEL, weights, blocks[0], settings.name)
-    return Verified(
-        metric=f"val/{metric}",
-        value=found.results()[metric],
-        data=info.fingerprint,
-        held_out=held_out_rows(spec, task, VALIDATION),
-    )
-
-
 @pytest.fixture
 def publish(run, client, tmp_path, request):
     """Train, publish under one name, and return the version in MLflow."""
@@ -91,14 +42,7 @@ def publish(run, client, tmp_path, request):
         made = tmp_path / f"trained-{number}"
         verified = train(made, source, **settings)
         folder = run(f"run-{number}", registered_model_name=name, verified=verified)
-        folder.put_folder(made / MODEL, MODEL, last=MODEL_CARD)
-        if is_held:
-            folder.acquire_lease()
-        sync = RunSync(folder)
-        sync.open()
-        sync.close()
-        version = folder.tracked().model_version
-        return client.get_model_version(name, str(version))
+        return client.get_model_version(name, publish_model(folder, made, is_held))
 
     make.champion = lambda: client.get_model_version_by_alias(name, "champion").version
     return make
@@ -163,11 +107,9 @@ def test_language_models_of_other_tokenizers_are_compared_by_bits_per_byte(files
 def test_rows_that_the_champion_was_trained_on_do_not_count(files, tmp_path):
     train(tmp_path / "one", "csv:hard.csv", seed=1, steps=1)
     train(tmp_path / "two", "csv:hard.csv", seed=2, steps=1)
-    request = Request(
-        str(tmp_path / "two/weights"), str(tmp_path / "one/weights"), VALIDATION, runs_code=True
-    )
+    request = Request(str(tmp_path / "two/weights"), str(tmp_path / "one/weights"), [VALIDATION], "own")
     ours, theirs = (split_rows(seed, np.arange(400), 0.1, 0.1) for seed in (2, 1))
-    assert measure(request).rows == ((ours == 1) & (theirs != 0)).sum() < (ours == 1).sum()
+    assert compare(request).candidate.rows == ((ours == 1) & (theirs != 0)).sum() < (ours == 1).sum()
 
 
 def test_a_function_of_data_is_called_by_its_own_run_alone(user_module, publish):
@@ -210,14 +152,12 @@ def test_an_interrupted_registration_is_completed(files, publish, client, run, t
 
 def test_the_rows_that_are_read_again_are_those_that_the_run_evaluated_on(files, tmp_path):
     verified = train(tmp_path / "one", "csv:hard.csv", steps=50)
-    request = Request(
-        str(tmp_path / "one/weights"), str(tmp_path / "one/weights"), VALIDATION, runs_code=False
-    )
-    found = measure(request)
-    assert found.candidate == found.champion == verified.value
+    found = compare(Request(str(tmp_path / "one/weights"), str(tmp_path / "one/weights"), [VALIDATION]))
+    assert found.candidate.metrics["loss"] == found.champion.metrics["loss"] == verified.value
+    assert found.is_paired
     predictor = Predictor.load(tmp_path / "one/weights")
     source = reopen_source(predictor.preprocessing, "classification")
     held_out = sum(
         int((split == 1).sum()) for _, split in blocks_with_splits(source, predictor.preprocessing)
     )
-    assert found.rows == held_out
+    assert found.candidate.rows == held_out

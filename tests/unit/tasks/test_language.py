@@ -54,6 +54,14 @@ def test_loss_perplexity_and_bits_per_byte_are_those_of_the_tokens_that_are_ther
     )
 
 
+def test_what_rows_add_makes_the_metrics(causal):
+    view = causal.view(rows(3, padded=11), epoch=None)
+    outputs = torch.randn(3, CONTEXT, 259, generator=torch.Generator().manual_seed(1))
+    metrics = causal.metrics(causal.sums(outputs, view))
+    for name, terms in causal.row_terms(outputs, view).items():
+        assert (terms.above.sum() / terms.below.sum()).item() == pytest.approx(metrics[name], rel=1e-6), name
+
+
 def test_the_loss_of_full_rows_is_their_sum_of_means(causal):
     view = causal.view(rows(4), epoch=0)
     outputs = torch.randn(4, CONTEXT, 259)

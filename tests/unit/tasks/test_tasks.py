@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 from shoal.data.loader import Batch
 from shoal.errors import ModelError
 from shoal.tasks.classification import MAX_CONFUSION, Classification, per_class
+from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.regression import Regression
 
 
@@ -119,3 +120,22 @@ def test_regression_takes_outputs_with_and_without_a_last_dimension():
     task, targets = Regression(1.0), torch.tensor([1.0, 2.0])
     flat, column = torch.tensor([1.0, 3.0]), torch.tensor([[1.0], [3.0]])
     assert task.loss(flat, batch(targets)) == task.loss(column, batch(targets)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "targets"),
+    [
+        (Classification(3), torch.randn(40, 3), torch.randint(3, (40,))),
+        (Regression(2.5), torch.randn(40, 1), torch.randn(40)),
+        (Regression([2.0, 3.0], [0.0, 1.0], ["a", "b"]), torch.randn(40, 2), torch.randn(40, 2)),
+        (MultilabelClassification(2), torch.randn(40, 2), torch.randint(2, (40, 2)).float()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_rows_add_makes_the_metrics(task, outputs, targets):
+    found = task.row_terms(outputs, batch(targets))
+    metrics = task.metrics(task.sums(outputs, batch(targets)))
+    assert {"loss", task.compared_by} & set(found)
+    for name, terms in found.items():
+        value = (terms.above.sum() / terms.below.sum()) ** terms.exponent
+        assert value.item() == pytest.approx(metrics[name], rel=1e-6), name

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shoal.storage.records import Identity, RunsTable
+from shoal.storage.records import Environment, Identity, RunsTable
 from shoal.tracking import cockpit
 from shoal.tracking.journal import MetricPoint
 
@@ -55,8 +55,12 @@ def test_the_view_begins_with_params_and_the_compared_metric():
 
 
 def test_the_command_is_that_of_the_job():
-    assert cockpit.command(["jobs/tune.py", "a=choice(1, 2)"]) == "python jobs/tune.py 'a=choice(1, 2)'"
-    assert cockpit.command(["/usr/bin/shoal", "train", "a=1"]) == "shoal train a=1"
-    assert cockpit.command(["/lib/shoal/__main__.py", "tune"]) == "python -m shoal tune"
-    assert cockpit.command(["mine.py"]) == "python mine.py"
-    assert cockpit.command(["-c"]) == cockpit.command(["/x/ipykernel_launcher.py", "-f"]) == ""
+    def command(*argv):
+        fields = {"python": "", "platform": "", "processor": "", "gpus": [], "git": None, "packages": {}}
+        return Environment(argv=list(argv), **fields).command
+
+    assert command("jobs/tune.py", "a=choice(1, 2)") == "python jobs/tune.py 'a=choice(1, 2)'"
+    assert command("/usr/bin/shoal", "train", "a=1") == "shoal train a=1"
+    assert command("/lib/shoal/__main__.py", "tune") == "python -m shoal tune"
+    assert command("mine.py") == "python mine.py"
+    assert command("-c") == command("/x/ipykernel_launcher.py", "-f") == ""
