@@ -23,7 +23,16 @@ MANIFEST, MODEL_CARD = "manifest.json", "MLmodel"
 LOADERS = ("shoal.inference.predictor", "shoal.predict")  # the second: of models saved by earlier versions
 COMPILED = "__pycache__"  # written by Python beside code that was imported
 HEADER_BYTES = 100_000_000  # the longest that safetensors itself reads
-DATA = (".json", ".yaml", ".yml", ".txt", ".md", ".html", ".parquet")  # which are read as data, by any reader
+DATA = (
+    ".json",
+    ".yaml",
+    ".yml",
+    ".txt",
+    ".md",
+    ".html",
+    ".png",
+    ".parquet",
+)  # which are read as data, by any reader
 MLFLOW_FILES = (MODEL_CARD, "registered_model_meta")
 AGAIN = "restore it from a copy, or train the model again with if_exists=new"
 

@@ -7,6 +7,7 @@
 - `publish`: logged, registered
 - `champion`: which version is the champion, at the end of a training; `versions`: what a promotion asks of MLflow
 - `compare`: two versions on the same rows; `measure`: one of them, in a process of its own; `slices`, `significance`
+- `model_card`: what the records say of a model, as Markdown, HTML and for the Hugging Face hub
 - `ledger`: who became champion, instead of whom and why
 - `verify`: loaded in a clean process, it must measure the same
 - `model_uri`: a run folder, `runs:/ID` or `models:/NAME@ALIAS` becomes a folder to load

@@ -17,7 +17,6 @@ LIKE = (
     "data",
     "held_out",
 )  # tags of a version; its value is comparable where all of them are the same
-COMPARISON = "comparison"  # the tag that says what was compared
 
 
 @dataclass(frozen=True)

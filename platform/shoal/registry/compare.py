@@ -86,7 +86,8 @@ class Measured:
     columns: list[DividedColumn]
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True)
+class Slice:
     """A group of rows, on which both models measure a metric; `worse_by` is negative where the candidate is better."""
 
     column: str
@@ -147,7 +148,7 @@ class Comparison:
         found = sorted(
             ((one, rows) for one, rows in self._all_slices(metric)), key=lambda pair: -pair[0].worse_by
         )
-        return [one._replace(p_value=self.test(metric, rows).p_value) for one, rows in found[:most]]
+        return [replace(one, p_value=self.test(metric, rows).p_value) for one, rows in found[:most]]
 
     def _all_slices(self, metric: str) -> list[tuple[Slice, np.ndarray]]:
         ours, theirs = (one.terms[metric] for one in (self.candidate, self.champion))

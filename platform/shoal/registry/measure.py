@@ -47,7 +47,7 @@ class RowAccumulator(Accumulator):
         self.terms: dict[str, list[RowTerms]] = {}
 
     def part(self, outputs: Any, batch: Any) -> Part:
-        return super().part(outputs, batch)._replace(outputs=outputs)
+        return Part(super().part(outputs, batch).sums, outputs, batch)
 
     def add(self, part: Part) -> None:
         super().add(part)

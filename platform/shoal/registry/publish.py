@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shoal.registry.champion import COMPARISON, Candidate, contest
+from shoal.registry.champion import Candidate, contest
 from shoal.registry.client import patience_for
-from shoal.registry.versions import find_champion
+from shoal.registry.model_card import description, write_model_card
+from shoal.registry.versions import COMPARISON, MOST_TAG, find_champion
 from shoal.storage.folder import Folder
 from shoal.storage.records import Verified
 from shoal.storage.run_folder import MODEL, MODEL_CARD, RunFolder
@@ -46,6 +47,7 @@ class Publication:
         self._version: Any = None
         self._may_be_linked = False  # whether an earlier call made the model an output of the run
         self._local = Path()
+        self._card = ""
 
     def publish(self, client: Any, done: Callable[[], None] = lambda: None) -> None:
         """Do the steps that are left.
@@ -56,6 +58,8 @@ class Publication:
         self._client = client
         with tempfile.TemporaryDirectory() as scratch:
             self._local = self._folder.get_folder(MODEL, Path(scratch) / "model")
+            if self._card:  # what an object store holds was fetched anew
+                self._write_card()
             while self._steps:
                 self._steps[0]()
                 del self._steps[0]
@@ -73,9 +77,15 @@ class Publication:
             found[0] if found else client.create_logged_model(self._experiment_id, "model", self.run_id)
         )
         if str(self._model.status) != READY:
+            self._write_card()
             files = [path for path in sorted(self._local.rglob("*")) if path.is_file()]
             names = [path.relative_to(self._local).as_posix() for path in files]
             self._steps[1:1] = [self._link, *(partial(self._upload, name) for name in names), self._finish]
+
+    def _write_card(self) -> None:
+        """Write the model card among the files of a model that is registered."""
+        if self._name and self._verified:
+            self._card = write_model_card(self._folder, self._name, self._local)
 
     def _link(self) -> None:
         outputs = self._client.get_run(self.run_id).outputs if self._may_be_linked else None
@@ -117,10 +127,17 @@ class Publication:
         if found:
             self._version = found[0]
         else:
+            if not self._card:
+                self._write_card()
             tags = {"metric": verified.metric, "value": repr(verified.value), "data": verified.data}
             tags |= {"held_out": verified.held_out} if verified.held_out else {}
             self._version = client.create_model_version(
-                self._name, f"models:/{model_id}", self.run_id, tags=tags, model_id=model_id
+                self._name,
+                f"models:/{model_id}",
+                self.run_id,
+                tags=tags,
+                description=description(self._card),
+                model_id=model_id,
             )
         self._folder.update_tracked(model_version=int(self._version.version))
 
@@ -136,7 +153,7 @@ class Publication:
 
     def _record(self, text: str) -> None:
         version = self._version
-        self._client.set_model_version_tag(version.name, version.version, COMPARISON, text[:5000])
+        self._client.set_model_version_tag(version.name, version.version, COMPARISON, text[:MOST_TAG])
         self._folder.update_tracked(comparison=text)
 
     def _checked(self) -> Verified:

@@ -9,7 +9,10 @@ from typing import Any
 from shoal.errors import ModelError, nearest
 from shoal.registry.client import connect
 from shoal.registry.ledger import CHAMPION, make_champion, read_ledger
+from shoal.registry.model_card import COMPARED, PAGE, README, description, with_section, write_pages
 from shoal.storage.records import LedgerEntry
+
+COMPARISON, MOST_TAG = "comparison", 5000  # the tag that says what was compared, and its most characters
 
 
 class Versions:
@@ -134,10 +137,23 @@ class Versions:
             make_champion(self._client, self.name, entry)
         self.check_champion(entry.champion)
 
-    def set_tag(self, version: str, key: str, value: str) -> None:
-        """Set a tag of a version."""
-        with self._asking():
-            self._client.set_model_version_tag(self.name, version, key, value)
+    def record_comparison(self, version: str, text: str, section: str) -> None:
+        """Say in a version's tag and in its model card what it was compared with.
+
+        Args:
+            section: of the card, in Markdown.
+        """
+        found = self._by_number[version]
+        with self._asking(), tempfile.TemporaryDirectory(prefix="shoal-card-") as scratch:
+            self._client.set_model_version_tag(self.name, version, COMPARISON, text[:MOST_TAG])
+            model = download_version(self.name, version, scratch)
+            if not (model / README).is_file():
+                return  # an earlier version of Shoal registered it
+            card = with_section((model / README).read_text(), COMPARED, section)
+            write_pages(model, card)
+            for name in (README, PAGE):
+                self._client.log_model_artifact(found.source.removeprefix("models:/"), str(model / name))
+            self._client.update_model_version(self.name, version, description(card))
 
 
 def find_model(client: Any, name: str) -> Any:

@@ -1,6 +1,5 @@
 """One class out of several: cross entropy, accuracy, confusion counts."""
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -91,19 +90,3 @@ class Classification(Task):
         if not self._cells or bool(sums[1].isnan()):
             return None
         return sums[3:].view(self.classes, self.classes).long()
-
-
-def per_class(confusion: Tensor) -> Mapping[str, list[float]]:
-    """Return precision, recall and support of each class; 0 for a class that was never predicted or never true.
-
-    Args:
-        confusion: [true class, predicted class] counts.
-    """
-    counts = confusion.double()
-    hit = counts.diagonal()
-    support, predicted = counts.sum(dim=1), counts.sum(dim=0)
-    return {
-        "precision": (hit / predicted.clamp(min=1)).tolist(),
-        "recall": (hit / support.clamp(min=1)).tolist(),
-        "support": support.tolist(),
-    }

@@ -7,6 +7,9 @@ samples were divided.
 import math
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 HIGHER_IS_BETTER = ("accuracy", "r2", "precision", "recall", "f1", "f1_macro")
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "perplexity", "bits_per_byte")
 
@@ -61,3 +64,18 @@ def update_best(
             if name == selects:
                 updated["best/step"] = float(step)
     return updated
+
+
+def per_class(confusion: npt.ArrayLike) -> dict[str, list[float]]:
+    """Return precision, recall and support of each class; 0 for a class that was never predicted or never true.
+
+    Args:
+        confusion: [true class, predicted class] counts.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    hit, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return {
+        "precision": (hit / predicted.clip(min=1)).tolist(),
+        "recall": (hit / support.clip(min=1)).tolist(),
+        "support": support.tolist(),
+    }

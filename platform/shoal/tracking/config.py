@@ -19,6 +19,10 @@ class TrackConfig(Section):
         None, description="register the verified model under this name; it becomes champion if it is better"
     )
 
+    license: str | None = Field(
+        None, description="of the registered model, for its card: apache-2.0, ...; null: unknown"
+    )
+
     @field_validator("registered_model_name")
     @classmethod
     def _is_accepted_by_mlflow(cls, name: str | None) -> str | None:

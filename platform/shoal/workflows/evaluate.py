@@ -16,7 +16,8 @@ from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.runs.job_result import JobResult, log_job_result, unused_folder
 from shoal.storage.records import DatasetRecord, EvaluationResult, Metadata
-from shoal.tasks.classification import Classification, per_class
+from shoal.tasks.classification import Classification
+from shoal.tasks.metrics import per_class
 from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
 
@@ -96,7 +97,7 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
         source=source.uri,
         metrics=added.results(),
         names=label.classes,
-        classes=dict(per_class(confusion)) if confusion is not None else None,
+        classes=per_class(confusion) if confusion is not None else None,
         confusion=confusion.numpy() if confusion is not None else None,
     )
 

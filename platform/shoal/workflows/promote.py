@@ -6,7 +6,7 @@ Recorded as a run of its own, and in the model's ledger. Needs no ray.
 import math
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -158,7 +158,12 @@ def carry_out(versions: Versions, promotion: Promotion, run: str) -> bool:
         ModelError: another process moved the alias meanwhile.
     """
     versions.check_champion(promotion.champion)
+    text = (
+        f"{versions.name} version {promotion.candidate} {promotion.outcome} against version {promotion.champion}, the "
+        f"champion: {promotion.why}"
+    )
     if promotion.outcome == "loses":
+        versions.record_comparison(promotion.candidate, text, note(promotion))
         return False
     value, champions_value = promotion.values
     entry = LedgerEntry(
@@ -176,6 +181,7 @@ def carry_out(versions: Versions, promotion: Promotion, run: str) -> bool:
         run=run,
     )
     versions.make_champion(entry)
+    versions.record_comparison(promotion.candidate, text, note(promotion))
     return True
 
 
@@ -248,7 +254,7 @@ def log_promotion(
         "data": promotion.data,
         "candidate_metrics": measured.metrics,
         "champion_metrics": promotion.comparison.champion.metrics,
-        "slices": [one._asdict() for one in promotion.slices],
+        "slices": [asdict(one) for one in promotion.slices],
     }
     numbers = {**metrics, "difference": promotion.values[0] - promotion.values[1], "p_value": test.p_value}
     metadata = _metadata(versions.name, promotion.candidate, promotion.champion, note(promotion), dataset)

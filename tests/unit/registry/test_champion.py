@@ -8,8 +8,8 @@ from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.sampler import VALIDATION, split_rows
 from shoal.inference.predictor import Predictor
 from shoal.registry import champion as champion_module
-from shoal.registry.champion import COMPARISON
 from shoal.registry.compare import Request, compare
+from shoal.registry.versions import COMPARISON
 from shoal.tasks.open_data import reopen_source
 from shoal.tracking.sync import RunSync
 from trained_model import publish as publish_model

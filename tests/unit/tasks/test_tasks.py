@@ -5,7 +5,8 @@ from sklearn import metrics as sk
 
 from shoal.data.loader import Batch
 from shoal.errors import ModelError
-from shoal.tasks.classification import MAX_CONFUSION, Classification, per_class
+from shoal.tasks.classification import MAX_CONFUSION, Classification
+from shoal.tasks.metrics import per_class
 from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.regression import Regression
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 
 from running import Place
 from shoal.registry.client import connect
 from shoal.registry.compare import Comparison, DividedColumn, Measured
-from shoal.registry.versions import Versions
+from shoal.registry.versions import Versions, download_version
 from shoal.storage.records import Identity, Metadata
 from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.workflows.promote import PromoteConfig, decide, plan_promotion
@@ -80,7 +81,7 @@ def registry(tmp_path_factory):
     return made
 
 
-def test_a_better_version_wins_is_recorded_and_can_be_gone_back_from(registry):
+def test_a_better_version_wins_is_recorded_and_can_be_gone_back_from(registry, tmp_path):
     registry.crown("towns", "1")
     done = registry.promote("towns", "--candidate", "2")
     assert done.code == 0, done.err
@@ -102,6 +103,13 @@ def test_a_better_version_wins_is_recorded_and_can_be_gone_back_from(registry):
     assert (entry.by, entry.champion, entry.replaced, entry.metric) == ("promote", "2", "1", "accuracy")
     assert (entry.rows, entry.p_value, entry.run) == (result["rows"], result["p_value"], result["run_name"])
     assert entry.data == registry.client.get_model_version("towns", "2").tags["data"]
+
+    version = registry.client.get_model_version("towns", "2")
+    assert version.tags["comparison"].endswith(result["why"])
+    assert f"## Compared with the champion\n\nVersion 2 wins: {result['why']}." in version.description
+    card = (download_version("towns", "2", str(tmp_path)) / "README.md").read_text()
+    assert ModelCard(card).data.model_name == "towns"
+    assert f"Version 2 wins: {result['why']}." in card
 
     shown = registry.promote("towns", "--rollback", "--dry-run")
     assert (shown.code, registry.champion("towns"), len(registry.runs())) == (0, "2", 1)
