@@ -261,7 +261,7 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
             loss = loss * 0.0
         loss = loop.collective.before_backward(loop.forward, loss)
         # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
-        # Not as the gradient that backward is given: to compare shapes, torch would import sympy in the first step.
+        # Not as the gradient that backward receives: to compare shapes, torch would import sympy in the first step.
         scaled = loop.scaler.scale(loss * (1.0 / micro_batch.count))
         # Of the edge, not the tensor: that would leave the mode in which activations computed again draw by row.
         torch.autograd.backward(get_gradient_edge(scaled))
