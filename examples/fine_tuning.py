@@ -43,7 +43,7 @@ PRETRAINING = {
     "optim.lr": 0.005,
 }
 
-CONFIG = PRETRAINING | {"data.source": last_five, "model.freeze": ["backbone.*"]}
+CONFIG = PRETRAINING | {"data.source": last_five, "model.freeze": ["backbone.*"], "optim.lr": 0.02}
 
 if __name__ == "__main__":
     first = shoal.train(PRETRAINING)

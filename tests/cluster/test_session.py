@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from ipaddress import ip_address
+from pathlib import Path
 
 from shoal.runs.machine import check_cluster
 
@@ -42,10 +43,11 @@ session.disconnect()
 """
 
 
-def started(*arguments: str) -> dict[str, object]:
+def started(*arguments: str, **variables: str) -> dict[str, object]:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")
     }
+    environment |= variables
     done = subprocess.run(
         [sys.executable, "-c", STARTER, *arguments],
         env=environment,
@@ -62,8 +64,11 @@ def is_loopback(address: str) -> bool:
     return ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
-def test_a_cluster_that_is_started_here_listens_on_loopback_alone() -> None:
-    found = started()
+def test_a_cluster_that_is_started_here_listens_on_loopback_alone(tmp_path: Path) -> None:
+    """Beside the token of some other cluster, which Ray by itself takes and refuses."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of another cluster")
+    found = started(HOME=str(tmp_path))
     listening = found["listening"]
     assert isinstance(listening, list)
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}

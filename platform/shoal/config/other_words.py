@@ -6,6 +6,7 @@ from collections.abc import Container
 MEANT = {
     "accelerator": "scale.use_gpu",
     "batch_size": "data.global_batch_size",
+    "check": "dry_run",
     "d_model": "model.width",
     "dataset": "data.source",
     "device": "scale.use_gpu",
@@ -23,6 +24,7 @@ MEANT = {
     "num_layers": "model.depth",
     "optimizer": "optim.name",
     "path": "data.source",
+    "plan": "dry_run",
     "train_file": "data.source",
 }
 # By section: a section of sweeps alone.

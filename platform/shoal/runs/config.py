@@ -194,10 +194,9 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.label=null with task={self.task}, which learns to predict a column: name it, or set task=custom"
             )
-        if self.data.weight is not None and (kind.takes_text or kind.decodes_images):
+        if self.data.weight is not None and kind.takes_text and not kind.has_label:
             raise ValueError(
-                f"data.weight='{self.data.weight}' with task={self.task}, whose rows are text or images: leave it "
-                "out, or set train.class_weight"
+                f"data.weight='{self.data.weight}' with task={self.task}, whose rows are pieces of a text: leave it out"
             )
         if isinstance(label, tuple) and not kind.takes_labels:
             raise ValueError(

@@ -40,7 +40,7 @@ def open_data(
         source = open_source(data.source, options=data.read_options)
         if not kind.decodes_images:
             return source
-        return decode_image_column(source, data.labels[0], data.shape, image_bits)
+        return decode_image_column(source, data.labels[0], data.shape, image_bits, data.weight)
     splits = data.split_rule(seed)
     options = TextOptions(data.context, data.tokenizer, splits.validation, splits.test, tokenizer)
     if scheme == TEXT:
@@ -59,7 +59,7 @@ def open_data(
     if not kind.has_label:
         return open_text_column(source, data.text, options, splits.seed)
     split_of_rows = partial(blocks_with_splits, preprocessing=preprocessing_spec(data, task, seed, source))
-    return encode_column(source, data.text, data.labels[0], options, split_of_rows)
+    return encode_column(source, data.text, data.labels[0], options, split_of_rows, data.weight)
 
 
 def preprocessing_spec(data: DataConfig, task: TaskName, seed: int, source: Source) -> PreprocessingSpec:

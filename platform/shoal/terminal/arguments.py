@@ -96,7 +96,8 @@ class JobParser(argparse.ArgumentParser):
             value = after[0]
         known = dict(fields(self._schema)) if self._schema else {}
         key = suggested_key(name.replace("-", "_"), known)
-        remedy = f"write {key}={value or '...'}" if key else "see --help"
+        is_switch = key in known and known[key].annotation is bool
+        remedy = f"write {key}={value or ('true' if is_switch else '...')}" if key else "see --help"
         return f"'{option}' is no option: settings are key=value, without dashes: {remedy}"
 
 

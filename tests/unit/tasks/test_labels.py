@@ -1,10 +1,13 @@
 """Several labels, or none: multilabel classification, regression of several numbers, and tasks that a loss defines."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.metrics import f1_score
 from torch import nn
 
@@ -35,6 +38,17 @@ def frame():
         count=np.arange(200) % 5,
         note=[str(n) for n in range(200)],
     )
+
+
+def reviews():
+    """A text and a photo per row, of which a task takes one."""
+
+    def png(value):
+        stream = io.BytesIO()
+        Image.fromarray(np.full((4, 4), value, np.uint8)).save(stream, "PNG")
+        return stream.getvalue()
+
+    return frame()[["note", "blue", "count"]].assign(photo=[png(n) for n in range(200)])
 
 
 class Model(nn.Module):
@@ -79,9 +93,8 @@ def config_of(name):
     return load(RunConfig, None, [*HERE, *features, *TASKS[name]])
 
 
-def prepared(name):
-    """The config's data, task and first rows as the task sees them."""
-    config = config_of(name)
+def prepared(config):
+    """A config's data, task and first rows as the task sees them."""
     source = open_data(config.data, config.task, 0)
     spec = preprocessing_spec(config.data, config.task, 0, source)
     info = inspect_source(source, spec)
@@ -100,7 +113,7 @@ def test_the_probe_finds_nothing_to_complain_of(name):
 
 
 def test_multilabel_metrics_are_those_of_scikit_learn():
-    info, spec, task, block, batch = prepared("multilabel")
+    info, spec, task, block, batch = prepared(config_of("multilabel"))
     assert info.transform.outputs == 2
     outputs = torch.randn(200, 2)
     found = task.metrics(task.sums(outputs, batch))
@@ -117,7 +130,7 @@ def test_multilabel_metrics_are_those_of_scikit_learn():
 
 
 def test_several_numbers_are_standardized_each_and_measured_each_in_its_unit():
-    info, spec, task, block, batch = prepared("regression")
+    info, spec, task, block, batch = prepared(config_of("regression"))
     torch.testing.assert_close(batch.targets.std(0), torch.ones(2), rtol=0.1, atol=0)
     found = task.metrics(task.sums(torch.zeros(200, 2), batch))
     mean = info.transform.target_columns[0].mean
@@ -139,7 +152,7 @@ def test_several_numbers_are_standardized_each_and_measured_each_in_its_unit():
 
 @pytest.mark.parametrize("name", ["weighted classes", "weighted number", "weighted labels"])
 def test_weights_are_no_feature_and_weigh_the_losses_in_training_and_validation(name):
-    info, _, task, block, batch = prepared(name)
+    info, _, task, block, batch = prepared(config_of(name))
     assert [column.name for column in info.transform.columns] == ["a", "b", "c"]
     weights = block["count"] / info.transform.weight.mean
     np.testing.assert_allclose(batch.weights, weights)
@@ -157,8 +170,21 @@ def test_weights_are_no_feature_and_weigh_the_losses_in_training_and_validation(
     assert added.results()["loss"] == pytest.approx(float((weights * each).sum() / weights.sum()))
 
 
+@pytest.mark.parametrize("task", ["sequence_classification", "image_classification"])
+def test_weights_stay_beside_encoded_texts_and_decoded_images(task):
+    settings = [f"data.source={__name__}:reviews", "data.label=blue", "data.weight=count", f"task={task}"]
+    info, _, _, block, batch = prepared(
+        load(RunConfig, None, [*settings, "data.text=note", "data.context=8"])
+    )
+    assert [column.name for column in info.transform.columns] == [
+        "tokens" if task == "sequence_classification" else "photo"
+    ]
+    assert set(block) == {info.transform.columns[0].name, "blue", "count"}
+    np.testing.assert_allclose(batch.weights, block["count"] / info.transform.weight.mean)
+
+
 def test_a_custom_loss_receives_its_labels_by_name_as_they_are():
-    info, _, task, block, batch = prepared("survival")
+    info, _, task, block, batch = prepared(config_of("survival"))
     assert {name: t.dtype for name, t in batch.targets.items()} == {"time": torch.float32, "red": torch.int64}
     np.testing.assert_allclose(batch.targets["time"], block["time"], rtol=1e-6)
     rate = torch.zeros(200, 2)
@@ -167,7 +193,7 @@ def test_a_custom_loss_receives_its_labels_by_name_as_they_are():
 
 
 def test_without_a_label_the_inputs_are_the_targets():
-    info, _, task, _, batch = prepared("rebuild")
+    info, _, task, _, batch = prepared(config_of("rebuild"))
     assert info.transform.outputs == 3
     assert float(task.loss(batch.inputs, batch)) == 0
     torch.testing.assert_close(batch.targets, batch.inputs)
@@ -186,6 +212,7 @@ def test_without_a_label_the_inputs_are_the_targets():
         (["data.label=red", "data.features=[a, bb]"], ["data.features='bb'", "did you mean 'b'?"]),
         (["data.label=red", "data.weight=coumt"], ["data.weight='coumt'", "did you mean 'count'?"]),
         (["data.label=red", "data.weight=a"], ["data.weight='a' holds -", "0 or more"]),
+        (["task=causal_lm", "data.text=note", "data.weight=count"], ["data.weight='count'", "leave it out"]),
         (["data.label=red", "data.drop=[nota]"], ["'nota'", "did you mean 'note'?"]),
     ],
 )

@@ -5,12 +5,20 @@ import pytest
 from shoal.errors import ConfigError
 from shoal.runs.config import RunConfig
 from shoal.terminal.arguments import JobParser, file_and_settings
+from shoal.tune.config import SweepConfig
 
 
 @pytest.fixture
 def parser():
     parser = JobParser("train", "trains", RunConfig)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("settings", nargs="*")
+    return parser
+
+
+@pytest.fixture
+def sweep_parser():
+    parser = JobParser("tune", "sweeps", SweepConfig)
     parser.add_argument("settings", nargs="*")
     return parser
 
@@ -49,3 +57,9 @@ def test_mistyped_arguments_are_answered_with_the_right_ones(parser, arguments, 
     with pytest.raises(ConfigError) as caught:
         read(parser, *arguments)
     assert answer in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--check", "--plan", "--dry-run"])
+def test_what_trains_option_is_called_in_a_sweep(sweep_parser, option):
+    with pytest.raises(ConfigError, match="write dry_run=true"):
+        read(sweep_parser, option, "optim.lr=0.1,0.2")

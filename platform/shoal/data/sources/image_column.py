@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,10 +31,11 @@ class ImageDecoder:
 
     Attributes:
         column: of the encoded images.
-        label: a column that is kept; all others are left out.
+        label: a column that is kept, as `weight` is; all others are left out.
         shape: (channels, height, width) of the decoded images.
         resize: bring images to that shape; else another size is refused.
         bits: that values of 16-bit images use.
+        weight: a column of the samples' weights; None: there are none.
     """
 
     column: str
@@ -42,9 +43,12 @@ class ImageDecoder:
     shape: Shape
     resize: bool
     bits: int = DEEPEST
+    weight: str | None = field(
+        default=None, repr=False
+    )  # the fingerprint of data without weights is an old one
 
     def blocks(self, block: Block, first_row: int = 0) -> Iterator[Block]:
-        """Yield {column: [n, channels, height, width] uint8, label: [n]}, some 32 MiB of pixels at a time.
+        """Yield {column: [n, channels, height, width] uint8, label: [n], weight: [n]}, some 32 MiB of pixels at a time.
 
         Args:
             block: encoded images and labels.
@@ -59,12 +63,16 @@ class ImageDecoder:
             encoded = encoded_column(block[self.column][some], first_row + first)
             yield {
                 self.column: decode_images(encoded, self.shape, self.resize, self.bits),
-                self.label: block[self.label][some],
+                **{name: block[name][some] for name in (self.label, self.weight) if name is not None},
             }
 
 
 def decode_image_column(
-    source: Source, label: str, shape: tuple[int, ...] | None, bits: int | None = None
+    source: Source,
+    label: str,
+    shape: tuple[int, ...] | None,
+    bits: int | None = None,
+    weight: str | None = None,
 ) -> Source:
     """Decode the column of encoded images of a source, if it has one; rows, their order and their splits stay.
 
@@ -74,13 +82,14 @@ def decode_image_column(
         shape: (channels, height, width) to resize images to. None: all images must have one size; they are greyscale
             if all of the first block's sample are, else RGB.
         bits: that values of 16-bit images use; None: those that a sample uses.
+        weight: the column of the samples' weights; None: there are none.
 
     Returns:
-        A source with blocks {column: [rows, channels, height, width] uint8, label: [rows]}, or the source itself if
-        no column holds images.
+        A source with blocks {column: [rows, channels, height, width] uint8, label: [rows]}, weights too, or the source
+        itself if no column holds images.
 
     Raises:
-        DataError: several columns hold images, or there is no such label or shape, or no image opens.
+        DataError: several columns hold images, or there is no such label, weight or shape, or no image opens.
     """
     first = next((block for _, block in source.blocks() if block), {})
     columns = [name for name, values in first.items() if name != label and holds_images(values)]
@@ -93,10 +102,12 @@ def decode_image_column(
         )
     column = columns[0]
     check_column(source.uri, "data.label", label, first)
+    if weight is not None:
+        check_column(source.uri, "data.weight", weight, first)
     images = encoded_column(first[column])
     encoded_shape = checked_shape(shape) if shape else native_shape(images)
     decoder = ImageDecoder(
-        column, label, encoded_shape, resize=shape is not None, bits=bits or used_bits(images)
+        column, label, encoded_shape, resize=shape is not None, bits=bits or used_bits(images), weight=weight
     )
 
     def open_part(part: Part) -> Part:
@@ -108,7 +119,7 @@ def decode_image_column(
 
         return Part(read, part.split, encoded=(part, decoder.blocks))
 
-    described = f"{source.fingerprint} {decoder}"
+    described = f"{source.fingerprint} {decoder}" + (f" {weight}" if weight else "")
     return Source(
         source.uri,
         SCHEME,

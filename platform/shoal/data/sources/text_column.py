@@ -38,7 +38,12 @@ def open_text_column(source: Source, column: str, options: TextOptions, seed: in
 
 
 def encode_column(
-    source: Source, column: str, label: str, options: TextOptions, split_of_rows: SplitOfRows
+    source: Source,
+    column: str,
+    label: str,
+    options: TextOptions,
+    split_of_rows: SplitOfRows,
+    weight: str | None = None,
 ) -> Source:
     """Turn a column of texts into tokens for classification; rows, their order and their splits stay.
 
@@ -50,14 +55,16 @@ def encode_column(
         label: of the classes.
         options: of the tokenizer and the context.
         split_of_rows: says which rows are for training: the tokenizer is fitted on these alone.
+        weight: of the samples' weights; None: there are none.
 
     Returns:
-        A source with blocks {"tokens": [rows, context], label: [rows]}, and its tokenizer.
+        A source with blocks {"tokens": [rows, context], label: [rows]}, weights too, and its tokenizer.
 
     Raises:
-        DataError: there is no such column or label, or the column does not hold text.
+        DataError: there is no such column, label or weight, or the column does not hold text.
     """
     context = options.context
+    kept = {"data.label": label} | ({"data.weight": weight} if weight else {})
 
     def training_texts() -> Iterator[str]:
         for block, split in split_of_rows(source):
@@ -67,19 +74,19 @@ def encode_column(
     def read(part: Part) -> Iterator[Block]:
         for block in part.read():
             tokens = padded(tokenizer, _texts(source.uri, column, block), context)
-            yield {TOKENS: tokens, label: block[label]}
+            yield {TOKENS: tokens, **{name: block[name] for name in kept.values()}}
 
     def open_part(part: Part) -> Part:
         return Part(lambda: read(part), part.split)
 
     rows = 0
     for _, block in source.blocks():
-        check_column(source.uri, "data.text", column, block)
-        check_column(source.uri, "data.label", label, block)
+        for key, name in {"data.text": column, **kept}.items():
+            check_column(source.uri, key, name, block)
         rows += len(block[label])
     tokenizer = options.make_tokenizer(training_texts())
     saved = tokenizer.to_json()
-    described = f"{source.fingerprint} {column} {label} {context} {saved}"
+    described = f"{source.fingerprint} {column} {' '.join(kept.values())} {context} {saved}"
     return Source(
         source.uri,
         "text",
