@@ -228,7 +228,7 @@ kind = {kind!r}
 rows = frame.drop(columns="town")
 if kind == "polars":
     import polars
-    source = polars.from_pandas(frame)
+    source = polars.from_pandas(frame).lazy()
 elif kind == "arrow":
     import pyarrow
     source = pyarrow.Table.from_pandas(rows)
@@ -244,5 +244,46 @@ result = shoal.train(
 assert result.metrics["test/accuracy"] > 0.85, result.metrics
 assert result.record.is_verified
 """,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_a_session_of_ray_that_the_caller_opened_is_used_and_stays(place: Place):
+    """With what the caller keeps in it: a Ray Dataset that is trained on, an object, an actor."""
+    done = python(
+        place,
+        OWN
+        + """
+import ray
+
+ray.init(num_cpus=4, include_dashboard=False)
+node, kept = ray.get_runtime_context().get_node_id(), ray.put("mine")
+
+@ray.remote(num_cpus=0)
+class Counter:
+    calls = 0
+
+    def call(self):
+        self.calls += 1
+        return self.calls
+
+def is_as_before():
+    same = ray.is_initialized() and ray.get_runtime_context().get_node_id() == node
+    return same and ray.get(kept) == "mine" and ray.get(counter.call.remote())
+
+counter = Counter.remote()
+assert is_as_before() == 1
+rows = ray.data.from_pandas(frame)
+for call, workers in ((2, 2), (3, 0)):
+    ours = config | {"data": {"source": rows, "label": "y"}}
+    result = shoal.train(ours, train={"epochs": 5}, scale={"num_workers": workers})
+    assert result.metrics["test/accuracy"] > 0.85, result.metrics
+    assert is_as_before() == call
+shoal.tune(config, {"optim.lr": [0.01, 0.1]}, train={"epochs": 1})
+assert is_as_before() == 4
+assert rows.count() == len(frame)
+""",
+        script="script.py",
     )
     assert done.returncode == 0, done.stdout + done.stderr

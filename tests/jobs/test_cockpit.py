@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, missing, shoal_ui
-from running import Finished, Place, eventually
+from running import Finished, Place, Server, eventually
 
 pytestmark = [pytest.mark.skipif(missing() is not None, reason=str(missing())), pytest.mark.long]
 
@@ -102,3 +102,12 @@ def test_the_charts_of_a_run_begin_with_its_losses(cockpit: Cockpit):
     text = cockpit.browser.wait(lambda text: "Loss/validation" in text, "the curves are drawn")
     at = [text.index(part) for part in ("\nLoss\n", "(Loss/train)", "(Loss/validation)", "\nbest\n")]
     assert at == sorted(at)
+
+
+def test_the_link_of_a_job_with_a_server_leads_there(place: Place, server: Server):
+    done = place.run("train", *TRAINING, f"track.tracking_uri={server.uri}")
+    assert done.code == 0, done.err
+    assert link(done).startswith(f"{server.uri}/#/")
+    with Browser() as browser:
+        browser.open(link(done))
+        browser.wait(lambda text: "1 matching run" in text and "\none\n" in text, "the table has the run")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,40 @@ import pytest
 from running import JOB_TIMEOUT_S, RAY_ENV, ROOT
 
 pytestmark = pytest.mark.long
+
+
+SCRIPT = """\
+import numpy as np, pandas as pd, shoal
+from torch import nn
+frame = pd.DataFrame({"x": np.random.default_rng(0).uniform(-1, 1, 1000)}).assign(y=lambda rows: 3 * rows.x**2)
+class Net(nn.Sequential):
+    def __init__(self, inputs, outputs, width):
+        super().__init__(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
+def absolute(outputs, targets):
+    return (outputs.squeeze(1) - targets).abs()
+if __name__ == "__main__":
+    config = {"task": "regression", "data.source": frame, "data.label": "y", "model.name": Net, "train.loss": absolute}
+    result = shoal.train(config, **{"model.width": 32, "optim.lr": 0.01, "scale.num_workers": 2})
+    space = {"optim.lr": shoal.loguniform(1e-3, 1e-1), "model.width": [8, 32]}
+    best = shoal.tune(config, space=space, **{"tune.num_samples": 2}).best
+    print(result.metrics["test/r2"], best.params, best.model.predict(frame.head(3)), sep="\\n")
+"""
+
+# Runs the cells of cells.json in a kernel of the environment's Python; prints what they print and display.
+NOTEBOOK = """
+import json
+import nbformat
+from nbclient import NotebookClient
+
+cells = [nbformat.v4.new_code_cell(source) for source in json.load(open("cells.json"))]
+notebook = nbformat.v4.new_notebook(cells=cells)
+NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
+outputs = [output for cell in notebook.cells for output in cell.outputs]
+print(json.dumps({
+    "printed": "".join(output.text for output in outputs if output.get("name") == "stdout"),
+    "shown": [output.data for output in outputs if output.output_type == "execute_result"],
+}))
+"""
 
 
 class Project:
@@ -69,12 +104,57 @@ def project(tmp_path: Path, environment: Path) -> Project:
     return Project(tmp_path, environment)
 
 
+@pytest.fixture
+def kernel(environment: Path) -> None:
+    """What runs a notebook's cells, in the environment."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet"),
+            *("--constraint", ROOT / "constraints.txt", "nbclient", "ipykernel"),
+        ],
+        check=True,
+    )
+
+
+def assert_learnt(printed: str) -> None:
+    share, params, header, *rows = printed.splitlines()[-6:]
+    assert float(share) > 0.9
+    assert re.fullmatch(r"\{'optim.lr': 0\.\d+, 'model.width': (8|32)\}", params)
+    assert header.split() == ["prediction"]
+    assert [row.split()[0] for row in rows] == ["0", "1", "2"]
+
+
+def test_a_script_of_15_lines_trains_with_2_workers_sweeps_and_opens_the_best_model(project: Project):
+    assert len(SCRIPT.splitlines()) <= 15
+    (project.folder / "script.py").write_text(SCRIPT)
+    assert_learnt(project.run("python", "script.py"))
+    trained, swept = sorted(project.folder.glob("runs/shoal/*/config.yaml"))
+    assert "num_workers: 2" in trained.read_text()
+    assert swept.parent.name.startswith("sweep-")
+
+
+def test_a_notebooks_cells_do_the_same_in_a_kernel(project: Project, kernel: None):
+    (project.folder / "cells.json").write_text(
+        json.dumps([SCRIPT, "result", "best.model.predict(frame.head(2))"])
+    )
+    found = json.loads(project.run("python", "-c", NOTEBOOK).splitlines()[-1])
+    assert_learnt(found["printed"])
+    result, predicted = found["shown"]
+    assert "data:image/png" in result["text/html"]
+    assert "prediction" in predicted["text/html"]
+
+
 def test_the_command_trains_without_a_clone(project: Project):
     printed = project.run("shoal", "train", "digits.yaml", "scale.num_workers=0", "train.epochs=5")
     result = json.loads(Path(printed.splitlines()[-1].removeprefix("result: ")).read_text())
     assert result["metrics"]["test/accuracy"] > 0.9
     assert "look at it: shoal ui" in printed
     assert "digits" in project.run("shoal", "runs")
+
+
+def test_what_init_writes_trains(project: Project):
+    project.run("shoal", "init")
+    project.run("shoal", "train", "config.yaml", "train.epochs=2", "scale.num_workers=0")
 
 
 def test_import_and_help_are_quick(project: Project):

@@ -17,7 +17,7 @@ from torch import nn
 
 
 def rows():
-    x = np.random.default_rng(0).normal(size=(600, 3)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(900, 3)).astype("float32")
     return {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "target": x[:, :1] - 2 * x[:, 1:2]}
 
 
@@ -65,7 +65,7 @@ def photos(folder: Path) -> None:
     draw = np.random.default_rng(0)
     for label, channel in (("red", 0), ("blue", 2)):
         (folder / "photos" / label).mkdir(parents=True)
-        for number in range(350):
+        for number in range(450):
             pixels = draw.integers(0, 150, (20 + number % 5, 24, 3), dtype=np.uint8)
             pixels[4:14, 6:18, channel] = 230
             Image.fromarray(pixels).save(folder / "photos" / label / f"{number}.png")
@@ -74,7 +74,7 @@ def photos(folder: Path) -> None:
 def books(folder: Path) -> None:
     draw = np.random.default_rng(0)
     (folder / "books").mkdir()
-    animals, places = draw.choice(["cat", "dog", "bird"], 12000), draw.choice(["mat", "hat", "log"], 12000)
+    animals, places = draw.choice(["cat", "dog", "bird"], 60000), draw.choice(["mat", "hat", "log"], 60000)
     lines = (f"The {a} sat on the {b}, and the {b} fell.\n" for a, b in zip(animals, places, strict=True))
     (folder / "books" / "story.txt").write_text("".join(lines))
 

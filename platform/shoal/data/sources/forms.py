@@ -258,7 +258,7 @@ def _is_frame(value: Any) -> bool:
     if isinstance(value, type):
         return False
     if _package(value) == "polars":
-        return hasattr(value, "columns") or hasattr(value, "collect")
+        return hasattr(value, "collect") or hasattr(value, "columns")  # of a lazy frame they cost
     if _package(value) == "pyarrow":
         return hasattr(value, "schema") and (hasattr(value, "to_pandas") or hasattr(value, "read_all"))
     return hasattr(value, "iloc") and hasattr(value, "columns") and _package(value) not in ("dask", "pyspark")
