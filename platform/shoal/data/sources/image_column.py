@@ -92,15 +92,9 @@ def decode_image_column(
         DataError: several columns hold images, or there is no such label, weight or shape, or no image opens.
     """
     first = next((block for _, block in source.blocks() if block), {})
-    columns = [name for name, values in first.items() if name != label and holds_images(values)]
-    if not columns:
+    column = _image_column(source.uri, label, first)
+    if column is None:
         return source
-    if len(columns) > 1:
-        raise DataError(
-            f"'{source.uri}' has several columns of images ({', '.join(columns)}): task=image_classification learns "
-            "from one; leave the others out of the data"
-        )
-    column = columns[0]
     check_column(source.uri, "data.label", label, first)
     if weight is not None:
         check_column(source.uri, "data.weight", weight, first)
@@ -129,6 +123,16 @@ def decode_image_column(
         image_bits=decoder.bits,
         notes=(*source.notes, *depth_notes(decoder.bits)),
     )
+
+
+def _image_column(uri: str, label: str, block: Block) -> str | None:
+    columns = [name for name, values in block.items() if name != label and holds_images(values)]
+    if len(columns) > 1:
+        raise DataError(
+            f"'{uri}' has several columns of images ({', '.join(columns)}): task=image_classification learns from one; "
+            "leave the others out of the data"
+        )
+    return columns[0] if columns else None
 
 
 def _count_rows(source: Source, images: np.ndarray) -> int:
