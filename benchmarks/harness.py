@@ -244,7 +244,7 @@ def ray_cluster(cpus: int = WORKERS) -> Iterator[Cluster]:
             _wait_until_ready(cluster_address)
             yield cluster
         finally:
-            _end(cluster.process)
+            end(cluster.process)
             started.wait()
 
 
@@ -258,9 +258,11 @@ def _wait_until_ready(cluster_address: str) -> None:
     raise SystemExit(f"the Ray cluster did not start:\n{done.stderr[-3000:]}")
 
 
-def _end(process: psutil.Process) -> None:
+def end(process: psutil.Process) -> None:
     """End a process and all it started, by pid."""
-    family = [*process.children(recursive=True), process]
+    family = [process]
+    with contextlib.suppress(psutil.Error):
+        family = [*process.children(recursive=True), process]
     for ask in (psutil.Process.terminate, psutil.Process.kill):
         for member in family:
             with contextlib.suppress(psutil.Error):

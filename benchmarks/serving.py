@@ -28,6 +28,7 @@ from harness import (
     Figure,
     Report,
     Row,
+    end,
     environment,
     free_ports,
     main,
@@ -118,7 +119,10 @@ def _started(peer: Peer, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
     (port,) = free_ports(1)
     log = (folder / f"{peer.name.replace(' ', '-')}.log").open("ab")
     env = environment(
-        MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", PYTHONPATH=str(ROOT / "platform"), RAY_ADDRESS=""
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # `mlflow models serve` calls uvicorn
+        MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+        PYTHONPATH=str(ROOT / "platform"),
+        RAY_ADDRESS="",
     )
     env.pop("RAY_ADDRESS")
     started = subprocess.Popen(
@@ -133,12 +137,7 @@ def _started(peer: Peer, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
         _wait(f"http://127.0.0.1:{port}{peer.health}", started)
         yield port, process
     finally:
-        family = [*process.children(recursive=True), process]
-        started.terminate()
-        _, alive = psutil.wait_procs(family, timeout=20)
-        for member in alive:
-            with contextlib.suppress(psutil.Error):
-                member.kill()
+        end(process)
         started.wait()
 
 

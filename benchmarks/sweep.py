@@ -40,7 +40,7 @@ from harness import (
     Figure,
     Report,
     Row,
-    _end,
+    end,
     environment,
     main,
     progress,
@@ -165,7 +165,7 @@ def run_watched(command: Sequence[str], folder: Path) -> list[Sample]:
             samples = _watch(process)
         finally:
             if process.poll() is None:
-                _end(psutil.Process(process.pid))
+                end(psutil.Process(process.pid))
                 process.wait()
     if process.returncode:
         text = "".join(file.read_text() for file in said).strip()[-3000:]
