@@ -18,6 +18,7 @@ from shoal.storage import records
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.export import ExportConfig
 from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
@@ -39,6 +40,7 @@ RESULTS = {
     "Evaluation": records.EvaluationResult,
     "Server": records.ServeResult,
     "Promotion": records.PromotionResult,
+    "Export": records.ExportResult,
     "Coordinate check": records.CoordinateCheckResult,
     "Transfer": records.TransferResult,
 }
@@ -75,6 +77,7 @@ def configuration() -> str:
         ("An evaluation", EvaluateConfig),
         ("serve: a server", ServeConfig),
         ("promote: a promotion", PromoteConfig),
+        ("An export", ExportConfig),
     ):
         own = {key: field for key, field in fields(schema) if key not in keys}
         keys |= own

@@ -30,6 +30,7 @@ PACKAGES = [
     "tasks",
     "training",
     "inference",
+    "export",
     "registry",
     "tracking",
     "runs",

@@ -18,6 +18,7 @@ from shoal.config.schema import fields
 from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.export import ExportConfig
 from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
@@ -30,12 +31,12 @@ TREE = (DOCS / "contributing" / "tree.md").read_text()
 OWN_MODEL = (DOCS / "guides" / "own-model.md").read_text()
 KEYS = {
     key
-    for kind in (TransferConfig, CoordinateConfig, EvaluateConfig, PromoteConfig, ServeConfig)
+    for kind in (TransferConfig, CoordinateConfig, EvaluateConfig, ExportConfig, PromoteConfig, ServeConfig)
     for key, _ in fields(kind)
 }
 KEYS |= {key.rpartition(".")[0] for key in KEYS if key.count(".") > 1}  # sections inside sections
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
-EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors", "csv", "parquet"}
+EXTENSIONS = {"py", "yaml", "md", "txt", "toml", "safetensors", "csv", "parquet", "onnx", "pt2"}
 
 
 def blocks(language: str, page: str) -> list[str]:
@@ -121,7 +122,8 @@ def test_config_keys_exist(page):
     set_in_commands = [
         key
         for command in re.findall(
-            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|promote)\b(.*(?:\\\n.*)*)",
+            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|promote)\b"
+            r"(.*(?:\\\n.*)*)",
             text,
         )
         for key in re.findall(r"(?<=[\s'])([a-z_]+(?:\.[a-z_]+)*)=", command)

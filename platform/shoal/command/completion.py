@@ -13,6 +13,7 @@ from shoal.terminal.arguments import JobParser
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.export import ExportConfig
 from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.transfer import TransferConfig
 
@@ -25,7 +26,9 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "coordinate-check": CoordinateConfig,
     "evaluate": EvaluateConfig,
     "promote": PromoteConfig,
+    "export": ExportConfig,
 }
+OF_MODEL = ("evaluate", "promote", "export")  # which take a model instead of a config
 OPTIONS = {"train": "--check --plan --mfu", "plan": "--mfu", "transfer": "--to --verify", "runs": "--all --experiment",
            "ui": "--port", "promote": "--candidate --rollback --dry-run"}  # fmt: skip
 
@@ -85,7 +88,7 @@ def _words(name: str) -> list[str]:
     if name == "completion":
         return ["bash", "zsh"]
     keys = [f"{key}=" for key, _ in fields(SCHEMAS[name])] if name in SCHEMAS else []
-    configs = list(shipped_configs()) if name in SCHEMAS and name not in ("evaluate", "promote") else []
+    configs = list(shipped_configs()) if name in SCHEMAS and name not in OF_MODEL else []
     return [*OPTIONS.get(name, "").split(), *configs, *keys]
 
 

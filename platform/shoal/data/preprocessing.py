@@ -277,7 +277,7 @@ class Transform(BaseModel):
         Raises:
             DataError: a column is missing.
         """
-        self._check_columns(self.columns, block)
+        self.check_columns(self.columns, block)
         parts = [column.features(block[column.name]) for column in self.columns]
         if len(parts) == 1 and not self.shape:
             return np.ascontiguousarray(parts[0])
@@ -353,11 +353,16 @@ class Transform(BaseModel):
     def _packed(
         self, columns: tuple[Column, ...], block: Mapping[str, np.ndarray], is_target: bool
     ) -> np.ndarray:
-        self._check_columns(columns, block)
+        self.check_columns(columns, block)
         return self.packing(is_target).pack({c.name: c.packed(block[c.name]) for c in columns})
 
     @staticmethod
-    def _check_columns(columns: tuple[Column, ...], block: Mapping[str, np.ndarray]) -> None:
+    def check_columns(columns: tuple[Column, ...], block: Mapping[str, np.ndarray]) -> None:
+        """Refuse rows without a column.
+
+        Raises:
+            DataError: with its name.
+        """
         missing = next((column.name for column in columns if column.name not in block), None)
         if missing is not None:
             raise DataError(

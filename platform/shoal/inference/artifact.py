@@ -8,7 +8,7 @@ not know models. Code below `code/` is compared too, and never imported here.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,9 +44,14 @@ def write_manifest(model: Path) -> str:
         model: folder of a saved MLflow model. `MLmodel`, which publishing writes again, is in no manifest.
     """
     [folder] = [path for path in (model / "data").iterdir() if path.is_dir()]
-    listed = {path.relative_to(model).as_posix(): _measured(path) for path in _listed(model, folder)}
-    (folder / MANIFEST).write_text(json.dumps({"files": listed}, indent=1, sort_keys=True))
+    list_files(model, _listed(model, folder), folder / MANIFEST)
     return _digest((folder / MANIFEST).read_bytes())
+
+
+def list_files(root: Path, files: Iterable[Path], manifest: Path) -> None:
+    """Write a manifest: the size and SHA-256 of files, by their path below a folder."""
+    listed = {path.relative_to(root).as_posix(): _measured(path) for path in files}
+    manifest.write_text(json.dumps({"files": listed}, indent=1, sort_keys=True))
 
 
 def check_model(folder: Path) -> Callable[[], str]:
@@ -74,7 +79,8 @@ def check_model(folder: Path) -> Callable[[], str]:
             check_file_format(path)
     manifest = folder / MANIFEST
     if manifest.is_file():
-        _check_files(model, folder, manifest)
+        files = _listed(model, folder) if is_packaged else _files(folder)
+        check_files(model if is_packaged else folder, files, manifest)
         return lambda: _digest(manifest.read_bytes())
     if is_packaged:
         logger.warning(
@@ -123,29 +129,39 @@ def _check_card(card: Path, folder: Path) -> None:
         )
 
 
-def _check_files(model: Path, folder: Path, manifest: Path) -> None:
+def check_files(root: Path, files: Iterable[Path], manifest: Path, again: str = AGAIN) -> None:
+    """Refuse files that are not those that a manifest lists.
+
+    Args:
+        root: the folder below which they are listed.
+        files: that are there.
+        again: how one comes by good ones.
+
+    Raises:
+        ModelError: one is missing, truncated, changed or added, or the manifest is damaged.
+    """
     try:
         listed = dict(json.loads(manifest.read_bytes())["files"])
         expected = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in listed.items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"'{manifest}' is damaged ({type(error).__name__}: {error}): {AGAIN}") from None
+        raise ModelError(f"'{manifest}' is damaged ({type(error).__name__}: {error}): {again}") from None
     outside = next((name for name in expected if ".." in Path(name).parts or Path(name).is_absolute()), None)
     if outside is not None:
-        raise ModelError(f"'{manifest}' names '{outside}', a file outside of the model: {AGAIN}")
-    for path in _listed(model, folder):
-        if path.relative_to(model).as_posix() not in expected:
+        raise ModelError(f"'{manifest}' names '{outside}', a file outside of the model: {again}")
+    for path in files:
+        if path != manifest and path.relative_to(root).as_posix() not in expected:
             raise ModelError(f"'{path}' was not saved with the model ('{manifest}'): remove it")
     for name, (nbytes, digest) in expected.items():
-        _check_file(model / name, nbytes, digest)
+        _check_file(root / name, nbytes, digest, again)
 
 
-def _check_file(path: Path, nbytes: int, digest: str) -> None:
+def _check_file(path: Path, nbytes: int, digest: str, again: str) -> None:
     if not path.is_file():
-        raise ModelError(f"'{path}' is missing from the model: {AGAIN}")
+        raise ModelError(f"'{path}' is missing from the model: {again}")
     if path.stat().st_size != nbytes:
-        raise ModelError(f"'{path}' has {path.stat().st_size} bytes, and {nbytes} were saved: {AGAIN}")
+        raise ModelError(f"'{path}' has {path.stat().st_size} bytes, and {nbytes} were saved: {again}")
     if _sha256(path) != digest:
-        raise ModelError(f"'{path}' is not as it was saved (its SHA-256 differs): {AGAIN}")
+        raise ModelError(f"'{path}' is not as it was saved (its SHA-256 differs): {again}")
 
 
 def _check_safetensors(path: Path) -> None:

@@ -48,7 +48,7 @@ from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
 from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, use_objective
-from shoal.tasks.outputs import described, logits_of
+from shoal.tasks.outputs import logits_of, tensors_of
 from shoal.tasks.registry import make_task
 from shoal.tasks.regression import Regression
 from shoal.training.evaluation import RowLimit
@@ -266,7 +266,7 @@ class Predictor:
             parts = [
                 part
                 for batch in self._views(block, is_labelled=False)
-                for part in self._limit.run(batch, self._named_outputs)
+                for part in self._limit.run(batch, self._tensors_of)
             ]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {
@@ -274,26 +274,8 @@ class Predictor:
             for name, values in found.items()
         }
 
-    def _named_outputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the tensors of rows that the model returns, by name: `prediction` if there is one alone."""
-        outputs = call_model(self.model, clone(batch.inputs))
-        if isinstance(outputs, Mapping):
-            named = {str(name): value for name, value in outputs.items()}
-        elif isinstance(outputs, tuple | list):
-            named = {f"output_{place}": value for place, value in enumerate(outputs)}
-        else:
-            named = {"prediction": outputs}
-        rows = row_count(batch.inputs)
-        found = {
-            name: value.double()
-            for name, value in named.items()
-            if isinstance(value, Tensor) and value.ndim and len(value) == rows
-        }
-        if not found:
-            raise ModelError(
-                f"the model returned {described(outputs)} for {rows} rows: return a tensor with a row for each"
-            )
-        return found
+    def _tensors_of(self, batch: Batch) -> dict[str, Tensor]:
+        return tensors_of(call_model(self.model, clone(batch.inputs)), row_count(batch.inputs))
 
     def accumulator(self) -> Accumulator:
         """Return what `evaluate` adds to.

@@ -35,6 +35,13 @@ def use_onednn(model: nn.Module) -> None:
                 layer.__class__ = OneDNNLinear
 
 
+def use_torch_linear(model: nn.Module) -> None:
+    """Undo `use_onednn`, in place: a graph that is recorded for other machines has torch's operations alone."""
+    for layer in model.modules():
+        if isinstance(layer, OneDNNLinear):
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
+
+
 class OneDNNLinear(nn.Linear):
     """Computes what nn.Linear does; large float32 products on a CPU take less time."""
 

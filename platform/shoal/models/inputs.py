@@ -126,7 +126,7 @@ class _Padded:
         inputs, targets, lengths = self._unpack(batch)
         tree = self._unpack.input_tree
         if lengths and tree is not None:
-            inputs = _with_lengths(tree, inputs, lengths, self._parameters)
+            inputs = with_lengths(tree, inputs, lengths, self._parameters)
         return replace(batch, inputs=inputs, targets=targets)
 
 
@@ -194,8 +194,8 @@ def _sample(tree: Template | None, arrays: Any, row: int, ends: Mapping[str, lis
     return tuple(_sample(branch, part, row, ends) for branch, part in zip(tree, arrays, strict=True))
 
 
-def _with_lengths(tree: Template, inputs: Any, lengths: Mapping[str, Tensor], parameters: Parameters) -> Tree:
-    """Return inputs with the lengths that a forward takes, which are passed by name."""
+def with_lengths(tree: Template, inputs: Any, lengths: Mapping[str, Tensor], parameters: Parameters) -> Tree:
+    """Return inputs with the lengths that a forward takes, which are passed by name; `inputs` itself: it takes none."""
     taken = [parameter.name for parameter in parameters]
     if isinstance(tree, dict):
         branches, parts = tree, dict(inputs)

@@ -101,7 +101,8 @@ class Attention(nn.Module):
             query, key = rotation(query), rotation(key)
         if cache is not None:
             key, value = cache.append(key, value)
-        is_causal = self.causal and x.shape[1] > 1  # a single position is the last one and attends to all
+        # A single position is the last one and attends to all. A bool: in a recorded graph sizes are symbols.
+        is_causal = self.causal and bool(x.shape[1] > 1)
         if self.training and self.dropout.p:
             mixed = self._attend_with_dropout(query, key, value, mask, is_causal)
         else:

@@ -844,6 +844,46 @@ class PromotionResult(Result):
     is_delivered: bool | None = None
 
 
+class ExportedFile(Part):
+    """One format of an exported model.
+
+    Attributes:
+        file: that a library loads, below the run folder.
+        bytes: of all files of the format.
+        largest_difference: from the model, on any row in any batch.
+        opset: of ONNX, by domain; null of other formats.
+    """
+
+    file: str
+    bytes: int
+    largest_difference: float
+    opset: dict[str, int] | None = None
+
+
+class ExportResult(Result):
+    """Of an export of a finished model.
+
+    Attributes:
+        model: where the model was loaded from.
+        data_source: of the rows that were compared.
+        split: which rows: `test` or `validation`, `all`, or the `golden` ones that the model carries.
+        rows: how many were compared, in batches of each size.
+        batches: these sizes.
+        tolerance: the largest difference that is allowed.
+        formats: what was written, by format.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    model: str
+    data_source: str
+    split: str
+    rows: int
+    batches: list[int]
+    tolerance: float
+    formats: dict[str, ExportedFile]
+    is_delivered: bool | None = None
+
+
 class CoordinateCheckResult(Result):
     """Of a coordinate check; exponents that are not finite are null.
 

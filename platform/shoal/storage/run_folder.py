@@ -29,6 +29,7 @@ PROFILE = "profile"
 SAMPLE = "sample.txt"
 TRIALS = "trials"
 REPORTS = "report"
+EXPORTS = "export"
 SHOWN = (PICTURES, PROFILE, REPORTS)  # what MLflow shows of a run at its end
 WRITTEN = ("", CHECKPOINTS, JOURNAL, PICTURES, PROFILE, REPORTS)  # where files of a run are written
 MLFLOW_LOCK = ".mlflow.lock"

@@ -33,6 +33,33 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
+def tensors_of(outputs: Any, rows: int | None = None) -> dict[str, Tensor]:
+    """Return the tensors of rows that a model returns, float64 by name: `prediction` if there is one alone.
+
+    Args:
+        rows: leave out tensors that do not have so many; None: leave out none.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if isinstance(outputs, Mapping):
+        named = {str(name): value for name, value in outputs.items()}
+    elif isinstance(outputs, tuple | list):
+        named = {f"output_{place}": value for place, value in enumerate(outputs)}
+    else:
+        named = {"prediction": outputs}
+    found = {
+        name: value.double()
+        for name, value in named.items()
+        if isinstance(value, Tensor) and value.ndim and (rows is None or len(value) == rows)
+    }
+    if not found:
+        raise ModelError(
+            f"the model returned {described(outputs)} for {rows} rows: return a tensor with a row for each"
+        )
+    return found
+
+
 def described(outputs: object) -> str:
     """Describe what a model returned instead of a tensor."""
     kind = type(outputs).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from shoal.runs.locations import is_upload, resolve_tracking_uri, sync_command
-from shoal.storage.records import SweepResult, TrainResult, TransferResult
+from shoal.storage.records import ExportResult, SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
 from shoal.tracking.config import TrackConfig
 from shoal.tune.report.text import params_text
@@ -231,6 +231,19 @@ def promotion_report(planned: "Promotion") -> str:
         lines.append(f"where version {planned.candidate} is worst beside the champion, by {planned.metric}")
         lines.append(table([("column", "value", "rows", *names, "p"), *cells]))
     return "\n".join([*lines, f"version {planned.candidate} {planned.outcome}: {planned.why}"])
+
+
+def export_report(result: ExportResult) -> str:
+    """Return size, opset and largest difference of each format, and where it is."""
+    rows = [("format", "bytes", "opset", "largest difference", "file")]
+    for name, one in result.formats.items():
+        opset = ", ".join(f"{domain} {number}" for domain, number in (one.opset or {}).items())
+        rows.append((name, f"{one.bytes:,}", opset or "-", f"{one.largest_difference:.2g}", one.file))
+    sizes = ", ".join(map(str, result.batches))
+    return (
+        f"{result.model}, compared on {result.rows} {result.split} rows of {result.data_source} in batches of {sizes} "
+        f"(at most {result.tolerance:g})\n{table(rows)}"
+    )
 
 
 def unsynced_warning(tracking_uri: str, run_folder: str) -> str:
