@@ -19,6 +19,7 @@ from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
 from shoal.workflows.export import ExportConfig
+from shoal.workflows.predict import PredictConfig
 from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
@@ -38,6 +39,7 @@ RESULTS = {
     "Training": records.TrainResult,
     "Sweep": records.SweepResult,
     "Evaluation": records.EvaluationResult,
+    "Batch prediction": records.PredictionResult,
     "Server": records.ServeResult,
     "Promotion": records.PromotionResult,
     "Export": records.ExportResult,
@@ -75,6 +77,7 @@ def configuration() -> str:
         ("A transfer of the learning rate", TransferConfig),
         ("check: a coordinate check", CoordinateConfig),
         ("An evaluation", EvaluateConfig),
+        ("predict: a batch prediction", PredictConfig),
         ("serve: a server", ServeConfig),
         ("promote: a promotion", PromoteConfig),
         ("An export", ExportConfig),

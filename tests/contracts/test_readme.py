@@ -19,6 +19,7 @@ from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
 from shoal.workflows.export import ExportConfig
+from shoal.workflows.predict import PredictConfig
 from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.serve import ServeConfig
 from shoal.workflows.transfer import TransferConfig
@@ -31,7 +32,15 @@ TREE = (DOCS / "contributing" / "tree.md").read_text()
 OWN_MODEL = (DOCS / "guides" / "own-model.md").read_text()
 KEYS = {
     key
-    for kind in (TransferConfig, CoordinateConfig, EvaluateConfig, ExportConfig, PromoteConfig, ServeConfig)
+    for kind in (
+        TransferConfig,
+        CoordinateConfig,
+        EvaluateConfig,
+        PredictConfig,
+        ExportConfig,
+        PromoteConfig,
+        ServeConfig,
+    )
     for key, _ in fields(kind)
 }
 KEYS |= {key.rpartition(".")[0] for key in KEYS if key.count(".") > 1}  # sections inside sections

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "train a model"),
     "tune": ("tune", "sweep over ranges of a config, and keep the best model"),
     "evaluate": ("evaluate", "measure a trained model on rows it was not trained on"),
+    "predict": ("predict", "predict all rows of a source, and write them to files"),
     "serve": ("serve", "answer predictions of trained models over HTTP"),
     "promote": ("promote", "make a version of a registered model its champion, if it is as good"),
     "export": ("export", "write a trained model as ONNX, torch.export or safetensors"),

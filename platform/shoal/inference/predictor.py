@@ -26,7 +26,7 @@ from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.tree import clone, row_count
-from shoal.errors import DataError, ModelError
+from shoal.errors import ModelError
 from shoal.inference import golden
 from shoal.inference.artifact import check_model
 from shoal.inference.artifact_code import (
@@ -58,8 +58,8 @@ logger = logging.getLogger(__name__)
 # What is predicted: a list or an array [rows] by column.
 Answers = dict[str, Any]
 
-GOLDEN_TEXT = 64  # characters of a golden row of a language model
-GOLDEN_PARAMS = {"max_new_tokens": 8, "temperature": 0.0}
+GOLDEN_TEXTS, GOLDEN_TEXT = 2, 32  # rows of a language model, and characters of each
+GOLDEN_PARAMS = {"max_new_tokens": 4, "temperature": 0.0}
 
 
 class Predictor:
@@ -171,7 +171,7 @@ class Predictor:
         if not self._writes_text:
             return rows
         end = f" {MASK_WORD}" if self.task.name == "masked_lm" else ""
-        return pd.DataFrame({TEXT: [text[:GOLDEN_TEXT] + end for text in rows[TEXT][: golden.FEW]]})
+        return pd.DataFrame({TEXT: [text[:GOLDEN_TEXT] + end for text in rows[TEXT][:GOLDEN_TEXTS]]})
 
     def golden_answers(self, rows: Any) -> pd.DataFrame:
         """Predict golden rows; a language model by its likeliest tokens, and with the loss of each text."""
@@ -225,7 +225,12 @@ class Predictor:
         return pd.DataFrame(self.answers(block, params))
 
     def answers(self, block: Block, params: Mapping[str, Any] | None = None) -> Answers:
-        """Return the columns of `predict` for columns of raw rows, without a frame: for a caller with few rows.
+        """Return the columns of `predict` for columns of raw rows, without a frame: for a caller with few rows."""
+        arrays = self.arrays(block, params)
+        return {name: values if values.ndim == 1 else values.tolist() for name, values in arrays.items()}
+
+    def arrays(self, block: Block, params: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+        """Return `answers` as arrays [rows, ...]: for a caller with many rows.
 
         Args:
             block: every column that the model takes; of a model of text, `text`.
@@ -234,23 +239,24 @@ class Predictor:
         label = self.transform.label
         if self._writes_text:
             chosen = self.params | dict(params or {})
-            return {"prediction": [self._generate(str(text), chosen) for text in block[TEXT]]}
+            texts = [self._generate(str(text), chosen) for text in block[TEXT]]
+            return {"prediction": np.array(texts, dtype=object)}
         if self.transform.tokenizer and TOKENS not in block:
             block = {TOKENS: self._tokens(block[TEXT])}
         if self.task.name == Custom.name:
-            return self._answers_as_returned(block)
+            return self._arrays_as_returned(block)
         outputs = self.outputs(block)
         if self.transform.target_columns or not self.transform.has_label:
-            return self._answers_of_arrays(outputs)
+            return self._arrays_of_targets(outputs)
         if not label.classes:
             return {"prediction": label.values(outputs.reshape(-1).numpy())}
         probabilities = outputs.softmax(dim=1).numpy()
         return {
             "prediction": label.values(probabilities.argmax(axis=1)),
-            "probabilities": probabilities.tolist(),
+            "probabilities": probabilities,
         }
 
-    def _answers_of_arrays(self, outputs: Tensor) -> Answers:
+    def _arrays_of_targets(self, outputs: Tensor) -> dict[str, np.ndarray]:
         """Return predictions where the label is several columns."""
         if isinstance(self.task, MultilabelClassification):
             probabilities = outputs.sigmoid()
@@ -258,9 +264,9 @@ class Predictor:
         else:
             assert isinstance(self.task, Regression)
             found = {"prediction": outputs * self.task.scale + self.task.mean}
-        return {name: values.tolist() for name, values in found.items()}
+        return {name: values.numpy() for name, values in found.items()}
 
-    def _answers_as_returned(self, block: Block) -> Answers:
+    def _arrays_as_returned(self, block: Block) -> dict[str, np.ndarray]:
         """Return the outputs of a custom task, of which only a loss of the user's knows the meaning."""
         with torch.no_grad():
             parts = [
@@ -270,7 +276,7 @@ class Predictor:
             ]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {
-            name: (values.squeeze(1) if values.shape[1:] == (1,) else values).tolist()
+            name: (values.squeeze(1) if values.shape[1:] == (1,) else values).numpy()
             for name, values in found.items()
         }
 
@@ -354,20 +360,6 @@ def weights_folder(model: str | Path) -> Path:
             f"'{model}' is no MLflow model that Shoal wrote: name a run folder, runs:/ID or models:/NAME@ALIAS"
         )
     return next(path for path in data.iterdir() if path.is_dir())
-
-
-def check_names(transform: Transform) -> None:
-    """Refuse columns that a saved model could not name in its signature.
-
-    Raises:
-        DataError: a column has a blank name.
-    """
-    for number, column in enumerate(transform.columns, 1):
-        if not column.name.strip():
-            raise DataError(
-                f"feature column {number} of {len(transform.columns)} has a blank name ('{column.name}'), often an "
-                "index that was written with the rows: give it a name, or leave the column out of the data"
-            )
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -114,3 +114,17 @@ def _plain(column: Column, values: np.ndarray) -> np.ndarray:
 
 def _described(values: np.ndarray) -> np.ndarray:
     return values.astype(DESCRIBED.get(str(values.dtype), values.dtype), copy=False)
+
+
+def check_names(transform: Transform) -> None:
+    """Refuse columns that a saved model could not name in its signature.
+
+    Raises:
+        DataError: a column has a blank name.
+    """
+    for number, column in enumerate(transform.columns, 1):
+        if not column.name.strip():
+            raise DataError(
+                f"feature column {number} of {len(transform.columns)} has a blank name ('{column.name}'), often an "
+                "index that was written with the rows: give it a name, or leave the column out of the data"
+            )

@@ -21,8 +21,8 @@ from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.base import Block, Source
 from shoal.data.tree import Tree, are_equal, are_finite, clone, describe, row_count, select_rows
 from shoal.errors import DataError, ModelError, UserError
-from shoal.inference.predictor import Predictor, check_names
-from shoal.inference.rows import as_block, as_rows
+from shoal.inference.predictor import Predictor
+from shoal.inference.rows import as_block, as_rows, check_names
 from shoal.models.call import call_model
 from shoal.models.inputs import view_of_rows
 from shoal.models.registry import build_model_for

@@ -724,6 +724,32 @@ class EvaluationResult(Result):
     is_delivered: bool | None = None
 
 
+class PredictionResult(Result):
+    """Of a batch prediction.
+
+    Attributes:
+        model: where the model was loaded from.
+        model_digest: 12 hexadecimal digits that name its very files.
+        data_source: of the rows.
+        output: the folder with the predictions.
+        rows: that were read.
+        rejected: of these, how many could not be predicted: they are in `_rejected.jsonl` with the reason.
+        parts: files.
+        seconds: of reading, predicting and writing, by this job alone.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    model: str
+    model_digest: str
+    data_source: str
+    output: str
+    rows: int
+    rejected: int
+    parts: int
+    seconds: float
+    is_delivered: bool | None = None
+
+
 class ServeResult(Result):
     """Of a server, once it has ended.
 

@@ -1,5 +1,5 @@
 """The order of things, one file per job: validated config in, result out.
 
-`train`, `tune/`, `transfer`, `coordinate_check`, `evaluate`, `promote`, `export`, `serve`, `estimate`. Depends on all
-packages but `terminal`.
+`train`, `tune/`, `transfer`, `coordinate_check`, `evaluate`, `predict`, `promote`, `export`, `serve`, `estimate`.
+Depends on all packages but `terminal`.
 """

@@ -38,7 +38,7 @@ class OtherTypesError(DataError):
             f"column '{column}' of '{file}' holds cells of another type than samples of data.source='{uri}' show: read "
             f"it again, or set data.columns={{{column}: text}}"
         )
-        self.column = column
+        self.file, self.column = file, column
         self._arguments = (uri, file, column)
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:

@@ -145,6 +145,18 @@ def list_images(directory: str) -> list[ImageFile]:
     return files
 
 
+def find_images(directory: str) -> list[ImageFile]:
+    """List all images of a folder at any depth, sorted by path, whatever their folders are called; hidden ones not.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    found = _walk(directory)
+    if not found:
+        raise DataError(f"images:{directory} holds no image ({', '.join(SUFFIXES)}): name a folder that does")
+    return [ImageFile(info.path, "", nbytes=info.size) for _, info in sorted(found.items())]
+
+
 def image_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
     """Choose (channels, height, width) from up to 64 files, evenly spread over all.
 

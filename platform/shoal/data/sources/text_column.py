@@ -32,7 +32,7 @@ def open_text_column(source: Source, column: str, options: TextOptions, seed: in
 
     def read() -> Documents:
         for split, block in source.blocks():
-            yield split, ([text] for text in _texts(source.uri, column, block))
+            yield split, ([text] for text in texts_of(source.uri, column, block))
 
     return Corpus(source.uri, read, options, seed, source.has_validation).source()
 
@@ -68,12 +68,12 @@ def encode_column(
 
     def training_texts() -> Iterator[str]:
         for block, split in split_of_rows(source):
-            texts = _texts(source.uri, column, block)
+            texts = texts_of(source.uri, column, block)
             yield from (text for text, number in zip(texts, split, strict=True) if number == 0)
 
     def read(part: Part) -> Iterator[Block]:
         for block in part.read():
-            tokens = padded(tokenizer, _texts(source.uri, column, block), context)
+            tokens = padded(tokenizer, texts_of(source.uri, column, block), context)
             yield {TOKENS: tokens, **{name: block[name] for name in kept.values()}}
 
     def open_part(part: Part) -> Part:
@@ -98,7 +98,7 @@ def encode_column(
     )
 
 
-def _texts(uri: str, column: str, block: Block) -> list[str]:
+def texts_of(uri: str, column: str, block: Block) -> list[str]:
     """Return a column's texts, empty for missing values; chat messages by the template of `shoal.data.chat`.
 
     Raises:
