@@ -16,6 +16,7 @@ import yaml
 
 from shoal.errors import ModelError
 from shoal.inference.artifact_code import CODE
+from shoal.storage.durable import is_scratch
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,9 @@ def _listed(model: Path, folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    """Return all files but those that another process just writes, which nothing reads under these names."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path for path in found if not is_scratch(path.name))
 
 
 def _measured(path: Path) -> dict[str, Any]:

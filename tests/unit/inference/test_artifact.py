@@ -118,6 +118,12 @@ def test_a_damaged_manifest_is_refused(weights, text):
     refused(weights, r"manifest\.json' is damaged")
 
 
+def test_the_pages_and_pictures_that_publishing_adds_are_allowed(weights):
+    for name in ("README.md", "README.html", "confusion_matrix.png", ".part-0123"):
+        (weights.parents[1] / name).write_bytes(b"")
+    assert Predictor.load(weights).digest
+
+
 def test_a_link_is_refused(weights, tmp_path):
     (weights / WEIGHTS).rename(tmp_path / "elsewhere.safetensors")
     (weights / WEIGHTS).symlink_to(tmp_path / "elsewhere.safetensors")
