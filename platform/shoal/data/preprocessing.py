@@ -356,14 +356,6 @@ class Transform(BaseModel):
         self.check_columns(columns, block)
         return self.packing(is_target).pack({c.name: c.packed(block[c.name]) for c in columns})
 
-    def check_inputs(self, block: Mapping[str, np.ndarray]) -> None:
-        """Refuse rows without a column that the model takes.
-
-        Raises:
-            DataError: as said.
-        """
-        self._check_columns(self.columns, block)
-
     @staticmethod
     def check_columns(columns: tuple[Column, ...], block: Mapping[str, np.ndarray]) -> None:
         """Refuse rows without a column.

@@ -66,7 +66,7 @@ class BatchPredictor:
                     "predict.text=COLUMN"
                 )
         else:
-            transform.check_inputs(block)
+            transform.check_columns(transform.columns, block)
         taken = next((name for name in ("prediction", "probabilities") if name in block), None)
         if taken is not None:
             raise DataError(
