@@ -1,7 +1,6 @@
 """Evaluate a trained model on rows that it was not trained on."""
 
 import os
-import re
 from typing import Any
 
 from shoal.api.config import make_config
@@ -10,6 +9,7 @@ from shoal.api.results import BestTrial, EvaluationResult, TrainResult
 from shoal.api.train import own_warnings
 from shoal.inference.predictor import Predictor
 from shoal.registry.preflight import check_tracking_uri
+from shoal.runs.job_result import job_name
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.storage import records
 from shoal.terminal.reports import unsynced_warning
@@ -60,7 +60,7 @@ def run_evaluation(
     tracking_uri = resolve_tracking_uri(config.track)
     check_tracking_uri(tracking_uri)
     measured = workflow.evaluate(predictor, config)
-    name = "evaluate-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", uri.rstrip("/").rpartition("/")[2])
+    name = job_name("evaluate", uri)
     result = workflow.log_evaluation(measured, uri, name, config, tracking_uri)
     if not result.is_delivered:
         print(unsynced_warning(tracking_uri, result.run_folder))

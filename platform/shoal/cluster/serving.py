@@ -183,7 +183,7 @@ class ReplicaStarter:
         with tempfile.TemporaryDirectory() as scratch:
             folder = resolve_model(uri, self._tracking_uri, scratch)
             predictor = Predictor.load(folder, trust_code=self._trust_code)
-            return Signature.of(predictor), getattr(predictor, "digest", "")
+            return Signature.of(predictor), predictor.digest
 
     def _deploy(self, uri: str, name: str) -> Any:
         from ray import serve

@@ -3,11 +3,10 @@
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 """
 
-import re
-
 from shoal.config.loading import load
 from shoal.config.secrets import hide
 from shoal.registry.preflight import check_tracking_uri
+from shoal.runs.job_result import job_name
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.terminal.arguments import JobParser
 from shoal.terminal.reports import export_report, result_line, unsynced_warning
@@ -28,7 +27,7 @@ def main(arguments: list[str], program: str = "shoal export") -> int:
     tracking_uri = resolve_tracking_uri(config.track)
     check_tracking_uri(tracking_uri)
     uri = hide(options.model)
-    name = "export-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", uri.rstrip("/").rpartition("/")[2])
+    name = job_name("export", uri)
     result = export(uri, name, config, tracking_uri)
     print(export_report(result))
     if not result.is_delivered:

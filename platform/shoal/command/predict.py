@@ -3,7 +3,6 @@
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS. INPUT is a source as `data.source`, OUTPUT a folder.
 """
 
-import re
 import tempfile
 import time
 
@@ -13,6 +12,7 @@ from shoal.inference.batch_output import REJECTED, Done
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.registry.preflight import check_tracking_uri
+from shoal.runs.job_result import job_name
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.terminal.arguments import JobParser
 from shoal.terminal.reports import result_line, unsynced_warning
@@ -49,7 +49,7 @@ def main(arguments: list[str], program: str = "shoal predict") -> int:
         started = time.monotonic()
         done = workflow.predict(checked, config, _Progress())
         seconds = time.monotonic() - started
-    name = "predict-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", uri.rstrip("/").rpartition("/")[2])
+    name = job_name("predict", uri)
     result = workflow.log_prediction(checked, done, seconds, uri, name, config, tracking_uri)
     if not result.is_delivered:
         print(unsynced_warning(tracking_uri, result.run_folder))

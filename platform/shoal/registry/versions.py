@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,22 +158,20 @@ class Versions:
 
 def find_model(client: Any, name: str) -> Any:
     """Return a registered model, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+    return _found(lambda: client.get_registered_model(name))
 
 
 def find_champion(client: Any, name: str) -> Any:
     """Return the champion's version of a registered model, or None."""
+    return _found(lambda: client.get_model_version_by_alias(name, CHAMPION))
+
+
+def _found(get: Callable[[], Any]) -> Any:
+    """Return what MLflow has, or None where it has no such thing."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_model_version_by_alias(name, CHAMPION)
+        return get()
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None

@@ -4,6 +4,7 @@ It does not know what was found or how.
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,11 @@ class JobResult(Generic[AnyResult]):
     pictures: Mapping[str, bytes]
     kind: type[AnyResult]
     result: Mapping[str, Any]
+
+
+def job_name(job: str, model: str) -> str:
+    """Return what a job's runs on a model are called: the job, and the last part of the model's address."""
+    return f"{job}-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", model.rstrip("/").rpartition("/")[2])
 
 
 def unused_folder(storage_path: str, experiment: str, name: str) -> RunFolder:

@@ -4,7 +4,6 @@ Recorded as a run of its own, and in the model's ledger. Needs no ray.
 """
 
 import math
-import re
 import tempfile
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -19,7 +18,7 @@ from shoal.registry.compare import Comparison, Request, Slice, compare
 from shoal.registry.ledger import CHAMPION, champion_before, now
 from shoal.registry.significance import Bootstrap, Mcnemar
 from shoal.registry.versions import Versions
-from shoal.runs.job_result import JobResult, log_job_result, unused_folder
+from shoal.runs.job_result import JobResult, job_name, log_job_result, unused_folder
 from shoal.storage.records import DatasetRecord, LedgerEntry, Metadata, PromotionResult
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.config import TrackConfig
@@ -212,8 +211,7 @@ def roll_back(versions: Versions, run: str, is_dry: bool) -> tuple[str, str]:
 
 def new_folder(name: str, config: PromoteConfig) -> RunFolder:
     """Return the folder that a promotion's result goes to."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
-    return unused_folder(config.storage_path, config.experiment_name, f"promote-{plain}")
+    return unused_folder(config.storage_path, config.experiment_name, job_name("promote", name))
 
 
 def log_promotion(

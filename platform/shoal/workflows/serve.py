@@ -16,7 +16,7 @@ from shoal.config.schema import Section
 from shoal.errors import ConfigError
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import pinned_uri, resolve_model
-from shoal.runs.job_result import JobResult, log_job_result, unused_folder
+from shoal.runs.job_result import JobResult, job_name, log_job_result, unused_folder
 from shoal.serving.app import make_app
 from shoal.serving.batcher import Batcher
 from shoal.serving.config import ServeSection
@@ -97,7 +97,7 @@ def _starter(config: ServeConfig, tracking_uri: str, stack: contextlib.ExitStack
 
     def load(uri: str) -> Started:
         predictor = Predictor.load(resolve_model(uri, tracking_uri, scratch), trust_code=config.trust_code)
-        return Started(Signature.of(predictor), getattr(predictor, "digest", ""), LocalEngine(predictor))
+        return Started(Signature.of(predictor), predictor.digest, LocalEngine(predictor))
 
     async def start(uri: str) -> Started:
         return await asyncio.to_thread(load, uri)
@@ -200,6 +200,6 @@ def log_served(served: Served, uris: Sequence[str], config: ServeConfig, trackin
         "latency_ms": latency,
     }
     found = JobResult(config, metadata, numbers, {}, ServeResult, result)
-    name = "serve-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", next(iter(served.models)))
+    name = job_name("serve", next(iter(served.models)))
     folder = unused_folder(config.storage_path, config.experiment_name, name)
     return log_job_result(folder, found, config.experiment_name, tracking_uri)
