@@ -2,7 +2,7 @@
 
 DistributedDataParallel waits inside backward for each parameter: for ever where one worker's rows use a layer and
 another's do not. Here every worker adds all its gradients in the model's order once its backward has ended, zeros for
-those that it lacks, and next to them a 1 for each parameter that it used. The bits of the sums are the same.
+those that it lacks; where one lacks any, they count then who used which. The bits of the sums are the same.
 
 It knows shared memory and modules; it does not know what is trained.
 """
@@ -33,21 +33,23 @@ def sum_shared(parameters: Sequence[nn.Parameter], shared: SharedMemory, changed
     Returns:
         whether any worker said `changed`.
     """
-    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+    unused = [parameter for parameter in parameters if parameter.grad is None]
+    for parameter in unused:
+        parameter.grad = torch.zeros_like(parameter)
+    kinds: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
-        kinds.setdefault(parameter.dtype, []).append(parameter)
-    is_changed = False
-    for dtype, members in kinds.items():
-        flags = torch.tensor([float(p.grad is not None) for p in members] + [float(changed)]).to(dtype)
-        for parameter in members:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        shared.all_reduce_together([*(_in_memory_order(p) for p in members), flags])
-        *used, said = flags.real.tolist() if dtype.is_complex else flags.tolist()
-        is_changed |= said > 0
-        if min(used) == 0:
-            drop_unused(members, used)
-    return is_changed
+        kinds.setdefault(parameter.dtype, []).append(_in_memory_order(parameter))
+    is_noted = False
+    for gradients in kinds.values():
+        is_noted |= shared.all_reduce_together(gradients, note=changed or bool(unused))
+    if not is_noted:
+        return False
+    lacking = {id(parameter) for parameter in unused}
+    counts = torch.tensor([float(id(p) not in lacking) for p in parameters] + [float(changed)])
+    shared.all_reduce(counts)
+    *used, said = counts.tolist()
+    drop_unused(parameters, used)
+    return bool(said > 0)
 
 
 def drop_unused(parameters: Sequence[nn.Parameter], workers: Sequence[float]) -> None:

@@ -33,10 +33,12 @@ class SharedMemory:
         flags = size * LINE * 8
         with open(path, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), flags + 2 * size * CHUNK_BYTES)
-        self._flags = np.frombuffer(self._map, dtype=np.int64, count=size * LINE)[::LINE]
+        lines = np.frombuffer(self._map, dtype=np.int64, count=size * LINE).reshape(size, LINE)
+        self._flags, self._notes = lines[:, 0], lines[:, 1:3].T
         slots = torch.frombuffer(self._map, dtype=torch.uint8, offset=flags)
         self._slots = slots.view(2, size, CHUNK_BYTES)
         self._rank, self._size, self._pids, self._round = rank, size, pids, 0
+        self._layouts: dict[tuple[torch.dtype, tuple[int, ...]], list[list[Sequence[Tensor]]]] = {}
 
     @classmethod
     def among_workers(cls) -> "SharedMemory | None":
@@ -70,17 +72,26 @@ class SharedMemory:
         """Replace a contiguous tensor by its sum over the workers."""
         self.all_reduce_together([tensor.view(-1)])
 
-    def all_reduce_together(self, vectors: Sequence[Tensor]) -> None:
-        """Replace vectors of one type by their sums over the workers, as many in a round as a slot holds."""
+    def all_reduce_together(self, vectors: Sequence[Tensor], note: bool = False) -> bool:
+        """Replace vectors of one type by their sums over the workers, as many in a round as a slot holds.
+
+        Args:
+            vectors: of the same lengths on every worker.
+            note: something that this worker tells the others.
+
+        Returns:
+            whether any worker told it.
+        """
         room = left = CHUNK_BYTES // vectors[0].element_size()
         pieces: list[Tensor] = []
+        is_noted = False
         for vector in vectors:
-            while len(vector) > left:
-                self._add([*pieces, vector[:left]] if left else pieces)
+            while vector.numel() > left:
+                is_noted |= self._add([*pieces, vector[:left]] if left else pieces, note)
                 vector, pieces, left = vector[left:], [], room
             pieces.append(vector)
-            left -= len(vector)
-        self._add(pieces)
+            left -= vector.numel()
+        return self._add(pieces, note) or is_noted
 
     def gather(self, value: Any) -> list[Any]:
         """Return every worker's picklable value, by rank: each adds its bytes into a row of zeros."""
@@ -96,23 +107,36 @@ class SharedMemory:
             for row, length in zip(rows, lengths.tolist(), strict=True)
         ]
 
-    def _add(self, pieces: list[Tensor]) -> None:
-        """Replace vectors that fit into a slot by their sums."""
-        sizes = [len(piece) for piece in pieces]
+    def _add(self, pieces: list[Tensor], note: bool) -> bool:
+        """Replace vectors that fit into a slot by their sums; return whether any worker's note is set."""
+        turn = (self._round + 1) & 1
+        mine, first, second, *others = self._layout(pieces)[turn]
+        torch.cat(pieces, out=mine[0])
+        self._notes[turn, self._rank] = note
         self._round += 1
-        row = self._slots[self._round & 1, :, : sum(sizes) * pieces[0].element_size()].view(pieces[0].dtype)
-        slots = [slot.split(sizes) for slot in row]
-        if len(pieces) == 1:
-            row[self._rank].copy_(pieces[0])
-        else:
-            torch.cat(pieces, out=row[self._rank])
         self._flags[self._rank] = self._round
         self._wait()
-        for piece, first, second in zip(pieces, slots[0], slots[1], strict=True):
-            torch.add(first, second, out=piece)
-        for others in slots[2:]:
-            for piece, other in zip(pieces, others, strict=True):
-                piece.add_(other)
+        for piece, one, two in zip(pieces, first, second, strict=True):
+            torch.add(one, two, out=piece)
+        for rows in others:
+            for piece, row in zip(pieces, rows, strict=True):
+                piece.add_(row)
+        return bool(self._notes[turn].any())
+
+    def _layout(self, pieces: list[Tensor]) -> list[list[Sequence[Tensor]]]:
+        """Return where vectors lie in each of the two sets of slots: this worker's slot whole, then all split.
+
+        Making these views takes longer than the sum of a small model's gradients, so those of several are kept.
+        """
+        sizes = tuple(piece.numel() for piece in pieces)
+        layout = self._layouts.get((pieces[0].dtype, sizes))
+        if layout is None:
+            used = self._slots[:, :, : sum(sizes) * pieces[0].element_size()]
+            sets = [list(slots.view(pieces[0].dtype)) for slots in used]
+            layout = [[[slots[self._rank]], *(slot.split(sizes) for slot in slots)] for slots in sets]
+            if len(sizes) > 1:
+                self._layouts[pieces[0].dtype, sizes] = layout
+        return layout
 
     def _wait(self) -> None:
         """Spin, then yield, then nap until every flag is up; a peer that died is an error."""
