@@ -7,20 +7,22 @@ from typing import Any
 
 import pytest
 
+from object_store import ObjectStore
 from running import Place, Server, ray_cluster
 
 # Unit tests that share something costly run in one process, and first, as they take the longest together: an MLflow
-# server, the imports of what trains in several processes, and the waits for a store that is away, which take no CPU.
+# server, the imports of ONNX's exporter, and the waits for a store that is away, which take no CPU.
 TOGETHER = {
     "the server": (
         "registry/test_publish.py",
         "tracking/test_background.py",
         "tracking/test_sweep_sync.py",
         "tracking/test_sync.py",
+        "registry/test_model_card.py",
         "registry/test_preflight.py",
         "runs/test_lifecycle.py",
     ),
-    "the imports": ("distributed/test_parallelism.py", "distributed/test_process_group.py"),
+    "the exports": ("export/test_folder.py", "export/test_formats.py"),
     "the waits": ("storage/test_parts.py", "storage/test_run_folder.py", "training/test_checkpoint.py"),
 }
 UNIT = "tests/unit/"
@@ -93,3 +95,20 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield running
     finally:
         running.kill()
+
+
+@pytest.fixture(scope="session")
+def s3(object_store: ObjectStore) -> str:
+    """A bucket of a real S3 server in this process; returns `s3://bucket`."""
+    return object_store.uri
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """The server, whose requests are counted and which can be away for a while."""
+    store = ObjectStore()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.env.items():
+            patch.setenv(name, value)
+        yield store
+    store.close()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from curves import add_trial
-from object_store import ObjectStore
 from running import Server
 from shoal.data.config import DataConfig
 from shoal.data.preprocessing_spec import PreprocessingSpec
@@ -58,23 +57,6 @@ def user_module(tmp_path, monkeypatch, request):
         return name
 
     return write
-
-
-@pytest.fixture(scope="session")
-def s3(object_store):
-    """A bucket of a real S3 server in this process; returns `s3://bucket`."""
-    return object_store.uri
-
-
-@pytest.fixture(scope="session")
-def object_store():
-    """The server, whose requests are counted and which can be away for a while."""
-    store = ObjectStore()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in store.env.items():
-            patch.setenv(name, value)
-        yield store
-    store.close()
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -30,7 +30,7 @@ Logger `torch.distributed.tensor._redistribute` (`silence_redistribution`)
 
 Three more are formats, not names, each in one function of `shoal.distributed.dtensor_io`: the file names of
 torch.distributed.checkpoint (`files_of`), the failures in its CheckpointException (`write`), and the `device_mesh` of a
-DTensor (`is_dtensor`). `tests/unit/distributed/test_parallelism.py` fails without them.
+DTensor (`is_dtensor`). `tests/cluster/test_parallelism.py` fails without them.
 
 Depends on torch alone.
 """

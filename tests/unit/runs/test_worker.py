@@ -62,6 +62,7 @@ def test_rows_stay_in_ram_where_they_would_take_too_much_of_the_device():
     assert place_of_rows(1 << 40, free=None, device=CPU) == CPU
 
 
+@pytest.mark.long
 def test_a_saved_model_is_measured_on_so_many_rows_as_a_clean_process_computes_in_minutes(
     tmp_path, monkeypatch
 ):

@@ -12,6 +12,7 @@ from shoal.training.compile import compile_model
 from training_run import CPU, TrainingRun, mlp
 
 
+@pytest.mark.long
 def test_a_compiled_model_has_the_same_names_and_losses_within_rounding(tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

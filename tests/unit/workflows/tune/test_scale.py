@@ -13,7 +13,7 @@ from shoal.tune.config import load_sweep
 from shoal.tune.trials import best
 from shoal.tune.validate import validate_sweep
 
-REPORTS, FEW, MANY = 3, 20, 80
+REPORTS, FEW, MANY = 3, 10, 40
 SOURCE = str(Path(__file__).resolve().parents[4] / "platform" / "shoal")
 
 
