@@ -153,8 +153,13 @@ def test_weights_their_average_gradients_and_optimizer_state_of_a_real_step_are_
     assert expected.optimizer == found.optimizer > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "fp32") for name in MODELS),
+        *(pytest.param(name, "bf16", marks=[pytest.mark.long] * (name == "gpt")) for name in MODELS),
+    ],
+)
 def test_activations_are_what_autograd_saves_in_a_real_step_and_little_more(name, precision):
     """Besides saved tensors, backward holds temporary ones: the gradients that an operation reads and returns.
 

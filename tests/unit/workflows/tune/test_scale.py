@@ -46,7 +46,7 @@ def counted(folder: Path, trials: int, *settings: str) -> tuple[Spent, float]:
     return spent, count.lines / trials
 
 
-@pytest.mark.parametrize("scheduler", ["none", "asha", "median"])
+@pytest.mark.parametrize("scheduler", ["none", pytest.param("asha", marks=pytest.mark.long), "median"])
 def test_a_trial_of_a_large_sweep_takes_the_work_of_one_of_a_small_sweep(
     tmp_path: Path, scheduler: str
 ) -> None:
