@@ -155,6 +155,24 @@ def test_a_streamed_completion_comes_token_by_token_and_is_the_same_text(serving
     assert chunks[-1]["finish_reason"] in ("length", "stop")
 
 
+def test_openais_own_client_completes_streams_and_names_what_is_refused(serving, writer):
+    import openai
+
+    (expected,) = writer.predict({"text": [PROMPT]}, PARAMS)["prediction"]
+    asked = {"model": "m", "prompt": PROMPT, "max_tokens": 12, "temperature": 0.8, "seed": 5}
+    with (
+        serving(writer) as client,
+        openai.OpenAI(base_url=f"{client.address}/v1", api_key="none", max_retries=0) as other,
+    ):
+        assert [model.id for model in other.models.list()] == ["m"]
+        assert other.completions.create(**asked).choices[0].text == expected
+        chunks = list(other.completions.create(**asked, stream=True))
+        with pytest.raises(openai.NotFoundError, match="no model 'n'"):
+            other.completions.create(**{**asked, "model": "n"})
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    assert len(chunks) > 5
+
+
 @pytest.mark.parametrize(
     ("more", "status", "word"),
     [

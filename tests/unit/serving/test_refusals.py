@@ -5,6 +5,8 @@ import json
 import math
 import socket
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -144,3 +146,15 @@ def test_a_token_is_needed_where_the_environment_has_one(serving, table, monkeyp
         assert client.post("/predict", GOOD, Authorization="Bearer secret")[0] == 200
         basic = base64.b64encode(b"me:secret").decode()
         assert client.post("/predict", GOOD, Authorization=f"Basic {basic}")[0] == 200
+
+
+def test_more_than_the_queue_holds_is_503_with_the_seconds_to_wait_and_the_rest_is_answered(serving, table):
+    body = {name: values * 200 for name, values in GOOD.items()}
+    with serving(table, max_queue=2) as client, ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda _: client.post("/predict", body), range(240)))
+        assert client.post("/predict", GOOD)[0] == 200
+    statuses = Counter(status for status, _, _ in found)
+    assert statuses.keys() == {200, 503}, statuses
+    refused = [(answer, headers) for status, answer, headers in found if status == 503]
+    assert all(int(headers["Retry-After"]) >= 1 for _, headers in refused)
+    assert all("serve.max_queue" in json.dumps(answer) for answer, _ in refused), refused[0]
