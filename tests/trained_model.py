@@ -1,4 +1,6 @@
-"""Models of a few steps, saved and published as runs do it."""
+"""Models of a few steps, saved, published and registered as runs do it, within seconds."""
+
+import contextlib
 
 import torch
 from safetensors.torch import save_file
@@ -13,8 +15,8 @@ from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model_for
 from shoal.registry.package import save_model
 from shoal.runs.finalize import held_out_rows
-from shoal.storage.records import Verified
-from shoal.storage.run_folder import MODEL, MODEL_CARD
+from shoal.storage.records import Identity, Metadata, Verified
+from shoal.storage.run_folder import CONFIG, MODEL, MODEL_CARD, RunFolder
 from shoal.tasks.open_data import open_data, preprocessing_spec
 from shoal.tracking.sync import RunSync
 
@@ -68,3 +70,24 @@ def publish(folder, model, is_held=False):
     sync.open()
     sync.close()
     return str(folder.tracked().model_version)
+
+
+def register(path, name, model_name, source, **settings):
+    """Train a model in the working directory `path` and register it in the store `path/mlflow.db`, as a run does.
+
+    Returns the run's folder, `path/name`, and the version's number.
+    """
+    made = path / f"trained-{name}"
+    with contextlib.chdir(path):
+        verified = train(made, source, **settings)
+    folder = RunFolder(str(path / name))
+    folder.create_identity(
+        name=name,
+        experiment="trained",
+        tracking_uri=f"sqlite:///{path}/mlflow.db",
+        artifact_location=(path / "artifacts").as_uri(),
+    )
+    folder.update(Identity, status="FINISHED", registered_model_name=model_name, verified=verified)
+    folder.write(CONFIG, b"seed: 0\n")
+    folder.save(Metadata())
+    return folder, publish(folder, made)

@@ -16,7 +16,6 @@ import pytest
 from running import Place, mlflow_record
 from saved_model import write_table
 
-TRAIN = ("data.source=csv:rows.csv", "scale.num_workers=0", "train.epochs=1", "run_name=it", "model.width=16")
 ONE, TWO = "scale.num_workers=0", "scale.num_workers=2"
 
 
@@ -32,10 +31,8 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_a_run_predicts_with_and_without_ray_alike_and_is_in_mlflow(shared: Place) -> None:
-    write_table(shared.path / "rows.csv", rows=300)
-    trained = shared.train(*TRAIN)
-    model, table = trained["run_folder"], write_rows(shared.path / "in.parquet", 400, 8)
+def test_a_run_predicts_with_and_without_ray_alike_and_is_in_mlflow(shared: Place, saved: Path) -> None:
+    model, table = str(saved), write_rows(shared.path / "in.parquet", 400, 8)
     alone = shared.run("predict", model, "parquet:in.parquet", "alone", ONE)
     assert alone.code == 0, alone.out + alone.err
     result = alone.result

@@ -11,10 +11,8 @@ from running import Place
 from shoal.registry.client import connect
 from shoal.registry.compare import Comparison, DividedColumn, Measured
 from shoal.registry.versions import Versions, download_version
-from shoal.storage.records import Identity, Metadata
-from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.workflows.promote import PromoteConfig, decide, plan_promotion
-from trained_model import publish, train
+from trained_model import register
 
 SPLITS = {"test_fraction": 0.5, "validation_fraction": 0.1}
 
@@ -26,23 +24,10 @@ class Registry:
         self.path, self.uri = path, f"sqlite:///{path}/mlflow.db"
         self.client = connect(self.uri)
 
-    def register(self, name, source="csv:rows.csv", is_verified=True, **settings):
+    def register(self, name, source="csv:rows.csv", **settings):
         number = len(list(self.path.glob("trained-*")))
-        made = self.path / f"trained-{number}"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.path)
-            verified = train(made, source, **SPLITS, **settings)
-        folder = RunFolder(str(self.path / f"run-{number}"))
-        folder.create_identity(
-            name=f"run-{number}",
-            experiment="trained",
-            tracking_uri=self.uri,
-            artifact_location=(self.path / "artifacts").as_uri(),
-        )
-        folder.update(Identity, status="FINISHED", registered_model_name=name, verified=verified)
-        folder.write(CONFIG, b"seed: 0\n")
-        folder.save(Metadata())
-        return publish(folder, made)
+        _, version = register(self.path, f"run-{number}", name, source, **SPLITS, **settings)
+        return version
 
     def promote(self, *arguments):
         uri = f"track.tracking_uri={self.uri}"

@@ -17,9 +17,9 @@ import pytest
 
 from browser import Browser, missing
 from running import Place, eventually, free_port
+from trained_model import register
 from unit.serving.conftest import Client
 
-TRAIN = ("scale.num_workers=0", "train.epochs=1", "data.source=sklearn:digits")
 ROW = {f"pixel_{y}_{x}": [float((3 * x + 5 * y) % 17)] for y in range(8) for x in range(8)}
 
 
@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Two registered versions of a model of digits."""
     place = Place(tmp_path_factory.mktemp("trained"), {})
     for name, seed in (("one", 0), ("two", 1)):
-        place.train(*TRAIN, f"run_name={name}", f"seed={seed}", "track.registered_model_name=digits")
+        register(place.path, name, "digits", "sklearn:digits", seed=seed)
     set_alias(place, 1)
     return place
 
@@ -66,7 +66,7 @@ def serving(place: Place, *arguments: str) -> Iterator[tuple[Client, "subprocess
 
 
 def test_a_run_folder_is_served_until_a_signal_and_what_was_served_is_recorded(trained: Place) -> None:
-    with serving(trained, "runs/shoal/one") as (client, process):
+    with serving(trained, "one") as (client, process):
         status, answer, _ = client.post("/predict", ROW)
         assert (status, client.post("/predict", {})[0]) == (200, 422)
         assert answer["model"]["name"] == "one"
@@ -97,9 +97,9 @@ def test_an_alias_that_moves_is_taken_over_without_a_failed_request(trained: Pla
     [
         ([], ["MODEL"]),
         (["runs/none"], ["'runs/none' is not known"]),
-        (["runs/shoal/one", "serve.port=99999"], ["serve.port=99999"]),
-        (["runs/shoal/one", "serve.weights=[1,2]"], ["serve.weights=[1.0, 2.0] for 1 models"]),
-        (["runs/shoal/one", "serve.replica=1"], ["did you mean 'serve.replicas'"]),
+        (["one", "serve.port=99999"], ["serve.port=99999"]),
+        (["one", "serve.weights=[1,2]"], ["serve.weights=[1.0, 2.0] for 1 models"]),
+        (["one", "serve.replica=1"], ["did you mean 'serve.replicas'"]),
         (["models:/digits@none"], ["models:/digits@none", "is not known"]),
     ],
 )
@@ -113,7 +113,7 @@ def test_bad_input_is_refused_before_anything_starts(
 
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_a_person_tries_the_model_in_a_browser(trained: Place) -> None:
-    with serving(trained, "runs/shoal/one") as (client, _), Browser() as browser:
+    with serving(trained, "one") as (client, _), Browser() as browser:
         browser.open(f"{client.address}/")
         browser.wait(lambda text: "pixel_7_7" in text, "the form is there")
         browser.run("document.getElementById('field-pixel_0_0').value = ''")
