@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoal.config.loading import read
 from shoal.data.misfits import Misfits
 from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
@@ -107,24 +109,27 @@ def losses_of(outputs: Tensor, labels: Tensor, is_classification: bool) -> Tenso
     return (outputs[:, 0] - labels).square()
 
 
-def target_of(name: str | None, outputs: Sequence[str], is_classification: bool) -> int | None:
-    """Return the number of a class by its name.
+def target_of(value: Any, outputs: Sequence[str], is_classification: bool) -> int | None:
+    """Return the number of a class by its name, or by what YAML reads its name as: `yes` is true.
 
     Raises:
         ConfigError: there is no such class, or a number is predicted.
     """
-    if name is None:
+    if value is None:
         return None
     if not is_classification:
         raise ConfigError(
-            f"explain.target='{name}': the model predicts the number '{outputs[0]}', no classes: leave it out"
+            f"explain.target={value}: the model predicts the number '{outputs[0]}', no classes: leave it out"
         )
-    if name not in outputs:
+    found = [name for name in outputs if name == str(value)] or [
+        name for name in outputs if read(None, [f"name={name}"])["name"] is value
+    ]
+    if not found:
         raise ConfigError(
-            f"explain.target='{name}' is not a class of the model{nearest(name, outputs)}: "
+            f"explain.target={value} is not a class of the model{nearest(str(value), outputs)}: "
             f"the classes are {', '.join(outputs[:20])}{', ...' if len(outputs) > 20 else ''}"
         )
-    return outputs.index(name)
+    return outputs.index(found[0])
 
 
 def choose(chosen: Sequence[int], worst: int, random: int, losses: Tensor, seed: int) -> dict[int, str]:

@@ -1,0 +1,124 @@
+"""A trained model is explained by the names of its columns, checked, drawn, recorded in MLflow, as one page."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from running import Place
+from shoal.storage.run_folder import MODEL, MODEL_CARD
+from trained_model import train
+
+DECIDES = ("size", "color")
+
+
+@pytest.fixture
+def shop(place: Place) -> Path:
+    """A CSV file of 6 columns, of which two decide."""
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame({f"noise {number}": draw.normal(0, 3, 600) for number in range(4)})
+    frame["size"] = draw.normal(10, 3, 600)
+    frame["color"] = draw.choice(["red", "<b>blue</b>"], 600)
+    frame["sold"] = np.where((frame["size"] > 9) & (frame.color == "red"), "yes", "no")
+    path = place.path / "shop.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def trained(place: Place, shop: Path) -> str:
+    """Train a model for some steps, into a run's folder."""
+    made = place.path / "made"
+    train(made, f"csv:{shop}", steps=100, label="sold")
+    folder = place.folder("shop")
+    folder.create()
+    folder.create_identity(name="shop", experiment="shoal", tracking_uri="sqlite:///mlflow.db")
+    folder.put_folder(made / MODEL, MODEL, last=MODEL_CARD)
+    return folder.uri
+
+
+def test_a_model_is_explained_with_nothing_but_its_name(place: Place, trained: str) -> None:
+    done = place.run_in_process("explain", trained)
+    assert done.code == 0, done.out + done.err
+    result = done.result
+    assert (result["status"], result["split"], result["kind"], result["is_delivered"]) == (
+        "FINISHED",
+        "test",
+        "table",
+        True,
+    )
+    assert result["is_passed"]
+    assert {one["name"] for one in result["importance"][:2]} == set(DECIDES)
+    assert [one["why"] for one in result["explained"]] == ["worst"] * 3 + ["random"] * 3
+    assert {check["name"] for check in result["checks"]} == {"completeness", "randomised_weights", "learned"}
+
+    folder = Path(result["run_folder"])
+    page = (folder / result["page"]).read_text()
+    pictures = {path.stem for path in (folder / "pictures").iterdir()}
+    rows = {f"row-{one['row']}" for one in result["explained"]}
+    assert pictures == rows | {"importance", "permutation", "faithfulness"}
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|<script|<b>blue", page)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(result["tracking_uri"])
+    run = client.get_run(result["mlflow_run_id"])
+    assert run.data.params["model"] == trained
+    assert run.data.tags["shoal.job"] == "explain"
+    assert run.data.metrics["explain/completeness"] <= 1e-3
+    listed = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
+    assert listed == {f"pictures/{name}.png" for name in pictures}
+    assert [one.path for one in client.list_artifacts(run.info.run_id, "report")] == [result["page"]]
+
+    chosen = place.run_in_process(
+        "explain", trained, "explain.rows=[3,5]", "explain.worst=0", "explain.random=0", "explain.target=yes"
+    )
+    assert chosen.code == 0, chosen.out + chosen.err
+    explained = chosen.result["explained"]
+    assert [(one["row"], one["why"], one["target"]) for one in explained] == [
+        (3, "chosen", "yes"),
+        (5, "chosen", "yes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (("explain.target=maybe",), "explain.target=maybe is not a class of the model: the classes are no, yes"),
+        (("explain.rows=[2,100]",), "explain.rows names row 100, and 60 rows were read: write numbers from 0 to 59"),
+        (("explain.rows=-1",), "explain.rows names row -1"),
+        (("explain.method=magic",), "explain.method"),
+        (("explain.sample=1",), "explain.sample"),
+        (("explain.row=1",), "did you mean 'explain.rows'"),
+        (("data.source=csv:unlabelled.csv",), "label column 'sold'"),
+        (("data.source=csv:empty.csv",), "empty.csv"),
+    ],
+)
+def test_bad_input_is_one_line(place: Place, trained: str, settings: tuple[str, ...], line: str) -> None:
+    (place.path / "unlabelled.csv").write_text("size,color\n1,red\n2,red\n")
+    (place.path / "empty.csv").write_text("size,color,sold\n")
+    done = place.run_in_process("explain", trained, *settings)
+    assert done.code == 2, done.out + done.err
+    [error] = done.errors
+    assert line in error
+    assert not (place.path / "runs" / "explanations").exists()
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)  # as if it were not installed
+    done = place.run_in_process("explain", "run")
+    assert done.code == 2
+    [error] = done.errors
+    assert "pip install 'shoal[explain]'" in error
+
+
+def test_a_model_that_does_not_exist_is_one_line(place: Place) -> None:
+    done = place.run_in_process("explain", "no-such-run")
+    assert done.code == 2
+    assert "model 'no-such-run' is not known" in done.errors[0]
