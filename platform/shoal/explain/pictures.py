@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shoal.explain.explanation import Explanation, LocalRow
-from shoal.explain.faithfulness import Curves
 from shoal.plots.figure import new_figure, new_panels, to_png
 from shoal.storage.records import ColumnImportance, ExplanationCheck
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 BARS = 20
 NAME_LENGTH = 30
+UNITS = {"table": "columns", "image": "pixels", "text": "tokens"}
 TOWARDS, AGAINST = "tab:red", "tab:blue"
 TOKENS_A_LINE, MOST_TOKENS = 16, 256
 
@@ -31,7 +31,7 @@ def draw(explanation: Explanation) -> dict[str, bytes]:
         found["permutation"] = _importance(explanation.importance, "permutation", failed)
     for row in explanation.local:
         found[f"row-{row.record.row}"] = _LOCAL[explanation.subject.kind](explanation, row)
-    found["faithfulness"] = _curves(explanation.curves, explanation.failed)
+    found["faithfulness"] = _curves(explanation)
     return found
 
 
@@ -87,7 +87,7 @@ def _mean_heatmap(explanation: Explanation) -> bytes:
 def title_of(row: LocalRow) -> str:
     """Return number, target, prediction and label of a row."""
     record = row.record
-    return f"Row {record.row} ({record.why}): {record.target}; predicted {record.predicted}, true {record.label}"
+    return f"Row {record.row} ({record.why}): why {record.target}; predicted {record.predicted}, true {record.label}"
 
 
 def _bars_of_row(explanation: Explanation, row: LocalRow) -> bytes:
@@ -161,17 +161,20 @@ def _visible(token: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in plain)
 
 
-def _curves(curves: Curves, failed: Sequence[ExplanationCheck]) -> bytes:
+def _curves(explanation: Explanation) -> bytes:
     """Draw deletion and insertion beside random orders."""
+    curves, kind = explanation.curves, explanation.subject.kind
     figure, panels = new_panels("", 1, 2)
-    for axes, name in zip(panels[0], ("deletion", "insertion"), strict=True):
+    for axes, (name, done) in zip(panels[0], (("deletion", "deleted"), ("insertion", "inserted")), strict=True):
         axes.plot(curves.shares, getattr(curves, name), label="by attribution")
         axes.plot(curves.shares, getattr(curves, f"random_{name}"), "--", label="in random order")
-        axes.set_xlabel(f"share of {name}")
+        axes.set_xlabel(f"share of {UNITS[kind]} {done}")
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
-    panels[0, 0].set_ylabel("mean output")
-    return _finish(figure, "Faithfulness: deletion should fall, insertion rise sooner than random", failed)
+    panels[0, 0].set_ylabel(
+        "probability of the explained class" if explanation.subject.is_classification else "output less the label's mean"
+    )
+    return _finish(figure, "Faithfulness: deletion should fall, insertion rise sooner than random", explanation.failed)
 
 
 _LOCAL: dict[str, Callable[[Explanation, LocalRow], bytes]] = {
