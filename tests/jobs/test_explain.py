@@ -88,8 +88,14 @@ def test_a_model_is_explained_with_nothing_but_its_name(place: Place, trained: s
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (("explain.target=maybe",), "explain.target=maybe is not a class of the model (did you mean 'yes'?): the classes are no, yes"),
-        (("explain.rows=[2,100]",), "explain.rows names row 100, and 61 rows were read: write numbers from 0 to 60"),
+        (
+            ("explain.target=maybe",),
+            "explain.target=maybe is not a class of the model (did you mean 'yes'?): the classes are no, yes",
+        ),
+        (
+            ("explain.rows=[2,100]",),
+            "explain.rows names row 100, and 61 rows were read: write numbers from 0 to 60",
+        ),
         (("explain.rows=-1",), "explain.rows names row -1"),
         (("explain.method=magic",), "explain.method"),
         (("explain.sample=1",), "explain.sample"),
@@ -98,7 +104,9 @@ def test_a_model_is_explained_with_nothing_but_its_name(place: Place, trained: s
         (("data.source=csv:empty.csv",), "empty.csv"),
     ],
 )
-def test_bad_input_is_one_line(place: Place, shop: Path, trained: str, settings: tuple[str, ...], line: str) -> None:
+def test_bad_input_is_one_line(
+    place: Place, shop: Path, trained: str, settings: tuple[str, ...], line: str
+) -> None:
     (place.path / "unlabelled.csv").write_text(shop.read_text().replace(",sold\n", ",bought\n"))
     (place.path / "empty.csv").write_text(shop.read_text().partition("\n")[0] + "\n")
     done = place.run_in_process("explain", trained, *settings)

@@ -6,8 +6,9 @@
 - `checks`: completeness, randomised weights, and whether the model has learnt anything
 - `importance`: of columns over many rows, with intervals; permutation importance
 - `faithfulness`: deletion and insertion curves beside random orders
-- `local`: single rows: chosen, worst and random ones
+- `rows`: the rows that are explained, and which of them one by one: chosen, worst and random ones
 - `explanation`: all of it for one model
+- `language`: what a language model writes, token by token
 - `pictures`: bars, heatmaps, coloured tokens, curves
 - `page`: one HTML page of it
 

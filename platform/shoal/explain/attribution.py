@@ -1,4 +1,4 @@
-"""Attributions of one output to units: integrated gradients, occlusion, gradient x input; with Captum, many rows at once.
+"""Attributions of one output to units with Captum: integrated gradients, occlusion, gradient x input.
 
 Rows x steps are run as many at a time as `Subject.rows_at_a_time` says, so that memory is bounded whatever the model.
 """

@@ -21,7 +21,9 @@ from shoal.storage.records import ExplanationCheck
 
 MOST_CORRELATION = 0.3
 CHECKED_ROWS = 16
-DRAWS_BY_UNITS = 100  # correlations of n units scatter by 1 / sqrt(n - 1): the mean over draws by 0.1 at the most
+DRAWS_BY_UNITS = (
+    100  # correlations of n units scatter by 1 / sqrt(n - 1): the mean over draws by 0.1 at the most
+)
 FEWEST_DRAWS, MOST_DRAWS = 6, 100
 COMPLETENESS, RANDOMISED, LEARNED = "completeness", "randomised_weights", "learned"
 
@@ -59,7 +61,9 @@ def rank_correlations(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     ranks = [rankdata(values, axis=1, nan_policy="omit") for values in (some, others)]
     a, b = (rank - np.nanmean(rank, axis=1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.nansum(a * b, axis=1) / np.sqrt(np.nansum(a**2, axis=1) * np.nansum(b**2, axis=1)))
+        return np.asarray(
+            np.nansum(a * b, axis=1) / np.sqrt(np.nansum(a**2, axis=1) * np.nansum(b**2, axis=1))
+        )
 
 
 def randomised_weights(correlation: float) -> ExplanationCheck:
@@ -75,7 +79,11 @@ def learned(rows: Rows) -> ExplanationCheck:
         constant = float(-(shares * shares.log()).sum())
     else:
         constant = float(rows.labels.double().var(correction=0))
-    loss = float(rows.losses.mean())
+    return learned_beside(float(rows.losses.mean()), constant)
+
+
+def learned_beside(loss: float, constant: float) -> ExplanationCheck:
+    """Check that a mean loss is below that of a constant answer."""
     ratio = loss / constant if constant > 0 else math.nan
     return ExplanationCheck(name=LEARNED, value=ratio, limit=1.0, is_passed=ratio < 1.0)
 

@@ -137,7 +137,9 @@ def _predicted(subject: Subject, transform: Transform, rows: Rows, number: int) 
 
 
 def _text(transform: Transform, label: float) -> str:
-    found = transform.label.values(np.array([label], dtype=np.int64 if transform.label.classes else np.float64))[0]
+    found = transform.label.values(
+        np.array([label], dtype=np.int64 if transform.label.classes else np.float64)
+    )[0]
     return f"{found:.4g}" if isinstance(found, float) else str(found)
 
 
@@ -182,7 +184,8 @@ def _of_tokens(transform: Transform, rows: Rows, found: Attribution) -> list[Col
     names = spell(listed, tokenizer_from_json(transform.tokenizer).spelling)
     rows_ = [
         ColumnImportance(
-            name=repr(name), **_bounds("attribution", mean_with_interval(magnitudes[tokens == token][:, None]), 0)
+            name=repr(name),
+            **_bounds("attribution", mean_with_interval(magnitudes[tokens == token][:, None]), 0),
         )
         for token, name in zip(listed, names, strict=True)
     ]

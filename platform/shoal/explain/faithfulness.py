@@ -38,9 +38,7 @@ class Curves(NamedTuple):
     @property
     def is_better_than_random(self) -> bool:
         areas = self.areas()
-        return (
-            areas["deletion"] < areas["random_deletion"] and areas["insertion"] > areas["random_insertion"]
-        )
+        return areas["deletion"] < areas["random_deletion"] and areas["insertion"] > areas["random_insertion"]
 
 
 def curves(subject: Subject, rows: Rows, values: Tensor, seed: int) -> Curves:

@@ -4,13 +4,13 @@ This module chooses and formats what is shown; markup and style are in `page.htm
 inserted: names of columns and values of cells may be anything.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from shoal.storage.records import ColumnImportance, ExplanationCheck
+from shoal.explain.pictures import Picture
+from shoal.storage.records import ColumnImportance, ExplanationCheck, WrittenText
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -23,26 +23,15 @@ MEANINGS = {
 }
 
 
-class Picture(NamedTuple):
-    """A picture, and which checks of it failed; empty: none did."""
-
-    caption: str
-    png: bytes
-    failed: str
-
-    @property
-    def base64(self) -> str:
-        return base64.b64encode(self.png).decode()
-
-
 def html_page(
     title: str,
     summary: Mapping[str, str],
     checks: Sequence[ExplanationCheck],
     pictures: Sequence[Picture],
     importance: Sequence[ColumnImportance],
+    written: Sequence[WrittenText],
 ) -> str:
-    """Return the page: summary, checks, pictures, and the table of importances.
+    """Return the page: summary, checks, pictures, the table of importances, and what a language model wrote.
 
     Args:
         summary: text by label.
@@ -54,6 +43,7 @@ def html_page(
         is_passed=all(check.is_passed for check in checks),
         pictures=pictures,
         importance=importance,
+        written=written,
         has_permutation=any(one.permutation is not None for one in importance),
     )
 

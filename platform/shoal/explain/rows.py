@@ -83,7 +83,7 @@ def read_features(transform: Transform, blocks: Iterable[Block]) -> Features | N
 
 def _arrays(transform: Transform, block: Block) -> tuple[Tensor, Tensor]:
     inputs = torch.from_numpy(transform.features(block))
-    labels = torch.from_numpy(transform.targets(block))
+    labels = torch.from_numpy(transform.targets(block))  # [n, 0] of a language model
     if transform.weight is not None:
         labels, _ = without_weights(labels, torch.int64 if transform.label.classes else torch.float32)
     return (inputs.long() if transform.tokenizer is not None else inputs), labels
@@ -142,8 +142,8 @@ def choose(chosen: Sequence[int], worst: int, random: int, losses: Tensor, seed:
     wrong = [row for row in chosen if not 0 <= row < count]
     if wrong:
         raise ConfigError(
-            f"explain.rows names row {wrong[0]}, and {count} rows were read: write numbers from 0 to {count - 1}, or read "
-            "more with explain.sample"
+            f"explain.rows names row {wrong[0]}, and {count} rows were read: write numbers from 0 to {count - 1}, "
+            "or read more with explain.sample"
         )
     found = dict.fromkeys(chosen, "chosen")
     for row in losses.argsort(descending=True)[:worst].tolist():

@@ -22,6 +22,7 @@ from shoal.tasks.outputs import logits_of
 
 Kind = Literal["table", "image", "text"]
 TASKS = ("classification", "image_classification", "regression", "sequence_classification")
+LANGUAGE = "causal_lm"
 MEMORY_BYTES = 128 << 20  # that activations of the rows run at a time may hold
 MOST_AT_A_TIME = 4096
 
@@ -133,7 +134,7 @@ class Subject:
         Norms keep theirs, whose scale would change that of everything else. Initial distributions are not drawn from:
         layers that begin as zero would leave nothing to compare with.
         """
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.model).requires_grad_(False)
         draw = torch.Generator().manual_seed(seed)
         seen: set[int] = set()
         for module in model.modules():
@@ -162,6 +163,11 @@ def check_installed() -> None:
         raise UserError(
             f"explaining a model needs the package captum ({error}): pip install 'shoal[explain]'"
         ) from None
+
+
+def writes_text(predictor: Predictor) -> bool:
+    """Whether a model is shown by the tokens that it writes (`shoal.explain.language`)."""
+    return predictor.task.name == LANGUAGE
 
 
 def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
@@ -201,17 +207,24 @@ def check_kind(predictor: Predictor) -> None:
         ModelError: with the task, or what the model takes.
     """
     transform, task = predictor.transform, predictor.task.name
+    if writes_text(predictor):
+        return
     if task not in TASKS:
-        raise ModelError(f"a model of task={task} is not explained: only those of {', '.join(TASKS)} are")
+        known = ", ".join((*TASKS, LANGUAGE))
+        raise ModelError(f"a model of task={task} is not explained: only those of {known} are")
     if transform.target_columns:
-        raise ModelError("a model that predicts several labels is not explained: train one model for each label")
+        raise ModelError(
+            "a model that predicts several labels is not explained: train one model for each label"
+        )
     if transform.collate is not None or transform.input_tree is not None:
         raise ModelError(
             f"a model that takes {transform.described_inputs if transform.input_tree else 'what data.collate makes'} "
             "is not explained: only those of one array of one shape are"
         )
     if len(transform.input_shape) > 3:
-        raise ModelError(f"a model of arrays {list(transform.input_shape)} is not explained: only up to 3 dimensions are")
+        raise ModelError(
+            f"a model of arrays {list(transform.input_shape)} is not explained: only up to 3 dimensions are"
+        )
 
 
 def _embedding_of(model: nn.Module, transform: Transform) -> nn.Module:

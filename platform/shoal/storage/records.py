@@ -968,6 +968,38 @@ class ExplainedRow(Part):
     checks: list[ExplanationCheck]
 
 
+class WrittenToken(Part):
+    """A token that a language model wrote.
+
+    Attributes:
+        token: its text.
+        probability: of it.
+        alternatives: probabilities of the likeliest others.
+    """
+
+    token: str
+    probability: float
+    alternatives: dict[str, float]
+
+
+class WrittenText(Part):
+    """What a language model wrote after the beginning of a row.
+
+    Attributes:
+        row: its number among the rows that were read, from 0.
+        why: `chosen`, `worst` or `random`.
+        loss: the mean of the row's tokens.
+        prompt: the beginning of the row.
+        tokens: the likeliest ones after it.
+    """
+
+    row: int
+    why: str
+    loss: NullableFloat
+    prompt: str
+    tokens: list[WrittenToken]
+
+
 class ExplainResult(Result):
     """Of an explanation of a finished model.
 
@@ -983,6 +1015,7 @@ class ExplainResult(Result):
         checks: of all rows together.
         importance: of columns or tokens, the largest first; of images none.
         explained: single rows.
+        written: what a language model wrote after the beginnings of rows.
         areas: under the deletion and insertion curves, and under those of random orders.
         is_delivered: whether MLflow received all of it.
     """
@@ -998,6 +1031,7 @@ class ExplainResult(Result):
     checks: list[ExplanationCheck]
     importance: list[ColumnImportance]
     explained: list[ExplainedRow]
+    written: list[WrittenText] = []
     areas: dict[str, NullableFloat]
     is_delivered: bool | None = None
 

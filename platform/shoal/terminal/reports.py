@@ -255,7 +255,7 @@ def explain_report(result: ExplainResult) -> str:
         for one in result.checks
     ]
     lines = [
-        f"{result.model}, explained by {result.method} on {result.rows} {result.split} rows of {result.data_source}",
+        f"{result.model}, {_explained(result)} on {result.rows} {result.split} rows of {result.data_source}",
         table(rows),
     ]
     if result.importance:
@@ -267,6 +267,10 @@ def explain_report(result: ExplainResult) -> str:
     if not result.is_passed:
         lines.append("warning: checks failed: what is marked as failed is not to be believed")
     return "\n".join([*lines, f"page: {result.run_folder}/{result.page}"])
+
+
+def _explained(result: ExplainResult) -> str:
+    return f"explained by {result.method}" if result.method else "shown by the tokens that it writes"
 
 
 def _optional(value: float | None) -> str:

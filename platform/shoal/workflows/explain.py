@@ -1,7 +1,8 @@
 """Explanation of a finished model: attributed, checked, drawn, recorded as a run. Needs no ray."""
 
+import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,26 @@ from shoal.data.sampler import TEST, VALIDATION
 from shoal.data.sources.base import read_again
 from shoal.errors import ConfigError, DataError
 from shoal.explain.attribution import Method
-from shoal.explain.explanation import Explanation, explain_rows
-from shoal.explain.page import Picture, html_page
-from shoal.explain.pictures import draw, failure, title_of
+from shoal.explain.explanation import explain_rows
+from shoal.explain.language import token_losses, write_rows
+from shoal.explain.page import html_page
+from shoal.explain.pictures import Picture, draw, draw_language, failure
 from shoal.explain.rows import Features, answer, choose, read_features, target_of
-from shoal.explain.subject import check_installed, check_kind, make_subject
+from shoal.explain.subject import check_installed, check_kind, make_subject, writes_text
 from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import JobResult, log_job_result, unused_folder
-from shoal.storage.records import DatasetRecord, ExplainResult, Metadata
+from shoal.storage.records import (
+    ColumnImportance,
+    DatasetRecord,
+    ExplainedRow,
+    ExplainResult,
+    ExplanationCheck,
+    Metadata,
+    WrittenText,
+)
 from shoal.storage.run_folder import REPORTS, RunFolder
 from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
@@ -33,10 +43,11 @@ TABLE_ROWS, OTHER_ROWS = 1000, 200
 
 class ExplainOptions(Section):
     method: Method = Field(
-        "integrated_gradients", description="of attribution; texts are explained by integrated_gradients alone"
+        "integrated_gradients", description="of attribution; texts take integrated_gradients alone"
     )
     target: str | int | float | bool | None = Field(
-        None, description="the class whose logit is explained; null: the one that the model predicts for each row"
+        None,
+        description="the class whose logit is explained; null: the one that the model predicts for each row",
     )
     rows: tuple[int, ...] = Field(
         (), description="numbers of rows to explain one by one, from 0 in the order in which they are read"
@@ -44,7 +55,9 @@ class ExplainOptions(Section):
     worst: int = Field(3, ge=0, description="rows with the highest loss that are explained one by one")
     random: int = Field(3, ge=0, description="random rows that are explained one by one")
     sample: int | None = Field(
-        None, ge=2, description=f"rows that are read at the most; null: {TABLE_ROWS} of a table, else {OTHER_ROWS}"
+        None,
+        ge=2,
+        description=f"rows that are read at the most; null: {TABLE_ROWS} of a table, else {OTHER_ROWS}",
     )
     seed: int = Field(0, ge=0, description="of random rows, shuffles and re-drawn weights")
 
@@ -57,9 +70,7 @@ class ExplainOptions(Section):
 
 
 class ExplainData(Section):
-    source: str | None = Field(
-        None, description="labelled rows to explain; null: those held out in training"
-    )
+    source: str | None = Field(None, description="labelled rows to explain; null: those held out in training")
 
 
 class ExplainConfig(Section):
@@ -84,6 +95,24 @@ class HeldOut:
     source: str
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the record, the page and MLflow show, of whatever kind of model."""
+
+    kind: str
+    method: str | None
+    checks: list[ExplanationCheck]
+    pictures: dict[str, Picture]
+    importance: list[ColumnImportance] = field(default_factory=list)
+    explained: list[ExplainedRow] = field(default_factory=list)
+    written: list[WrittenText] = field(default_factory=list)
+    areas: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[ExplanationCheck]:
+        return [check for check in self.checks if not check.is_passed]
+
+
 def explain(uri: str, name: str, config: ExplainConfig, tracking_uri: str) -> ExplainResult:
     """Explain a model on rows that training held out, into a run folder.
 
@@ -100,18 +129,26 @@ def explain(uri: str, name: str, config: ExplainConfig, tracking_uri: str) -> Ex
         source = resolve_model(uri, tracking_uri, downloads)
         predictor = Predictor.load(source, trust_code=config.trust_code)
     check_kind(predictor)
-    _check_method(predictor, config.explain.method)
+    _check_options(predictor, config.explain)
     held_out = read_again(lambda: _held_out(predictor, config))
-    explanation = _explain(predictor, held_out.features, config.explain)
+    explained = _explain_language if writes_text(predictor) else _explain
+    found = explained(predictor, held_out.features, config.explain)
     folder = unused_folder(config.storage_path, config.experiment_name, name)
-    return _log(folder, config, tracking_uri, uri, predictor, held_out, explanation)
+    return _log(folder, config, tracking_uri, uri, predictor, held_out, found)
 
 
-def _check_method(predictor: Predictor, method: Method) -> None:
-    if predictor.transform.tokenizer is not None and method != "integrated_gradients":
+def _check_options(predictor: Predictor, options: ExplainOptions) -> None:
+    """Refuse options that mean nothing for the kind of model.
+
+    Raises:
+        ConfigError: with the options that do.
+    """
+    if predictor.transform.tokenizer is not None and options.method != "integrated_gradients":
         raise ConfigError(
-            f"explain.method={method}: tokens of a text are explained by explain.method=integrated_gradients alone"
+            f"explain.method={options.method}: texts are explained by explain.method=integrated_gradients alone"
         )
+    if writes_text(predictor) and options.target is not None:
+        raise ConfigError(f"explain.target={options.target}: a language model has no classes: leave it out")
 
 
 def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
@@ -134,12 +171,29 @@ def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
     raise DataError(f"'{source.uri}' has no held-out rows: name labelled rows with data.source=...")
 
 
-def _explain(predictor: Predictor, features: Features, options: ExplainOptions) -> Explanation:
+def _explain(predictor: Predictor, features: Features, options: ExplainOptions) -> Found:
     subject = make_subject(predictor, features.inputs)
     target = target_of(options.target, subject.outputs, subject.is_classification)
     rows = answer(subject, features, target)
     chosen = choose(options.rows, options.worst, options.random, rows.losses, options.seed)
-    return explain_rows(subject, predictor.transform, rows, options.method, chosen, options.seed)
+    found = explain_rows(subject, predictor.transform, rows, options.method, chosen, options.seed)
+    return Found(
+        subject.kind,
+        options.method,
+        found.checks,
+        draw(found),
+        found.importance,
+        [row.record for row in found.local],
+        areas=found.curves.areas(),
+    )
+
+
+def _explain_language(predictor: Predictor, features: Features, options: ExplainOptions) -> Found:
+    vocabulary = predictor.transform.vocabulary
+    losses, constant = token_losses(predictor.model, features.inputs, vocabulary)
+    chosen = choose(options.rows, options.worst, options.random, losses, options.seed)
+    found = write_rows(predictor, features.inputs, losses, constant, chosen)
+    return Found("language", None, [found.check], draw_language(found), written=found.texts)
 
 
 def _log(
@@ -149,67 +203,55 @@ def _log(
     uri: str,
     predictor: Predictor,
     held_out: HeldOut,
-    explanation: Explanation,
+    found: Found,
 ) -> ExplainResult:
     """Record a run; pictures and page reach MLflow with it."""
-    drawn = draw(explanation)
     source, split, rows = held_out.source, held_out.split, len(held_out.features)
+    target = config.explain.target
     params = {
         "model": uri,
         "model_digest": predictor.digest,
         "data.source": source,
         "split": split,
-        "explain.method": explanation.method,
-        "explain.target": str(config.explain.target or "predicted"),
+        "explain.method": found.method or "tokens",
+        "explain.target": "predicted" if target is None else str(target),
     }
     metadata = Metadata(
         params=params,
-        tags={"shoal.job": "explain", "shoal.explanation": failure(explanation.failed) or "passed"},
+        tags={"shoal.job": "explain", "shoal.explanation": failure(found.failed) or "passed"},
         contexts=["explain"],
         dataset=DatasetRecord(
             name=Path(source).name[-250:], digest=str(rows), source_type="shoal", source=source
         ),
     )
+    title, summary = f"Why {uri} answers as it does", params | {"rows": str(rows)}
+    pictures = list(found.pictures.values())
+    page = html_page(title, summary, found.checks, pictures, found.importance, found.written)
     folder.create()
-    folder.write(PAGE, _page(uri, params | {"rows": str(rows)}, explanation, drawn).encode())
+    folder.write(PAGE, page.encode())
     result = {
         "model": uri,
-        "kind": explanation.subject.kind,
-        "method": explanation.method,
+        "kind": found.kind,
+        "method": found.method,
         "data_source": source,
         "split": split,
         "rows": rows,
         "page": PAGE,
-        "is_passed": not explanation.failed,
-        "checks": explanation.checks,
-        "importance": explanation.importance,
-        "explained": [row.record for row in explanation.local],
-        "areas": explanation.curves.areas(),
+        "is_passed": not found.failed,
+        "checks": found.checks,
+        "importance": found.importance,
+        "explained": found.explained,
+        "written": found.written,
+        "areas": found.areas,
     }
-    found = JobResult(config, metadata, _metrics(explanation, rows), drawn, ExplainResult, result)
-    return log_job_result(folder, found, config.experiment_name, tracking_uri)
+    pngs = {name: picture.png for name, picture in found.pictures.items()}
+    job = JobResult(config, metadata, _metrics(found, rows), pngs, ExplainResult, result)
+    return log_job_result(folder, job, config.experiment_name, tracking_uri)
 
 
-def _metrics(explanation: Explanation, rows: int) -> dict[str, float]:
-    """Return the checks, areas and importances that are numbers."""
-    found = {"explain/rows": float(rows)}
-    found |= {f"explain/{check.name}": check.value for check in explanation.checks}
-    found |= {f"explain/area_{name}": area for name, area in explanation.curves.areas().items()}
-    return {name: value for name, value in found.items() if value == value and abs(value) != float("inf")}
-
-
-def _page(
-    uri: str, summary: dict[str, str], explanation: Explanation, drawn: dict[str, bytes]
-) -> str:
-    captions = {
-        "importance": ("Importance", failure(explanation.failed)),
-        "permutation": ("Permutation importance", failure([c for c in explanation.failed if c.name == "learned"])),
-        "faithfulness": ("Faithfulness", failure(explanation.failed)),
-    }
-    captions |= {
-        f"row-{row.record.row}": (title_of(row), failure(row.failed)) for row in explanation.local
-    }
-    pictures = [
-        Picture(caption=captions[name][0], png=png, failed=captions[name][1]) for name, png in drawn.items()
-    ]
-    return html_page(f"Why {uri} answers as it does", summary, explanation.checks, pictures, explanation.importance)
+def _metrics(found: Found, rows: int) -> dict[str, float]:
+    """Return the checks and areas that are finite."""
+    metrics = {"explain/rows": float(rows)}
+    metrics |= {f"explain/{check.name}": check.value for check in found.checks}
+    metrics |= {f"explain/area_{name}": area for name, area in found.areas.items()}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

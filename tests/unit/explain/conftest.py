@@ -15,12 +15,10 @@ from shoal.inference.predictor import Predictor
 from shoal.tasks.open_data import reopen_source
 from trained_model import train
 
-PLANTED = ("x3", "x11", "color")  # of 20 columns
-
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory):
-    """A CSV file of 20 columns, of which 3 decide, one of them a category; what is decided is a class or a number."""
+    """A CSV file of 20 columns, of which x3, x11 and color decide; what is decided is a class or a number."""
     draw = np.random.default_rng(0)
     rows = 1500
     frame = pd.DataFrame({f"x{number}": draw.normal(5, 2, rows) for number in range(18)})
@@ -44,7 +42,9 @@ def trained(planted, tmp_path_factory):
         if (label, steps) not in made:
             folder = tmp_path_factory.mktemp("model")
             source, task = (
-                (planted, "classification") if label == "sold" else (planted.with_name("price.csv"), "regression")
+                (planted, "classification")
+                if label == "sold"
+                else (planted.with_name("price.csv"), "regression")
             )
             train(folder, f"csv:{source}", task, steps=steps, label=label)
             made[label, steps] = Predictor.load_own(folder / "weights")

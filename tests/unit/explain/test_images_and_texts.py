@@ -5,8 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from shoal.explain.pictures import draw
+from shoal.errors import ModelError
+from shoal.explain.language import token_losses, write_rows
+from shoal.explain.pictures import draw, draw_language
+from shoal.explain.rows import read_features
+from shoal.explain.subject import check_kind
+from shoal.inference.evaluation import split_blocks
 from shoal.inference.predictor import Predictor
+from shoal.tasks.open_data import reopen_source
 from trained_model import train
 
 PNG = b"\x89PNG"
@@ -57,18 +63,64 @@ def test_pixels_that_decide_are_found(image_model, explained):
     assert explanation.subject.kind == "image"
     assert explanation.failed == []
     pixels = np.argsort(-explanation.pixels.reshape(-1))[:8]
-    planted = {8 * row + column for corner in (1, 5) for row in (corner, corner + 1) for column in (corner, corner + 1)}
+    planted = {
+        8 * row + column
+        for corner in (1, 5)
+        for row in (corner, corner + 1)
+        for column in (corner, corner + 1)
+    }
     assert len(planted & set(pixels.tolist())) >= 0.9 * len(planted)
     pictures = draw(explanation)
-    assert set(pictures) == {"importance", "faithfulness"} | {f"row-{row.record.row}" for row in explanation.local}
-    assert all(png.startswith(PNG) for png in pictures.values())
+    assert set(pictures) == {"importance", "faithfulness"} | {
+        f"row-{row.record.row}" for row in explanation.local
+    }
+    assert all(picture.png.startswith(PNG) for picture in pictures.values())
 
 
 def test_words_that_decide_are_found(text_model, explained):
     explanation = explained(text_model)
     assert explanation.subject.kind == "text"
-    print(explanation.checks, explanation.importance[:6], explanation.curves.areas(), explanation.local[0].record)
-    pictures = draw(explanation)
-    for n, png in pictures.items():
-        open(f"/tmp/h/{n}.png", "wb").write(png)
     assert explanation.failed == []
+    assert explanation.importance[0].name == "' lovely'"
+    assert explanation.curves.is_better_than_random
+    padding = explanation.rows.inputs == 0
+    assert bool(padding.any())
+    assert float(explanation.attribution.values[padding].abs().max()) == 0.0
+    pictures = draw(explanation)
+    assert set(pictures) == {"importance", "faithfulness"} | {
+        f"row-{row.record.row}" for row in explanation.local
+    }
+
+
+def test_a_language_model_shows_what_it_writes_with_probabilities(tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 300)
+    train(tmp_path, f"text:{tmp_path}/text.txt", "causal_lm", model="gpt", width=64, context=32)
+    predictor = Predictor.load_own(tmp_path / "weights")
+    check_kind(predictor)
+    source = reopen_source(predictor.preprocessing, predictor.task.name)
+    rows = read_features(predictor.transform, split_blocks(source, predictor.preprocessing)).inputs
+    optimizer = torch.optim.Adam(predictor.model.parameters(), 0.01)
+    for _ in range(60):
+        logits = predictor.model(rows[:, :-1]).transpose(1, 2)
+        torch.nn.functional.cross_entropy(logits, rows[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    losses, constant = token_losses(predictor.model, rows, predictor.transform.vocabulary)
+    found = write_rows(predictor, rows, losses, constant, {0: "chosen"})
+    assert found.check.is_passed
+    (text,) = found.texts
+    assert text.prompt + "".join(token.token for token in text.tokens) in "the cat sat on the mat. " * 5
+    assert len(text.tokens) == 32
+    assert text.prompt == "".join(chr(token - 3) for token in rows[0, :16])
+    for token in text.tokens:
+        assert token.probability >= max(token.alternatives.values())
+        assert token.probability + sum(token.alternatives.values()) <= 1.0 + 1e-9
+    (picture,) = draw_language(found).values()
+    assert picture.png.startswith(PNG)
+
+
+def test_kinds_that_are_not_explained_are_refused_by_name(tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 300)
+    train(tmp_path, f"text:{tmp_path}/text.txt", "masked_lm", model="bert", context=32)
+    with pytest.raises(ModelError, match="a model of task=masked_lm is not explained: only those of"):
+        check_kind(Predictor.load_own(tmp_path / "weights"))
