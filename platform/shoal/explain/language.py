@@ -1,6 +1,6 @@
 """What a causal language model writes, token by token, with the probability of each and of what else it considered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,7 @@ def write_rows(
 
 
 @torch.no_grad()
-def _write(model: nn.Module, tokens: Tensor, spelling: list[bytes], context: int) -> list[WrittenToken]:
+def _write(model: nn.Module, tokens: Tensor, spelling: Sequence[bytes], context: int) -> list[WrittenToken]:
     """Return the likeliest tokens after some [t], up to the end of the document."""
     written: list[WrittenToken] = []
     while len(written) < WRITTEN:
