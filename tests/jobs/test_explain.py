@@ -15,24 +15,23 @@ from trained_model import train
 DECIDES = ("size", "color")
 
 
-@pytest.fixture
-def shop(place: Place) -> Path:
-    """A CSV file of 6 columns, of which two decide."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV file of 6 columns, of which two decide, and a model that was trained on it for some steps."""
+    folder = tmp_path_factory.mktemp("made")
     draw = np.random.default_rng(0)
     frame = pd.DataFrame({f"noise {number}": draw.normal(0, 3, 600) for number in range(4)})
     frame["size"] = draw.normal(10, 3, 600)
     frame["color"] = draw.choice(["red", "<b>blue</b>"], 600)
     frame["sold"] = np.where((frame["size"] > 9) & (frame.color == "red"), "yes", "no")
-    path = place.path / "shop.csv"
-    frame.to_csv(path, index=False)
-    return path
+    frame.to_csv(folder / "shop.csv", index=False)
+    train(folder, f"csv:{folder}/shop.csv", steps=100, label="sold")
+    return folder
 
 
 @pytest.fixture
-def trained(place: Place, shop: Path) -> str:
-    """Train a model for some steps, into a run's folder."""
-    made = place.path / "made"
-    train(made, f"csv:{shop}", steps=100, label="sold")
+def trained(place: Place, made: Path) -> str:
+    """The folder of a run that has this model."""
     folder = place.folder("shop")
     folder.create()
     folder.create_identity(name="shop", experiment="shoal", tracking_uri="sqlite:///mlflow.db")
@@ -105,10 +104,11 @@ def test_a_model_is_explained_with_nothing_but_its_name(place: Place, trained: s
     ],
 )
 def test_bad_input_is_one_line(
-    place: Place, shop: Path, trained: str, settings: tuple[str, ...], line: str
+    place: Place, made: Path, trained: str, settings: tuple[str, ...], line: str
 ) -> None:
-    (place.path / "unlabelled.csv").write_text(shop.read_text().replace(",sold\n", ",bought\n"))
-    (place.path / "empty.csv").write_text(shop.read_text().partition("\n")[0] + "\n")
+    table = (made / "shop.csv").read_text()
+    (place.path / "unlabelled.csv").write_text(table.replace(",sold\n", ",bought\n"))
+    (place.path / "empty.csv").write_text(table.partition("\n")[0] + "\n")
     done = place.run_in_process("explain", trained, *settings)
     assert done.code == 2, done.out + done.err
     [error] = done.errors

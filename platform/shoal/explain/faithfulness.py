@@ -4,7 +4,6 @@ Petsiuk et al. 2018, "RISE", section 4.3. A faithful order lets the output fall 
 sooner when they are inserted, than random orders do.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from shoal.explain.rows import Rows
 from shoal.explain.subject import Subject
 
 ROWS, POINTS, RANDOM_ORDERS = 64, 20, 5
+NUMBERS_AT_A_TIME = 1 << 22  # of inputs
 
 
 class Curves(NamedTuple):
@@ -52,25 +52,27 @@ def curves(subject: Subject, rows: Rows, values: Tensor, seed: int) -> Curves:
     numbers = torch.linspace(0, units, min(units, POINTS) + 1).round().long()
     shares = numbers / units
 
-    def output(is_left_out: Tensor) -> float:
-        outputs = subject.run(subject.without(inputs, is_left_out))
-        outputs = outputs.softmax(dim=1) if rows.is_classification else outputs
-        return float(outputs.gather(1, targets[:, None]).mean())
+    # In few calls: of small models each costs more than its rows.
+    at_a_time = max(1, NUMBERS_AT_A_TIME // inputs.numel())
+
+    def outputs_of(is_left_out: Tensor) -> Tensor:
+        """Return the mean output [points] where units [points, rows, units] are left out."""
+        found = []
+        for some in is_left_out.split(at_a_time):
+            repeated = inputs.repeat(len(some), *(1,) * (inputs.dim() - 1))
+            outputs = subject.run(subject.without(repeated, some.flatten(0, 1)))
+            outputs = outputs.softmax(dim=1) if rows.is_classification else outputs
+            found.append(
+                outputs.gather(1, targets.repeat(len(some))[:, None]).view(len(some), count).mean(dim=1)
+            )
+        return torch.cat(found)
+
+    def both(order: Tensor) -> Tensor:
+        """Return deletion and insertion [2, points] when the largest units [n, units] go first."""
+        places = order.argsort(dim=1, descending=True).argsort(dim=1)
+        is_gone = places < numbers[:, None, None]
+        return torch.stack([outputs_of(is_gone), outputs_of(~is_gone)])
 
     draw = torch.Generator().manual_seed(seed)
-    orders = [torch.rand(count, units, generator=draw) for _ in range(RANDOM_ORDERS)]
-    own = _both(_places(values[:count]), numbers, output)
-    random = torch.stack([_both(_places(order), numbers, output) for order in orders]).mean(dim=0)
-    return Curves(shares.double(), own[0], own[1], random[0], random[1])
-
-
-def _places(values: Tensor) -> Tensor:
-    """Return the place of each unit [n, units] when the largest come first."""
-    return values.argsort(dim=1, descending=True).argsort(dim=1)
-
-
-def _both(places: Tensor, numbers: Tensor, output: Callable[[Tensor], float]) -> Tensor:
-    """Return deletion and insertion [2, points]."""
-    deleted = [output(places < number) for number in numbers]
-    inserted = [output(places >= number) for number in numbers]
-    return torch.tensor([deleted, inserted], dtype=torch.float64)
+    random = torch.stack([both(torch.rand(count, units, generator=draw)) for _ in range(RANDOM_ORDERS)])
+    return Curves(shares.double(), *both(values[:count]), *random.mean(dim=0))

@@ -240,4 +240,5 @@ def _embedding_of(model: nn.Module, transform: Transform) -> nn.Module:
 
 def _name_of(wanted: nn.Module, model: nn.Module) -> str:
     return next(  # type: ignore[no-any-return]
-        name for name, module in model.named_modules() if module is wanted)
+        name for name, module in model.named_modules() if module is wanted
+    )

@@ -93,14 +93,15 @@ def test_words_that_decide_are_found(text_model, explained):
 
 
 def test_a_language_model_shows_what_it_writes_with_probabilities(tmp_path):
-    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 300)
+    alphabet = "abcdefghijklmnopqrstuvwxyz"  # each letter tells the next one
+    (tmp_path / "text.txt").write_text(alphabet * 200)
     train(tmp_path, f"text:{tmp_path}/text.txt", "causal_lm", model="gpt", width=64, context=32)
     predictor = Predictor.load_own(tmp_path / "weights")
     check_kind(predictor)
     source = reopen_source(predictor.preprocessing, predictor.task.name)
     rows = read_features(predictor.transform, split_blocks(source, predictor.preprocessing)).inputs
     optimizer = torch.optim.Adam(predictor.model.parameters(), 0.01)
-    for _ in range(150):
+    for _ in range(60):
         logits = predictor.model(rows[:24, :-1]).transpose(1, 2)
         torch.nn.functional.cross_entropy(logits, rows[:24, 1:]).backward()
         optimizer.step()
@@ -109,7 +110,7 @@ def test_a_language_model_shows_what_it_writes_with_probabilities(tmp_path):
     found = write_rows(predictor, rows, losses, constant, {0: "chosen"})
     assert found.check.is_passed
     (text,) = found.texts
-    assert text.prompt + "".join(token.token for token in text.tokens) in "the cat sat on the mat. " * 5
+    assert text.prompt + "".join(token.token for token in text.tokens) in alphabet * 5
     assert len(text.tokens) == 32
     assert text.prompt == "".join(chr(token - 3) for token in rows[0, :16])
     for token in text.tokens:
