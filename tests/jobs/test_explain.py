@@ -39,6 +39,7 @@ def trained(place: Place, made: Path) -> str:
     return folder.uri
 
 
+@pytest.mark.long
 def test_a_model_is_explained_with_nothing_but_its_name(place: Place, trained: str) -> None:
     done = place.run_in_process("explain", trained)
     assert done.code == 0, done.out + done.err

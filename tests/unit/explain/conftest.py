@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from shoal.explain.explanation import explain_rows
 from shoal.explain.rows import answer, choose, read_features
@@ -20,7 +21,7 @@ from trained_model import train
 def planted(tmp_path_factory):
     """A CSV file of 20 columns, of which x3, x11 and color decide; what is decided is a class or a number."""
     draw = np.random.default_rng(0)
-    rows = 1500
+    rows = 900
     frame = pd.DataFrame({f"x{number}": draw.normal(5, 2, rows) for number in range(18)})
     frame["color"] = draw.choice(["red", "green", "blue"], rows)
     frame["shape"] = draw.choice(["round", "square"], rows)
@@ -86,8 +87,9 @@ def explained(rows_of):
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Leave the other core to other tests."""
+    """Leave the other cores to other tests: threads that wait for each other take many times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)

@@ -1,5 +1,7 @@
 """Pixels and words that decide are found, and drawn."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from shoal.errors import ModelError
 from shoal.explain.language import token_losses, write_rows
+from shoal.explain.page import html_page
 from shoal.explain.pictures import draw, draw_language
 from shoal.explain.rows import read_features
 from shoal.explain.subject import check_kind
@@ -77,6 +80,7 @@ def test_pixels_that_decide_are_found(image_model, explained):
     assert all(picture.png.startswith(PNG) for picture in pictures.values())
 
 
+@pytest.mark.long
 def test_words_that_decide_are_found(text_model, explained):
     explanation = explained(text_model)
     assert explanation.subject.kind == "text"
@@ -92,6 +96,7 @@ def test_words_that_decide_are_found(text_model, explained):
     }
 
 
+@pytest.mark.long
 def test_a_language_model_shows_what_it_writes_with_probabilities(tmp_path):
     alphabet = "abcdefghijklmnopqrstuvwxyz"  # each letter tells the next one
     (tmp_path / "text.txt").write_text(alphabet * 200)
@@ -118,6 +123,9 @@ def test_a_language_model_shows_what_it_writes_with_probabilities(tmp_path):
         assert token.probability + sum(token.alternatives.values()) <= 1.0 + 1e-9
     (picture,) = draw_language(found).values()
     assert picture.png.startswith(PNG)
+    page = html_page("<title>", {"rows": "1"}, [found.check], [picture], [], found.texts)
+    assert "<h1>&lt;title&gt;</h1>" in page
+    assert "".join(re.findall(r"<span style[^>]*>(.)</span>", page)) == "".join(t.token for t in text.tokens)
 
 
 def test_kinds_that_are_not_explained_are_refused_by_name(tmp_path):
