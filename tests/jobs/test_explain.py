@@ -1,6 +1,7 @@
 """A trained model is explained by the names of its columns, checked, drawn, recorded in MLflow, as one page."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,11 +32,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(place: Place, made: Path) -> str:
-    """The folder of a run that has this model."""
+    return run_of(place, made)
+
+
+def run_of(place: Place, made: Path) -> str:
+    """Return the folder of a run that has a model."""
     folder = place.folder("shop")
     folder.create()
     folder.create_identity(name="shop", experiment="shoal", tracking_uri="sqlite:///mlflow.db")
-    folder.put_folder(made / MODEL, MODEL, last=MODEL_CARD)
+    shutil.copytree(made / MODEL, place.path / "copy")  # which is moved
+    folder.put_folder(place.path / "copy", MODEL, last=MODEL_CARD)
     return folder.uri
 
 
@@ -83,6 +89,31 @@ def test_a_model_is_explained_with_nothing_but_its_name(place: Place, trained: s
         (3, "chosen", "yes"),
         (5, "chosen", "yes"),
     ]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["sequence_classification", "causal_lm"])
+def test_an_untrained_model_of_text_is_explained_and_said_to_have_failed(
+    place: Place, tmp_path: Path, task: str
+) -> None:
+    draw = np.random.default_rng(0)
+    words = [" ".join(draw.choice(["one", "two", "three", "<i>"], 6)) for _ in range(200)]
+    frame = pd.DataFrame({"text": words, "label": draw.choice(["even", "odd"], 200)})
+    frame.to_csv(tmp_path / "texts.csv", index=False)
+    label = {"label": "label"} if task == "sequence_classification" else {}
+    model = "bert" if label else "gpt"
+    source = f"csv:{tmp_path}/texts.csv"
+    train(tmp_path / "made", source, task, model=model, width=64, text="text", context=16, **label)
+    done = place.run_in_process(
+        "explain", run_of(place, tmp_path / "made"), "explain.worst=1", "explain.random=1"
+    )
+    assert done.code == 0, done.out + done.err
+    assert "warning: checks failed" in done.out
+    result = done.result
+    assert result["kind"] == ("text" if label else "language")
+    assert not result["is_passed"]
+    assert [one["why"] for one in result["explained" if label else "written"]] == ["worst", "random"]
+    assert '<span class="failed">FAILED: ' in (Path(result["run_folder"]) / result["page"]).read_text()
 
 
 @pytest.mark.parametrize(
