@@ -18,6 +18,7 @@ from shoal.storage import records
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.explain import ExplainConfig
 from shoal.workflows.export import ExportConfig
 from shoal.workflows.predict import PredictConfig
 from shoal.workflows.promote import PromoteConfig
@@ -43,6 +44,7 @@ RESULTS = {
     "Server": records.ServeResult,
     "Promotion": records.PromotionResult,
     "Export": records.ExportResult,
+    "Explanation": records.ExplainResult,
     "Coordinate check": records.CoordinateCheckResult,
     "Transfer": records.TransferResult,
 }
@@ -81,6 +83,7 @@ def configuration() -> str:
         ("serve: a server", ServeConfig),
         ("promote: a promotion", PromoteConfig),
         ("An export", ExportConfig),
+        ("An explanation", ExplainConfig),
     ):
         own = {key: field for key, field in fields(schema) if key not in keys}
         keys |= own

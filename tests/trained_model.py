@@ -21,13 +21,13 @@ from shoal.tasks.open_data import open_data, preprocessing_spec
 from shoal.tracking.sync import RunSync
 
 
-def train(folder, source, task="classification", steps=0, seed=0, model="mlp", **data):
+def train(folder, source, task="classification", steps=0, seed=0, model="mlp", width=8, **data):
     """Train a small model and save it as a run does; returns what its run would have verified."""
     config = DataConfig(source=source, global_batch_size=8, **data)
     rows = open_data(config, task, seed)
     spec = preprocessing_spec(config, task, seed, rows)
     info = inspect_source(rows, spec)
-    settings = ModelConfig(name=model, width=8, depth=1)
+    settings = ModelConfig(name=model, width=width, depth=1)
     net = build_model_for(settings, info.transform, task, seed)
     blocks = list(split_blocks(rows, spec, TRAIN))
     if steps:
@@ -38,7 +38,7 @@ def train(folder, source, task="classification", steps=0, seed=0, model="mlp", *
             outputs = net(inputs)
             loss = (
                 torch.nn.functional.cross_entropy(outputs, targets)
-                if task == "classification"
+                if info.transform.label.classes
                 else (outputs.reshape(-1) - targets).square().mean()
             )
             optimizer.zero_grad()

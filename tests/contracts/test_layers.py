@@ -31,6 +31,7 @@ PACKAGES = [
     "training",
     "inference",
     "export",
+    "explain",
     "registry",
     "tracking",
     "runs",

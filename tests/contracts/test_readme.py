@@ -18,6 +18,7 @@ from shoal.config.schema import fields
 from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.explain import ExplainConfig
 from shoal.workflows.export import ExportConfig
 from shoal.workflows.predict import PredictConfig
 from shoal.workflows.promote import PromoteConfig
@@ -38,6 +39,7 @@ KEYS = {
         EvaluateConfig,
         PredictConfig,
         ExportConfig,
+        ExplainConfig,
         PromoteConfig,
         ServeConfig,
     )
@@ -131,7 +133,7 @@ def test_config_keys_exist(page):
     set_in_commands = [
         key
         for command in re.findall(
-            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|promote)\b"
+            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|explain|promote)\b"
             r"(.*(?:\\\n.*)*)",
             text,
         )

@@ -13,6 +13,7 @@ from shoal.terminal.arguments import JobParser
 from shoal.tune.config import SweepConfig
 from shoal.workflows.coordinate_check import CoordinateConfig
 from shoal.workflows.evaluate import EvaluateConfig
+from shoal.workflows.explain import ExplainConfig
 from shoal.workflows.export import ExportConfig
 from shoal.workflows.promote import PromoteConfig
 from shoal.workflows.transfer import TransferConfig
@@ -27,8 +28,9 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateConfig,
     "promote": PromoteConfig,
     "export": ExportConfig,
+    "explain": ExplainConfig,
 }
-OF_MODEL = ("evaluate", "promote", "export")  # which take a model instead of a config
+OF_MODEL = ("evaluate", "promote", "export", "explain")  # which take a model instead of a config
 OPTIONS = {"train": "--check --plan --mfu", "plan": "--mfu", "transfer": "--to --verify", "runs": "--all --experiment",
            "ui": "--port", "promote": "--candidate --rollback --dry-run"}  # fmt: skip
 

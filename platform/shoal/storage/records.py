@@ -910,6 +910,132 @@ class ExportResult(Result):
     is_delivered: bool | None = None
 
 
+class ExplanationCheck(Part):
+    """What an explanation must pass to be believed.
+
+    Attributes:
+        name: `completeness`, `randomised_weights` or `learned`.
+        value: the relative error, the rank correlation, or the loss by that of a constant answer; null if undefined.
+        limit: the largest value that passes.
+        is_passed: whether it is within the limit.
+    """
+
+    name: str
+    value: NullableFloat
+    limit: float
+    is_passed: bool
+
+
+class ColumnImportance(Part):
+    """How much a column, pixel or token matters, with bounds of 95% intervals over the rows.
+
+    Attributes:
+        name: of the column.
+        attribution, attribution_low, attribution_high: mean absolute attribution.
+        permutation, permutation_low, permutation_high: the rise of the loss when it is shuffled; null if not measured.
+    """
+
+    name: str
+    attribution: NullableFloat
+    attribution_low: NullableFloat
+    attribution_high: NullableFloat
+    permutation: NullableFloat | None = None
+    permutation_low: NullableFloat | None = None
+    permutation_high: NullableFloat | None = None
+
+
+class ExplainedRow(Part):
+    """The explanation of one row.
+
+    Attributes:
+        row: its number among the rows that were read, from 0.
+        why: `chosen`, `worst` or `random`.
+        target: the class that is explained, or the label that is a number.
+        predicted: what the model predicts.
+        label: what is true.
+        loss: of the row.
+        attributions: by name, the largest first.
+        checks: of this row.
+    """
+
+    row: int
+    why: str
+    target: str
+    predicted: str
+    label: str
+    loss: NullableFloat
+    attributions: dict[str, NullableFloat]
+    checks: list[ExplanationCheck]
+
+
+class WrittenToken(Part):
+    """A token that a language model wrote.
+
+    Attributes:
+        token: its text.
+        probability: of it.
+        alternatives: probabilities of the likeliest others.
+    """
+
+    token: str
+    probability: float
+    alternatives: dict[str, float]
+
+
+class WrittenText(Part):
+    """What a language model wrote after the beginning of a row.
+
+    Attributes:
+        row: its number among the rows that were read, from 0.
+        why: `chosen`, `worst` or `random`.
+        loss: the mean of the row's tokens.
+        prompt: the beginning of the row.
+        tokens: the likeliest ones after it.
+    """
+
+    row: int
+    why: str
+    loss: NullableFloat
+    prompt: str
+    tokens: list[WrittenToken]
+
+
+class ExplainResult(Result):
+    """Of an explanation of a finished model.
+
+    Attributes:
+        model: where the model was loaded from.
+        kind: what is explained: `table`, `image`, `text` or `language`.
+        method: of attribution; null of a language model.
+        data_source: of the explained rows.
+        split: which rows: `test` or `validation`, or `all`.
+        rows: how many were read.
+        page: the HTML page, below the run folder.
+        is_passed: whether all checks of all rows together passed.
+        checks: of all rows together.
+        importance: of columns or tokens, the largest first; of images none.
+        explained: single rows.
+        written: what a language model wrote after the beginnings of rows.
+        areas: under the deletion and insertion curves, and under those of random orders.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    model: str
+    kind: str
+    method: str | None = None
+    data_source: str
+    split: str
+    rows: int
+    page: str
+    is_passed: bool
+    checks: list[ExplanationCheck]
+    importance: list[ColumnImportance]
+    explained: list[ExplainedRow]
+    written: list[WrittenText] = []
+    areas: dict[str, NullableFloat]
+    is_delivered: bool | None = None
+
+
 class CoordinateCheckResult(Result):
     """Of a coordinate check; exponents that are not finite are null.
 

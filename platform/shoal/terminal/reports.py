@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from shoal.runs.locations import is_upload, resolve_tracking_uri, sync_command
-from shoal.storage.records import ExportResult, SweepResult, TrainResult, TransferResult
+from shoal.storage.records import ExplainResult, ExportResult, SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
 from shoal.tracking.config import TrackConfig
 from shoal.tune.report.text import params_text
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.workflows.promote import Promotion
 
 MOST_MODULES = 30
+MOST_LISTED, MOST_NAME = 10, 40  # columns that matter most, and characters of their names
 LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 MOST_COLUMNS, MOST_CLASSES = 30, 10  # that --check shows
 
@@ -244,6 +245,36 @@ def export_report(result: ExportResult) -> str:
         f"{result.model}, compared on {result.rows} {result.split} rows of {result.data_source} in batches of {sizes} "
         f"(at most {result.tolerance:g})\n{table(rows)}"
     )
+
+
+def explain_report(result: ExplainResult) -> str:
+    """Return the checks, what matters most, and where the page is."""
+    rows = [("check", "value", "at most", "")]
+    rows += [
+        (one.name, f"{_number(one.value):.3g}", f"{one.limit:g}", "passed" if one.is_passed else "FAILED")
+        for one in result.checks
+    ]
+    lines = [
+        f"{result.model}, {_explained(result)} on {result.rows} {result.split} rows of {result.data_source}",
+        table(rows),
+    ]
+    if result.importance:
+        cells = [
+            (one.name[:MOST_NAME], f"{_number(one.attribution):.4g}", _optional(one.permutation))
+            for one in result.importance[:MOST_LISTED]
+        ]
+        lines.append(table([("matters most", "mean |attribution|", "permutation"), *cells]))
+    if not result.is_passed:
+        lines.append("warning: checks failed: what is marked as failed is not to be believed")
+    return "\n".join([*lines, f"page: {result.run_folder}/{result.page}"])
+
+
+def _explained(result: ExplainResult) -> str:
+    return f"explained by {result.method}" if result.method else "shown by the tokens that it writes"
+
+
+def _optional(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def unsynced_warning(tracking_uri: str, run_folder: str) -> str:
