@@ -33,6 +33,7 @@ PACKAGES = [
     "export",
     "registry",
     "tracking",
+    "compression",
     "runs",
     "tune",
     "serving",

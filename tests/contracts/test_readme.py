@@ -131,7 +131,7 @@ def test_config_keys_exist(page):
     set_in_commands = [
         key
         for command in re.findall(
-            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|promote)\b"
+            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|compress|promote)\b"
             r"(.*(?:\\\n.*)*)",
             text,
         )
