@@ -32,8 +32,8 @@ class CompressOptions(Section):
     max_loss_of: float = Field(
         0.01,
         ge=0,
-        description="how much the accuracy may fall (0.01: a point), or the share by which the loss or error may rise; a "
-        "variant that is worse is not registered",
+        description="how much the accuracy may fall (0.01: a point), or the share by which the loss or error may rise; "
+        "a variant that is worse is not registered",
     )
 
     @field_validator("method", mode="before")

@@ -1,4 +1,4 @@
-"""Models loaded from their files and measured: by torch, or by ONNX Runtime. Both measure the same rows by the same task."""
+"""Models loaded from their files and measured: by torch or by ONNX Runtime, on the same rows, by the same task."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol

@@ -1,7 +1,7 @@
 """Unstructured pruning: the weights of the least magnitude become zeros, and stay zeros while the rest is fine-tuned.
 
-The model keeps its shapes. Dense kernels multiply by zeros as by anything else, so it takes as long and as many bytes as
-before; what a file of zeros gains, it gains by compression of the file.
+The model keeps its shapes. Dense kernels multiply by zeros as by anything else, so it takes as long and as many bytes
+as before; only a compressed file is smaller.
 """
 
 from torch import nn
