@@ -14,6 +14,7 @@ import pytest
 
 from contracts.test_layers import PACKAGES
 from docs import generate
+from shoal.compression.config import CompressConfig
 from shoal.config.schema import fields
 from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
@@ -38,6 +39,7 @@ KEYS = {
         EvaluateConfig,
         PredictConfig,
         ExportConfig,
+        CompressConfig,
         PromoteConfig,
         ServeConfig,
     )

@@ -11,8 +11,7 @@ from shoal.data.sources.base import Block
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.models.layer_sizes import changed_shapes
 from shoal.registry.package import save_model
-
-MODEL = "model"
+from shoal.storage.run_folder import MODEL
 
 
 def write_pruned(folder: Path, source: Path, model: nn.Module, example: Block) -> Path:

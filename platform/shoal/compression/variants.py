@@ -23,9 +23,10 @@ from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor, weights_folder
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.storage.records import MeasuredModel
+from shoal.storage.run_folder import EXPORTS, MODEL
 from shoal.training.optimizer import OptimConfig
 
-EXPORTS, ONNX = "export", "onnx"
+ONNX = "onnx"
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Maker:
             self.original.predictor.model,
             saved.predictor.model,
             folder,
-            f"{files.MODEL}/data/{weights.name}/{WEIGHTS}",
+            f"{MODEL}/data/{weights.name}/{WEIGHTS}",
             saved,
             is_for_speed,
             steps,

@@ -947,7 +947,8 @@ class CompressedVariant(Part):
         steps: of fine-tuning.
         isa: what the CPU that it was measured on has for 8-bit products: `avx512_vnni`, `avx_vnni` or `none`.
         file: of its weights, below its run folder.
-        rejected: why it is not registered, whatever was asked for; null: nothing speaks against it.
+        is_export: whether it is an export, and no model that Shoal loads and registers.
+        rejected: what speaks against it, so that it is not registered; null: nothing.
         run_folder: of the variant's own run.
     """
 
@@ -958,6 +959,7 @@ class CompressedVariant(Part):
     steps: int
     isa: str
     file: str
+    is_export: bool
     rejected: str | None
     run_folder: str
 

@@ -1,5 +1,6 @@
 """Compression of a finished model: variants made, measured beside it, gated, recorded as runs. Needs no ray."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from shoal.storage.records import CompressedVariant, CompressionResult
 from shoal.storage.run_folder import EXPORTS, MODEL, MODEL_CARD, RunFolder
 from shoal.tasks.open_data import reopen_source
 from shoal.workflows.compression_runs import Subject, log_compression
+
+logger = logging.getLogger(__name__)
 
 
 def compress(uri: str, name: str, config: CompressConfig, tracking_uri: str) -> CompressionResult:
@@ -88,6 +91,9 @@ def _variants(maker: Maker, config: CompressConfig) -> Iterator[Variant]:
     options, of, after = config.compress, maker.original, ""
     if options.prune is not None:
         is_structured = options.method == "structured"
+        logger.info(
+            "pruning %g of the model, and training it on for %d epochs", options.prune, options.epochs
+        )
         pruned = maker.pruned(options.prune, is_structured, options.epochs, config.optim)
         assert pruned.saved is not None
         of, after = pruned.saved, pruned.name
@@ -100,6 +106,7 @@ def _variants(maker: Maker, config: CompressConfig) -> Iterator[Variant]:
 
 def _keep(one: Variant, subject: Subject, config: CompressConfig) -> CompressedVariant:
     """Measure a variant, and put its files into a run folder of its own."""
+    logger.info("%s is made (%s): it is measured beside the original", one.name, one.method)
     original, variant, flips = one.measure(subject.rows)
     options, task = config.compress, subject.predictor.task
     metric = gate.compared_metric(original.metrics, task.compared_by)
@@ -108,7 +115,6 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig) -> CompressedV
             metric, original.metrics[metric], variant.metrics[metric], options.max_loss_of, task.directions
         ),
         gate.too_slow(original, variant) if one.is_for_speed else None,
-        None if one.saved else "it is an export, and registered versions are models that Shoal loads",
     ]
     folder = unused_folder(config.storage_path, config.experiment_name, f"{subject.name}-{one.name}")
     _put(one, folder)
@@ -120,6 +126,7 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig) -> CompressedV
         steps=one.steps,
         isa=measure.isa(),
         file=one.file,
+        is_export=one.saved is None,
         rejected="; ".join(filter(None, reasons)) or None,
         run_folder=folder.uri,
     )

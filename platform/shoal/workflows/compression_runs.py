@@ -112,7 +112,7 @@ def _of_variant(
     tags |= {"shoal.rejected": variant.rejected} if variant.rejected else {}
     name = config.track.registered_model_name
     identity = {}
-    if name and not variant.rejected:
+    if name and not (variant.rejected or variant.is_export):
         identity = {
             "registered_model_name": name,
             "verified": _verify(subject, RunFolder(variant.run_folder)),
