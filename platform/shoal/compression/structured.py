@@ -4,13 +4,15 @@ Which tensors belong together is found by torch-pruning's dependency graph (Fang
 Structural Pruning"). What a model takes and returns stays. Depends on layers; independent of data and training.
 """
 
+import contextlib
 import importlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal.errors import ModelError, UserError
@@ -19,7 +21,8 @@ from shoal.models.cpu_kernels import use_torch_linear
 from shoal.models.gpt import GPT
 from shoal.models.layer_sizes import CONVOLUTIONS
 from shoal.models.mlp import MLP
-from shoal.models.resnet import PaddedIdentity, ResNet
+from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
+from shoal.models.transformer import FeedForward
 
 PACKAGE = "torch_pruning"
 # Numbers of channels that vector units divide evenly; the first that fits counts. At odd widths kernels are up to
@@ -34,11 +37,13 @@ class _Part:
     Attributes:
         example: what it takes.
         kept: layers whose outputs stay.
+        planned: of some layers, how many channels stay, and of how many groups each as many.
     """
 
     module: nn.Module
     example: Tensor
     kept: Sequence[nn.Module]
+    planned: Mapping[nn.Module, tuple[int, int]] = field(default_factory=dict)
 
 
 def check_installed() -> None:
@@ -83,8 +88,13 @@ def prune(model: nn.Module, ratio: float, example: Tensor) -> None:
     """
     before = sum(parameter.numel() for parameter in model.parameters())
     use_torch_linear(model)
-    for part in _parts(model, example):
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)  # the dependency graph is read from what autograd records
+    for part in _parts(model, ratio, example):
         _prune_part(part, ratio)
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            module.fit_shortcut()
     if sum(parameter.numel() for parameter in model.parameters()) == before:
         raise ModelError(
             f"compress.prune={ratio} removes nothing: no layer has so many channels that {1 - ratio:.0%} of them, "
@@ -104,30 +114,85 @@ def width_after(width: int, ratio: float, groups: int = 1) -> int:
     return min(width, max(1, math.ceil(kept / step - 1e-9)) * step)
 
 
-def _parts(model: nn.Module, example: Tensor) -> Iterator[_Part]:
+def _parts(model: nn.Module, ratio: float, example: Tensor) -> Iterator[_Part]:
     if isinstance(model, MLP):
         yield _Part(model, example, [model.layers[-1]])
     elif isinstance(model, ResNet):
-        yield _Part(model, example, [model.head, *_writers_of_padded_stream(model)])
+        with _padding_as_layers(model) as paddings:
+            kept, planned = _plan_of_stream(model, ratio, paddings)
+            yield _Part(model, example, [model.head, *kept], planned)
     elif isinstance(model, GPT | BERT):
-        for block in model.blocks:
-            hidden = torch.zeros(1, 2, block.feed_forward.up.in_features)  # type: ignore[union-attr, call-overload]
-            yield _Part(block.feed_forward, hidden, [block.feed_forward.down])  # type: ignore[union-attr, arg-type, list-item]
+        for block in model.modules():
+            if isinstance(block, FeedForward):
+                hidden = torch.zeros(1, 2, block.up.in_features)
+                yield _Part(block, hidden, [block.down])
 
 
-def _writers_of_padded_stream(model: ResNet) -> list[nn.Module]:
-    """Return the convolutions that write the residual stream, where shortcuts without parameters pad it.
+class _PaddingAsLayer(nn.Module):
+    """A shortcut without parameters in a form whose dependencies can be read: zeros are the channels of a layer."""
 
-    Such a shortcut names its channels by their places: they all stay, and those inside the branches are pruned.
+    def __init__(self, shortcut: PaddedIdentity, channels: int) -> None:
+        super().__init__()
+        self.stride = shortcut.stride
+        self.zeros = nn.Conv2d(channels, shortcut.extra, 1, shortcut.stride, bias=False)
+        nn.init.zeros_(self.zeros.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([F.max_pool2d(x, 1, self.stride), self.zeros(x)], dim=1)
+
+
+@contextlib.contextmanager
+def _padding_as_layers(model: ResNet) -> Iterator[list[nn.Conv2d]]:
+    """Replace shortcuts that pad channels while a model is pruned; yield the layers that stand for the zeros."""
+    padded = [
+        block
+        for block in model.modules()
+        if isinstance(block, ResidualBlock) and isinstance(block.shortcut, PaddedIdentity)
+    ]
+    before = [block.shortcut for block in padded]
+    made = []
+    for block in padded:
+        channels = _convolutions(block.branch)[0].in_channels
+        block.shortcut = _PaddingAsLayer(block.shortcut, channels)  # type: ignore[arg-type]
+        made.append(block.shortcut.zeros)
+    yield made
+    for block, shortcut in zip(padded, before, strict=True):
+        block.shortcut = shortcut
+
+
+def _plan_of_stream(
+    model: ResNet, ratio: float, paddings: Sequence[nn.Conv2d]
+) -> tuple[list[nn.Module], dict[nn.Module, tuple[int, int]]]:
+    """Return which layers keep their channels and what others lose, where shortcuts pad the residual stream.
+
+    There a channel of a stage is one of all later stages too. The channels that each stage adds lose the same share, so
+    that norm groups lose as many of theirs.
     """
-    if not any(isinstance(module, PaddedIdentity) for module in model.modules()):
-        return []
-    branches = [block.branch for block in model.blocks]
-    return [_last_convolution(part) for part in (model.stem, *branches)]  # type: ignore[arg-type]
+    if not paddings:
+        return [], {}
+    stem = _convolutions(model.stem)[-1]
+    writers = [stem, *(_convolutions(branch)[-1] for branch in _branches(model))]
+    width, norms = stem.out_channels, [_norms(part)[-1] for part in (model.stem, *_branches(model))]
+    groups = math.lcm(*(norm.num_groups for norm in norms))
+    if width % groups or any(layer.out_channels % width for layer in paddings):
+        return list(writers), {}
+    kept = width_after(width, ratio, groups)
+    times = {layer: layer.out_channels // width for layer in paddings}
+    return [], {stem: (kept, groups)} | {
+        layer: (kept * count, groups * count) for layer, count in times.items()
+    }
 
 
-def _last_convolution(module: nn.Module) -> nn.Module:
-    return [one for one in module.modules() if isinstance(one, CONVOLUTIONS)][-1]
+def _branches(model: ResNet) -> list[nn.Module]:
+    return [block.branch for block in model.modules() if isinstance(block, ResidualBlock)]
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def _norms(module: nn.Module) -> list[nn.GroupNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.GroupNorm)]
 
 
 def _prune_part(part: _Part, ratio: float) -> None:
@@ -135,12 +200,13 @@ def _prune_part(part: _Part, ratio: float) -> None:
 
     layers = [nn.Linear, *CONVOLUTIONS]
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
-    with torch.enable_grad():  # the graph is read from what autograd records
+    with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(part.module, example_inputs=part.example)
     for group in graph.get_all_groups(ignored_layers=list(part.kept), root_module_types=layers):
         root = group[0].dep
-        scores = importance(group)
-        leaving = _least(scores, ratio, _norm_groups(group))
+        width, groups = graph.get_out_channels(root.target.module), _norm_groups(group)
+        kept, groups = part.planned.get(root.target.module, (width_after(width, ratio, groups), groups))
+        leaving = _least(importance(group), width - kept, groups)
         if leaving:
             graph.get_pruning_group(root.target.module, root.handler, leaving).prune()
 
@@ -151,10 +217,8 @@ def _norm_groups(group: Any) -> int:
     return math.lcm(*(module.num_groups for module in modules if isinstance(module, nn.GroupNorm)))
 
 
-def _least(scores: Tensor, ratio: float, groups: int) -> list[int]:
-    """Return the places of the channels of the lowest scores [channels], as many of each norm group."""
-    width = len(scores)
-    leaving = (width - width_after(width, ratio, groups)) // groups
-    ranked = scores.view(groups, -1).argsort(dim=1)[:, :leaving]
-    starts = torch.arange(groups)[:, None] * (width // groups)
+def _least(scores: Tensor, count: int, groups: int) -> list[int]:
+    """Return the places of so many channels of the lowest scores [channels], as many of each group."""
+    ranked = scores.view(groups, -1).argsort(dim=1)[:, : count // groups]
+    starts = torch.arange(groups)[:, None] * (len(scores) // groups)
     return sorted((ranked + starts).flatten().tolist())

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from shoal.errors import ModelError
+from shoal.models.resnet import ResidualBlock
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,6 +45,9 @@ def resize(model: nn.Module, shapes: Shapes) -> None:
         setattr(layer, leaf, nn.Parameter(resized, requires_grad=parameter.requires_grad))
         if leaf == "weight":
             _set_sizes(layer, name)
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            module.fit_shortcut()
 
 
 def _set_sizes(layer: nn.Module, name: str) -> None:

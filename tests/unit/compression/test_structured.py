@@ -65,12 +65,28 @@ def test_hidden_units_that_do_nothing_leave_first_and_change_nothing():
     torch.testing.assert_close(model(example), expected)
 
 
-def test_the_residual_stream_of_shortcuts_without_parameters_stays():
+def test_a_channel_that_leaves_the_stream_leaves_all_stages_that_shortcuts_pad_it_to():
     make, example = built("resnet-8")
     model = make()
+    with torch.no_grad():  # every second channel of the stream is zero
+        writers = [model.stem[0], *(block.branch[-1] for block in model.blocks)]
+        for conv, norm in writers:
+            conv.weight[1::2] = 0
+            norm.weight[::2] = 1
+            norm.weight[1::2] = norm.bias[1::2] = 0
     prune(model, 0.5, example)
-    first, last = (module for module in model.blocks[1].branch.modules() if isinstance(module, nn.Conv2d))
-    assert (first.in_channels, first.out_channels, last.out_channels) == (16, 16, 32)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert [one.out_channels for one in convolutions] == [8, 8, 8, 16, 16, 32, 32]
+    assert [block.shortcut.extra for block in model.blocks[1:]] == [8, 16]
+    assert all((conv.weight.flatten(1).norm(dim=1) > 0).all() for conv, _ in writers)
+
+
+def test_a_stream_whose_norm_groups_do_not_divide_it_stays():
+    config = ModelConfig(name="resnet", width=17, depth=8)
+    model = build_model(config, (1, 16, 16), 3, 0).eval()
+    prune(model, 0.5, IMAGE)
+    assert model.stem[0][0].out_channels == 17
+    assert model(IMAGE).shape == (2, 3)
 
 
 def test_a_pruned_model_is_pruned_again():
