@@ -68,10 +68,9 @@ def images(tmp_path):
 
 @pytest.fixture
 def text(tmp_path):
-    """A text of several documents."""
-    lines = [
-        f"the {word} sits on the mat and counts to {number}"
-        for number, word in enumerate(["cat", "dog"] * 60)
-    ]
-    (tmp_path / "text.txt").write_text("\n".join(lines))
-    return f"text:{tmp_path}/text.txt"
+    """Texts, each of which is in one split."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, word in enumerate(["cat", "dog", "owl"] * 10):
+        (folder / f"{number}.txt").write_text(f"the {word} sits on the mat and counts to {number}\n" * 3)
+    return f"text:{folder}"

@@ -70,7 +70,14 @@ def test_bf16_halves_the_bytes_and_computes_in_float32(subject, table):
     )
 
 
-@pytest.mark.parametrize("task", ["classification", "regression", "multilabel_classification"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "classification",
+        pytest.param("regression", marks=pytest.mark.long),
+        pytest.param("multilabel_classification", marks=pytest.mark.long),
+    ],
+)
 def test_int8_of_linear_layers_answers_nearly_the_same(subject, tmp_path, task):
     draw = np.random.default_rng(0)
     x = draw.normal(size=(100, 32)).astype(np.float32)
@@ -111,6 +118,7 @@ def test_int8_of_convolutions_is_calibrated_on_training_rows(subject, images):
     assert variant.metrics["loss"] == pytest.approx(original.metrics["loss"], rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "task"), [("gpt", "causal_lm"), ("bert", "masked_lm")])
 def test_language_models_are_pruned_and_quantized(subject, text, name, task):
     one = subject(text, task, name, settings={"width": 32}, context=16)
