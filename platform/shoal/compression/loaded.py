@@ -144,7 +144,8 @@ def raw_outputs(answers: Sequence[np.ndarray], interface: Interface, task: Task)
         return torch.from_numpy(answers[0])
     if isinstance(task, Regression):
         values = torch.from_numpy(answers[0])
-        return ((values if values.ndim > 1 else values[:, None]) - task.mean) / task.scale
+        values = values if values.ndim > 1 else values[:, None]
+        return torch.div(values - task.mean, task.scale)
     probabilities = torch.from_numpy(answers[1])
     if isinstance(task, MultilabelClassification):
         return probabilities.logit(eps=LEAST_PROBABILITY)

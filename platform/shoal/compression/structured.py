@@ -177,10 +177,11 @@ def _plan_of_stream(
     if width % groups or any(layer.out_channels % width for layer in paddings):
         return list(writers), {}
     kept = width_after(width, ratio, groups)
-    times = {layer: layer.out_channels // width for layer in paddings}
-    return [], {stem: (kept, groups)} | {
-        layer: (kept * count, groups * count) for layer, count in times.items()
-    }
+    planned: dict[nn.Module, tuple[int, int]] = {stem: (kept, groups)}
+    for layer in paddings:
+        times = layer.out_channels // width
+        planned[layer] = (kept * times, groups * times)
+    return [], planned
 
 
 def _branches(model: ResNet) -> list[nn.Module]:

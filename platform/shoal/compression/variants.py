@@ -13,8 +13,10 @@ from shoal.compression.fine_tuning import fine_tune
 from shoal.compression.loaded import LoadedModel, OnnxModel, TorchModel, flips
 from shoal.data.sampler import TRAIN
 from shoal.data.sources.base import Block, Source
+from shoal.data.tree import only_tensor
 from shoal.export import onnx_file
 from shoal.export.folder import ExportedModel, read_interface
+from shoal.export.interface import Format
 from shoal.export.module import arrays_of
 from shoal.export.writer import Writer
 from shoal.inference.description import WEIGHTS
@@ -26,7 +28,7 @@ from shoal.storage.records import MeasuredModel
 from shoal.storage.run_folder import EXPORTS, MODEL
 from shoal.training.optimizer import OptimConfig
 
-ONNX = "onnx"
+ONNX: Format = "onnx"
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Maker:
         model = copy.deepcopy(predictor.model)
         use_torch_linear(model)
         if is_structured:
-            structured.prune(model, ratio, predictor.inputs(measure.rows_of(self._rows.some, 2)))
+            structured.prune(model, ratio, only_tensor(predictor.inputs(measure.rows_of(self._rows.some, 2))))
         else:
             magnitude.mask(model, ratio)
         steps = fine_tune(model, predictor, self._rows.source, epochs, optim)
@@ -163,7 +165,9 @@ class Maker:
         """
         name = f"{after}-bf16".strip("-")
         folder = files.write_bf16(self._folder / name, of.folder, self._rows.some)
-        return self._of_torch(name, f"{after} stored as bfloat16".strip(), folder, is_for_speed=False)
+        return self._of_torch(
+            name, f"{after}{' and ' * bool(after)}weights stored as bfloat16", folder, is_for_speed=False
+        )
 
     def as_int8(self, of: SavedModel, after: str = "") -> Variant:
         """Export a model with 8-bit integers; it is compared with the export of the original.
@@ -180,7 +184,7 @@ class Maker:
         scales = "static" if is_convolutional else "dynamic"
         return Variant(
             name,
-            f"{after} with 8-bit integers ({scales} quantization)".strip(),
+            f"{after}{' and ' * bool(after)}8-bit integers ({scales} quantization)",
             self._load(original),
             self._load(folder),
             original / onnx_file.FILE,
