@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from shoal.compression.config import CompressConfig
 from shoal.config.schema import fields, type_name
 from shoal.runs.config import RunConfig
 from shoal.storage import records
@@ -44,6 +45,8 @@ RESULTS = {
     "Server": records.ServeResult,
     "Promotion": records.PromotionResult,
     "Export": records.ExportResult,
+    "Compression": records.CompressionResult,
+    "Variant of a compression": records.VariantResult,
     "Explanation": records.ExplainResult,
     "Coordinate check": records.CoordinateCheckResult,
     "Transfer": records.TransferResult,
@@ -83,6 +86,7 @@ def configuration() -> str:
         ("serve: a server", ServeConfig),
         ("promote: a promotion", PromoteConfig),
         ("An export", ExportConfig),
+        ("compress: a compression", CompressConfig),
         ("An explanation", ExplainConfig),
     ):
         own = {key: field for key, field in fields(schema) if key not in keys}

@@ -34,6 +34,7 @@ PACKAGES = [
     "explain",
     "registry",
     "tracking",
+    "compression",
     "runs",
     "tune",
     "serving",

@@ -14,6 +14,7 @@ import pytest
 
 from contracts.test_layers import PACKAGES
 from docs import generate
+from shoal.compression.config import CompressConfig
 from shoal.config.schema import fields
 from shoal.storage.records import Result, TrainResult
 from shoal.workflows.coordinate_check import CoordinateConfig
@@ -40,6 +41,7 @@ KEYS = {
         PredictConfig,
         ExportConfig,
         ExplainConfig,
+        CompressConfig,
         PromoteConfig,
         ServeConfig,
     )
@@ -133,7 +135,8 @@ def test_config_keys_exist(page):
     set_in_commands = [
         key
         for command in re.findall(
-            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|explain|promote)\b"
+            r"(?:jobs/|shoal )(?:train|check|plan|tune|transfer|coordinate.check|evaluate|export|compress|explain"
+            r"|promote)\b"
             r"(.*(?:\\\n.*)*)",
             text,
         )

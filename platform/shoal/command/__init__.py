@@ -1,8 +1,8 @@
 """The command `shoal`: a file for each subcommand, with its arguments. `jobs/*.py` call the same functions.
 
 - `main`: finds the subcommand
-- `train`, `tune`, `evaluate`, `predict`, `promote`, `export`, `explain`, `serve`, `transfer`, `coordinate_check`,
-  `sync`: the jobs
+- `train`, `tune`, `evaluate`, `predict`, `promote`, `export`, `compress`, `explain`, `serve`, `transfer`,
+  `coordinate_check`, `sync`: the jobs
 - `check`, `plan`: what `train --check` and `train --plan` do
 - `ui`: MLflow on the store of the runs
 - `init`: a config and a model to begin with; `templates`: their text

@@ -6,6 +6,7 @@ The script that is printed holds all subcommands, keys and configs; nothing is s
 from pydantic import BaseModel
 
 from shoal.command.main import COMMANDS
+from shoal.compression.config import CompressConfig
 from shoal.config.loading import shipped_configs
 from shoal.config.schema import fields
 from shoal.runs.config import RunConfig
@@ -28,9 +29,10 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateConfig,
     "promote": PromoteConfig,
     "export": ExportConfig,
+    "compress": CompressConfig,
     "explain": ExplainConfig,
 }
-OF_MODEL = ("evaluate", "promote", "export", "explain")  # which take a model instead of a config
+OF_MODEL = ("evaluate", "promote", "export", "compress", "explain")  # which take a model instead of a config
 OPTIONS = {"train": "--check --plan --mfu", "plan": "--mfu", "transfer": "--to --verify", "runs": "--all --experiment",
            "ui": "--port", "promote": "--candidate --rollback --dry-run"}  # fmt: skip
 

@@ -69,7 +69,7 @@ class ExportedModel:
             ModelError: it does.
         """
         interface, golden = self.interface, json.loads((self._folder / GOLDEN).read_bytes())
-        arrays = {one.name: _array(golden["inputs"][one.name], one.dtype) for one in interface.inputs}
+        arrays = golden_inputs(self._folder, interface)
         expected = [_array(golden["outputs"][one.name], one.dtype) for one in interface.outputs]
         difference = float(row_differences(interface.outputs, self.run(arrays), expected).max())
         if difference > GOLDEN_TOLERANCE:
@@ -97,6 +97,12 @@ def load(folder: Path) -> ExportedModel:
 def read_interface(folder: Path) -> Interface:
     """Return what the exported model of a folder takes and returns."""
     return Interface.model_validate_json((folder / interfaces.FILE).read_bytes())
+
+
+def golden_inputs(folder: Path, interface: Interface) -> dict[str, np.ndarray]:
+    """Return the golden rows of a folder, by input."""
+    golden = json.loads((folder / GOLDEN).read_bytes())
+    return {one.name: _array(golden["inputs"][one.name], one.dtype) for one in interface.inputs}
 
 
 def as_returned(output: Output, values: np.ndarray) -> np.ndarray:

@@ -28,8 +28,14 @@ LOOKUP, LOOKUP_OPSET = "ai.onnx.ml", 3
 MOST_BYTES = 1_500_000_000  # of weights in the file itself, which cannot have 2 GB
 
 
-def check_installed() -> None:
+def check_installed(
+    asked: str = "export.formats=onnx", otherwise: str = "export.formats=torch_export,safetensors"
+) -> None:
     """Refuse a Python without the packages that write and run ONNX.
+
+    Args:
+        asked: the setting that needs them.
+        otherwise: one that does not.
 
     Raises:
         UserError: with the command that installs them.
@@ -39,8 +45,7 @@ def check_installed() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(
-                f"export.formats=onnx needs the package {name} ({error}): pip install 'shoal[export]', or set "
-                "export.formats=torch_export,safetensors"
+                f"{asked} needs the package {name} ({error}): pip install 'shoal[export]', or set {otherwise}"
             ) from None
 
 

@@ -25,7 +25,7 @@ from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sources.base import Block
 from shoal.data.text import TOKENS, padded
 from shoal.data.tokenizer import tokenizer_from_json
-from shoal.data.tree import clone, row_count
+from shoal.data.tree import Tree, clone, row_count
 from shoal.errors import ModelError
 from shoal.inference import golden
 from shoal.inference.artifact import check_model
@@ -42,7 +42,7 @@ from shoal.inference.rows import TEXT, as_block, as_rows
 from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.inputs import blank_targets, view_of_rows
-from shoal.models.registry import build_model_for, find_builder
+from shoal.models.registry import find_builder
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
@@ -142,8 +142,7 @@ class Predictor:
     ) -> "Predictor":
         transform, data, task = description.transform, description.data, description.task
         builder = find(description.model.name, "model.name")
-        # From its own seed: a builder may draw more than weights.
-        model = build_model_for(description.model, transform, task, description.seed, builder=builder)
+        model = description.build(builder)
         model.load_state_dict(weights)
         use_onednn(model)
         objective = partial(
@@ -188,6 +187,10 @@ class Predictor:
                 for batch in self._views(block, is_labelled=False)
             ]
         return torch.cat([part for parts in found for part in parts]).double()
+
+    def inputs(self, block: Block) -> Tree:
+        """Return what the model takes of raw rows: of the first, as many as are computed at a time."""
+        return next(self._views(block, is_labelled=False)).inputs
 
     def _views(self, block: Block, is_labelled: bool) -> Iterator[Batch]:
         """Yield rows as the task views them, some at a time."""
@@ -302,6 +305,14 @@ class Predictor:
                     view, lambda some: added.part(call_model(self.model, clone(some.inputs)), some)
                 ):
                     added.add(part)
+
+    def evaluate_outputs(self, block: Block, outputs: Tensor, added: Accumulator) -> None:
+        """Add labelled rows by raw outputs [rows, ...] that another runtime computed."""
+        start = 0
+        for view in self._views(block, is_labelled=True):
+            end = start + row_count(view.inputs)
+            added.add(added.part(outputs[start:end], view))
+            start = end
 
     @property
     def params(self) -> dict[str, Any]:

@@ -77,6 +77,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.branch(x) + self.shortcut(x))
 
+    def fit_shortcut(self) -> None:
+        """Let a shortcut without parameters pad as far as the branch's channels go, once layers have other sizes."""
+        if isinstance(self.shortcut, PaddedIdentity):
+            first, *_, last = (layer for layer in self.branch.modules() if isinstance(layer, nn.Conv2d))
+            self.shortcut.extra = last.out_channels - first.in_channels
+
 
 class PaddedIdentity(nn.Module):
     """The shortcut without parameters: every stride-th pixel, and further channels of zeros (option A)."""

@@ -15,7 +15,7 @@ import yaml
 
 from shoal.plots.markdown import markdown_table
 from shoal.storage.folder import Folder
-from shoal.storage.records import Metadata, Outcome
+from shoal.storage.records import Metadata, Outcome, VariantResult
 from shoal.storage.run_folder import CONFIG, PICTURES, REPORTS, RunFolder
 from shoal.tasks.metrics import per_class
 
@@ -113,6 +113,8 @@ class _Card:
         self._described: dict[str, Any] = json.loads(described.read_bytes()) if described else {}
         self._metadata = folder.load(Metadata) or Metadata()
         self._outcome = folder.load(Outcome)
+        is_compressed = self._metadata.tags.get("shoal.job") == "compress"
+        self._variant = folder.load(VariantResult) if is_compressed else None
         self._config: dict[str, Any] = yaml.safe_load(folder.read(CONFIG)) or {}
         self._task = str(self._get("task", self._metadata.params.get("task", UNKNOWN)))
         dataset = self._metadata.dataset
@@ -165,8 +167,13 @@ class _Card:
 
     def _measured(self) -> list[tuple[str, dict[str, float]]]:
         """Return the finite metrics of each held-out split that was measured, by their short names."""
-        outcome = self._outcome
-        splits = (("validation", outcome.val_metrics), ("test", outcome.test_metrics)) if outcome else ()
+        outcome, variant = self._outcome, self._variant
+        splits: Sequence[tuple[str, Mapping[str, float]]] = ()
+        if outcome:
+            splits = (("validation", outcome.val_metrics), ("test", outcome.test_metrics))
+        elif variant:
+            metrics = variant.compressed.variant.metrics
+            splits = ((variant.split, {f"{variant.split}/{name}": value for name, value in metrics.items()}),)
         found = [
             (
                 split,
@@ -185,6 +192,8 @@ class _Card:
 
     def _summary(self) -> str:
         made = f"A `{self._model_name()}` for the task `{self._task}`, trained by Shoal."
+        if self._variant:
+            made += f" It is `{self._variant.model}` after {self._variant.compressed.method}."
         label, columns = self._schema.get("label"), len(self._schema.get("columns", []))
         if not label:
             return made

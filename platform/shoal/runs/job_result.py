@@ -6,7 +6,7 @@ It does not know what was found or how.
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from shoal.config.loading import to_yaml
@@ -32,6 +32,7 @@ class JobResult(Generic[AnyResult]):
         pictures: PNG bytes by name.
         kind: of the result.
         result: its fields besides those of `Result`.
+        identity: fields of the run's identity besides its name, e.g. as what its model is registered.
     """
 
     config: Section
@@ -40,6 +41,7 @@ class JobResult(Generic[AnyResult]):
     pictures: Mapping[str, bytes]
     kind: type[AnyResult]
     result: Mapping[str, Any]
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def job_name(job: str, model: str) -> str:
@@ -67,6 +69,7 @@ def log_job_result(
         experiment=experiment,
         tracking_uri=tracking_uri,
         artifact_location=artifact_location(tracking_uri),
+        **found.identity,
     )
     heartbeat = Heartbeat(folder)
     heartbeat.start()

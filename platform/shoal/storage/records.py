@@ -1036,6 +1036,108 @@ class ExplainResult(Result):
     is_delivered: bool | None = None
 
 
+class LatencyRecord(Part):
+    """How long a call takes on one thread: medians over rounds in which the original and the variant took turns."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class MeasuredModel(Part):
+    """A model as it was measured, loaded from its files.
+
+    Attributes:
+        runtime: what ran it, `torch` or `onnxruntime`.
+        metrics: on the held-out rows, by name.
+        bytes: of the file of its weights, model.safetensors or model.onnx.
+        parameters: that the model has.
+        zeros: of these that are zero.
+        latency: by the rows of a call.
+    """
+
+    runtime: str
+    metrics: dict[str, NullableFloat]
+    bytes: int
+    parameters: int
+    zeros: int
+    latency: dict[str, LatencyRecord]
+
+
+class CompressedVariant(Part):
+    """A compressed model beside the one that it was made of.
+
+    Attributes:
+        method: how it was made.
+        original, variant: as measured, by the same runtime.
+        flips: share of rows whose predicted class is another one; null where there are no classes.
+        steps: of fine-tuning.
+        isa: what the CPU that it was measured on has for 8-bit products: `avx512_vnni`, `avx_vnni` or `none`.
+        file: of its weights, below its run folder.
+        is_export: whether it is an export, and no model that Shoal loads and registers.
+        rejected: what speaks against it, so that it is not registered; null: nothing.
+        run_folder: of the variant's own run.
+    """
+
+    method: str
+    original: MeasuredModel
+    variant: MeasuredModel
+    flips: float | None
+    steps: int
+    isa: str
+    file: str
+    is_export: bool
+    rejected: str | None
+    run_folder: str
+
+
+class VariantResult(Result):
+    """Of one variant of a compressed model, which is a run of its own.
+
+    Attributes:
+        model: that it was made of.
+        parent: the run folder of the job.
+        data_source: of the rows that it was measured on.
+        split: which rows: `test` or `validation`.
+        rows: how many.
+        metric: that is compared.
+        compressed: what was found.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    model: str
+    parent: str
+    data_source: str
+    split: str
+    rows: int
+    metric: str
+    compressed: CompressedVariant
+    is_delivered: bool | None = None
+
+
+class CompressionResult(Result):
+    """Of the compression of a finished model.
+
+    Attributes:
+        model: where the model was loaded from.
+        data_source: of the rows that were measured.
+        split: which rows: `test` or `validation`.
+        rows: how many.
+        metric: that is compared.
+        max_loss_of: how much worse it may become.
+        variants: by name.
+        is_delivered: whether MLflow received all of it.
+    """
+
+    model: str
+    data_source: str
+    split: str
+    rows: int
+    metric: str
+    max_loss_of: float
+    variants: dict[str, CompressedVariant]
+    is_delivered: bool | None = None
+
+
 class CoordinateCheckResult(Result):
     """Of a coordinate check; exponents that are not finite are null.
 

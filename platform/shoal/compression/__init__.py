@@ -1,0 +1,14 @@
+"""A trained model made smaller or faster: pruned, or with narrower numbers; measured beside what it was made of.
+
+- `config`: of the job
+- `structured`: channels and hidden units that leave; `magnitude`: weights that become zeros
+- `fine_tuning`: a pruned model trained on, through the ordinary loop
+- `int8`: 8-bit integers by ONNX Runtime
+- `files`: a compressed model saved as any other
+- `loaded`: models that torch or ONNX Runtime has loaded; `measure`: how long they take, how large they are
+- `variants`: each of them, made, saved and loaded
+- `gate`: what speaks against a variant
+
+Depends on a trained model, its export and its training; independent of Ray. The packages that prune and
+quantize are imported where they are used.
+"""

@@ -1,0 +1,54 @@
+"""A compressed model as files: weights and description in a saved MLflow model, as training writes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shoal.data.sources.base import Block
+from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
+from shoal.models.layer_sizes import changed_shapes
+from shoal.registry.package import save_model
+from shoal.storage.run_folder import MODEL
+
+
+def write_pruned(folder: Path, source: Path, model: nn.Module, example: Block) -> Path:
+    """Save a model whose layers may have other sizes than those of the model it was made of; return where.
+
+    Args:
+        folder: that is made.
+        source: of weights and description of the model that was pruned.
+        example: a few raw rows.
+
+    Returns:
+        the folder of the MLflow model.
+    """
+    description = Description.load(source / DESCRIPTION)
+    shapes = changed_shapes(model, description.model_copy(update={"shapes": {}}).build())
+    return _write(
+        folder, description.model_copy(update={"shapes": shapes}), dict(model.state_dict()), example
+    )
+
+
+def write_bf16(folder: Path, source: Path, example: Block) -> Path:
+    """Save a model with its float32 weights as bfloat16, as `write_pruned`; loading makes them float32 again."""
+    tensors = load_file(source / WEIGHTS)
+    halved = {
+        name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in tensors.items()
+    }
+    return _write(folder, Description.load(source / DESCRIPTION), halved, example)
+
+
+def _write(folder: Path, description: Description, tensors: Mapping[str, Tensor], example: Block) -> Path:
+    data = folder / "weights"
+    data.mkdir(parents=True)
+    # Copies: safetensors writes no tensors that share memory, as tied weights do.
+    save_file(
+        {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, data / WEIGHTS
+    )
+    (data / DESCRIPTION).write_text(description.to_json())
+    save_model(folder / MODEL, data, example, description.model.name)
+    return folder / MODEL

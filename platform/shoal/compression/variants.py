@@ -1,0 +1,238 @@
+"""The variants of a model: each made, saved, and loaded from its files beside the model that it was made of."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from shoal.compression import files, int8, magnitude, measure, structured
+from shoal.compression.fine_tuning import fine_tune
+from shoal.compression.loaded import LoadedModel, OnnxModel, TorchModel, flips
+from shoal.data.sampler import TRAIN
+from shoal.data.sources.base import Block, Source
+from shoal.data.tree import only_tensor
+from shoal.export import onnx_file
+from shoal.export.folder import ExportedModel, read_interface
+from shoal.export.interface import Format
+from shoal.export.module import arrays_of
+from shoal.export.writer import Writer
+from shoal.inference.description import WEIGHTS
+from shoal.inference.evaluation import first_rows, split_blocks
+from shoal.inference.golden import COUNT
+from shoal.inference.predictor import Predictor, weights_folder
+from shoal.models.cpu_kernels import use_torch_linear
+from shoal.storage.records import MeasuredModel
+from shoal.storage.run_folder import EXPORTS, MODEL
+from shoal.training.optimizer import OptimConfig
+
+ONNX: Format = "onnx"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that a model was not trained on.
+
+    Attributes:
+        source: which holds the training rows too.
+        blocks: reads them, each time from the start.
+    """
+
+    source: Source
+    blocks: Callable[[], Iterator[Block]]
+    split: str
+
+    @property
+    def some(self) -> Block:
+        """The first rows."""
+        return next(first_rows(self.blocks(), COUNT))
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model of torch with the folder of its weights and description."""
+
+    predictor: Predictor
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A compressed model, loaded.
+
+    Attributes:
+        name: e.g. `prune-0.5`.
+        method: in words.
+        original, variant: loaded, for the same runtime.
+        original_weights, weights: their files.
+        original_model, model: of torch, whose parameters they have.
+        folder: its files, to be kept.
+        file: of the weights, below the run folder.
+        saved: as a model of Shoal; None: it is an export.
+        is_for_speed: whether it has failed when it is slower.
+        steps: of fine-tuning.
+    """
+
+    name: str
+    method: str
+    original: LoadedModel
+    variant: LoadedModel
+    original_weights: Path
+    weights: Path
+    original_model: nn.Module
+    model: nn.Module
+    folder: Path
+    file: str
+    saved: SavedModel | None
+    is_for_speed: bool
+    steps: int = 0
+
+    def measure(self, rows: HeldOut) -> tuple[MeasuredModel, MeasuredModel, float | None]:
+        """Measure the original and the variant in turns; return them, and the share of rows that change their class."""
+        loaded = (self.original, self.variant)
+        timed = {
+            str(count): measure.latencies([one.call(measure.rows_of(rows.some, count)) for one in loaded])
+            for count in measure.BATCHES
+        }
+        weights, models = (self.original_weights, self.weights), (self.original_model, self.model)
+        found = []
+        for place, one in enumerate(loaded):
+            parameters, zeros = measure.parameters_of(models[place])
+            found.append(
+                MeasuredModel(
+                    runtime=one.runtime,
+                    metrics=one.metrics(rows.blocks()),
+                    bytes=measure.bytes_of(weights[place]),
+                    parameters=parameters,
+                    zeros=zeros,
+                    latency={count: both[place] for count, both in timed.items()},
+                )
+            )
+        changed = flips(*loaded, rows.blocks()) if self.original.has_classes else None
+        return found[0], found[1], changed
+
+
+class Maker:
+    """Makes variants of one model.
+
+    Attributes:
+        original: the model.
+    """
+
+    def __init__(
+        self, original: SavedModel, uri: str, rows: HeldOut, folder: Path, closing: ExitStack
+    ) -> None:
+        """Set up, without making anything.
+
+        Args:
+            uri: of the model, for the record of exports.
+            folder: for files.
+            closing: what closes what was loaded.
+        """
+        self.original = original
+        self._uri, self._rows, self._folder, self._closing = uri, rows, folder, closing
+
+    def pruned(self, ratio: float, is_structured: bool, epochs: int, optim: OptimConfig) -> Variant:
+        """Prune the model and train it on.
+
+        Raises:
+            ModelError: no layer is wide enough.
+            DivergedError: fine-tuning did.
+        """
+        predictor = self.original.predictor
+        model = copy.deepcopy(predictor.model)
+        use_torch_linear(model)
+        if is_structured:
+            structured.prune(model, ratio, only_tensor(predictor.inputs(measure.rows_of(self._rows.some, 2))))
+        else:
+            magnitude.mask(model, ratio)
+        steps = fine_tune(model, predictor, self._rows.source, epochs, optim)
+        if not is_structured:
+            magnitude.unmask(model)
+        name = f"{'prune' if is_structured else 'magnitude'}-{ratio:g}"
+        folder = files.write_pruned(self._folder / name, self.original.folder, model, self._rows.some)
+        kind = "channels" if is_structured else "weights, which became zeros,"
+        method = f"pruning of {ratio:.0%} of the {kind} and {steps} steps of fine-tuning"
+        return self._of_torch(name, method, folder, is_structured, steps)
+
+    def as_bf16(self, of: SavedModel, after: str = "") -> Variant:
+        """Store the weights of a model as bfloat16.
+
+        Args:
+            after: the name of the variant that the model is.
+        """
+        name = f"{after}-bf16".strip("-")
+        folder = files.write_bf16(self._folder / name, of.folder, self._rows.some)
+        return self._of_torch(
+            name, f"{after}{' and ' * bool(after)}weights stored as bfloat16", folder, is_for_speed=False
+        )
+
+    def as_int8(self, of: SavedModel, after: str = "") -> Variant:
+        """Export a model with 8-bit integers; it is compared with the export of the original.
+
+        Raises:
+            ModelError: it cannot be exported or quantized.
+        """
+        name = f"{after}-int8".strip("-")
+        folder = self._folder / name / EXPORTS / int8.FOLDER
+        exported = self._export(of, f"{name}-float32")
+        original = exported if of is self.original else self._export(self.original, "original-float32")
+        is_convolutional = int8.has_convolutions(of.predictor.model)
+        int8.write(exported, folder, is_convolutional, self._calibration(exported, of.predictor))
+        scales = "static" if is_convolutional else "dynamic"
+        return Variant(
+            name,
+            f"{after}{' and ' * bool(after)}8-bit integers ({scales} quantization)",
+            self._load(original),
+            self._load(folder),
+            original / onnx_file.FILE,
+            folder / onnx_file.FILE,
+            self.original.predictor.model,
+            of.predictor.model,
+            folder.parent,
+            f"{EXPORTS}/{int8.FOLDER}/{onnx_file.FILE}",
+            saved=None,
+            is_for_speed=True,
+        )
+
+    def _of_torch(self, name: str, method: str, folder: Path, is_for_speed: bool, steps: int = 0) -> Variant:
+        """Load a model of torch from its files, as everybody does."""
+        weights = weights_folder(folder)
+        saved = SavedModel(Predictor.load(weights, trust_code=True), weights)
+        return Variant(
+            name,
+            method,
+            TorchModel(self.original.predictor),
+            TorchModel(saved.predictor),
+            self.original.folder / WEIGHTS,
+            weights / WEIGHTS,
+            self.original.predictor.model,
+            saved.predictor.model,
+            folder,
+            f"{MODEL}/data/{weights.name}/{WEIGHTS}",
+            saved,
+            is_for_speed,
+            steps,
+        )
+
+    def _export(self, of: SavedModel, name: str) -> Path:
+        folder = self._folder / name
+        with Writer(of.predictor, of.folder, folder, self._uri, self._rows.some) as writer:
+            writer.write(ONNX)
+        return folder / ONNX
+
+    def _load(self, folder: Path) -> OnnxModel:
+        with measure.one_thread():
+            exported = ExportedModel(folder)
+        self._closing.callback(exported.close)
+        exported.check_golden()
+        return OnnxModel(exported, self.original.predictor)
+
+    def _calibration(self, exported: Path, predictor: Predictor) -> Iterator[int8.Arrays]:
+        """Yield training rows as an export takes them."""
+        inputs = read_interface(exported).inputs
+        rows = split_blocks(self._rows.source, predictor.preprocessing, TRAIN)
+        for block in first_rows(rows, int8.CALIBRATION_ROWS):
+            yield arrays_of(block, predictor.transform, inputs)

@@ -1,0 +1,98 @@
+"""A trained model is compressed, and its variants are used as any other model: evaluated, registered, kept if worse."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from running import Place
+from shoal.storage.run_folder import RunFolder
+
+TRAINED = ("digits.yaml", "run_name=d", "train.epochs=3", "scale.num_workers=0", "model.width=256")
+OPTIONS = ("data.test_fraction=0.15", "track.registered_model_name=null")
+
+
+@pytest.mark.long
+def test_a_pruned_variant_is_used_as_any_model_and_a_bad_one_is_kept_apart(place: Place) -> None:
+    trained = str(place.train(*TRAINED, *OPTIONS)["run_folder"])
+    named = "track.registered_model_name=small"
+    settings = ("compress.prune=0.5", "compress.quantize=int8", "compress.max_loss_of=0.05", named)
+    done = place.run("compress", trained, *settings)
+    assert done.code == 0, done.out + done.err
+    result = done.result
+    pruned, quantized = (result["variants"][name] for name in ("prune-0.5", "prune-0.5-int8"))
+    assert pruned["rejected"] is None
+    assert quantized["is_export"]
+    assert not pruned["is_export"]
+    assert pruned["variant"]["bytes"] < pruned["original"]["bytes"] / 2
+    assert (Path(quantized["run_folder"]) / quantized["file"]).is_file()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(result["tracking_uri"], result["tracking_uri"])
+    [version] = client.search_model_versions("name='small'")
+    run = client.get_run(version.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == result["mlflow_run_id"]
+    assert run.data.metrics["test/accuracy"] == pytest.approx(pruned["variant"]["metrics"]["accuracy"])
+    assert run.data.metrics["compress/bytes"] == pruned["variant"]["bytes"]
+    pictures = client.list_artifacts(result["mlflow_run_id"], "pictures")
+    assert [picture.path for picture in pictures] == ["pictures/trade_off.png"]
+    card = (Path(pruned["run_folder"]) / "model" / "README.md").read_text()
+    assert "after pruning of 50% of the channels" in card
+
+    evaluated = place.run("evaluate", "models:/small@champion")
+    assert evaluated.code == 0, evaluated.out + evaluated.err
+    assert evaluated.result["metrics"] == pytest.approx(pruned["variant"]["metrics"])
+
+    bad = place.run("compress", trained, "compress.prune=0.98", "compress.epochs=0", named)
+    assert bad.code == 0, bad.out + bad.err
+    [rejected] = bad.result["variants"].values()
+    assert "accuracy fell by" in rejected["rejected"]
+    assert "not registered: accuracy fell by" in bad.out
+    assert len(client.search_model_versions("name='small'")) == 1
+    kept = RunFolder(rejected["run_folder"])
+    assert kept.exists("model/MLmodel")
+    assert "accuracy fell" in client.get_run(kept.tracked().run_id).data.tags["shoal.rejected"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("no-such-run", "compress.prune=0.5"), "model 'no-such-run' is not known"),
+        (("run", "compress.prune=1.2"), "compress.prune=1.2"),
+        (("run",), "set compress.prune=0.5, compress.quantize=int8, or both"),
+        (("run", "compress.prune=0.5", "compress.method=2:4"), "compress.method=2:4 is sparsity"),
+        (("run", "compress.quantize=int4"), "int4"),
+        (("run", "compress.ratio=0.5"), "unknown key 'compress.ratio'"),
+        (("compress.prune=0.5", "compress.prune=0.5"), "model 'compress.prune=0.5' is not known"),
+        ((), "required: MODEL"),
+    ],
+)
+def test_bad_input_is_one_line(place: Place, arguments: tuple[str, ...], line: str) -> None:
+    done = place.run_in_process("compress", *arguments)
+    assert done.code == 2
+    [error] = done.errors
+    assert line in error
+    assert not (place.path / "runs").exists()
+
+
+@pytest.mark.long
+def test_a_model_without_held_out_rows_is_refused_before_anything_is_made(place: Place) -> None:
+    nothing = ("data.test_fraction=0", "data.validation_fraction=0", "train.max_steps=1")
+    trained = str(place.train(*TRAINED, *OPTIONS, *nothing)["run_folder"])
+    done = place.run_in_process("compress", trained, "compress.prune=0.5")
+    assert done.code == 2
+    [error] = done.errors
+    assert "has no held-out rows" in error
+    assert not (place.path / "runs" / "compressions").exists()
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)  # as if it were not installed
+    done = place.run_in_process("compress", "run", "compress.prune=0.5")
+    assert done.code == 2
+    [error] = done.errors
+    assert "needs the package torch-pruning" in error
+    assert "pip install 'shoal[compress]'" in error
