@@ -1,10 +1,13 @@
 """The same rows by every protocol, against `Predictor.predict`, over HTTP."""
 
 import json
+import socket
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from shoal.serving.server import listen
 
 ROWS = {
     "size": [9.5, None, 1e6, -3.25, 10.0],
@@ -95,6 +98,16 @@ def test_arrays_are_predicted_alike_by_each_protocol(serving, arrays):
         np.testing.assert_allclose(np.ravel(answer["outputs"][1]["data"]), np.ravel(expected), atol=1e-6)
         _, answer, _ = client.post("/predict", {"image": block.tolist()})
         np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
+
+
+def test_an_answer_waits_for_no_acknowledgement_of_its_head():
+    """Connections inherit it; a client that keeps its own would wait 40 ms for each answer."""
+    with (
+        listen("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_mlflows_own_client_talks_to_it(serving, table, expected):
