@@ -26,22 +26,21 @@ def trade_off(
     """
     figure, [panels] = new_panels(title, rows=1, columns=2)
     costs = (
-        ("bytes of weights", [float(point.bytes) for point in points]),
+        ("kB of weights", [point.bytes / 1000 for point in points]),
         (f"p50 of {batch} rows, ms", [point.latency_ms for point in points]),
     )
     for axes, (label, values) in zip(panels, costs, strict=True):
         metrics = [point.metric for point in points]
-        axes.scatter(values, metrics)
         for value, point in zip(values, points, strict=True):
-            axes.annotate(
-                point.name, (value, point.metric), xytext=(4, 4), textcoords="offset points", fontsize=8
-            )
+            axes.scatter([value], [point.metric], label=point.name, zorder=2)
         front = pareto_front(list(zip(values, metrics, strict=True)), higher_is_better)
-        axes.plot(*zip(*front, strict=True), linewidth=0.8, alpha=0.5)
+        axes.plot(*zip(*front, strict=True), color="gray", linewidth=0.8, zorder=1)
         axes.set_xlabel(label)
         axes.set_ylabel(metric)
         axes.margins(0.2)
         axes.grid(alpha=0.3)
+    # Beside the panels: names at the points would lie on each other where models are alike.
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return to_png(figure)
 
 
