@@ -3,15 +3,11 @@
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 """
 
+from shoal.command.model_job import run_model_job
 from shoal.compression.config import CompressConfig
-from shoal.config.loading import load
-from shoal.config.secrets import hide
-from shoal.registry.preflight import check_tracking_uri
-from shoal.runs.job_result import job_name
-from shoal.runs.locations import resolve_tracking_uri
+from shoal.storage.records import CompressionResult
 from shoal.terminal.arguments import JobParser
 from shoal.terminal.compression_report import compression_report
-from shoal.terminal.reports import result_line, unsynced_warning
 from shoal.workflows.compress import compress
 
 
@@ -22,16 +18,8 @@ def main(arguments: list[str], program: str = "shoal compress") -> int:
         "Make a trained model smaller or faster, and measure what it loses.",
         CompressConfig,
     )
-    parser.add_argument("model", metavar="MODEL", help="a run folder, runs:/ID, or models:/NAME@ALIAS")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
-    config = load(CompressConfig, None, options.settings)
-    tracking_uri = resolve_tracking_uri(config.track)
-    check_tracking_uri(tracking_uri)
-    uri = hide(options.model)
-    result = compress(uri, job_name("compress", uri), config, tracking_uri)
-    print(compression_report(result, config.track.registered_model_name))
-    if not result.is_delivered:
-        print(unsynced_warning(tracking_uri, result.run_folder))
-    print(result_line(result.run_folder))
-    return 0
+    return run_model_job(arguments, parser, CompressConfig, "compress", compress, _report)
+
+
+def _report(found: CompressionResult, config: CompressConfig) -> str:
+    return compression_report(found, config.track.registered_model_name)

@@ -3,13 +3,9 @@
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 """
 
-from shoal.config.loading import load
-from shoal.config.secrets import hide
-from shoal.registry.preflight import check_tracking_uri
-from shoal.runs.job_result import job_name
-from shoal.runs.locations import resolve_tracking_uri
+from shoal.command.model_job import run_model_job
 from shoal.terminal.arguments import JobParser
-from shoal.terminal.reports import explain_report, result_line, unsynced_warning
+from shoal.terminal.reports import explain_report
 from shoal.workflows.explain import ExplainConfig, explain
 
 
@@ -20,16 +16,6 @@ def main(arguments: list[str], program: str = "shoal explain") -> int:
         "Show which columns, pixels or tokens a trained model answers by, and whether that can be believed.",
         ExplainConfig,
     )
-    parser.add_argument("model", metavar="MODEL", help="a run folder, runs:/ID, or models:/NAME@ALIAS")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
-    config = load(ExplainConfig, None, options.settings)
-    tracking_uri = resolve_tracking_uri(config.track)
-    check_tracking_uri(tracking_uri)
-    uri = hide(options.model)
-    result = explain(uri, job_name("explain", uri), config, tracking_uri)
-    print(explain_report(result))
-    if not result.is_delivered:
-        print(unsynced_warning(tracking_uri, result.run_folder))
-    print(result_line(result.run_folder))
-    return 0
+    return run_model_job(
+        arguments, parser, ExplainConfig, "explain", explain, lambda found, _: explain_report(found)
+    )

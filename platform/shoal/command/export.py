@@ -3,13 +3,9 @@
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 """
 
-from shoal.config.loading import load
-from shoal.config.secrets import hide
-from shoal.registry.preflight import check_tracking_uri
-from shoal.runs.job_result import job_name
-from shoal.runs.locations import resolve_tracking_uri
+from shoal.command.model_job import run_model_job
 from shoal.terminal.arguments import JobParser
-from shoal.terminal.reports import export_report, result_line, unsynced_warning
+from shoal.terminal.reports import export_report
 from shoal.workflows.export import ExportConfig, export
 
 
@@ -20,17 +16,6 @@ def main(arguments: list[str], program: str = "shoal export") -> int:
         "Write a trained model in forms that need no Shoal, once they answer as the model does.",
         ExportConfig,
     )
-    parser.add_argument("model", metavar="MODEL", help="a run folder, runs:/ID, or models:/NAME@ALIAS")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
-    config = load(ExportConfig, None, options.settings)
-    tracking_uri = resolve_tracking_uri(config.track)
-    check_tracking_uri(tracking_uri)
-    uri = hide(options.model)
-    name = job_name("export", uri)
-    result = export(uri, name, config, tracking_uri)
-    print(export_report(result))
-    if not result.is_delivered:
-        print(unsynced_warning(tracking_uri, result.run_folder))
-    print(result_line(result.run_folder))
-    return 0
+    return run_model_job(
+        arguments, parser, ExportConfig, "export", export, lambda found, _: export_report(found)
+    )

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from shoal.data.preprocessing import Transform
+from shoal.data.tokenizer import PAD, tokenizer_from_json
 from shoal.explain import checks
 from shoal.explain.attribution import Attribution, Method, attribute
-from shoal.explain.columns import cells_of
+from shoal.explain.columns import cells_of, spell
 from shoal.explain.faithfulness import Curves, curves
 from shoal.explain.importance import Importance, mean_with_interval, permutation_importance
 from shoal.explain.rows import Rows
@@ -174,9 +175,6 @@ def _bounds(name: str, found: Importance, unit: int) -> dict[str, float]:
 
 def _of_tokens(transform: Transform, rows: Rows, found: Attribution) -> list[ColumnImportance]:
     """Return the mean absolute attribution of each token over its occurrences."""
-    from shoal.data.tokenizer import PAD, tokenizer_from_json
-    from shoal.explain.columns import spell
-
     assert transform.tokenizer is not None
     tokens, magnitudes = rows.inputs.reshape(-1), found.values.abs().reshape(-1)
     counts = torch.bincount(tokens[tokens != PAD])

@@ -5,17 +5,13 @@ inserted: names of columns and values of cells may be anything.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shoal.explain.pictures import Picture
+from shoal.plots.html import page_template
 from shoal.storage.records import ColumnImportance, ExplanationCheck, WrittenText
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE = "page.html.j2"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 MEANINGS = {
     "completeness": "sum of the attributions against the difference of the outputs at row and baseline, relative error",
     "randomised_weights": "rank correlation with the maps of the same architecture with random weights",
@@ -36,7 +32,7 @@ def html_page(
     Args:
         summary: text by label.
     """
-    return _template().render(
+    return page_template(TEMPLATE).render(
         title=title,
         summary=summary,
         checks=[(check, MEANINGS[check.name]) for check in checks],
@@ -46,18 +42,3 @@ def html_page(
         written=written,
         has_permutation=any(one.permutation is not None for one in importance),
     )
-
-
-@cache
-def _template() -> "Template":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from shoal.data.tokenizer import PAD
 from shoal.explain.explanation import Explanation, LocalRow
 from shoal.explain.language import Language
 from shoal.plots.figure import new_figure, new_panels, to_png
@@ -158,7 +159,7 @@ def _heatmap_of_row(explanation: Explanation, row: LocalRow) -> Picture:
 
 def _tokens_of_row(explanation: Explanation, row: LocalRow) -> Picture:
     """Draw the tokens of a text, coloured by what each adds to the output."""
-    count = min(MOST_TOKENS, int((row.inputs != 0).sum()))
+    count = min(MOST_TOKENS, int((row.inputs != PAD).sum()))
     most = float(np.abs(row.values).max()) or 1.0
     from matplotlib import colormaps
 

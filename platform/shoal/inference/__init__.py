@@ -5,7 +5,7 @@
 - `description`: what a saved model says of itself
 - `artifact`: the formats and the manifest of its files; `golden`: rows that it must answer as when it was saved
 - `artifact_code`: the code that a saved model names, and who may run it
-- `evaluation`: the task's sums over the rows of a split
+- `evaluation`: the task's sums over the rows of a split; `held_out`: opens the rows that a model is looked at on
 - `batch`: many rows of a source predicted, without Ray; `batch_input`, `batch_output`: where they come from and go to
 - `generation`: text from a language model
 

@@ -7,13 +7,14 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from shoal.config.loading import to_yaml
 from shoal.config.schema import Section
 from shoal.runs.heartbeat import Heartbeat
 from shoal.runs.locations import artifact_location, home
-from shoal.storage.records import Identity, Metadata, Result
+from shoal.storage.records import DatasetRecord, Identity, Metadata, Result
 from shoal.storage.run_folder import CONFIG, PICTURES, RunFolder
 from shoal.tracking.background import Tracker
 from shoal.tracking.journal import Journal
@@ -47,6 +48,15 @@ class JobResult(Generic[AnyResult]):
 def job_name(job: str, model: str) -> str:
     """Return what a job's runs on a model are called: the job, and the last part of the model's address."""
     return f"{job}-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", model.rstrip("/").rpartition("/")[2])
+
+
+def job_dataset(source: str, digest: str) -> DatasetRecord:
+    """Return what MLflow shows as the data of a job on a model.
+
+    Args:
+        digest: of the rows, or how many there are.
+    """
+    return DatasetRecord(name=Path(source).name[-250:], digest=digest, source_type="shoal", source=source)
 
 
 def unused_folder(storage_path: str, experiment: str, name: str) -> RunFolder:

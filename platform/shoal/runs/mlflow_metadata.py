@@ -6,13 +6,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import JsonValue
 
 from shoal.config.schema import flatten
 from shoal.data.dataset_info import DatasetInfo
+from shoal.data.preprocessing import Transform
 from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
@@ -41,8 +42,6 @@ def run_metadata(
 ) -> Metadata:
     """Return params, tags, data set and size of a run, and the environment it runs in."""
     flat = flatten(config)
-    transform = dataset_info.transform
-    columns = [{"name": column.name, "kind": column.kind} for column in transform.columns[:200]]
     source = config.data.source
     return Metadata(
         params={key: flat[key] for key in PARAMS if flat[key] is not None}
@@ -53,17 +52,29 @@ def run_metadata(
         }
         | ({"shoal.not_loaded": size.not_loaded} if size.not_loaded else {}),
         contexts=["training"],
-        dataset=DatasetRecord(
-            name=source.partition("?")[0][-250:],
-            digest=dataset_info.fingerprint,
-            source_type=source.partition(":")[0],
-            source=json.dumps({"uri": source}),
-            schema=json.dumps({"columns": columns, "label": transform.label.name}),
-            profile=json.dumps({"rows": dataset_info.rows, "classes": len(transform.label.classes)}),
-        ),
+        dataset=training_dataset(source, dataset_info.fingerprint, dataset_info.transform, dataset_info.rows),
         model=model_record(size),
         table=runs_table(("model.width", "optim.lr"), "val/loss", config, is_ascending=True),
         environment=_environment() if with_environment else None,
+    )
+
+
+def training_dataset(
+    source: str, fingerprint: str, transform: Transform, rows: Mapping[str, int]
+) -> DatasetRecord:
+    """Return what MLflow shows of the data that a model is trained on.
+
+    Args:
+        rows: how many, by split.
+    """
+    columns = [{"name": column.name, "kind": column.kind} for column in transform.columns[:200]]
+    return DatasetRecord(
+        name=source.partition("?")[0][-250:],
+        digest=fingerprint,
+        source_type=source.partition(":")[0],
+        source=json.dumps({"uri": source}),
+        schema=json.dumps({"columns": columns, "label": transform.label.name}),
+        profile=json.dumps({"rows": rows, "classes": len(transform.label.classes)}),
     )
 
 

@@ -23,17 +23,15 @@ def compression_report(result: CompressionResult, registered: str | None) -> str
 def _table(result: CompressionResult) -> str:
     first = next(iter(result.variants.values()))
     batches = list(first.original.latency)
-    units = [f"{rows} row{'s' * (rows != '1')}, ms" for rows in batches]
     header = (
         "",
         result.metric,
         "flips",
         "bytes",
         "parameters",
-        *(f"{unit} (p99)" for unit in units),
-        *batches,
+        *(f"{rows} row{'s' * (rows != '1')}, ms (p99)" for rows in batches),
+        *(f"faster at {rows}" for rows in batches),
     )
-    header = header[: -len(batches)] + tuple(f"faster at {rows}" for rows in batches)
     lines = [header]
     for runtime in dict.fromkeys(one.original.runtime for one in result.variants.values()):
         of_it = {name: one for name, one in result.variants.items() if one.original.runtime == runtime}
@@ -41,7 +39,7 @@ def _table(result: CompressionResult) -> str:
         lines.append((f"original ({runtime})", *_cells(result.metric, original), *("" for _ in batches)))
         for name, one in of_it.items():
             cells = _cells(result.metric, one.variant, "-" if one.flips is None else f"{one.flips:.2%}")
-            lines.append((name, *cells, *(f"{_speedup(one, rows):.2f}x" for rows in batches)))
+            lines.append((name, *cells, *(f"{one.speedup(rows):.2f}x" for rows in batches)))
     return table(lines)
 
 
@@ -49,10 +47,6 @@ def _cells(metric: str, model: MeasuredModel, flips: str = "") -> tuple[str, ...
     latency = (f"{one.p50_ms:.3g} ({one.p99_ms:.3g})" for one in model.latency.values())
     zeros = f" ({model.zeros:,} zeros)" if model.zeros * 10 > model.parameters else ""
     return f"{model.metrics[metric]:.4f}", flips, f"{model.bytes:,}", f"{model.parameters:,}{zeros}", *latency
-
-
-def _speedup(one: CompressedVariant, rows: str) -> float:
-    return one.original.latency[rows].p50_ms / one.variant.latency[rows].p50_ms
 
 
 def _outcome(one: CompressedVariant, registered: str | None) -> str:

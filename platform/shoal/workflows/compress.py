@@ -14,15 +14,14 @@ from shoal.compression.variants import HeldOut, Maker, SavedModel, Variant
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
 from shoal.export import onnx_file
-from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.description import DESCRIPTION, Description
 from shoal.inference.evaluation import split_blocks
+from shoal.inference.held_out import open_rows
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import unused_folder
 from shoal.storage.records import CompressedVariant, CompressionResult
 from shoal.storage.run_folder import EXPORTS, MODEL, MODEL_CARD, RunFolder
-from shoal.tasks.open_data import reopen_source
 from shoal.workflows.compression_runs import Subject, log_compression
 
 logger = logging.getLogger(__name__)
@@ -74,11 +73,9 @@ def _held_out(predictor: Predictor, trust_code: bool) -> HeldOut:
     Raises:
         UserError: their source cannot be read here, or holds neither.
     """
-    preprocessing = predictor.preprocessing
-    check_source_of_artifact(preprocessing.data.source, trust_code)
-    source = reopen_source(preprocessing, predictor.task.name)
+    source = open_rows(predictor, None, trust_code)
     for split in (TEST, VALIDATION):
-        blocks = partial(split_blocks, source, preprocessing, split)
+        blocks = partial(split_blocks, source, predictor.preprocessing, split)
         if split not in predictor.transform.label.unlabelled and next(blocks(), None) is not None:
             return HeldOut(source, blocks, split)
     raise DataError(

@@ -1,6 +1,5 @@
 """The runs of a compression: one of the job, and one of each variant, which MLflow shows below it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,10 @@ from shoal.plots.trade_off import TradeOff, trade_off
 from shoal.registry.verify import Verifier, difference
 from shoal.runs.finalize import held_out_rows
 from shoal.runs.job_result import JobResult, log_job_result, unused_folder
+from shoal.runs.mlflow_metadata import training_dataset
 from shoal.storage.records import (
     CompressedVariant,
     CompressionResult,
-    DatasetRecord,
     MeasuredModel,
     Metadata,
     VariantResult,
@@ -27,8 +26,8 @@ from shoal.storage.records import (
 )
 from shoal.storage.run_folder import MODEL, RunFolder
 from shoal.tasks.metrics import is_higher_better
+from shoal.tracking.sync import PARENT_TAG
 
-PARENT_TAG = "mlflow.parentRunId"  # by which MLflow shows a run below another
 SHOWN_BATCH = measure.BATCHES[-1]
 
 
@@ -160,8 +159,6 @@ def _verify(subject: Subject, folder: RunFolder) -> Verified:
 
 def _metadata(subject: Subject, params: dict[str, Any], tags: dict[str, Any], rows: int) -> Metadata:
     predictor, source = subject.predictor, subject.rows.source
-    label = predictor.transform.label
-    columns = [{"name": column.name, "kind": column.kind} for column in predictor.transform.columns[:200]]
     params = {
         "model": subject.uri,
         "model_digest": predictor.digest,
@@ -174,13 +171,8 @@ def _metadata(subject: Subject, params: dict[str, Any], tags: dict[str, Any], ro
         params=params,
         tags={"shoal.job": "compress"} | tags,
         contexts=["compression"],
-        dataset=DatasetRecord(
-            name=source.uri.partition("?")[0][-250:],
-            digest=source.fingerprint,
-            source_type=source.uri.partition(":")[0],
-            source=json.dumps({"uri": source.uri}),
-            schema=json.dumps({"columns": columns, "label": label.name}),
-            profile=json.dumps({"rows": {subject.rows.split: rows}, "classes": len(label.classes)}),
+        dataset=training_dataset(
+            source.uri, source.fingerprint, predictor.transform, {subject.rows.split: rows}
         ),
     )
 
@@ -205,7 +197,7 @@ def _numbers(one: CompressedVariant) -> dict[str, float]:
         found |= {
             f"compress/p50_ms_of_{rows}": latency.p50_ms,
             f"compress/p99_ms_of_{rows}": latency.p99_ms,
-            f"compress/speedup_of_{rows}": before.latency[rows].p50_ms / latency.p50_ms,
+            f"compress/speedup_of_{rows}": one.speedup(rows),
         }
     return found
 

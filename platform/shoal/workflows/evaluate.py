@@ -1,24 +1,21 @@
 """Evaluation of a finished model on rows it was not trained on, recorded as a run of its own. Needs no ray."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from shoal.config.schema import Section
-from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
-from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.evaluation import evaluate_on_split
+from shoal.inference.held_out import open_rows, splits_to_try
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
-from shoal.runs.job_result import JobResult, log_job_result, unused_folder
-from shoal.storage.records import DatasetRecord, EvaluationResult, Metadata
+from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
+from shoal.storage.records import EvaluationResult, Metadata
 from shoal.tasks.classification import Classification
 from shoal.tasks.metrics import per_class
-from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
 
 
@@ -76,14 +73,11 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
             preprocessing, data=preprocessing.data.model_copy(update={"label": config.data.label})
         )
         predictor = predictor.of_other_rows(transform, preprocessing)
-    if other is None:
-        check_source_of_artifact(preprocessing.data.source, config.trust_code)
-    transform = predictor.transform
-    shape = transform.input_shape if other and transform.image_bits else None
-    source = reopen_source(preprocessing, predictor.task.name, other, shape)
+    source = open_rows(predictor, other, config.trust_code)
     found = added = None
-    held_out = [name for name in (TEST, VALIDATION) if name not in label.unlabelled]
-    for split in (None,) if other else held_out:
+    for split in splits_to_try(other):
+        if split in label.unlabelled:
+            continue
         added = evaluate_on_split(predictor, source, preprocessing, split)
         if added is not None:
             found = split or "all"
@@ -110,12 +104,7 @@ def log_evaluation(
         params={"model": model, "data.source": measured.source, "split": measured.split},
         tags={"shoal.job": "evaluate"},
         contexts=["evaluation"],
-        dataset=DatasetRecord(
-            name=Path(measured.source).name[-250:],
-            digest=str(measured.rows),
-            source_type="shoal",
-            source=measured.source,
-        ),
+        dataset=job_dataset(measured.source, str(measured.rows)),
     )
     pictures = {}
     if measured.confusion is not None:

@@ -3,13 +3,11 @@
 import math
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from shoal.config.schema import Section
-from shoal.data.sampler import TEST, VALIDATION
 from shoal.data.sources.base import read_again
 from shoal.errors import ConfigError, DataError
 from shoal.explain.attribution import Method
@@ -19,14 +17,13 @@ from shoal.explain.page import html_page
 from shoal.explain.pictures import Picture, draw, draw_language, failure
 from shoal.explain.rows import Features, answer, choose, read_features, target_of
 from shoal.explain.subject import check_installed, check_kind, make_subject, writes_text
-from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.evaluation import first_rows, split_blocks
+from shoal.inference.held_out import open_rows, splits_to_try
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
-from shoal.runs.job_result import JobResult, log_job_result, unused_folder
+from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
 from shoal.storage.records import (
     ColumnImportance,
-    DatasetRecord,
     ExplainedRow,
     ExplainResult,
     ExplanationCheck,
@@ -34,7 +31,6 @@ from shoal.storage.records import (
     WrittenText,
 )
 from shoal.storage.run_folder import REPORTS, RunFolder
-from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
 
 PAGE = f"{REPORTS}/explanation.html"
@@ -158,13 +154,10 @@ def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
         DataError: there are none, or they do not fit the model.
     """
     preprocessing, transform, other = predictor.preprocessing, predictor.transform, config.data.source
-    if other is None:
-        check_source_of_artifact(preprocessing.data.source, config.trust_code)
-    shape = transform.input_shape if other and transform.image_bits else None
-    source = reopen_source(preprocessing, predictor.task.name, other, shape)
+    source = open_rows(predictor, other, config.trust_code)
     is_table = transform.tokenizer is None and len(transform.input_shape) == 1
     most = config.explain.sample or (TABLE_ROWS if is_table else OTHER_ROWS)
-    for split in (None,) if other else (TEST, VALIDATION):
+    for split in splits_to_try(other):
         features = read_features(transform, first_rows(split_blocks(source, preprocessing, split), most))
         if features is not None:
             return HeldOut(features, split or "all", source.uri)
@@ -220,9 +213,7 @@ def _log(
         params=params,
         tags={"shoal.job": "explain", "shoal.explanation": failure(found.failed) or "passed"},
         contexts=["explain"],
-        dataset=DatasetRecord(
-            name=Path(source).name[-250:], digest=str(rows), source_type="shoal", source=source
-        ),
+        dataset=job_dataset(source, str(rows)),
     )
     title, summary = f"Why {uri} answers as it does", params | {"rows": str(rows)}
     pictures = list(found.pictures.values())

@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from shoal.config.schema import Section
-from shoal.data.sampler import TEST, VALIDATION
 from shoal.data.sources.base import Block
 from shoal.errors import DataError, ModelError
 from shoal.export import folder as folders
@@ -19,16 +18,15 @@ from shoal.export import onnx_file, torch_file
 from shoal.export.comparison import BATCHES, ROWS, TOLERANCE
 from shoal.export.interface import Format
 from shoal.export.writer import Writer
-from shoal.inference.artifact_code import check_source_of_artifact
 from shoal.inference.description import WEIGHTS
 from shoal.inference.evaluation import first_rows, split_blocks
+from shoal.inference.held_out import open_rows, splits_to_try
 from shoal.inference.predictor import Predictor
 from shoal.inference.rows import as_block
 from shoal.registry.model_uri import resolve_model
-from shoal.runs.job_result import JobResult, log_job_result, unused_folder
-from shoal.storage.records import DatasetRecord, ExportedFile, ExportResult, Metadata
+from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
+from shoal.storage.records import ExportedFile, ExportResult, Metadata
 from shoal.storage.run_folder import EXPORTS, RunFolder
-from shoal.tasks.open_data import reopen_source
 from shoal.tracking.config import TrackConfig
 
 logger = logging.getLogger(__name__)
@@ -136,13 +134,10 @@ def _rows(predictor: Predictor, config: ExportConfig) -> Rows:
 
 
 def _of_source(predictor: Predictor, config: ExportConfig) -> Rows:
-    preprocessing, transform, other = predictor.preprocessing, predictor.transform, config.data.source
-    if other is None:
-        check_source_of_artifact(preprocessing.data.source, config.trust_code)
-    shape = transform.input_shape if other and transform.image_bits else None
-    source = reopen_source(preprocessing, predictor.task.name, other, shape)
-    for split in (None,) if other else (TEST, VALIDATION):
-        blocks = partial(_some, partial(split_blocks, source, preprocessing, split))
+    other = config.data.source
+    source = open_rows(predictor, other, config.trust_code)
+    for split in splits_to_try(other):
+        blocks = partial(_some, partial(split_blocks, source, predictor.preprocessing, split))
         if next(blocks(), None) is not None:
             return Rows(blocks, split or "all", source.uri)
     raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
@@ -188,9 +183,7 @@ def _log(
         params=params,
         tags={"shoal.job": "export"},
         contexts=["export"],
-        dataset=DatasetRecord(
-            name=Path(rows.source).name[-250:], digest=str(count), source_type="shoal", source=rows.source
-        ),
+        dataset=job_dataset(rows.source, str(count)),
     )
     metrics = {"export/rows": float(count)}
     for name, one in files.items():

@@ -18,8 +18,8 @@ from shoal.inference.batch_output import Done, Format, Output, State
 from shoal.inference.predictor import Predictor
 from shoal.inference.rows import TEXT
 from shoal.runs.config import ScaleConfig
-from shoal.runs.job_result import JobResult, log_job_result, unused_folder
-from shoal.storage.records import DatasetRecord, Metadata, PredictionResult
+from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
+from shoal.storage.records import Metadata, PredictionResult
 from shoal.tracking.config import TrackConfig
 
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
@@ -225,12 +225,7 @@ def log_prediction(
         params={"model": model, "data.source": source, "output": prediction.output},
         tags={"shoal.job": "predict", "model": model, "model_digest": digest},
         contexts=["prediction"],
-        dataset=DatasetRecord(
-            name=Path(source).name[-250:],
-            digest=prediction.state.input[1],
-            source_type="shoal",
-            source=source,
-        ),
+        dataset=job_dataset(source, prediction.state.input[1]),
     )
     result = {
         "model": model,

@@ -9,17 +9,14 @@ import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from shoal.plots.html import page_template
 from shoal.storage.records import TrialRow
 from shoal.tune.trials import Mode, best, is_number, ranked
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-TEMPLATE = "report.html.j2"
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 FAILED = ("failed", "infeasible")
 BROAD_PX = 1000
 LONG_TEXT = 30  # characters above which a cell breaks its lines
@@ -64,7 +61,7 @@ def html_report(
         summary: text by label, e.g. {"trials": "14 finished, 2 infeasible"}.
         pictures: PNG bytes by caption.
     """
-    return _template().render(
+    return page_template(TEMPLATE).render(
         title=title,
         metric=metric,
         best=_headline(best(rows, mode)),
@@ -73,21 +70,6 @@ def html_report(
         trials=_trials(rows, mode, metric),
         failures=_failures([row for row in rows if row.status in FAILED]),
     )
-
-
-@cache
-def _template() -> "Template":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE)
 
 
 def _headline(row: TrialRow | None) -> dict[str, Any] | None:
