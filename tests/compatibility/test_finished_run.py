@@ -29,6 +29,7 @@ def test_the_registered_model_predicts_the_same_in_a_fresh_process(finished: Pla
     assert_predicts_as_recorded(predict(finished.path))
 
 
+@pytest.mark.long
 def test_the_registered_model_predicts_the_same_beside_this_shoal(finished: Place) -> None:
     """What it names as its loader is then looked for in the shoal that is there."""
     path = str(HERE.parents[1] / "platform")

@@ -15,6 +15,7 @@ DIGITS = (
 MUP = ("model.parametrization=mup", "model.base_width=32")
 
 
+@pytest.mark.long
 def test_an_mlp_on_the_digits_passes_under_mup_and_all_is_in_mlflow(place: Place) -> None:
     from mlflow import MlflowClient
 

@@ -52,6 +52,7 @@ def test_an_encoder_learns_to_fill_in(place: Place, text: str) -> None:
     assert result["metrics"]["val/loss"] < 5
 
 
+@pytest.mark.long
 def test_a_column_of_text_is_classified(place: Place) -> None:
     draw = np.random.default_rng(0)
     words = {"pos": ["good", "great", "fine"], "neg": ["bad", "poor", "awful"]}

@@ -161,6 +161,7 @@ def test_an_optuna_sweep_is_the_same_with_one_trial_at_a_time_and_with_two(share
     assert points(one) == points(two)
 
 
+@pytest.mark.long
 def test_a_dry_run_predicts_the_cost_and_starts_nothing(twin: Place, tmp_path: Path) -> None:
     place = Place(tmp_path, {})
     done = place.run("tune", CONFIG, "dry_run=true")

@@ -8,11 +8,14 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from running import ROOT, Place, answers, eventually, free_port
 
 SETTINGS = ("data.source=sklearn:digits", "scale.num_workers=0", "train.max_steps=2", "run_name=seen")
 
 
+@pytest.mark.long
 def test_the_printed_command_opens_the_store_of_a_job_that_ran_in_another_folder(
     place: Place, tmp_path: Path
 ) -> None:
