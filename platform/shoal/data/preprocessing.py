@@ -18,7 +18,7 @@ from shoal.data.packing import IGNORED, STORED_AS, Field, Packing, as_ragged, le
 from shoal.data.template import Template, fill
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.values import BUCKETS, as_numbers, as_texts, hashed, read_cells
-from shoal.data.weights import with_weights
+from shoal.data.weights import as_matrix, with_weights
 from shoal.errors import DataError, nearest
 
 MAX_CATEGORIES = 100  # of a text column; one of more values is hashed
@@ -281,7 +281,7 @@ class Transform(BaseModel):
         parts = [column.features(block[column.name]) for column in self.columns]
         if len(parts) == 1 and not self.shape:
             return np.ascontiguousarray(parts[0])
-        rows = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        rows = np.concatenate([as_matrix(part) for part in parts], axis=1)
         return rows.reshape(-1, *self.shape) if self.shape else rows
 
     def stored(self, block: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Weights of samples, which are stored behind the targets: a row of either becomes bytes, the last 8 are its weight."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,10 +12,13 @@ WEIGHT_BYTES = 8  # a float64
 def with_weights(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return [n, bytes] uint8 of targets [n, ...] and weights [n]."""
     parts = (np.ascontiguousarray(targets), np.ascontiguousarray(weights, dtype=np.float64))
-    rows = [part.reshape(len(part), -1) for part in parts]
-    return np.concatenate(
-        [np.frombuffer(row.tobytes(), np.uint8).reshape(len(row), -1) for row in rows], axis=1
-    )
+    rows = [as_matrix(part) for part in parts]
+    return np.concatenate([row.view(np.uint8) for row in rows], axis=1)
+
+
+def as_matrix(rows: np.ndarray) -> np.ndarray:
+    """Return [n, elements] of [n, ...]. n may be 0, from which NumPy's -1 infers nothing."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
 
 
 def without_weights(stored: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:

@@ -281,13 +281,16 @@ def given(**splits):
     return source_from_value("mine:rows", {name: dict(block) for name, block in splits.items()})
 
 
-def numbered(labels, first=0):
-    return {"x": np.arange(first, first + len(labels)) / 7, "target": np.array(labels)}
+def numbered(labels, first=0, columns="x"):
+    rows = np.arange(first, first + len(labels)) / 7
+    return dict.fromkeys(columns, rows) | {"target": np.array(labels)}
 
 
-def test_a_test_split_without_labels_is_left_out(preprocessing):
-    made = preprocessing(test_fraction=0, validation_fraction=0)
-    src = given(train=numbered([0, 1] * 20), validation=numbered([0, 1] * 5, 40), test=numbered([-1] * 9, 50))
+@pytest.mark.parametrize(("columns", "weight"), [("x", None), ("xyz", None), ("xyz", "z"), ("xz", "z")])
+def test_a_test_split_without_labels_is_left_out(preprocessing, columns, weight):
+    made = preprocessing(test_fraction=0, validation_fraction=0, weight=weight)
+    train, validation = (numbered([0, 1] * half, 40 - half, columns) for half in (20, 5))
+    src = given(train=train, validation=validation, test=numbered([-1] * 9, 50, columns))
     info = inspect_source(src, made)
     assert info.rows == {"train": 40, "validation": 10, "test": 0}
     assert info.transform.label.classes == (0, 1)
