@@ -117,7 +117,7 @@ def fit_dataset_info(
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
     targets = tuple(_fit_target(name, summary) for name in summary.targets)
     rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
-    _check_splits(rows, data)
+    _check_splits(rows, data, unlabelled)
     columns, summaries = fit_columns(
         summary.columns,
         preprocessing.column_options,
@@ -273,13 +273,19 @@ def check_batch(data: DataConfig, rows: dict[str, int]) -> None:
         )
 
 
-def _check_splits(rows: dict[str, int], data: DataConfig) -> None:
+def _check_splits(rows: dict[str, int], data: DataConfig, unlabelled: tuple[str, ...]) -> None:
     check_batch(data, rows)
-    if data.validation_fraction and not rows[VALIDATION]:
+    if not data.validation_fraction or rows[VALIDATION]:
+        return
+    if VALIDATION in unlabelled:
         raise DataError(
-            f"data.validation_fraction={data.validation_fraction} of {sum(rows.values())} rows came out empty: "
-            "raise it, or set it to 0 to train without validation"
+            f"no row of the validation split of '{data.source}' has a label ('{data.labels[0]}'): add the labels, or "
+            "set data.validation_fraction=0 to train without validation"
         )
+    raise DataError(
+        f"data.validation_fraction={data.validation_fraction} of {sum(rows.values())} rows came out empty, or the "
+        "data's own validation split has no rows: raise it, add rows, or set it to 0 to train without validation"
+    )
 
 
 def _shaped(transform: Transform, data: DataConfig) -> Transform:

@@ -299,6 +299,14 @@ def test_a_test_split_without_labels_is_left_out(preprocessing, columns, weight)
     assert {name: len(targets) for name, (_, targets) in rows.items()} == info.rows
 
 
+def test_a_validation_split_without_labels_is_refused_unless_there_is_to_be_none(preprocessing):
+    src = given(train=numbered([0, 1] * 20), validation=numbered([np.nan] * 9, 40))
+    with pytest.raises(DataError, match=r"no row of the validation split of .* has a label"):
+        inspect_source(src, preprocessing(test_fraction=0))
+    info = inspect_source(src, preprocessing(test_fraction=0, validation_fraction=0))
+    assert info.rows == {"train": 40, "validation": 0, "test": 0}
+
+
 def test_minus_one_is_a_class_where_training_rows_have_it(preprocessing):
     made = preprocessing(test_fraction=0, validation_fraction=0)
     src = given(train=numbered([-1, 1] * 20), test=numbered([-1] * 9, 50))
