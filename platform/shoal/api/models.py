@@ -12,7 +12,7 @@ from shoal.inference.predictor import Predictor
 from shoal.inference.rows import TEXT
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.locations import resolve_tracking_uri
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 
 class Model:
@@ -86,14 +86,14 @@ def load_model(
     """
     name = hide(os.fspath(uri))
     found = resolve_model(
-        name, resolve_tracking_uri(TrackConfig(tracking_uri=hide(tracking_uri))), _downloads()
+        name, resolve_tracking_uri(StoreConfig(tracking_uri=hide(tracking_uri))), _downloads()
     )
     return Model(Predictor.load(found, trust_code=trust_code), name)
 
 
 def own_model(folder: str) -> Model:
     """Load the model that a run of this process has saved."""
-    found = resolve_model(folder, resolve_tracking_uri(TrackConfig()), _downloads())
+    found = resolve_model(folder, resolve_tracking_uri(StoreConfig()), _downloads())
     return Model(Predictor.load_own(found), folder)
 
 

@@ -11,7 +11,7 @@ from shoal.runs.job_result import job_name
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.terminal.arguments import JobParser
 from shoal.terminal.reports import result_line, unsynced_warning
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 
 class Delivered(Protocol):
@@ -47,7 +47,7 @@ def run_model_job(
     parser.add_argument("settings", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
     config = load(schema, None, options.settings)
-    track: TrackConfig = config.track  # type: ignore[attr-defined]  # a section of each
+    track: StoreConfig = config.track  # type: ignore[attr-defined]  # a section of each
     tracking_uri = resolve_tracking_uri(track)
     check_tracking_uri(tracking_uri)
     uri = hide(options.model)

@@ -8,7 +8,7 @@ from shoal.registry.sqlite_store import create_store
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.terminal.arguments import JobParser
 from shoal.tracking.cockpit import runs_tables
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 
 def main(arguments: list[str]) -> int:
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("store", nargs="?", metavar="STORE", help="e.g. sqlite:////home/you/other/mlflow.db")
     parser.add_argument("--port", type=int, default=5000, help="of the page, on this machine alone")
     options = parser.parse_args(arguments)
-    store = reveal(resolve_tracking_uri(TrackConfig(tracking_uri=hide(options.store or None))))
+    store = reveal(resolve_tracking_uri(StoreConfig(tracking_uri=hide(options.store or None))))
     if store.startswith(("http://", "https://")):
         print(f"MLflow runs already, at {mask(store)}")
         return 0

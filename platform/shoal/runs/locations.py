@@ -9,7 +9,7 @@ from shoal.registry.client import without_secrets
 
 if TYPE_CHECKING:  # reports name the home folder, and need no torch, which a run's config imports
     from shoal.runs.config import RunConfig
-    from shoal.tracking.config import TrackConfig
+    from shoal.tracking.config import StoreConfig
 
 
 def home() -> Path:
@@ -36,7 +36,7 @@ def storage_uri(config: "RunConfig") -> str:
     return str(home() / Path(config.storage_path).expanduser())
 
 
-def resolve_tracking_uri(track: "TrackConfig") -> str:
+def resolve_tracking_uri(track: "StoreConfig") -> str:
     """The tracking URI in force, without secrets; the path of an SQLite file is absolute, `~` is the home folder."""
     uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = uri.removeprefix("sqlite:///")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from shoal.runs.locations import is_upload, resolve_tracking_uri, sync_command
 from shoal.storage.records import ExplainResult, ExportResult, SweepResult, TrainResult, TransferResult
 from shoal.terminal.tables import table, trial_table
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 from shoal.tune.report.text import params_text
 
 if TYPE_CHECKING:  # a job imports only its own workflow
@@ -55,7 +55,7 @@ def _ui_command(tracking_uri: str | None) -> str:
     root = Path(__file__).resolve().parents[3]
     if is_upload(root) and tracking_uri:  # which Ray deletes; the store stays on the host that the job ran on
         return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}  (on {socket.gethostname()})"
-    is_default = tracking_uri is None or tracking_uri == resolve_tracking_uri(TrackConfig())
+    is_default = tracking_uri is None or tracking_uri == resolve_tracking_uri(StoreConfig())
     if not (root / "Makefile").is_file():  # it was installed by pip
         return "shoal ui" if is_default else f"shoal ui {shlex.quote(str(tracking_uri))}"
     if tracking_uri is None or (is_default and Path.cwd() == root):

@@ -8,10 +8,17 @@ from pydantic import Field, field_validator
 from shoal.config.schema import Section
 
 
-class TrackConfig(Section):
+class StoreConfig(Section):
+    """Of a job that trains nothing."""
+
     tracking_uri: str | None = Field(
         None, description="of MLflow; null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
+
+
+class TrackConfig(StoreConfig):
+    """Of a job that trains."""
+
     every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="optimizer steps between points of train/loss; auto: about 1,000 points in all"
     )

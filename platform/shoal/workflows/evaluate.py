@@ -16,7 +16,7 @@ from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused
 from shoal.storage.records import EvaluationResult, Metadata
 from shoal.tasks.classification import Classification
 from shoal.tasks.metrics import per_class
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 
 class EvaluateData(Section):
@@ -35,7 +35,7 @@ class EvaluateConfig(Section):
         "function of the working directory that returned its data",
     )
     data: EvaluateData = Field(default_factory=EvaluateData)
-    track: TrackConfig = Field(default_factory=TrackConfig)
+    track: StoreConfig = Field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

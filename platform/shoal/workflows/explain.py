@@ -31,7 +31,7 @@ from shoal.storage.records import (
     WrittenText,
 )
 from shoal.storage.run_folder import REPORTS, RunFolder
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 PAGE = f"{REPORTS}/explanation.html"
 TABLE_ROWS, OTHER_ROWS = 1000, 200
@@ -79,7 +79,7 @@ class ExplainConfig(Section):
     )
     explain: ExplainOptions = Field(default_factory=ExplainOptions)
     data: ExplainData = Field(default_factory=ExplainData)
-    track: TrackConfig = Field(default_factory=TrackConfig)
+    track: StoreConfig = Field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

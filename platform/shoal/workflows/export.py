@@ -27,7 +27,7 @@ from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
 from shoal.storage.records import ExportedFile, ExportResult, Metadata
 from shoal.storage.run_folder import EXPORTS, RunFolder
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class ExportConfig(Section):
     )
     export: ExportFormats = Field(default_factory=ExportFormats)
     data: ExportData = Field(default_factory=ExportData)
-    track: TrackConfig = Field(default_factory=TrackConfig)
+    track: StoreConfig = Field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from shoal.inference.rows import TEXT
 from shoal.runs.config import ScaleConfig
 from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
 from shoal.storage.records import Metadata, PredictionResult
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 
@@ -63,7 +63,7 @@ class PredictConfig(Section):
     predict: PredictOptions = Field(default_factory=PredictOptions)
     data: PredictData = Field(default_factory=PredictData)
     scale: PredictScale = Field(default_factory=PredictScale)
-    track: TrackConfig = Field(default_factory=TrackConfig)
+    track: StoreConfig = Field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

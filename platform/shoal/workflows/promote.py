@@ -21,7 +21,7 @@ from shoal.registry.versions import Versions
 from shoal.runs.job_result import JobResult, job_name, log_job_result, unused_folder
 from shoal.storage.records import DatasetRecord, LedgerEntry, Metadata, PromotionResult
 from shoal.storage.run_folder import RunFolder
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 SIGNIFICANT = 0.05  # the p-value below which a better candidate wins
 MOST_SLICES = 10
@@ -44,7 +44,7 @@ class PromoteConfig(Section):
         False, description="run the code of both models, each in a process of its own, as for an evaluation"
     )
     promote: PromoteSection = Field(default_factory=PromoteSection)
-    track: TrackConfig = Field(default_factory=TrackConfig)
+    track: StoreConfig = Field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from shoal.serving.server import Server, listen, on_signals
 from shoal.serving.signature import Signature
 from shoal.serving.takeover import follow
 from shoal.storage.records import Metadata, ServeResult
-from shoal.tracking.config import TrackConfig
+from shoal.tracking.config import StoreConfig
 
 
 class ServeConfig(Section):
@@ -35,7 +35,7 @@ class ServeConfig(Section):
     storage_path: str = Field("runs", description="where the result goes")
     trust_code: bool = Field(False, description="run the model's own code, which lies in the saved model")
     serve: ServeSection = Field(default_factory=ServeSection)
-    track: TrackConfig = Field(default_factory=TrackConfig)
+    track: StoreConfig = Field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)

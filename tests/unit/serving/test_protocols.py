@@ -191,7 +191,7 @@ def test_openais_own_client_completes_streams_and_names_what_is_refused(serving,
     [
         ({"n": 2}, 422, "n=2"),
         ({"prompt": 3}, 400, "prompt is 3"),
-        ({"max_tokens": 0}, 422, "max_new_tokens=0"),
+        ({"max_tokens": 0}, 422, "max_tokens=0: it should be from 1"),
         ({"temperature": -1}, 422, "temperature=-1"),
         ({"seed": "x"}, 422, "seed='x'"),
         ({"model": "n"}, 404, "no model 'n'"),

@@ -67,13 +67,18 @@ def plain(values: Any) -> Any:
     return values.tolist() if isinstance(values, np.ndarray) else values
 
 
-def check_params(given: Mapping[str, Any], signature: Signature, most_tokens: int) -> dict[str, Any]:
+def check_params(
+    given: Mapping[str, Any], signature: Signature, most_tokens: int, sent_as: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the parameters of a prediction, complete and in their types.
+
+    Args:
+        sent_as: what the sender calls a parameter, where it has another name there.
 
     Raises:
         RequestError: 422, one is unknown or out of range.
     """
-    found = dict(signature.params)
+    found, sent_as = dict(signature.params), sent_as or {}
     for name, value in given.items():
         if name not in found:
             known = f": the model takes {', '.join(found)}" if found else ": the model takes none"
@@ -81,10 +86,11 @@ def check_params(given: Mapping[str, Any], signature: Signature, most_tokens: in
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or (isinstance(found[name], int) and value != int(value)):
             wanted = "a whole number" if isinstance(found[name], int) else "a number"
-            raise RequestError(422, f"{name}={shown(value)}: it should be {wanted}")
+            raise RequestError(422, f"{sent_as.get(name, name)}={shown(value)}: it should be {wanted}")
         found[name] = type(found[name])(value)
     bounds = {"max_new_tokens": (1, most_tokens), "temperature": (0, 100), "seed": (0, 2**63 - 1)}
     for name, (least, most) in bounds.items():
         if name in found and name in given and not least <= found[name] <= most:
-            raise RequestError(422, f"{name}={shown(given[name])}: it should be from {least} to {most}")
+            sent = f"{sent_as.get(name, name)}={shown(given[name])}"
+            raise RequestError(422, f"{sent}: it should be from {least} to {most}")
     return found

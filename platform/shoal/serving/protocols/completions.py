@@ -21,6 +21,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 READ = ("model", "prompt", "max_tokens", "temperature", "seed", "stream", "stream_options", "user")
 DONE = b"data: [DONE]\n\n"
 DEFAULT_TOKENS = 16  # OpenAI's
+PARAMS = {"max_tokens": "max_new_tokens", "temperature": "temperature", "seed": "seed"}  # OpenAI's name: ours
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,11 @@ def parse(body: dict[str, Any], version: Version, most_tokens: int, most_prompts
         raise malformed(f"prompt is {shown(prompt)}: send a text, or a list of texts")
     if len(prompts) > most_prompts:
         raise RequestError(413, f"{len(prompts)} prompts in one request: send at most {most_prompts}")
-    names = {"max_tokens": "max_new_tokens", "temperature": "temperature", "seed": "seed"}
-    given = {to: body[name] for name, to in names.items() if body.get(name) is not None}
+    given = {to: body[name] for name, to in PARAMS.items() if body.get(name) is not None}
     drawn = {"max_new_tokens": DEFAULT_TOKENS, "seed": secrets.randbits(31)}
-    return Completion(
-        prompts, check_params(drawn | given, version.signature, most_tokens), bool(body.get("stream"))
-    )
+    sent_as = {to: name for name, to in PARAMS.items()}
+    params = check_params(drawn | given, version.signature, most_tokens, sent_as)
+    return Completion(prompts, params, bool(body.get("stream")))
 
 
 class Rendered:
