@@ -144,7 +144,7 @@ def test_replicas_that_are_killed_and_versions_that_are_replaced_fail_no_request
             kill_a_replica()
             set_alias(trained, int(version))
             eventually(lambda v=version: load.last == v, 120, f"version {version} answers")  # type: ignore[misc]
-        eventually(lambda: load.statuses.total() >= 2000, 240, "2,000 requests are answered")
+        eventually(lambda: load.statuses.total() >= 10_000, 600, "10,000 requests are answered")
     assert load.statuses.keys() == {200}, load.statuses
     assert process.returncode == 0, process.err  # type: ignore[attr-defined]
 

@@ -44,7 +44,8 @@ def test_a_slow_server_is_called_seldom(place: Place, server: Server) -> None:
     with FaultyProxy(server.uri, slow(0.3)) as proxy:
         result = place.train(*ALONE, *settings, f"track.tracking_uri={proxy.uri}")
         calls = proxy.count()
-    assert sum(calls.values()) - calls["POST /api/2.0/mlflow/runs/log-batch"] < 50, calls
+    # 23 of them are the files of the model and of the run. It was 228 when the model's code was uploaded file by file.
+    assert sum(calls.values()) - calls["POST /api/2.0/mlflow/runs/log-batch"] < 70, calls
     run, history = mlflow_record(server.uri, result["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     assert history
