@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from running import STEP_TIMEOUT_S, Finished, Place
+from running import STEP_TIMEOUT_S, Finished, Place, eventually
 from shoal.storage.run_folder import RunFolder
+from shoal.training.checkpoint.contents import checkpoint_step
+from shoal.training.checkpoint.store import CheckpointStore
 
 pytestmark = pytest.mark.long
 
@@ -120,13 +122,16 @@ def test_a_disk_that_runs_full_in_training_is_said_once_and_the_run_goes_on_when
 
     assert_said_once(shared.run("train", *command), disk)
     filler.unlink()
+    resumes_at, _ = CheckpointStore(folder).latest()
     process = shared.start("train", *command)
     wait_for_points(process, folder, beyond=1)
+    eventually(lambda: mlflow_runs(shared)[0].info.status == "RUNNING", 60, "MLflow knows that it goes on")
     process.send_signal(signal.SIGINT)
     done = shared.wait(process)
     assert done.code == 130, done.err
+    assert f"resuming at step {checkpoint_step(resumes_at)} of" in done.out
     (run,) = mlflow_runs(shared)
-    assert run.info.status == "KILLED"
+    assert run.info.status == "KILLED", done.out + done.err
 
 
 def test_a_disk_with_room_for_all_but_the_model_is_said_once(place: Place, disk: Path) -> None:

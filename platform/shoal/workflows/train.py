@@ -100,7 +100,8 @@ class _TrainingRun(RunLifecycle):
         self.is_verified = False
 
     def __enter__(self) -> Self:
-        _, complaints = CheckpointStore(self.folder).latest()
+        checkpoint, complaints = CheckpointStore(self.folder).latest()
+        self._resumes_at = (checkpoint_step(checkpoint) if checkpoint else None) or 0
         if self.plan.dataset_info:
             self._check_unchanged(self.plan.dataset_info)
         super().__enter__()
@@ -211,7 +212,7 @@ class _TrainingRun(RunLifecycle):
     def _watching(self, dataset_info: DatasetInfo) -> "_Watcher":
         per_epoch = dataset_info.lanes(self.plan.preprocessing).steps
         steps = total_steps(self.config.train, per_epoch)
-        return _Watcher(self.folder, steps, per_epoch, self.listen, self.mark_killed)
+        return _Watcher(self.folder, steps, per_epoch, self._resumes_at, self.listen, self.mark_killed)
 
     def write_result(self, status: Status, reason: str | None = None) -> TrainResult:
         """Write `result.json`, as docs/reference/result.md describes it."""
@@ -276,7 +277,13 @@ class _Watcher:
     """Tells the listener how the journal grows, while the workers work."""
 
     def __init__(
-        self, folder: RunFolder, steps: int, per_epoch: int, listen: Listener, on_stop: Callable[[], None]
+        self,
+        folder: RunFolder,
+        steps: int,
+        per_epoch: int,
+        resumes_at: int,
+        listen: Listener,
+        on_stop: Callable[[], None],
     ) -> None:
         self._reader, self._steps, self._listen = JournalReader(folder), steps, listen
         self._steps_per_epoch = per_epoch
@@ -286,11 +293,10 @@ class _Watcher:
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shoal-watcher", daemon=True)
         self._metrics: dict[str, float] = {}
-        self._step = 0
+        self._step = resumes_at
         self._began_at: int | None = None
 
     def __enter__(self) -> None:
-        self._step = self._resumed_step()
         self._reader.skip()
         self._tell()
         self._began_at = self._step
@@ -301,11 +307,6 @@ class _Watcher:
         self._thread.join()
         self._reader.look_again()
         self._tell()
-
-    def _resumed_step(self) -> int:
-        """Return the step of the last checkpoint, where the journal does not say it: in an object store."""
-        names = [] if self._folder.is_local else CheckpointStore(self._folder).names()
-        return (checkpoint_step(names[-1]) if names else None) or 0
 
     def _work(self) -> None:
         while not self._quit.wait(WATCH_S):
@@ -323,7 +324,8 @@ class _Watcher:
             return
         for point in points:
             self._metrics[point.key] = point.value
-            if not point.key.startswith("system/"):
+            # Before the first step these are earlier attempts' points, which may lie beyond the checkpoint.
+            if self._began_at is not None and not point.key.startswith("system/"):
                 self._step = max(self._step, point.step)
         is_training = self._began_at is not None and self._step > self._began_at
         self._listen(
