@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from running import Place
+from running import Place, eventually
 from shoal.storage.run_folder import RunFolder
 
 TRAINED = ("digits.yaml", "run_name=d", "train.epochs=3", "scale.num_workers=0", "model.width=256")
@@ -53,6 +53,31 @@ def test_a_pruned_variant_is_used_as_any_model_and_a_bad_one_is_kept_apart(place
     kept = RunFolder(rejected["run_folder"])
     assert kept.exists("model/MLmodel")
     assert "accuracy fell" in client.get_run(kept.tracked().run_id).data.tags["shoal.rejected"]
+
+
+@pytest.mark.long
+def test_a_job_that_was_killed_goes_on_to_the_same_variant(place: Place) -> None:
+    trained = str(place.train(*TRAINED, *OPTIONS)["run_folder"])
+    settings = (trained, "compress.prune=0.5", "compress.epochs=4", "compress.max_loss_of=1")
+    killed = place.start("compress", *settings)
+    checkpoints = place.path / "runs" / "compressions" / "compress-d-prune-0.5-1" / "checkpoints"
+    eventually(lambda: any(checkpoints.glob("step-*/manifest.json")), 60, "a checkpoint of fine-tuning")
+    killed.kill()
+    killed.communicate()
+    assert not (checkpoints.parent / "model" / "MLmodel").exists()
+
+    again = place.run("compress", *settings)
+    assert again.code == 0, again.out + again.err
+    assert "resuming at step" in again.out
+    [variant] = again.result["variants"].values()
+    assert variant["run_folder"] == str(checkpoints.parent)
+    assert not checkpoints.exists()
+    whole = place.run("compress", *settings, "storage_path=whole")
+    assert whole.code == 0, whole.out + whole.err
+    assert "resuming" not in whole.out
+    [expected] = whole.result["variants"].values()
+    weights, same = (Path(one["run_folder"]) / one["file"] for one in (variant, expected))
+    assert weights.read_bytes() == same.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from shoal.compression.config import CompressConfig
 from shoal.storage.records import CompressionResult
 from shoal.terminal.arguments import JobParser
 from shoal.terminal.compression_report import compression_report
+from shoal.terminal.progress import ProgressLine
 from shoal.workflows.compress import compress
 
 
@@ -18,7 +19,12 @@ def main(arguments: list[str], program: str = "shoal compress") -> int:
         "Make a trained model smaller or faster, and measure what it loses.",
         CompressConfig,
     )
-    return run_model_job(arguments, parser, CompressConfig, "compress", compress, _report)
+    return run_model_job(arguments, parser, CompressConfig, "compress", _compress, _report)
+
+
+def _compress(uri: str, name: str, config: CompressConfig, tracking_uri: str) -> CompressionResult:
+    with ProgressLine() as progress:
+        return compress(uri, name, config, tracking_uri, progress)
 
 
 def _report(found: CompressionResult, config: CompressConfig) -> str:

@@ -2,7 +2,7 @@
 
 - `config`: of the job
 - `structured`: channels and hidden units that leave; `magnitude`: weights that become zeros
-- `fine_tuning`: a pruned model trained on, through the ordinary loop
+- `fine_tuning`: a pruned model trained on, through the ordinary loop, from its newest checkpoint
 - `int8`: 8-bit integers by ONNX Runtime
 - `files`: a compressed model saved as any other
 - `loaded`: models that torch or ONNX Runtime has loaded; `measure`: how long they take, how large they are

@@ -1,7 +1,11 @@
-"""A pruned model trained on: the rows it was trained on, through the ordinary training loop, in this process."""
+"""A pruned model trained on: the rows it was trained on, through the ordinary training loop, in this process.
 
-from collections.abc import Mapping
-from dataclasses import replace
+Checkpoints lie in the variant's run folder; a fine-tuning that was killed goes on from the newest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -15,31 +19,76 @@ from shoal.data.sources.base import Source
 from shoal.distributed.process_group import SingleProcess
 from shoal.inference.predictor import Predictor
 from shoal.models.inputs import view_of_rows
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import MetricPoint
 from shoal.training.assemble import assemble_loop
-from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.checkpoint.background import BackgroundSaver
+from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
+from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.clock import Clock
-from shoal.training.loop import Callbacks, TrainConfig, train
+from shoal.training.loop import Callbacks, TrainConfig, TrainingLoop, train
 from shoal.training.optimizer import OptimConfig
+from shoal.training.resume import resume_or_start
 
 
-class _NoLog:
-    """Where the points of a fine-tuning go."""
+@dataclass(frozen=True)
+class FineTuningStatus:
+    """How far a fine-tuning is, for what shows it."""
+
+    step: int
+    steps: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    is_training: bool = False
+    steps_per_epoch: int = 1
+    new_points: Sequence[MetricPoint] = ()
+
+
+Listener = Callable[[FineTuningStatus], None]
+
+
+def ignore(status: FineTuningStatus) -> None:
+    """Show nothing of a fine-tuning."""
+
+
+class _StatusLog:
+    """Tells a listener of the points of a fine-tuning, which are kept nowhere."""
+
+    def __init__(self, loop: TrainingLoop, listen: Listener) -> None:
+        self._loop, self._listen = loop, listen
+        self._latest: FineTuningStatus | None = None
 
     def log(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
-        pass
+        per_epoch = self._loop.shard.lanes.steps
+        self._latest = FineTuningStatus(
+            step, self._loop.total_steps, dict(metrics), is_training=True, steps_per_epoch=per_epoch
+        )
 
     def flush(self) -> None:
-        pass
+        if self._latest:
+            self._listen(self._latest)
+            self._latest = None
 
 
-def fine_tune(model: nn.Module, predictor: Predictor, source: Source, epochs: int, optim: OptimConfig) -> int:
+def fine_tune(
+    model: nn.Module,
+    predictor: Predictor,
+    source: Source,
+    epochs: int,
+    optim: OptimConfig,
+    folder: RunFolder,
+    listen: Listener = ignore,
+) -> int:
     """Train a model on the training rows of the predictor that it was made of, in place; return the steps.
 
     Args:
         predictor: says how rows become what the model takes, and what is minimized.
         source: opened again.
+        folder: of the variant's run, for checkpoints; the newest that it holds is gone on from.
+        listen: is told how far it is.
 
     Raises:
+        CheckpointError: no checkpoint is sound, or the newest is of another model.
         DivergedError: the loss is not finite.
         UserError: the rows are not those of training any more.
     """
@@ -67,6 +116,25 @@ def fine_tune(model: nn.Module, predictor: Predictor, source: Source, epochs: in
         seed=preprocessing.seed,
         has_validation=False,
     )
-    train(loop, Callbacks(_NoLog()), TrainingProgress(), Clock())
+    store = CheckpointStore(folder, keep=1)
+    progress = resume_or_start(loop, store, preprocessing.seed)
+    listen(FineTuningStatus(progress.step, loop.total_steps))
+    saver = BackgroundSaver(store, {}, info.model_dump_json().encode(), prepare=folder.renew_lease)
+    callbacks = Callbacks(
+        _StatusLog(loop, listen), save=partial(_save, loop, saver), is_save_due=lambda: saver.is_due
+    )
+    try:
+        train(loop, callbacks, progress, Clock())
+    finally:
+        saver.close()
     model.eval()
     return loop.total_steps
+
+
+def _save(loop: TrainingLoop, saver: BackgroundSaver, progress: TrainingProgress, is_due: bool) -> None:
+    """Write a checkpoint in the background; without a validation split none is the best, and each is due."""
+    saver.save(
+        snapshot(
+            loop.model, loop.optimizer, progress, [random_state()], loop.scaler, spare=saver.take_spare()
+        )
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from shoal.compression import files, int8, magnitude, measure, structured
-from shoal.compression.fine_tuning import fine_tune
+from shoal.compression.fine_tuning import Listener, fine_tune, ignore
 from shoal.compression.loaded import LoadedModel, OnnxModel, TorchModel, flips
 from shoal.data.sampler import TRAIN
 from shoal.data.sources.base import Block, Source
@@ -25,7 +25,7 @@ from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor, weights_folder
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.storage.records import MeasuredModel
-from shoal.storage.run_folder import EXPORTS, MODEL
+from shoal.storage.run_folder import EXPORTS, MODEL, RunFolder
 from shoal.training.optimizer import OptimConfig
 
 ONNX: Format = "onnx"
@@ -114,6 +114,11 @@ class Variant:
         return found[0], found[1], changed
 
 
+def pruned_name(ratio: float, is_structured: bool) -> str:
+    """Return what a pruned variant is called."""
+    return f"{'prune' if is_structured else 'magnitude'}-{ratio:g}"
+
+
 class Maker:
     """Makes variants of one model.
 
@@ -134,8 +139,20 @@ class Maker:
         self.original = original
         self._uri, self._rows, self._folder, self._closing = uri, rows, folder, closing
 
-    def pruned(self, ratio: float, is_structured: bool, epochs: int, optim: OptimConfig) -> Variant:
+    def pruned(
+        self,
+        ratio: float,
+        is_structured: bool,
+        epochs: int,
+        optim: OptimConfig,
+        folder: RunFolder,
+        listen: Listener = ignore,
+    ) -> Variant:
         """Prune the model and train it on.
+
+        Args:
+            folder: of the variant's run, for checkpoints.
+            listen: is told how far fine-tuning is.
 
         Raises:
             ModelError: no layer is wide enough.
@@ -148,14 +165,19 @@ class Maker:
             structured.prune(model, ratio, only_tensor(predictor.inputs(measure.rows_of(self._rows.some, 2))))
         else:
             magnitude.mask(model, ratio)
-        steps = fine_tune(model, predictor, self._rows.source, epochs, optim)
+        steps = fine_tune(model, predictor, self._rows.source, epochs, optim, folder, listen)
         if not is_structured:
             magnitude.unmask(model)
-        name = f"{'prune' if is_structured else 'magnitude'}-{ratio:g}"
-        folder = files.write_pruned(self._folder / name, self.original.folder, model, self._rows.some)
+        name = pruned_name(ratio, is_structured)
+        saved = files.write_pruned(self._folder / name, self.original.folder, model, self._rows.some)
         kind = "channels" if is_structured else "weights, which became zeros,"
         method = f"pruning of {ratio:.0%} of the {kind} and {steps} steps of fine-tuning"
-        return self._of_torch(name, method, folder, is_structured, steps)
+        return self._of_torch(name, method, saved, is_structured, steps)
+
+    def reloaded(self, folder: RunFolder, name: str) -> SavedModel:
+        """Return the model of a variant that an earlier job left finished in its run folder."""
+        weights = weights_folder(folder.get_folder(MODEL, self._folder / name / MODEL))
+        return SavedModel(Predictor.load(weights, trust_code=True), weights)
 
     def as_bf16(self, of: SavedModel, after: str = "") -> Variant:
         """Store the weights of a model as bfloat16.

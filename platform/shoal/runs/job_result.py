@@ -5,7 +5,7 @@ It does not know what was found or how.
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -59,11 +59,16 @@ def job_dataset(source: str, digest: str) -> DatasetRecord:
     return DatasetRecord(name=Path(source).name[-250:], digest=digest, source_type="shoal", source=source)
 
 
-def unused_folder(storage_path: str, experiment: str, name: str) -> RunFolder:
-    """Return the first of `name-1`, `name-2`, ... below a storage path that is no run's folder yet."""
+def unused_folders(storage_path: str, experiment: str, name: str) -> Iterator[RunFolder]:
+    """Yield those of `name-1`, `name-2`, ... below a storage path that are no run's folder yet."""
     storage = storage_path if "://" in storage_path else str(home() / storage_path)
     folders = (RunFolder(f"{storage}/{experiment}/{name}-{number}") for number in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists(Identity.file))
+    return (folder for folder in folders if not folder.exists(Identity.file))
+
+
+def unused_folder(storage_path: str, experiment: str, name: str) -> RunFolder:
+    """Return the first of `unused_folders`."""
+    return next(unused_folders(storage_path, experiment, name))
 
 
 def log_job_result(

@@ -1094,6 +1094,21 @@ class CompressedVariant(Part):
         return self.original.latency[rows].p50_ms / self.variant.latency[rows].p50_ms
 
 
+class VariantState(Record):
+    """How far a variant of a compressed model is, so that the same command goes on with it.
+
+    Attributes:
+        job: digest of all that the variant depends on: model, rows, config.
+        compressed: what was found; null: it is not finished.
+    """
+
+    file: ClassVar[str] = "variant.json"
+    remedy: ClassVar[str] = "delete the run folder: the variant is made again"
+
+    job: str
+    compressed: CompressedVariant | None = None
+
+
 class VariantResult(Result):
     """Of one variant of a compressed model, which is a run of its own.
 

@@ -16,7 +16,6 @@ from shoal.tune.report.text import params_text, value_text
 
 if TYPE_CHECKING:  # a job imports only its own workflow
     from shoal.tracking.journal import MetricPoint
-    from shoal.workflows.train import TrainStatus
     from shoal.workflows.tune.state import SweepStatus
 
 LIVE_S = 0.2
@@ -27,6 +26,31 @@ IN_HISTORY = (*SHOWN, "val/bits_per_byte")
 BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
 MOST_RUNNING = 8
 MOST_HISTORY = 40  # evaluations of which a log gets a line each; of later ones a line now and then
+
+
+class TrainingStatus(Protocol):
+    """How far a training is, as its workflow says it (`shoal.workflows.train.TrainStatus`)."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def note(self) -> str: ...
+
+    @property
+    def is_training(self) -> bool: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def new_points(self) -> Sequence["MetricPoint"]: ...
 
 
 class Screen(Protocol):
@@ -117,9 +141,9 @@ class ProgressLine(_View):
         super().__init__(out)
         self._shown_step, self._logged = -1, 0
         self._speed, self._history = Speed(), EvaluationHistory()
-        self._latest: TrainStatus | None = None
+        self._latest: TrainingStatus | None = None
 
-    def __call__(self, status: "TrainStatus") -> None:
+    def __call__(self, status: TrainingStatus) -> None:
         if status.note:
             self._announce(status.note)
             return
@@ -139,13 +163,13 @@ class ProgressLine(_View):
         elif self._is_due(status, now):
             self._show(status, now)
 
-    def _is_due(self, status: "TrainStatus", now: float) -> bool:
+    def _is_due(self, status: TrainingStatus, now: float) -> bool:
         if status.step == self._shown_step:
             return False
         pause = LIVE_S if self._screen.is_live else PLAIN_S
         return now - self._shown_s >= pause or status.step == status.steps
 
-    def _show(self, status: "TrainStatus", now: float) -> None:
+    def _show(self, status: TrainingStatus, now: float) -> None:
         self._shown_s, self._shown_step = now, status.step
         text = progress_text(status, self._speed.steps_per_s(), self._screen.columns)
         if self._screen.is_live:
@@ -248,7 +272,7 @@ class EvaluationHistory:
         return [Evaluation(step, metrics, BEST_STEP in metrics) for step, metrics in found.items()]
 
 
-def progress_text(status: "TrainStatus", steps_per_s: float, columns: int) -> str:
+def progress_text(status: TrainingStatus, steps_per_s: float, columns: int) -> str:
     """Return step, metrics, speed and ETA of a training in a line; metrics are left out where columns are few."""
     if not status.step:
         return f"starting; {status.steps} steps to go"
@@ -264,7 +288,7 @@ def progress_text(status: "TrainStatus", steps_per_s: float, columns: int) -> st
     return _widest([[step, *metrics[:count], *speed] for count in range(len(metrics), -1, -1)], columns)
 
 
-def evaluation_text(evaluation: Evaluation, status: "TrainStatus", columns: int) -> str:
+def evaluation_text(evaluation: Evaluation, status: TrainingStatus, columns: int) -> str:
     """Write an evaluation as a line of the history, aligned with those before and after it."""
     epoch = evaluation.step / status.steps_per_epoch
     digits = len(str(-(-status.steps // status.steps_per_epoch)))

@@ -1,16 +1,19 @@
 """Compression of a finished model: variants made, measured beside it, gated, recorded as runs. Needs no ray."""
 
+import hashlib
+import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from shoal.compression import gate, int8, magnitude, measure, structured
 from shoal.compression.config import CompressConfig, CompressOptions
-from shoal.compression.variants import HeldOut, Maker, SavedModel, Variant
+from shoal.compression.fine_tuning import Listener, ignore
+from shoal.compression.variants import HeldOut, Maker, SavedModel, Variant, pruned_name
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
 from shoal.export import onnx_file
@@ -19,20 +22,25 @@ from shoal.inference.evaluation import split_blocks
 from shoal.inference.held_out import open_rows
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
-from shoal.runs.job_result import unused_folder
-from shoal.storage.records import CompressedVariant, CompressionResult
-from shoal.storage.run_folder import EXPORTS, MODEL, MODEL_CARD, RunFolder
+from shoal.runs.job_result import unused_folders
+from shoal.storage.records import CompressedVariant, CompressionResult, VariantState
+from shoal.storage.run_folder import CHECKPOINTS, EXPORTS, MODEL, MODEL_CARD, RunFolder
 from shoal.workflows.compression_runs import Subject, log_compression
 
 logger = logging.getLogger(__name__)
 
 
-def compress(uri: str, name: str, config: CompressConfig, tracking_uri: str) -> CompressionResult:
+def compress(
+    uri: str, name: str, config: CompressConfig, tracking_uri: str, listen: Listener = ignore
+) -> CompressionResult:
     """Make the variants that a config asks for, measure them beside the model, and record them.
+
+    A job that was killed goes on where it was: fine-tuning from its newest checkpoint, after finished variants.
 
     Args:
         uri: of the model.
         name: of the run.
+        listen: is told how far fine-tuning is.
 
     Raises:
         UserError: a package is missing, there is no such model, it cannot be compressed so, or no rows were held out.
@@ -47,7 +55,7 @@ def compress(uri: str, name: str, config: CompressConfig, tracking_uri: str) -> 
         rows = _held_out(predictor, config.trust_code)
         subject = Subject(uri, name, model_name, predictor, rows)
         maker = Maker(SavedModel(predictor, source), uri, rows, Path(scratch) / "variants", closing)
-        variants = {one.name: _keep(one, subject, config) for one in _variants(maker, config)}
+        variants = dict(variants_of(maker, subject, config, listen))
     return log_compression(subject, config, tracking_uri, variants)
 
 
@@ -83,26 +91,70 @@ def _held_out(predictor: Predictor, trust_code: bool) -> HeldOut:
     )
 
 
-def _variants(maker: Maker, config: CompressConfig) -> Iterator[Variant]:
-    """Make what is asked for: pruned, and of that (or of the model) what is quantized."""
+def variants_of(
+    maker: Maker, subject: Subject, config: CompressConfig, listen: Listener
+) -> Iterator[tuple[str, CompressedVariant]]:
+    """Make what is asked for: pruned, and of that (or of the model) what is quantized.
+
+    What a killed job of the same model, rows and config has finished is taken as it is.
+    """
     options, of, after = config.compress, maker.original, ""
     if options.prune is not None:
         is_structured = options.method == "structured"
-        logger.info(
-            "pruning %g of the model, and training it on for %d epochs", options.prune, options.epochs
-        )
-        pruned = maker.pruned(options.prune, is_structured, options.epochs, config.optim)
-        assert pruned.saved is not None
-        of, after = pruned.saved, pruned.name
-        yield pruned
-    if options.quantize == "int8":
-        yield maker.as_int8(of, after)
-    elif options.quantize == "bf16":
-        yield maker.as_bf16(of, after)
+        after = pruned_name(options.prune, is_structured)
+        with _claimed(subject, config, after) as (folder, found):
+            if found is None:
+                logger.info(
+                    "pruning %g of the model, and training it on for %d epochs", options.prune, options.epochs
+                )
+                made = maker.pruned(
+                    options.prune, is_structured, options.epochs, config.optim, folder, listen
+                )
+                found = _keep(made, subject, config, folder)
+            of = maker.reloaded(folder, f"{after}-kept") if options.quantize else of
+            yield after, found
+    if options.quantize is not None:
+        name = f"{after}-{options.quantize}".strip("-")
+        with _claimed(subject, config, name) as (folder, found):
+            if found is None:
+                quantize = maker.as_int8 if options.quantize == "int8" else maker.as_bf16
+                found = _keep(quantize(of, after), subject, config, folder)
+            yield name, found
 
 
-def _keep(one: Variant, subject: Subject, config: CompressConfig) -> CompressedVariant:
-    """Measure a variant, and put its files into a run folder of its own."""
+@contextmanager
+def _claimed(
+    subject: Subject, config: CompressConfig, name: str
+) -> Iterator[tuple[RunFolder, CompressedVariant | None]]:
+    """Hold the run folder of a variant; yield it, and the variant if a killed job of the same has finished it.
+
+    It is the first folder that no other job works on, and that holds nothing of a job on something else.
+    """
+    made_of = {
+        "model": subject.predictor.digest,
+        "rows": subject.rows.source.fingerprint,
+        "compress": config.compress.model_dump(mode="json"),
+        "optim": config.optim.model_dump(mode="json"),
+    }
+    job = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    for folder in unused_folders(config.storage_path, config.experiment_name, f"{subject.name}-{name}"):
+        state = folder.load(VariantState) or VariantState(job=job)
+        if state.job == job and folder.watch_holder() is None:
+            break
+    folder.create()
+    folder.acquire_lease()
+    try:
+        folder.clear_leftovers()
+        folder.save(state)
+        if state.compressed:
+            logger.info("%s was finished by an earlier job: %s", name, folder.uri)
+        yield folder, state.compressed
+    finally:
+        folder.release_lease()
+
+
+def _keep(one: Variant, subject: Subject, config: CompressConfig, folder: RunFolder) -> CompressedVariant:
+    """Measure a variant, and put its files into its run folder."""
     logger.info("%s is made (%s): it is measured beside the original", one.name, one.method)
     original, variant, flips = one.measure(subject.rows)
     options, task = config.compress, subject.predictor.task
@@ -113,9 +165,8 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig) -> CompressedV
         ),
         gate.too_slow(original, variant) if one.is_for_speed else None,
     ]
-    folder = unused_folder(config.storage_path, config.experiment_name, f"{subject.name}-{one.name}")
     _put(one, folder)
-    return CompressedVariant(
+    found = CompressedVariant(
         method=one.method,
         original=original,
         variant=variant,
@@ -127,10 +178,14 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig) -> CompressedV
         rejected="; ".join(filter(None, reasons)) or None,
         run_folder=folder.uri,
     )
+    folder.update(VariantState, compressed=found)
+    folder.delete(CHECKPOINTS)
+    return found
 
 
 def _put(one: Variant, folder: RunFolder) -> None:
     where, last = (MODEL, MODEL_CARD) if one.saved else (EXPORTS, None)
+    folder.delete(where)  # of a job that was killed before the variant was measured
     with folder.scratch(where) as scratch:
         shutil.copytree(one.folder, scratch / where)
         folder.put_folder(scratch / where, where, last)

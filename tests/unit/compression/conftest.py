@@ -17,6 +17,7 @@ from shoal.inference.evaluation import split_blocks
 from shoal.inference.predictor import Predictor
 from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model_for
+from shoal.storage.run_folder import RunFolder
 from shoal.tasks.open_data import open_data, preprocessing_spec
 
 
@@ -39,8 +40,13 @@ def subject(tmp_path):
         (folder / DESCRIPTION).write_text(describe_model(about, info.transform, task, config, 0))
         saved = SavedModel(Predictor.load_own(folder), folder)
         rows = HeldOut(opened, partial(split_blocks, opened, spec, TEST), TEST)
+        run_folder = RunFolder(str(tmp_path / "run"))
+        run_folder.create()
+        run_folder.acquire_lease()
         maker = Maker(saved, "the model", rows, tmp_path / "variants", closing)
-        return SimpleNamespace(saved=saved, predictor=saved.predictor, rows=rows, maker=maker)
+        return SimpleNamespace(
+            saved=saved, predictor=saved.predictor, rows=rows, maker=maker, folder=run_folder, closing=closing
+        )
 
     with closing:
         yield make

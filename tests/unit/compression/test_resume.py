@@ -1,0 +1,54 @@
+"""The same compression again, after it was killed: what is finished stays, what is not is made."""
+
+from pathlib import Path
+
+import pytest
+
+from shoal.compression import measure
+from shoal.compression.config import CompressConfig
+from shoal.compression.variants import Maker
+from shoal.storage.run_folder import RunFolder
+from shoal.workflows.compress import variants_of
+from shoal.workflows.compression_runs import Subject
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    monkeypatch.setattr(measure, "CALLS", 3)
+
+
+def test_what_a_killed_job_finished_is_not_made_again(subject, table, tmp_path):
+    one = subject(table, label="y")
+    about = Subject("the model", "compress-m", "mlp", one.predictor, one.rows)
+    steps = []
+
+    def begin(again, **changes):
+        options = {"prune": 0.5, "quantize": "bf16", "epochs": 2} | changes
+        config = CompressConfig(storage_path=str(tmp_path / "runs"), compress=options)
+        maker = Maker(one.saved, "the model", one.rows, tmp_path / again, one.closing)
+        return variants_of(maker, about, config, lambda status: steps.append(status.step))
+
+    killed = begin("first")
+    name, first = next(killed)
+    killed.close()  # before the second variant
+    assert name == "prune-0.5"
+    assert steps[-1] == first.steps > 0
+    folder = RunFolder(first.run_folder)
+    weights = Path(first.run_folder) / first.file
+    before = weights.read_bytes(), weights.stat().st_mtime_ns
+    assert not folder.files("checkpoints")
+
+    steps.clear()
+    found = dict(begin("second"))
+    assert not steps
+    assert found["prune-0.5"] == first
+    assert (weights.read_bytes(), weights.stat().st_mtime_ns) == before
+    quantized = found["prune-0.5-bf16"]
+    assert quantized.variant.parameters == first.variant.parameters
+    assert quantized.variant.bytes < first.variant.bytes
+
+    name, other = next(begin("third", epochs=1))
+    assert other.run_folder != first.run_folder
+    assert other.steps == first.steps / 2
+    assert weights.read_bytes() == before[0]
