@@ -85,7 +85,7 @@ def fine_tune(
         predictor: says how rows become what the model takes, and what is minimized.
         source: opened again.
         folder: of the variant's run, for checkpoints; the newest that it holds is gone on from.
-        listen: is told how far it is.
+        listen: receives how far it is.
 
     Raises:
         CheckpointError: no checkpoint is sound, or the newest is of another model.

@@ -152,7 +152,7 @@ class Maker:
 
         Args:
             folder: of the variant's run, for checkpoints.
-            listen: is told how far fine-tuning is.
+            listen: receives how far fine-tuning is.
 
         Raises:
             ModelError: no layer is wide enough.

@@ -40,7 +40,7 @@ def compress(
     Args:
         uri: of the model.
         name: of the run.
-        listen: is told how far fine-tuning is.
+        listen: receives how far fine-tuning is.
 
     Raises:
         UserError: a package is missing, there is no such model, it cannot be compressed so, or no rows were held out.

@@ -12,7 +12,7 @@ def test_a_run_resumes_where_its_checkpoint_is_and_not_where_its_journal_ended(
     tmp_path, resumes_at: int
 ) -> None:
     folder = RunFolder(str(tmp_path))
-    told: list[TrainStatus] = []
+    heard: list[TrainStatus] = []
 
     def train(attempt: int, steps: range) -> None:
         journal = Journal(folder, attempt)
@@ -21,7 +21,7 @@ def test_a_run_resumes_where_its_checkpoint_is_and_not_where_its_journal_ended(
         journal.sync()
 
     train(1, range(1, 8))
-    with _Watcher(folder, 20, 5, resumes_at, told.append, lambda: None):
-        assert (told[0].step, told[0].is_training) == (resumes_at, False)
+    with _Watcher(folder, 20, 5, resumes_at, heard.append, lambda: None):
+        assert (heard[0].step, heard[0].is_training) == (resumes_at, False)
         train(2, range(resumes_at + 1, 12))
-    assert (told[-1].step, told[-1].is_training) == (11, True)
+    assert (heard[-1].step, heard[-1].is_training) == (11, True)
