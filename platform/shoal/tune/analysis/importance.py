@@ -3,6 +3,8 @@
 It needs no sampler's study: it builds one from the rows, so it works for the trials of any search.
 """
 
+import contextlib
+import importlib
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -11,6 +13,8 @@ from shoal.storage.records import TrialRow
 from shoal.tune.trials import Mode, is_log, is_number, limits, plain, ranked, varying
 
 MIN_TRIALS = 4
+# scikit-learn looks for their frames in `sys.modules`, where a module that another thread imports stands unfinished.
+FRAMES = ("pandas", "polars", "pyarrow")
 
 
 def importance(rows: Sequence[TrialRow], mode: Mode) -> dict[str, float]:
@@ -33,6 +37,9 @@ def importance(rows: Sequence[TrialRow], mode: Mode) -> dict[str, float]:
 def _shares(points: Sequence[dict[str, Any]], values: Sequence[float]) -> dict[str, float]:
     import optuna
 
+    for name in FRAMES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {key: _distribution([params[key] for params in points]) for key in points[0]}
     study = optuna.create_study()

@@ -1,5 +1,10 @@
 """Importance on trials with a metric that is a known function of their params."""
 
+import importlib
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -66,3 +71,24 @@ def test_too_few_or_equal_trials_give_no_importance():
     assert importance(list(trials(10, lambda params: 1.0)), "min") == {}
     same = [TrialRow(n, f"t{n}", "finished", {"a": 1}, float(n), 1, 1.0, 0.0, 1.0, ()) for n in range(9)]
     assert importance(same, "min") == {}
+
+
+def test_frames_that_another_thread_is_importing_are_waited_for(monkeypatch, tmp_path):
+    """As MLflow does in a thread of its own while a sweep ends: scikit-learn would find half a module."""
+    rows = list(trials(20, by_rate))
+    expected = importance(rows, "min")  # and scikit-learn is imported
+    for name in [name for name in sys.modules if name.partition(".")[0] == "polars"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "polars.py").write_text(
+        "import time\ntime.sleep(1.0)\nclass DataFrame: ...\nclass Series: ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    thread = threading.Thread(target=importlib.import_module, args=["polars"])
+    thread.start()
+    try:
+        while "polars" not in sys.modules:
+            time.sleep(0.01)
+        assert importance(rows, "min") == expected
+    finally:
+        thread.join()
+        del sys.modules["polars"]
