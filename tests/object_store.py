@@ -32,16 +32,24 @@ class ObjectStore:
         self._app = app_module.DomainDispatcherApplication(app_module.create_backend_app)
         handler = app_module.MotoRequestHandler
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=handler)
-        address = f"http://127.0.0.1:{self._server.server_port}"
+        self._address = f"http://127.0.0.1:{self._server.server_port}"
         self.env = {
-            "AWS_ENDPOINT_URL": address,
+            "AWS_ENDPOINT_URL": self._address,
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
-        urlopen(Request(f"{address}/bucket", method="PUT"))
+        self._make_bucket()
+
+    def _make_bucket(self) -> None:
+        urlopen(Request(f"{self._address}/bucket", method="PUT"))
+
+    def clear(self) -> None:
+        """Forget what the stores of this process hold: it is the same."""
+        urlopen(Request(f"{self._address}/moto-api/reset", method="POST"))
+        self._make_bucket()
 
     def close(self) -> None:
         self._server.shutdown()

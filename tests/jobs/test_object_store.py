@@ -35,6 +35,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     for name, value in store.env.items():
         monkeypatch.setenv(name, value)
     yield store
+    store.clear()
     store.close()
 
 
@@ -111,7 +112,8 @@ def test_a_sweep_asks_little_of_an_object_store_however_long_the_journals_of_its
     position = f"{JOURNAL}/{JournalPosition.file}"
     eventually(lambda: all(folder.exists(position) for folder in trials), 120, "MLflow has all points")
     asked = asked_in_a_minute(stored, store, process)
-    assert asked.total() < 30 * len(trials), asked.most_common()
+    run_folders = len(trials) + 1  # the sweep's own is one
+    assert asked.total() < 30 * run_folders, asked.most_common()
 
 
 def test_an_outage_is_survived_and_said_and_no_point_or_checkpoint_is_missing(
