@@ -1,5 +1,6 @@
 """Jobs whose run folder is in an object store: how much they ask of it, and what they do while it is away."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -166,6 +167,54 @@ def test_a_store_that_stays_away_ends_the_job_with_one_error(
     (run,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     assert run.info.status == "FAILED"
     assert "does not answer" in run.data.tags["shoal.reason"]
+
+
+STOP_S = 25.0  # about 10 s of patience, and the ends of Ray and MLflow on a machine that is busy
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_whose_store_is_gone_ends_soon_after_a_signal(
+    stored: Place, store: ObjectStore, workers: int
+) -> None:
+    settings = [*RUN[:1], *RUN[2:], f"scale.num_workers={workers}", "train.epochs=1000000"]
+    process = stored.start("train", *settings)
+    wait_for_parts(process, 2)
+    eventually(lambda: run_folder().tracked().run_id is not None, 60, "MLflow has the run")
+    assert_ends_without_its_store(stored, store, process, "the same command|goes on from the last checkpoint")
+
+
+@pytest.mark.parametrize("when", ["starting", "training", "verifying"])
+def test_a_sweep_whose_store_is_gone_ends_soon_after_a_signal(
+    stored: Place, store: ObjectStore, when: str
+) -> None:
+    epochs = 2 if when == "verifying" else 1000000
+    awaited = {"starting": "report", "training": "trials/t0001/journal", "verifying": "report/report.html"}[
+        when
+    ]
+    settings = ["run_name=sweep", "storage_path=s3://bucket/runs", "optim.lr=0.001,0.002"]
+    process = stored.start("tune", *settings, f"train.epochs={epochs}")
+    folder = RunFolder("s3://bucket/runs/shoal/sweep")
+    eventually(lambda: folder.exists(awaited) or process.poll() is not None, STEP_TIMEOUT_S, awaited)
+    assert_ends_without_its_store(stored, store, process, "the same command|goes on from the last checkpoint")
+
+
+def assert_ends_without_its_store(
+    stored: Place, store: ObjectStore, process: subprocess.Popen[str], says: str
+) -> None:
+    store.is_away = True
+    time.sleep(5)  # in the middle of a wait
+    began_s = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    done = stored.wait(process)
+    took_s = time.monotonic() - began_s
+    store.is_away = False
+    assert done.code == 130, done.err
+    assert "Traceback" not in done.err
+    assert re.search(says, done.err), done.err
+    assert took_s < STOP_S, done.err
+    runs = MlflowClient(f"sqlite:///{stored.path}/mlflow.db").search_runs(["1"])
+    assert {run.info.status for run in runs} <= {"KILLED", "FINISHED"}
+    assert runs[-1].info.status == "KILLED"  # the sweep, or the run
 
 
 def test_a_sweep_outlasts_an_outage_and_says_so(stored: Place, store: ObjectStore) -> None:

@@ -80,7 +80,7 @@ def train_checked(plan: RunPlan, folder: RunFolder) -> records.TrainResult:
     """Train, with a line of progress; Ctrl-C writes a checkpoint."""
     print(f"run     {folder.uri}")
     print(f"mlflow  {resolve_tracking_uri(plan.config.track)}", flush=True)
-    with interruptible(folder.request_stop), ProgressLine() as progress:
+    with interruptible(folder.interrupt), ProgressLine() as progress:
         return workflow.train(plan, folder, progress)
 
 

@@ -89,7 +89,7 @@ def sweep_checked(plan: SweepPlan, folder: RunFolder) -> records.SweepResult:
     check_tracking(plan.config.track)
     print(f"sweep   {folder.uri}: {plan.total} trials")
     print(f"mlflow  {resolve_tracking_uri(plan.config.track)}", flush=True)
-    with interruptible(folder.request_stop), SweepTable() as progress:
+    with interruptible(folder.interrupt), SweepTable() as progress:
         return run_sweep(plan, folder, progress)
 
 

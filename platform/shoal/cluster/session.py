@@ -1,5 +1,6 @@
 """A Ray session: join the cluster there is, or start one here, without Ray's own log messages."""
 
+import contextlib
 import logging
 import os
 import secrets
@@ -7,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from shoal.cluster.ray_private import (
@@ -16,7 +18,7 @@ from shoal.cluster.ray_private import (
     listening_on_loopback,
     silence_raylet,
 )
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, Interrupted
 from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources, cluster_address
@@ -49,36 +51,69 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     silence_raylet()
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     is_callers = ray.is_initialized() and not _OPENED
     if not ray.is_initialized():
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        try:
-            if found is None:
-                cpus = (os.cpu_count() or 1) + spare_cpus
-                with in_own_session(), listening_on_loopback() as is_hidden:
-                    if decides_on_token and not is_hidden:
-                        _demand_token()
-                    _start_here(num_cpus=cpus, include_dashboard=False, **quiet)
-            else:
-                ray.init(found, **quiet)
-            _OPENED.append(True)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            token = "" if "RAY_AUTH_MODE" in os.environ else ", set RAY_AUTH_MODE=token if it demands a token"
-            raise ConfigError(
-                f"the Ray cluster at '{found or 'this machine'}' cannot be used ({reason}): start it{token}, or unset "
-                "RAY_ADDRESS to let Shoal start one here"
-            ) from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray's core installs its own handlers, which would abort the process; ours write a checkpoint first.
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        with _own_signals():
+            _open(found, spare_cpus, decides_on_token)
+        _OPENED.append(True)
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
     spare = spare_cpus if found is not None or is_callers else 0
     check_resources(scale, cpus - spare, gpus, "the cluster", spare)
     return bool(scale.use_gpu and gpus >= scale.num_workers)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of signals that there are: Ray installs its own, which end the process without a word.
+
+    Raises:
+        Interrupted: Ray's handler received a SIGTERM, which the own one has received as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    try:
+        yield
+    except SystemExit:
+        restore()
+        signal.raise_signal(signal.SIGTERM)
+        raise Interrupted("interrupted while Ray started; the same command goes on") from None
+    finally:
+        restore()
+
+
+def _open(address: str | None, spare_cpus: int, decides_on_token: bool) -> None:
+    """Join the cluster at an address, or start one here.
+
+    Raises:
+        ConfigError: it does not answer.
+    """
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is not None:
+            ray.init(address, **quiet)
+            return
+        cpus = (os.cpu_count() or 1) + spare_cpus
+        with in_own_session(), listening_on_loopback() as is_hidden:
+            if decides_on_token and not is_hidden:
+                _demand_token()
+            _start_here(num_cpus=cpus, include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        token = "" if "RAY_AUTH_MODE" in os.environ else ", set RAY_AUTH_MODE=token if it demands a token"
+        raise ConfigError(
+            f"the Ray cluster at '{address or 'this machine'}' cannot be used ({reason}): start it{token}, or unset "
+            "RAY_ADDRESS to let Shoal start one here"
+        ) from error
 
 
 def _start_here(**options: Any) -> None:

@@ -19,7 +19,7 @@ from shoal.cluster.worker_failure import (
     storage_failure,
 )
 from shoal.distributed.parallelism import make_group
-from shoal.errors import Interrupted
+from shoal.errors import Interrupted, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
@@ -30,6 +30,7 @@ from shoal.tracking.journal import has_journal
 logger = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 60.0
+AWAY_PATIENCE_S = 6.0  # where the store is away through which the workers would learn of it
 # Once Ray's server is gone, by whether a worker writes a checkpoint; after 60 s Ray ends the driver, with code 1.
 GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 RAY_STATE = ".ray"
@@ -148,16 +149,25 @@ class StopPatience:
         """Look whether it is over.
 
         Raises:
-            Interrupted: the workers had made no step, or do not react.
+            Interrupted: the workers had made no step, do not react, or cannot save.
         """
-        if self._have_seen_it:
+        if self._since_s is None and not self._folder.is_stop_requested(by_others=False):
             return
+        try:
+            self._check()
+        except StorageError as error:
+            raise Interrupted(f"interrupted without a new checkpoint: {error}") from error
+
+    def _check(self) -> None:
         if self._since_s is None:
-            if self._folder.is_stop_requested(by_others=False):
-                self._since_s = time.monotonic()
-                if not has_journal(self._folder, self._attempt):
-                    raise Interrupted("interrupted before the first step; the same command resumes")
-        elif time.monotonic() - self._since_s > STOP_PATIENCE_S:
+            self._since_s = time.monotonic()
+            if not has_journal(self._folder, self._attempt):
+                raise Interrupted("interrupted before the first step; the same command resumes")
+            return
+        waited_s = time.monotonic() - self._since_s
+        if waited_s > AWAY_PATIENCE_S and self._folder.is_away:
+            self._folder.exists(SAVING)  # raises, unless it has come back
+        if waited_s > STOP_PATIENCE_S and not self._have_seen_it:
             self._have_seen_it = self._folder.exists(SAVING)
             if not self._have_seen_it:
                 raise Interrupted(f"interrupted; the workers did not stop within {STOP_PATIENCE_S:.0f} s")

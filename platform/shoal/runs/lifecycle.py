@@ -127,15 +127,25 @@ class RunLifecycle:
         self.watchdog.send(KILLED)
         self.tracker.mark("KILLED", f"interrupted by {self.folder.stop_reason()}")
 
+    @contextlib.contextmanager
+    def stops_at_once(self) -> Iterator[None]:
+        """Let a signal end what is done meanwhile wherever it is: the same command does it again."""
+        try:
+            with self.folder.stops_at_once():
+                yield
+        except Interrupted:
+            self.mark_killed()
+            raise
+
     def _sync(self, ending: Ending) -> None:
         if not self.tracker.is_started:
             self.tracker.start()
         if not self.tracker.close(ending):
             self.folder.check_fence()
             logger.warning(
-                "MLflow at %s does not answer (%s): everything is kept in the run folder; sync it later with: "
-                "%s %s",
+                "MLflow at %s %s (%s): everything is kept in the run folder; sync it later with: %s %s",
                 resolve_tracking_uri(self.config.track),
+                "has not received all of the run" if self.folder.is_away else "does not answer",
                 self.tracker.problem,
                 sync_command(),
                 self.folder.uri,

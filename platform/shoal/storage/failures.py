@@ -17,6 +17,7 @@ from typing import TypeVar
 from shoal.errors import StorageError
 
 OUTAGE_S = 600.0  # how long an object store may be away
+STOPPED_OUTAGE_S = 4.0  # the same, for a process that was asked to stop
 QUICK_TRIES = 4  # where nobody waits for an outage to end, or the store refuses
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 SAY_AFTER_S = 10.0  # that the store is away
@@ -100,22 +101,30 @@ def _explain(error: OSError, number: int, where: str) -> StorageError:
 
 
 class Outage:
-    """Whether an object store is away, and since when."""
+    """Whether an object store is away, and since when.
+
+    Attributes:
+        is_stopping: whether this process was asked to stop: it waits for `STOPPED_OUTAGE_S` alone.
+    """
 
     def __init__(self) -> None:
         self._lock, self._is_said = threading.Lock(), False
         self._since_s = self._last_s = float("-inf")
+        self.is_stopping = False
+        self._given_up: StorageError | None = None
 
     def retry(self, work: Callable[[], Result], where: str, most_tries: int | None = None) -> Result:
         """Do something, again and again while the store is away.
 
         Args:
-            most_tries: None: until it answers, or an outage has lasted for `OUTAGE_S`.
+            most_tries: None: until it answers, or an outage has lasted for `OUTAGE_S` (see `is_stopping`).
 
         Raises:
             FileNotFoundError: the store answers that there is no such file.
             StorageError: it was away for too long, or refused.
         """
+        if self.is_stopping and self._given_up:
+            raise self._given_up.with_traceback(None)  # at once: each call would take a second or two
         pause_s = FIRST_PAUSE_S
         for tries in itertools.count(1):
             try:
@@ -126,9 +135,12 @@ class Outage:
                     raise
                 away_s = self._begin(where, error)
                 most = QUICK_TRIES if any(word in str(error) for word in REFUSED) else most_tries
-                if away_s > OUTAGE_S or (most is not None and tries >= most):
-                    raise _away(error, where, away_s) from error
-                time.sleep(pause_s)
+                patience_s = STOPPED_OUTAGE_S if self.is_stopping else OUTAGE_S
+                if away_s > patience_s or (most is not None and tries >= most):
+                    failure = _away(error, where, away_s)
+                    self._given_up = failure if self.is_stopping else None
+                    raise failure from error
+                self._pause(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 self._end()
@@ -139,6 +151,14 @@ class Outage:
     def is_on(self) -> bool:
         """Whether the last call failed, not long ago."""
         return time.monotonic() - self._last_s < QUIET_S
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next try; a stop shortens it."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, FIRST_PAUSE_S))
+            if self.is_stopping:
+                return
 
     def _begin(self, where: str, error: OSError) -> float:
         """Note a failure; return how many seconds the outage has lasted."""
@@ -162,6 +182,7 @@ class Outage:
         with self._lock:
             away_s, was_said = time.monotonic() - self._since_s, self._is_said
             self._since_s, self._last_s, self._is_said = float("-inf"), float("-inf"), False
+            self._given_up = None
         if was_said:
             logger.warning("the object store answers again, after %.0f s", away_s)
 

@@ -19,6 +19,8 @@ from shoal.storage import durable
 from shoal.storage.failures import ALLOW, QUICK_TRIES, REMEDIES, Outage, explained
 from shoal.storage.parts import PartAppender, PartReader
 
+S3_TRIES = 3  # of a request, within a second or two
+
 # By the beginning of their URIs (`s3://bucket`): the object stores that this process uses.
 _OUTAGES: dict[str, Outage] = {}
 
@@ -30,6 +32,18 @@ def _arrow_fs() -> Any:
     from pyarrow import fs
 
     return fs
+
+
+def _with_few_tries(fs: Any) -> Any:
+    """Return a file system that gives a request up after a second: `Outage` tries it again, and says so.
+
+    By itself the client of S3 tries for 6 to 30 s, in which nothing stops it.
+    """
+    if fs.type_name != "s3":
+        return fs
+    _, (options,) = fs.__reduce__()
+    few = _arrow_fs().AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
+    return type(fs)(**options, retry_strategy=few)
 
 
 class Appender(Protocol):
@@ -60,7 +74,8 @@ class Folder:
         try:
             # With a delayed open a small file is one request, instead of the three of a multipart upload.
             options = "?allow_delayed_open=true" if uri.startswith("s3://") else ""
-            self._fs, self._root = _arrow_fs().FileSystem.from_uri(address + options)
+            fs, self._root = _arrow_fs().FileSystem.from_uri(address + options)
+            self._fs = _with_few_tries(fs)
         except (OSError, ValueError) as error:
             raise StorageError(
                 f"storage '{uri}' cannot be opened ({error}): give a local path or s3://bucket/prefix"
@@ -72,6 +87,11 @@ class Folder:
     def is_away(self) -> bool:
         """Whether the object store does not answer at present."""
         return not self.is_local and self._outage.is_on
+
+    def set_stopping(self, is_stopping: bool) -> None:
+        """Wait for seconds alone where the object store is away, or for minutes again."""
+        if not self.is_local:
+            self._outage.is_stopping = is_stopping
 
     def local(self, name: str = "") -> Path | None:
         """The path on this machine's disk, or None for an object store."""

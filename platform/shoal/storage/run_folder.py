@@ -44,6 +44,7 @@ class RunFolder(LeasedFolder):
     """A run's folder, with its identity, its lease and its records."""
 
     _asked_s: float | None = None  # when the object store was asked for the stop file
+    _stops_at_once = False
 
     def inner(self, name: str) -> "RunFolder":
         """Return the run folder of a trial inside this one of a sweep; the sweep's attempt is the trial's."""
@@ -83,17 +84,29 @@ class RunFolder(LeasedFolder):
         """Change what tracking knows of this run."""
         self.save(self.tracked().replace(**changes))
 
-    def request_stop(self, why: str) -> None:
-        """Ask the attempt that works here to write a checkpoint and end; `why` becomes the reason.
-
-        A signal handler calls it, so it waits for no object store, and a disk that is full fails nothing.
+    def interrupt(self, why: str) -> None:
+        """Carry out a signal that this process received: request a stop, and wait no more for a store that is away.
 
         Raises:
+            KeyboardInterrupt: inside `stops_at_once`; no `except Exception` of a library stops it.
             Interrupted: this process has no attempt here yet, and the one that works here may be another's.
             LeaseLostError: it has none any more.
         """
         if self.attempt is None:
             raise Interrupted(f"interrupted by {why} before the run began")
+        self.set_stopping(True)
+        self.request_stop(why)
+        if self._stops_at_once:
+            raise KeyboardInterrupt
+
+    def request_stop(self, why: str) -> None:
+        """Ask the attempt that works here to write a checkpoint and end; `why` becomes the reason.
+
+        A signal handler calls it, so it takes no time, and a disk that is full fails nothing.
+
+        Raises:
+            LeaseLostError: this process has no attempt here any more.
+        """
         _STOPS[self.uri] = why
         if self.is_local:
             self._write_stop(why)
@@ -101,6 +114,28 @@ class RunFolder(LeasedFolder):
             threading.Thread(
                 target=self._write_stop_apart, args=(why,), name="shoal-stop", daemon=True
             ).start()
+
+    @contextlib.contextmanager
+    def stops_at_once(self) -> Iterator[None]:
+        """Let a signal end what is done meanwhile wherever it is: the same command does it again.
+
+        Raises:
+            Interrupted: there was one, or there is one now.
+        """
+        if self.is_stop_requested(by_others=False):
+            raise self._interrupted()
+        self._stops_at_once = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+        finally:
+            self._stops_at_once = False
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"interrupted by {self.stop_reason()}; the same command goes on from the last checkpoint"
+        )
 
     def is_stop_requested(self, by_others: bool = True) -> bool:
         """Whether a stop was requested; in an object store the file is looked for every `STOP_POLL_S` at most.
@@ -128,6 +163,7 @@ class RunFolder(LeasedFolder):
     def forget_stop(self) -> None:
         """Drop a request: an earlier attempt's, or one that was carried out."""
         _STOPS.pop(self.uri, None)
+        self.set_stopping(False)
         for name in (STOP, SAVING):
             self.delete(name)
 

@@ -37,4 +37,4 @@ class Stages:
     def _stop(self, name: str) -> None:
         self._signal = name
         if self._folder:
-            self._folder.request_stop(name)
+            self._folder.interrupt(name)

@@ -131,9 +131,10 @@ class _TrainingRun(RunLifecycle):
         """Draw, save and verify the model, and write the result."""
         plan, outcome = self.plan, self._outcome()
         self.listen(TrainStatus(outcome.progress.step, outcome.steps_planned, {}, "verifying the model"))
-        self.is_verified = package_and_verify(
-            self.folder, plan.config, plan.source, plan.preprocessing, self.dataset_info, outcome
-        )
+        with self.stops_at_once():
+            self.is_verified = package_and_verify(
+                self.folder, plan.config, plan.source, plan.preprocessing, self.dataset_info, outcome
+            )
         return self.write_result("FINISHED")
 
     def _outcome(self) -> Outcome:
@@ -173,12 +174,13 @@ class _TrainingRun(RunLifecycle):
         with self._watching(dataset_info):
             try:
                 run_worker(spec, shard, SingleProcess(), device)
-            except (ShoalError, KeyboardInterrupt):
-                raise
             except Exception as error:
-                raise (
-                    storage_error(error, self.folder.uri) or TrainingError(f"{type(error).__name__}: {error}")
-                ) from error
+                failure = storage_error(error, self.folder.uri)
+                if failure and self.folder.is_stop_requested(by_others=False):
+                    raise Interrupted(f"interrupted without a new checkpoint: {failure}") from error
+                if isinstance(error, ShoalError):
+                    raise
+                raise failure or TrainingError(f"{type(error).__name__}: {error}") from error
 
     def _train_on_cluster(self) -> None:
         from shoal.cluster.worker_group import WorkerGroup
@@ -186,7 +188,8 @@ class _TrainingRun(RunLifecycle):
         scale = self.config.scale
         self.closing.callback(session.disconnect)
         use_gpu = session.connect(scale, spare_cpus(self.plan))
-        dataset_info, shard_refs = put_shards(self.plan, scale.data_size)
+        with self.stops_at_once():
+            dataset_info, shard_refs = put_shards(self.plan, scale.data_size)
         if self.plan.dataset_info is None:
             self._check_unchanged(dataset_info)
             for note in data_notes(self.plan.source, dataset_info):

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,32 @@ import pytest
 import ray
 
 from shoal.cluster import ray_private, session
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, Interrupted
+from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import CLUSTER_FILE
+
+
+def test_a_signal_that_rays_own_handler_receives_goes_to_the_process_own(monkeypatch):
+    """Ray's raises SystemExit wherever its start is."""
+    received = []
+
+    def init(*_, **__):
+        set_sigterm_handler(lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    from ray._private.utils import set_sigterm_handler
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with pytest.raises(Interrupted, match="interrupted while Ray started"):
+            session.connect(ScaleConfig(), 0)
+        assert received == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert len(received) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_every_variable_is_one_that_ray_reads():

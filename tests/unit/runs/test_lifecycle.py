@@ -149,13 +149,32 @@ def test_a_request_to_stop_goes_to_the_own_attempt_alone(again):
     with again() as run:
         stranger = RunFolder(run.folder.uri)
         with pytest.raises(Interrupted, match="by SIGINT before the run began"):
-            stranger.request_stop("SIGINT")
+            stranger.interrupt("SIGINT")
         assert not run.folder.exists(STOP)
-        run.folder.request_stop("SIGINT")
+        run.folder.interrupt("SIGINT")
         assert run.folder.read(STOP) == b"SIGINT"
         run.folder.forget_stop()
         take_over(run.folder)
         with pytest.raises(LeaseLostError):
-            run.folder.request_stop("SIGINT")
+            run.folder.interrupt("SIGINT")
         (run.folder.local("attempts/0002") / Lease.file).unlink()
     assert run.folder.load(Identity).status == "FINISHED"
+
+
+def test_a_signal_ends_at_once_what_the_same_command_does_again(again):
+    begun = []
+
+    def work():
+        with again() as run, run.stops_at_once():
+            begun.append(run)
+            run.folder.interrupt("SIGTERM")
+            time.sleep(60)
+
+    began_s = time.monotonic()
+    with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
+        work()
+    assert time.monotonic() - began_s < 30
+    (run,) = begun
+    assert run.folder.identity().status == "KILLED"
+    with pytest.raises(Interrupted), run.folder.stops_at_once():  # the signal came a moment before
+        pytest.fail("it was begun")

@@ -105,6 +105,25 @@ def test_the_first_call_that_waited_too_long_ends_the_patience_of_all(monkeypatc
     assert len(calls) > 10
 
 
+def test_a_process_that_was_asked_to_stop_waits_for_seconds_alone(monkeypatch):
+    now, outage = [0.0], Outage()
+
+    def sleep(seconds):
+        now[0] += seconds
+        outage.is_stopping = now[0] > 100  # in the middle of a pause
+
+    monkeypatch.setattr(failures.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(failures.time, "sleep", sleep)
+    with pytest.raises(StorageError, match=r"does not answer for 10\d s"):
+        outage.retry(raising(OSError("away")), "s3://bucket/run")
+    outage = Outage()
+    outage.is_stopping = True
+    began = now[0]
+    with pytest.raises(StorageError, match="does not answer"):
+        outage.retry(raising(OSError("away")), "s3://bucket/run")
+    assert failures.STOPPED_OUTAGE_S <= now[0] - began < failures.STOPPED_OUTAGE_S + 2
+
+
 @pytest.mark.parametrize(("most", "text"), [(1, "away"), (None, "AWS Error ACCESS_DENIED during PutObject")])
 def test_a_poll_and_what_is_refused_are_not_waited_for(monkeypatch, most, text):
     monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.001)

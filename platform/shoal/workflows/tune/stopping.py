@@ -27,9 +27,9 @@ from shoal.workflows.tune.state import SweepState
 logger = logging.getLogger(__name__)
 
 EVENT_WAIT_S = 0.25
-STOP_PATIENCE_S = (
-    30.0  # for a trial to see that it is to stop; its checkpoint is waited for as long as it takes
-)
+# For a trial to see that it is to stop; its checkpoint is waited for as long as it takes.
+STOP_PATIENCE_S = 30.0
+AWAY_PATIENCE_S = 6.0  # where the store is away that the checkpoints are written to
 # Once Ray's server is gone, by whether a trial writes a checkpoint; after 60 s Ray ends the driver, with code 1.
 GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 SAY_EVERY_S = 30.0
@@ -86,7 +86,10 @@ class Stopping:
         """
         if self._state.folder.is_stop_requested(by_others=False):
             self._on_interrupt()
-            self._interrupt_trials()
+            try:
+                self._interrupt_trials()
+            except StorageError as error:
+                raise Interrupted(f"interrupted without new checkpoints: {error}") from error
             ended, total = self._state.ended, self._state.plan.total
             raise Interrupted(f"interrupted after {ended} of {total} trials; the same command resumes there")
 
@@ -138,8 +141,10 @@ class Stopping:
         for trial in running:
             progress[trial].folder.request_stop("SIGTERM")
             self._pool.answer(trial, "pause")  # for one that waits at a report and does not look for the file
-        until, ray = time.monotonic() + STOP_PATIENCE_S, RayWatch()
-        while running and (time.monotonic() < until or self._are_saving(running)):
+        began_s, ray = time.monotonic(), RayWatch()
+        while running and (time.monotonic() - began_s < STOP_PATIENCE_S or self._are_saving(running)):
+            if self._is_stopped_without_storage(began_s):
+                break
             if (gone_s := ray.gone_for_s()) and gone_s > GONE_PATIENCE_S[self._are_saving(running)]:
                 break
             for trial, event in self._pool.wait(EVENT_WAIT_S):
@@ -150,6 +155,15 @@ class Stopping:
                 if not isinstance(event, ActorLost):
                     self._handle(trial, event)
                     self.check_failures(event)
+
+    def _is_stopped_without_storage(self, began_s: float) -> bool:
+        """Whether the user waits for trials that cannot save, nor learn of the stop, since the store is away."""
+        folder = self._state.folder
+        return (
+            folder.is_away
+            and folder.is_stop_requested(by_others=False)
+            and time.monotonic() - began_s > AWAY_PATIENCE_S
+        )
 
     def _are_saving(self, running: Collection[Trial]) -> bool:
         """Whether trials that have not ended write a checkpoint, which may take minutes; says so."""

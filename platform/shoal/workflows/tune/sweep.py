@@ -83,7 +83,8 @@ class _SweepRun(RunLifecycle):
         slots = self._plan.slots(session.resources(), spare_cpus(base), use_gpu)
         # The actors start, and import torch, while the data set is put.
         pool: ActorPool[Trial] = ActorPool(slots, self._plan.actor_resources(use_gpu))
-        dataset_info = self._dataset_cache.put(base)
+        with self.stops_at_once():
+            dataset_info = self._dataset_cache.put(base)
         if base.dataset_info is None:
             self._start_tracking(dataset_info)
         journal = Journal(self.folder, self.attempt)
@@ -129,11 +130,12 @@ class _SweepRun(RunLifecycle):
         self.tracker.settle(SETTLE_S)
         self._listen(state.status("verifying the best model, drawing the report"))
         metric, mode = self.config.tune.metric, self.config.mode
+        name = self.folder.identity().name
         with ThreadPoolExecutor(1) as pool:
-            packaged = pool.submit(package_best, state, self._dataset_cache, trial)
-            name = self.folder.identity().name
-            self._findings = write_report(self.folder, rows, name, metric, mode, state.elapsed_s())
-            self._is_verified = packaged.result()
+            report = pool.submit(write_report, self.folder, rows, name, metric, mode, state.elapsed_s())
+            with self.stops_at_once():
+                self._is_verified = package_best(state, self._dataset_cache, trial)
+            self._findings = report.result()
         self.packaged = state.trial_folder(trial)
         run_id = self.packaged.tracked().run_id
         add_best(self.folder, metric, won, run_id, self._findings.note)
