@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -283,30 +284,45 @@ class TrackerProcess:
 
     def mark(self, status: Status, reason: str) -> None:
         """Set the run's status now, ahead of `close`: the process may have seconds to live."""
-        self._ask("mark", status, reason)
+        self._ask("mark", status, reason, patience_s=CLOSE_KILLED_S)
 
     def close(self, ending: Ending | None = None) -> bool:
         """Sync everything, for as long as it takes while MLflow answers; return whether all arrived.
 
-        Where the process was killed, this one does the rest.
+        Where the process was killed, or hangs while a run is asked to stop, this one does the rest.
 
         Args:
             ending: how the attempt ended; by default what the folder says.
         """
-        _, self.problem = self._ask("close", *(ending or ()))
+        is_stopped = ending is not None and ending.status == "KILLED"
+        patience_s = 2 * CLOSE_KILLED_S if is_stopped else None  # the process ends by itself after half of it
+        _, self.problem = self._ask("close", *(ending or ()), patience_s=patience_s)
         if self._process is not None:
             self._process.communicate()
         if self._answers is not None:
             self._answers.close()
         if self.problem == GONE:
-            instead = Tracker(self._folder)
-            instead.start()
-            instead.close(ending)
-            self.problem = instead.problem
+            self.problem = self._close_here(ending)
         return self.problem is None
 
-    def _ask(self, *words: str | int | None) -> tuple[float | None, str | None]:
-        """Send a command and return (synced_at_s, problem)."""
+    def _close_here(self, ending: Ending | None) -> str | None:
+        """Sync everything from this process; return the problem."""
+        try:
+            instead = Tracker(self._folder)
+        except StorageError as error:
+            return str(error)
+        instead.start()
+        instead.close(ending)
+        return instead.problem
+
+    def _ask(
+        self, *words: str | int | None, patience_s: float | None = None
+    ) -> tuple[float | None, str | None]:
+        """Send a command and return (synced_at_s, problem).
+
+        Args:
+            patience_s: after which a process that does not answer is killed: it may wait for a store that is away.
+        """
         process, answers = self._process, self._answers
         if process is None or process.stdin is None or answers is None:
             return None, "it was not started"
@@ -314,6 +330,8 @@ class TrackerProcess:
             with self._lock:
                 process.stdin.write(json.dumps(words) + "\n")
                 process.stdin.flush()
+                if not select.select([answers], [], [], patience_s)[0]:
+                    process.kill()
                 synced_at_s, problem = json.loads(answers.readline())
             return synced_at_s, problem
         except (OSError, ValueError):

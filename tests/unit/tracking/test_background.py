@@ -1,6 +1,7 @@
 import socket
 import time
 
+import psutil
 import pytest
 
 from faulty_proxy import FaultyProxy, blackholed
@@ -8,7 +9,7 @@ from shoal.errors import StorageError
 from shoal.storage.records import Identity, Lease
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking import background as module
-from shoal.tracking.background import Tracker
+from shoal.tracking.background import Tracker, TrackerProcess
 from shoal.tracking.journal import Journal
 from shoal.tracking.sync import LEASE_TAG, Ending, RunSync
 
@@ -274,3 +275,23 @@ def test_a_look_for_other_runs_that_fails_leaves_a_record_complete(run, mlflow_s
         ended(folder)
         assert tracker.close(), tracker.problem
         assert proxy.count("error")
+
+
+def test_a_tracking_process_that_hangs_holds_up_no_run_that_was_asked_to_stop(client, run, monkeypatch):
+    """It may wait for an object store that is away."""
+    monkeypatch.setattr(module, "CLOSE_KILLED_S", 6.0)
+    folder = run(status="RUNNING")
+    folder.acquire_lease()
+    tracker = TrackerProcess(folder)
+    tracker.start()
+    wait_for(lambda: tracker.run_id)
+    (process,) = [
+        child for child in psutil.Process().children() if "shoal.tracking.background" in child.cmdline()
+    ]
+    process.suspend()
+    began_s = time.monotonic()
+    tracker.mark("KILLED", "SIGTERM")
+    tracker.close(Ending("KILLED", "SIGTERM", 5000))
+    assert time.monotonic() - began_s < 30
+    assert not process.is_running()
+    wait_for(lambda: client.get_run(tracker.run_id).info.status == "KILLED")
