@@ -23,6 +23,7 @@ WATCH_EVERY_S = {True: 1.0, False: 5.0}  # by whether the folder is on a disk
 # In an object store a look for a later attempt costs a request. A process that was paused or suspended for so long that
 # another one took over looks again before it writes.
 FENCE_EVERY_S = 30.0  # less than LEASE_S, for which another process watches
+AWAY_EVERY_S = 5.0  # the same, while the store is away
 
 logger = logging.getLogger(__name__)
 
@@ -220,8 +221,9 @@ class _Fence:
             parent, _, name = self._next.rpartition("/")
             try:
                 is_passed = name in self._folder.names(parent, most_tries=1)
-            except OSError:
-                return  # a store that does not answer takes no write either
+            except OSError:  # a store that does not answer takes no write either
+                self._looked_s = now - FENCE_EVERY_S + AWAY_EVERY_S  # each look would take a second or two
+                return
             self._looked_s = -math.inf if is_passed else now
         if is_passed:
             later = LeasedFolder(self._folder.uri).lease()
