@@ -124,7 +124,7 @@ class Outage:
             StorageError: it was away for too long, or refused.
         """
         if self.is_stopping and self._given_up:
-            raise self._given_up.with_traceback(None)  # at once: each call would take a second or two
+            raise StorageError(str(self._given_up))  # at once: each call would take a second or two
         pause_s = FIRST_PAUSE_S
         for tries in itertools.count(1):
             try:
@@ -138,7 +138,8 @@ class Outage:
                 patience_s = STOPPED_OUTAGE_S if self.is_stopping else OUTAGE_S
                 if away_s > patience_s or (most is not None and tries >= most):
                     failure = _away(error, where, away_s)
-                    self._given_up = failure if self.is_stopping else None
+                    if self.is_stopping and away_s > patience_s:  # a poll that fails once gives nothing up
+                        self._given_up = failure
                     raise failure from error
                 self._pause(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

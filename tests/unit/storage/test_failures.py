@@ -122,6 +122,18 @@ def test_a_process_that_was_asked_to_stop_waits_for_seconds_alone(monkeypatch):
     with pytest.raises(StorageError, match="does not answer"):
         outage.retry(raising(OSError("away")), "s3://bucket/run")
     assert failures.STOPPED_OUTAGE_S <= now[0] - began < failures.STOPPED_OUTAGE_S + 2
+    calls = []
+    with pytest.raises(StorageError, match="does not answer"):
+        outage.retry(lambda: calls.append(1), "s3://bucket/run")
+    assert not calls  # it was given up
+
+
+def test_a_poll_that_fails_once_gives_up_no_store_that_a_stop_waits_for():
+    outage = Outage()
+    outage.is_stopping = True
+    with pytest.raises(StorageError):
+        outage.retry(raising(OSError("away")), "s3://bucket/run", 1)
+    assert outage.retry(lambda: "answer", "s3://bucket/run") == "answer"
 
 
 @pytest.mark.parametrize(("most", "text"), [(1, "away"), (None, "AWS Error ACCESS_DENIED during PutObject")])
