@@ -36,10 +36,18 @@ def trace(module: ModelWithTransform, context: int | None) -> ExportedProgram:
     shapes = tuple(
         {place: dims[size] for place, size in enumerate(one.shape) if size in dims} for one in module.inputs
     )
-    try:
+    examples = example_inputs(module.inputs)
+
+    def record(is_strict: bool) -> ExportedProgram:
         with quiet(), torch.no_grad():
-            return torch.export.export(module, example_inputs(module.inputs), dynamic_shapes=(shapes,))
+            return torch.export.export(module, examples, dynamic_shapes=(shapes,), strict=is_strict)
+
+    try:
+        return record(is_strict=False)
     except Exception as error:  # of torch, Dynamo, SymPy, or of the model's own code
+        # A forward that asks for len(x) fixes the number of rows, except where Dynamo reads its code.
+        with contextlib.suppress(Exception):
+            return record(is_strict=True)
         raise ModelError(
             f"the model cannot be exported{_place(error)}: {reason(error)}; {_remedy(error)}, or {WEIGHTS_ALONE}"
         ) from error

@@ -218,6 +218,10 @@ class Choosing(Net):
         if x.sum() > 0:
             return self.layer(x)
         return -self.layer(x)
+
+class Counting(Net):
+    def forward(self, x):
+        return self.layer(x)[torch.arange(len(x))]
 """
 
 
@@ -245,6 +249,16 @@ def test_a_forward_that_chooses_in_python_is_refused_with_its_line(model, export
     assert "torch.where" in text
     assert "export.formats=safetensors" in text
     assert export(made, "safetensors").differences["safetensors"] == 0.0
+
+
+def test_a_forward_that_counts_its_rows_takes_any_number_of_them(model, export, table, user_module):
+    made = model(table, label="label", features=("size", "color"), name=f"{user_module(MODULES)}:Counting")
+    done = export(made, "onnx", "torch_export")
+    assert max(done.differences.values()) <= TOLERANCE
+    sizes, colors = np.array([1.0, np.nan, 3.0]), np.array(["red", "", "blue"], dtype=object)
+    for count in (1, 3):
+        classes = session(done).run(["prediction"], {"size": sizes[:count], "color": colors[:count]})[0]
+        assert len(classes) == count
 
 
 def test_numbers_that_do_not_fit_the_type_are_refused():
