@@ -8,7 +8,7 @@ not know models. Code below `code/` is compared too, and never imported here.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,7 +55,7 @@ def list_files(root: Path, files: Iterable[Path], manifest: Path) -> None:
     manifest.write_text(json.dumps({"files": listed}, indent=1, sort_keys=True))
 
 
-def check_model(folder: Path) -> Callable[[], str]:
+def check_model(folder: Path) -> str:
     """Refuse a model whose files are of other formats, or other than those that were saved.
 
     A model of an earlier version has no manifest: a warning says so. Nor has a folder of weights outside a model, of
@@ -65,7 +65,7 @@ def check_model(folder: Path) -> Callable[[], str]:
         folder: of weights and description, `MODEL/data/NAME`.
 
     Returns:
-        what returns the digest: 12 hexadecimal digits that name these very files.
+        the digest: 12 hexadecimal digits that name these very files; empty of weights outside a model.
 
     Raises:
         ModelError: a file is missing, truncated, changed, added, or of a format that is not allowed.
@@ -82,13 +82,14 @@ def check_model(folder: Path) -> Callable[[], str]:
     if manifest.is_file():
         files = _listed(model, folder) if is_packaged else _files(folder)
         check_files(model if is_packaged else folder, files, manifest)
-        return lambda: _digest(manifest.read_bytes())
+        return _digest(manifest.read_bytes())
     if is_packaged:
         logger.warning(
             "the model in '%s' was saved by an earlier version, without a manifest: its files are loaded unchecked",
             model,
         )
-    return lambda: _digest(json.dumps({path.name: _measured(path) for path in _files(folder)}).encode())
+        return _digest(json.dumps({path.name: _measured(path) for path in _files(folder)}).encode())
+    return ""
 
 
 def check_file_format(path: Path) -> None:

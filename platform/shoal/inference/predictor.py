@@ -66,6 +66,7 @@ class Predictor:
     """A model that takes raw rows.
 
     Attributes:
+        digest: 12 hexadecimal digits that name the very files of the saved model; empty: of weights outside one.
         golden: rows that the saved model carries, with the answers it gave; None: it carries none.
     """
 
@@ -92,7 +93,7 @@ class Predictor:
             preprocessing,
         )
         self.golden: Golden | None = None
-        self._digest: Callable[[], str] = str
+        self.digest = ""
         self._limit = RowLimit()
         self._view_of = lambda transform: view_of_rows(transform, model, find)
         self._rows_as_taken = self._view_of(transform)
@@ -131,7 +132,7 @@ class Predictor:
         """Check the files, load them, and have the golden rows answered as when the model was saved."""
         digest = check_model(folder)
         predictor = cls._build(*_read(folder), find, find_code)
-        predictor._digest, predictor.golden = digest, Golden.load(folder)
+        predictor.digest, predictor.golden = digest, Golden.load(folder)
         if predictor.golden:
             predictor.golden.check(predictor.golden_answers, folder)
         return predictor
@@ -155,13 +156,8 @@ class Predictor:
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""
         other = Predictor(self.model, transform, self.task, preprocessing, self._complete, self._find)
-        other._digest = self._digest
+        other.digest = self.digest
         return other
-
-    @property
-    def digest(self) -> str:
-        """12 hexadecimal digits that name the very files of the saved model."""
-        return self._digest()
 
     def golden_rows(self, block: Block) -> Any:
         """Return rows for a saved model to carry, as a caller passes them; of a language model the begins of texts."""

@@ -124,13 +124,13 @@ def explain(uri: str, name: str, config: ExplainConfig, tracking_uri: str) -> Ex
     with tempfile.TemporaryDirectory(prefix="shoal-explain-") as downloads:
         source = resolve_model(uri, tracking_uri, downloads)
         predictor = Predictor.load(source, trust_code=config.trust_code)
-    check_kind(predictor)
-    _check_options(predictor, config.explain)
-    held_out = read_again(lambda: _held_out(predictor, config))
-    explained = _explain_language if writes_text(predictor) else _explain
-    found = explained(predictor, held_out.features, config.explain)
-    folder = unused_folder(config.storage_path, config.experiment_name, name)
-    return _log(folder, config, tracking_uri, uri, predictor, held_out, found)
+        check_kind(predictor)
+        _check_options(predictor, config.explain)
+        held_out = read_again(lambda: _held_out(predictor, config))
+        explained = _explain_language if writes_text(predictor) else _explain
+        found = explained(predictor, held_out.features, config.explain)
+        folder = unused_folder(config.storage_path, config.experiment_name, name)
+        return _log(folder, config, tracking_uri, uri, predictor, held_out, found)
 
 
 def _check_options(predictor: Predictor, options: ExplainOptions) -> None:

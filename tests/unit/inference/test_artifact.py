@@ -62,6 +62,13 @@ def test_a_model_as_it_was_saved_loads_and_has_a_digest(weights):
     assert digest == Predictor.load(weights).digest == _load_pyfunc(str(weights)).digest
 
 
+def test_a_loaded_model_needs_its_files_no_more(weights):
+    predictor, expected = Predictor.load(weights), Predictor.load(weights).digest
+    shutil.rmtree(weights.parents[1])
+    assert predictor.digest == expected
+    predictor.golden.check(predictor.golden_answers, weights)
+
+
 def test_the_digest_is_of_all_files(weights):
     before = Predictor.load(weights).digest
     change(weights.parents[1] / "code" / "more.py", "x = 1")
