@@ -2,6 +2,7 @@
 
 - `subject`: the model as a function of its features, and whether its kind can be explained
 - `columns`: features to the columns, pixels and tokens that people know
+- `attention`: attention rollout
 - `attribution`: integrated gradients, occlusion, gradient x input; batched, until they are complete
 - `checks`: completeness, randomised weights, and whether the model has learnt anything
 - `importance`: of columns over many rows, with intervals; permutation importance

@@ -1,19 +1,25 @@
-"""Attributions of one output to units with Captum: integrated gradients, occlusion, gradient x input.
+"""Attributions of one output to units: integrated gradients, occlusion, gradient x input with Captum; and rollout.
 
 Rows x steps are run as many at a time as `Subject.rows_at_a_time` says, so that memory is bounded whatever the model.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from shoal.explain.attention import attention_rollout
 from shoal.explain.columns import patches_of
 from shoal.explain.subject import Subject
 
-Method = Literal["integrated_gradients", "occlusion", "input_x_gradient"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Method = Literal["integrated_gradients", "occlusion", "input_x_gradient", "attention_rollout"]
+METHODS: tuple[Method, ...] = (
+    "integrated_gradients",
+    "occlusion",
+    "input_x_gradient",
+)  # of tables and images
+METHODS_OF_TEXT: tuple[Method, ...] = ("integrated_gradients", "attention_rollout")
 STEPS, MOST_STEPS = 50, 800
 TOLERANCE = 1e-3  # relative error of completeness
 PATCHES = 8  # occluded along the longer side of an image
@@ -135,4 +141,5 @@ _BY_NAME: dict[Method, Callable[[Subject, Tensor, Tensor, int], Tensor]] = {
     "integrated_gradients": _integrated_gradients,
     "occlusion": _occlusion,
     "input_x_gradient": _input_x_gradient,
+    "attention_rollout": lambda subject, inputs, *_: attention_rollout(subject, inputs),
 }

@@ -51,7 +51,7 @@ def draw(explanation: Explanation) -> dict[str, Picture]:
 
 
 def draw_language(language: Language) -> dict[str, Picture]:
-    """Return what was written after each row, each token coloured by its probability."""
+    """Return what was written for each row, each token coloured by its probability."""
     from matplotlib import colormaps
 
     failed = [] if language.check.is_passed else [language.check]
@@ -60,7 +60,10 @@ def draw_language(language: Language) -> dict[str, Picture]:
         colors = colormaps["Greens"]([0.7 * token.probability for token in text.tokens])
         tokens = [f"{_visible(token.token)[:TOKEN_LENGTH]}\n{token.probability:.0%}" for token in text.tokens]
         end = _visible(text.prompt[-NAME_LENGTH:])
-        title = f"After row {text.row} ({text.why}), ...{end}: each token and its probability"
+        where = f"After row {text.row} ({text.why}), ...{end}"
+        if language.is_masked:
+            where = f"At each [MASK] of row {text.row} ({text.why})"
+        title = f"{where}: each token and its probability"
         found[f"row-{text.row}"] = _draw_tokens(tokens, colors, title, failed)
     return found
 

@@ -22,7 +22,7 @@ from shoal.tasks.outputs import logits_of
 
 Kind = Literal["table", "image", "text"]
 TASKS = ("classification", "image_classification", "regression", "sequence_classification")
-LANGUAGE = "causal_lm"
+LANGUAGE = ("causal_lm", "masked_lm")
 MEMORY_BYTES = 128 << 20  # that activations of the rows run at a time may hold
 MOST_AT_A_TIME = 4096
 
@@ -167,7 +167,7 @@ def check_installed() -> None:
 
 def writes_text(predictor: Predictor) -> bool:
     """Whether a model is shown by the tokens that it writes (`shoal.explain.language`)."""
-    return predictor.task.name == LANGUAGE
+    return predictor.task.name in LANGUAGE
 
 
 def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
@@ -210,7 +210,7 @@ def check_kind(predictor: Predictor) -> None:
     if writes_text(predictor):
         return
     if task not in TASKS:
-        known = ", ".join((*TASKS, LANGUAGE))
+        known = ", ".join((*TASKS, *LANGUAGE))
         raise ModelError(f"a model of task={task} is not explained: only those of {known} are")
     if transform.target_columns:
         raise ModelError(

@@ -983,14 +983,14 @@ class WrittenToken(Part):
 
 
 class WrittenText(Part):
-    """What a language model wrote after the beginning of a row.
+    """What a language model wrote after the beginning of a row, or at its masked tokens.
 
     Attributes:
         row: its number among the rows that were read, from 0.
         why: `chosen`, `worst` or `random`.
         loss: the mean of the row's tokens.
-        prompt: the beginning of the row.
-        tokens: the likeliest ones after it.
+        prompt: the beginning of the row; of a masked model the row, with [MASK] where a token is predicted.
+        tokens: the likeliest ones after it, or at each [MASK].
     """
 
     row: int

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from shoal.config.schema import Section
 from shoal.data.sources.base import read_again
 from shoal.errors import ConfigError, DataError
-from shoal.explain.attribution import Method
+from shoal.explain.attribution import METHODS, METHODS_OF_TEXT, Method
 from shoal.explain.explanation import explain_rows
 from shoal.explain.language import token_losses, write_rows
 from shoal.explain.page import html_page
@@ -39,7 +39,8 @@ TABLE_ROWS, OTHER_ROWS = 1000, 200
 
 class ExplainOptions(Section):
     method: Method = Field(
-        "integrated_gradients", description="of attribution; texts take integrated_gradients alone"
+        "integrated_gradients",
+        description="of attribution; attention_rollout is of texts, occlusion and input_x_gradient of all else",
     )
     target: str | int | float | bool | None = Field(
         None,
@@ -139,12 +140,18 @@ def _check_options(predictor: Predictor, options: ExplainOptions) -> None:
     Raises:
         ConfigError: with the options that do.
     """
-    if predictor.transform.tokenizer is not None and options.method != "integrated_gradients":
-        raise ConfigError(
-            f"explain.method={options.method}: texts are explained by explain.method=integrated_gradients alone"
-        )
-    if writes_text(predictor) and options.target is not None:
-        raise ConfigError(f"explain.target={options.target}: a language model has no classes: leave it out")
+    if writes_text(predictor):
+        if options.target is not None:
+            raise ConfigError(
+                f"explain.target={options.target}: a language model has no classes: leave it out"
+            )
+        known, what = METHODS_OF_TEXT[:1], "language models show what they write"
+    elif predictor.transform.tokenizer is not None:
+        known, what = METHODS_OF_TEXT, "texts are explained by one of these"
+    else:
+        known, what = METHODS, "tables and images are explained by one of these"
+    if options.method not in known:
+        raise ConfigError(f"explain.method={options.method}: {what}: {', '.join(known)}")
 
 
 def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
@@ -182,8 +189,7 @@ def _explain(predictor: Predictor, features: Features, options: ExplainOptions) 
 
 
 def _explain_language(predictor: Predictor, features: Features, options: ExplainOptions) -> Found:
-    vocabulary = predictor.transform.vocabulary
-    losses, constant = token_losses(predictor.model, features.inputs, vocabulary)
+    losses, constant = token_losses(predictor, features.inputs)
     chosen = choose(options.rows, options.worst, options.random, losses, options.seed)
     found = write_rows(predictor, features.inputs, losses, constant, chosen)
     return Found("language", None, [found.check], draw_language(found), written=found.texts)
