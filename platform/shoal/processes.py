@@ -4,7 +4,9 @@ A process that answers the one that started it does so through a pipe of its own
 into it. What a process prints may be lost, where nobody reads it or the disk is full; that ends no work.
 """
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -46,8 +48,14 @@ def start_answering(
 
 def open_answers(number: str) -> TextIO:
     """Return, in a process that `start_answering` started, the pipe of the number that it received last."""
+    end_quickly()
     os.set_inheritable(int(number), False)
     return os.fdopen(int(number), "w")
+
+
+def end_quickly() -> None:
+    """Have the interpreter end without a search for garbage, which takes seconds among the objects of torch and Ray."""
+    atexit.register(gc.freeze)
 
 
 @contextlib.contextmanager

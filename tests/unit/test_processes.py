@@ -91,3 +91,24 @@ def test_a_stream_that_works_gets_all_lines(tmp_path):
 def test_a_stream_in_memory_is_left_alone():
     memory = io.StringIO()
     assert lossy(memory) is memory
+
+
+FREEZES = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what is registered later
+{call}
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "from shoal.terminal.errors import leave\nleave(0)",
+        "import os\nfrom shoal.processes import open_answers\nopen_answers(os.dup(1))",
+    ],
+)
+def test_a_process_ends_without_a_search_for_garbage(call):
+    done = subprocess.run(
+        [sys.executable, "-c", FREEZES.format(call=call)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n", done.stderr
