@@ -24,6 +24,8 @@ from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources, cluster_address
 
 PROBE_S, LOOK_EVERY_S = 2.0, 0.5
+# Of a stop, once Ray's server is gone, by whether a checkpoint is written; after 60 s Ray ends the driver, with code 1.
+GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 _OPENED: list[bool] = []  # not empty while the session is one that `connect` opened, and not the caller's own
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 

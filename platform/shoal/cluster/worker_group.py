@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shoal.cluster.session import RayWatch
+from shoal.cluster.session import GONE_PATIENCE_S, RayWatch
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.worker_failure import (
     as_training_error,
@@ -23,6 +23,7 @@ from shoal.errors import Interrupted, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
+from shoal.storage.failures import STOPPED_OUTAGE_S
 from shoal.storage.records import ErrorRecord, Outcome
 from shoal.storage.run_folder import SAVING, RunFolder
 from shoal.tracking.journal import has_journal
@@ -30,9 +31,6 @@ from shoal.tracking.journal import has_journal
 logger = logging.getLogger(__name__)
 
 STOP_PATIENCE_S = 60.0
-AWAY_PATIENCE_S = 6.0  # where the store is away through which the workers would learn of it
-# Once Ray's server is gone, by whether a worker writes a checkpoint; after 60 s Ray ends the driver, with code 1.
-GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 RAY_STATE = ".ray"
 
 
@@ -165,7 +163,7 @@ class StopPatience:
                 raise Interrupted("interrupted before the first step; the same command resumes")
             return
         waited_s = time.monotonic() - self._since_s
-        if waited_s > AWAY_PATIENCE_S and self._folder.is_away:
+        if waited_s > STOPPED_OUTAGE_S and self._folder.is_away:
             self._folder.exists(SAVING)  # raises, unless it has come back
         if waited_s > STOP_PATIENCE_S and not self._have_seen_it:
             self._have_seen_it = self._folder.exists(SAVING)

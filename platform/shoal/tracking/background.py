@@ -103,10 +103,13 @@ class Tracker:
         Args:
             ending: how the attempt ended; by default what the folder says.
         """
+        is_stopped = ending is not None and ending.status == "KILLED"
+        if is_stopped:
+            self._folder.set_stopping(True)
         self._sync.ending = ending
         self._is_closing = True
         self._wake.set()
-        self._thread.join(CLOSE_KILLED_S if ending and ending.status == "KILLED" else None)
+        self._thread.join(CLOSE_KILLED_S if is_stopped else None)
         if self._thread.is_alive():
             self.problem = self.problem or f"not done within {CLOSE_KILLED_S:g} s"
         return self.problem is None

@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
-from shoal.cluster.session import RayWatch
+from shoal.cluster.session import GONE_PATIENCE_S, RayWatch
 from shoal.cluster.trial_actor import TrialEnded
 from shoal.errors import Interrupted, StorageError, TrainingError
+from shoal.storage.failures import STOPPED_OUTAGE_S
 from shoal.storage.records import ErrorRecord
 from shoal.storage.run_folder import SAVING
 from shoal.tune.config import TuneConfig
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 EVENT_WAIT_S = 0.25
 # For a trial to see that it is to stop; its checkpoint is waited for as long as it takes.
 STOP_PATIENCE_S = 30.0
-AWAY_PATIENCE_S = 6.0  # where the store is away that the checkpoints are written to
-# Once Ray's server is gone, by whether a trial writes a checkpoint; after 60 s Ray ends the driver, with code 1.
-GONE_PATIENCE_S = {False: 10.0, True: 30.0}
 SAY_EVERY_S = 30.0
 # If this many trials fail with the same error and none has ended otherwise, the error is the user's, not the point's.
 SAME_FAILURES = 3
@@ -162,7 +160,7 @@ class Stopping:
         return (
             folder.is_away
             and folder.is_stop_requested(by_others=False)
-            and time.monotonic() - began_s > AWAY_PATIENCE_S
+            and time.monotonic() - began_s > STOPPED_OUTAGE_S
         )
 
     def _are_saving(self, running: Collection[Trial]) -> bool:
