@@ -56,11 +56,20 @@ def test_a_pruned_variant_is_used_as_any_model_and_a_bad_one_is_kept_apart(place
 
 
 @pytest.mark.long
-def test_a_job_that_was_killed_goes_on_to_the_same_variant(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("prune-0.5", ("compress.prune=0.5", "compress.epochs=4")),
+        ("distill-width-32", ("compress.distill={width: 32}", "compress.distill_epochs=6")),
+    ],
+)
+def test_a_job_that_was_killed_goes_on_to_the_same_variant(
+    place: Place, name: str, how: tuple[str, ...]
+) -> None:
     trained = str(place.train(*TRAINED, *OPTIONS)["run_folder"])
-    settings = (trained, "compress.prune=0.5", "compress.epochs=4", "compress.max_loss_of=1")
+    settings = (trained, *how, "compress.max_loss_of=1")
     killed = place.start("compress", *settings)
-    checkpoints = place.path / "runs" / "compressions" / "compress-d-prune-0.5-1" / "checkpoints"
+    checkpoints = place.path / "runs" / "compressions" / f"compress-d-{name}-1" / "checkpoints"
     eventually(lambda: any(checkpoints.glob("step-*/manifest.json")), 60, "a checkpoint of fine-tuning")
     killed.kill()
     killed.communicate()
@@ -85,7 +94,11 @@ def test_a_job_that_was_killed_goes_on_to_the_same_variant(place: Place) -> None
     [
         (("no-such-run", "compress.prune=0.5"), "model 'no-such-run' is not known"),
         (("run", "compress.prune=1.2"), "compress.prune=1.2"),
-        (("run",), "set compress.prune=0.5, compress.quantize=int8, or both"),
+        (("run", "compress.prune=0.3,1.2"), "compress.prune='1.2'"),
+        (("run", "compress.prune=half"), "compress.prune='half'"),
+        (("run", "compress.distill={width: 0}"), "compress.distill.width=0"),
+        (("run", "compress.distill={heads: 2}"), "unknown key 'compress.distill.heads'"),
+        (("run",), "set compress.prune=0.5, compress.quantize=int8 or compress.distill.width=32"),
         (("run", "compress.prune=0.5", "compress.method=2:4"), "compress.method=2:4 is sparsity"),
         (("run", "compress.quantize=int4"), "int4"),
         (("run", "compress.ratio=0.5"), "unknown key 'compress.ratio'"),
@@ -99,6 +112,29 @@ def test_bad_input_is_one_line(place: Place, arguments: tuple[str, ...], line: s
     [error] = done.errors
     assert line in error
     assert not (place.path / "runs").exists()
+
+
+@pytest.mark.long
+def test_a_student_is_pruned_and_quantized_and_used_as_any_model(place: Place) -> None:
+    trained = str(place.train(*TRAINED, *OPTIONS)["run_folder"])
+    wider = place.run_in_process("compress", trained, "compress.distill={width: 512}")
+    assert wider.code == 2
+    [error] = wider.errors
+    assert "compress.distill.width=512 is larger than the model's, whose model.width is 256" in error
+    assert not (place.path / "runs" / "compressions").exists()
+
+    steps = ("compress.distill={width: 64}", "compress.prune=0.25,0.5", "compress.quantize=bf16")
+    done = place.run("compress", trained, *steps, "compress.max_loss_of=1")
+    assert done.code == 0, done.out + done.err
+    student, pruned = "distill-width-64", ("distill-width-64-prune-0.25", "distill-width-64-prune-0.5")
+    variants = done.result["variants"]
+    assert list(variants) == [student, pruned[0], f"{pruned[0]}-bf16", pruned[1], f"{pruned[1]}-bf16"]
+    parameters = [variants[name]["variant"]["parameters"] for name in (student, *pruned)]
+    assert parameters == sorted(parameters, reverse=True)
+    for name in (student, f"{pruned[1]}-bf16"):
+        evaluated = place.run("evaluate", variants[name]["run_folder"])
+        assert evaluated.code == 0, evaluated.out + evaluated.err
+        assert evaluated.result["metrics"] == pytest.approx(variants[name]["variant"]["metrics"])
 
 
 @pytest.mark.long

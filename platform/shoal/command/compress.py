@@ -1,4 +1,4 @@
-"""Prune or quantize a model: shoal compress MODEL compress.prune=0.5 [compress.quantize=int8]
+"""Prune, quantize or distil a model: shoal compress MODEL compress.prune=0.5 [compress.quantize=int8]
 
 MODEL is a run folder, runs:/ID or models:/NAME@ALIAS.
 """

@@ -15,7 +15,7 @@ COMMANDS = {
     "serve": ("serve", "answer predictions of trained models over HTTP"),
     "promote": ("promote", "make a version of a registered model its champion, if it is as good"),
     "export": ("export", "write a trained model as ONNX, torch.export or safetensors"),
-    "compress": ("compress", "prune or quantize a trained model, and measure what it costs"),
+    "compress": ("compress", "prune, quantize or distil a trained model, and measure what it costs"),
     "explain": ("explain", "show which columns, pixels or tokens a model answers by"),
     "transfer": ("transfer", "tune a narrow model, train a wide one (muP)"),
     "coordinate-check": ("coordinate_check", "check that activations move equally at all widths"),

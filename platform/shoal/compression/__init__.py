@@ -1,8 +1,9 @@
-"""A trained model made smaller or faster: pruned, or with narrower numbers; measured beside what it was made of.
+"""A trained model made smaller or faster: by a student, pruned, or with narrower numbers; measured beside the original.
 
 - `config`: of the job
+- `distillation`: a smaller model that is taught by the outputs of the trained one
 - `structured`: channels and hidden units that leave; `magnitude`: weights that become zeros
-- `fine_tuning`: a pruned model trained on, through the ordinary loop, from its newest checkpoint
+- `fine_tuning`: a pruned model or a student, trained through the ordinary loop from its newest checkpoint
 - `int8`: 8-bit integers by ONNX Runtime
 - `files`: a compressed model saved as any other
 - `loaded`: models that torch or ONNX Runtime has loaded; `measure`: how long they take, how large they are

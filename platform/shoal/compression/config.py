@@ -1,22 +1,67 @@
 """The config of a compression: what is made of a model, how it is trained on, where it goes."""
 
-from typing import Literal
+import itertools
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from shoal.config.schema import Section
 from shoal.tracking.config import TrackConfig
 from shoal.training.optimizer import OptimConfig
 
 Method = Literal["structured", "magnitude", "2:4"]
+Value = TypeVar("Value")
+
+
+def _listed(value: object) -> object:
+    """Return one value, or several with commas between them, as a list."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Several = Annotated[tuple[Value, ...], BeforeValidator(_listed)]
+
+
+class StudentSize(Section):
+    """In what a student differs from its teacher; None: in nothing."""
+
+    width: int | None = None
+    depth: int | None = None
+
+    def __str__(self) -> str:
+        return (
+            "{"
+            + ", ".join(f"{key}: {value}" for key, value in self.model_dump(exclude_none=True).items())
+            + "}"
+        )
+
+
+class StudentOptions(Section):
+    width: Several[Annotated[int, Field(ge=1)]] = Field(
+        (), description="model.width of a student, which is taught by the outputs of the model; 32,64: of two"
+    )
+    depth: Several[Annotated[int, Field(ge=0)]] = Field(
+        (), description="model.depth of a student; of several widths and depths each combination is made"
+    )
+
+    @property
+    def sizes(self) -> list[StudentSize]:
+        """Each combination of width and depth; none where neither is set."""
+        if not (self.width or self.depth):
+            return []
+        pairs = itertools.product(self.width or (None,), self.depth or (None,))
+        return [StudentSize(width=width, depth=depth) for width, depth in pairs]
 
 
 class CompressOptions(Section):
-    prune: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="share of the channels and hidden units of each layer that leaves, e.g. 0.5",
+    distill: StudentOptions = Field(default_factory=StudentOptions, description="students of the model")
+    distill_epochs: int = Field(10, ge=1, description="of a student's training, on the training rows")
+    prune: Several[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        (),
+        description="share of the channels and hidden units of each layer that leaves, e.g. 0.5; 0.3,0.5: two variants",
     )
     method: Method = Field(
         "structured",
@@ -24,10 +69,10 @@ class CompressOptions(Section):
         "faster; 2:4: for GPUs alone, refused here",
     )
     epochs: int = Field(1, ge=0, description="of fine-tuning after pruning, on the training rows")
-    quantize: Literal["int8", "bf16"] | None = Field(
-        None,
+    quantize: Several[Literal["int8", "bf16"]] = Field(
+        (),
         description="int8: an export that computes with 8-bit integers in ONNX Runtime; bf16: weights stored as "
-        "bfloat16; of the pruned model, if compress.prune is set",
+        "bfloat16; of the students and the pruned models, if there are some",
     )
     max_loss_of: float = Field(
         0.01,
@@ -51,14 +96,18 @@ class CompressConfig(Section):
         "function of the working directory that returned its data",
     )
     compress: CompressOptions = Field(default_factory=CompressOptions)
-    optim: OptimConfig = Field(default_factory=OptimConfig, description="of the fine-tuning")
+    optim: OptimConfig = Field(
+        default_factory=OptimConfig, description="of the fine-tuning, and of the training of students"
+    )
     track: TrackConfig = Field(default_factory=TrackConfig)
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "CompressConfig":
-        if self.compress.prune is None and self.compress.quantize is None:
-            raise ValueError("set compress.prune=0.5, compress.quantize=int8, or both")
-        if self.compress.prune is not None and self.compress.method == "2:4":
+        if not (self.compress.distill.sizes or self.compress.prune or self.compress.quantize):
+            raise ValueError(
+                "set compress.prune=0.5, compress.quantize=int8 or compress.distill.width=32, or several"
+            )
+        if self.compress.prune and self.compress.method == "2:4":
             raise ValueError(
                 "compress.method=2:4 is sparsity that sparse tensor cores of NVIDIA GPUs compute with, and compression "
                 "runs on the CPU, which has no such kernels: set compress.method=structured"

@@ -27,9 +27,12 @@ def write_pruned(folder: Path, source: Path, model: nn.Module, example: Block) -
     """
     description = Description.load(source / DESCRIPTION)
     shapes = changed_shapes(model, description.model_copy(update={"shapes": {}}).build())
-    return _write(
-        folder, description.model_copy(update={"shapes": shapes}), dict(model.state_dict()), example
-    )
+    return write_model(folder, description.model_copy(update={"shapes": shapes}), model, example)
+
+
+def write_model(folder: Path, description: Description, model: nn.Module, example: Block) -> Path:
+    """Save a model that a description builds, as `write_pruned`."""
+    return _write(folder, description, model.state_dict(), example)
 
 
 def write_bf16(folder: Path, source: Path, example: Block) -> Path:

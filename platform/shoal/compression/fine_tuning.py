@@ -1,4 +1,4 @@
-"""A pruned model trained on: the rows it was trained on, through the ordinary training loop, in this process.
+"""A pruned model trained on, or a student trained: on the rows of the original, through the ordinary training loop.
 
 Checkpoints lie in the variant's run folder; a fine-tuning that was killed goes on from the newest.
 """
@@ -20,6 +20,7 @@ from shoal.distributed.process_group import SingleProcess
 from shoal.inference.predictor import Predictor
 from shoal.models.inputs import view_of_rows
 from shoal.storage.run_folder import RunFolder
+from shoal.tasks.base import Task
 from shoal.tracking.journal import MetricPoint
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.background import BackgroundSaver
@@ -51,6 +52,21 @@ def ignore(status: FineTuningStatus) -> None:
     """Show nothing of a fine-tuning."""
 
 
+@dataclass(frozen=True)
+class FineTuning:
+    """How a variant is trained.
+
+    Attributes:
+        folder: of its run, for checkpoints; the newest that it holds is gone on from.
+        listen: receives how far it is.
+    """
+
+    epochs: int
+    optim: OptimConfig
+    folder: RunFolder
+    listen: Listener = ignore
+
+
 class _StatusLog:
     """Tells a listener of the points of a fine-tuning, which are kept nowhere."""
 
@@ -74,25 +90,22 @@ def fine_tune(
     model: nn.Module,
     predictor: Predictor,
     source: Source,
-    epochs: int,
-    optim: OptimConfig,
-    folder: RunFolder,
-    listen: Listener = ignore,
+    tuning: FineTuning,
+    task: Task | None = None,
 ) -> int:
     """Train a model on the training rows of the predictor that it was made of, in place; return the steps.
 
     Args:
-        predictor: says how rows become what the model takes, and what is minimized.
+        predictor: says how rows become what the model takes.
         source: opened again.
-        folder: of the variant's run, for checkpoints; the newest that it holds is gone on from.
-        listen: receives how far it is.
+        task: says what is minimized; None: what the predictor's does.
 
     Raises:
         CheckpointError: no checkpoint is sound, or the newest is of another model.
         DivergedError: the loss is not finite.
         UserError: the rows are not those of training any more.
     """
-    if not epochs:
+    if not tuning.epochs:
         return 0
     device, transform = torch.device("cpu"), predictor.transform
     preprocessing = replace(predictor.preprocessing, parts_of_items=source.parts_of_items)
@@ -107,21 +120,21 @@ def fine_tune(
     predictor.accumulator()  # which gives the task its own loss
     loop = assemble_loop(
         model,
-        predictor.task,
+        task or predictor.task,
         shard,
-        optim,
-        TrainConfig(epochs=epochs),
+        tuning.optim,
+        TrainConfig(epochs=tuning.epochs),
         SingleProcess(),
         device,
         seed=preprocessing.seed,
         has_validation=False,
     )
-    store = CheckpointStore(folder, keep=1)
+    store = CheckpointStore(tuning.folder, keep=1)
     progress = resume_or_start(loop, store, preprocessing.seed)
-    listen(FineTuningStatus(progress.step, loop.total_steps))
-    saver = BackgroundSaver(store, {}, info.model_dump_json().encode(), prepare=folder.renew_lease)
+    tuning.listen(FineTuningStatus(progress.step, loop.total_steps))
+    saver = BackgroundSaver(store, {}, info.model_dump_json().encode(), prepare=tuning.folder.renew_lease)
     callbacks = Callbacks(
-        _StatusLog(loop, listen), save=partial(_save, loop, saver), is_save_due=lambda: saver.is_due
+        _StatusLog(loop, tuning.listen), save=partial(_save, loop, saver), is_save_due=lambda: saver.is_due
     )
     try:
         train(loop, callbacks, progress, Clock())

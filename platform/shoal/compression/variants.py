@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from shoal.compression import files, int8, magnitude, measure, structured
-from shoal.compression.fine_tuning import Listener, fine_tune, ignore
+from shoal.compression import distillation, files, int8, magnitude, measure, structured
+from shoal.compression.config import StudentSize
+from shoal.compression.fine_tuning import FineTuning, fine_tune
 from shoal.compression.loaded import LoadedModel, OnnxModel, TorchModel, flips
 from shoal.data.sampler import TRAIN
 from shoal.data.sources.base import Block, Source
@@ -19,14 +20,13 @@ from shoal.export.folder import ExportedModel, read_interface
 from shoal.export.interface import Format
 from shoal.export.module import arrays_of
 from shoal.export.writer import Writer
-from shoal.inference.description import WEIGHTS
+from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor, weights_folder
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.storage.records import MeasuredModel
 from shoal.storage.run_folder import EXPORTS, MODEL, RunFolder
-from shoal.training.optimizer import OptimConfig
 
 ONNX: Format = "onnx"
 
@@ -119,6 +119,17 @@ def pruned_name(ratio: float, is_structured: bool) -> str:
     return f"{'prune' if is_structured else 'magnitude'}-{ratio:g}"
 
 
+def student_name(size: StudentSize) -> str:
+    """Return what a student is called, e.g. `distill-width-32`."""
+    sizes = size.model_dump(exclude_none=True).items()
+    return "-".join(["distill", *(f"{key}-{value}" for key, value in sizes)])
+
+
+def joined(after: str, name: str) -> str:
+    """Return the name of a variant of the variant `after`; of the original, if that is empty."""
+    return f"{after}-{name}" if after else name
+
+
 class Maker:
     """Makes variants of one model.
 
@@ -139,40 +150,48 @@ class Maker:
         self.original = original
         self._uri, self._rows, self._folder, self._closing = uri, rows, folder, closing
 
+    def student(self, of: SavedModel, after: str, size: StudentSize, tuning: FineTuning) -> Variant:
+        """Train a smaller model by the outputs of a model; the arguments are those of `pruned`.
+
+        Raises:
+            DivergedError: training did.
+        """
+        description = distillation.student_of(Description.load(of.folder / DESCRIPTION), size)
+        model, task = description.build(), distillation.taught_task(of.predictor)
+        steps = fine_tune(model, of.predictor, self._rows.source, tuning, task)
+        name = joined(after, student_name(size))
+        saved = files.write_model(self._folder / name, description, model, self._rows.some)
+        method = f"training of a student {size} by its outputs, in {steps} steps"
+        return self._of_torch(name, _in_words(after, method), saved, is_for_speed=True, steps=steps)
+
     def pruned(
-        self,
-        ratio: float,
-        is_structured: bool,
-        epochs: int,
-        optim: OptimConfig,
-        folder: RunFolder,
-        listen: Listener = ignore,
+        self, of: SavedModel, after: str, ratio: float, is_structured: bool, tuning: FineTuning
     ) -> Variant:
-        """Prune the model and train it on.
+        """Prune a model and train it on.
 
         Args:
-            folder: of the variant's run, for checkpoints.
-            listen: receives how far fine-tuning is.
+            of: the model: the original, or a variant.
+            after: the name of the variant that it is.
 
         Raises:
             ModelError: no layer is wide enough.
             DivergedError: fine-tuning did.
         """
-        predictor = self.original.predictor
+        predictor = of.predictor
         model = copy.deepcopy(predictor.model)
         use_torch_linear(model)
         if is_structured:
             structured.prune(model, ratio, only_tensor(predictor.inputs(measure.rows_of(self._rows.some, 2))))
         else:
             magnitude.mask(model, ratio)
-        steps = fine_tune(model, predictor, self._rows.source, epochs, optim, folder, listen)
+        steps = fine_tune(model, predictor, self._rows.source, tuning)
         if not is_structured:
             magnitude.unmask(model)
-        name = pruned_name(ratio, is_structured)
-        saved = files.write_pruned(self._folder / name, self.original.folder, model, self._rows.some)
+        name = joined(after, pruned_name(ratio, is_structured))
+        saved = files.write_pruned(self._folder / name, of.folder, model, self._rows.some)
         kind = "channels" if is_structured else "weights, which became zeros,"
         method = f"pruning of {ratio:.0%} of the {kind} and {steps} steps of fine-tuning"
-        return self._of_torch(name, method, saved, is_structured, steps)
+        return self._of_torch(name, _in_words(after, method), saved, is_structured, steps)
 
     def reloaded(self, folder: RunFolder, name: str) -> SavedModel:
         """Return the model of a variant that an earlier job left finished in its run folder."""
@@ -185,10 +204,10 @@ class Maker:
         Args:
             after: the name of the variant that the model is.
         """
-        name = f"{after}-bf16".strip("-")
+        name = joined(after, "bf16")
         folder = files.write_bf16(self._folder / name, of.folder, self._rows.some)
         return self._of_torch(
-            name, f"{after}{' and ' * bool(after)}weights stored as bfloat16", folder, is_for_speed=False
+            name, _in_words(after, "weights stored as bfloat16"), folder, is_for_speed=False
         )
 
     def as_int8(self, of: SavedModel, after: str = "") -> Variant:
@@ -197,7 +216,7 @@ class Maker:
         Raises:
             ModelError: it cannot be exported or quantized.
         """
-        name = f"{after}-int8".strip("-")
+        name = joined(after, "int8")
         folder = self._folder / name / EXPORTS / int8.FOLDER
         exported = self._export(of, f"{name}-float32")
         original = exported if of is self.original else self._export(self.original, "original-float32")
@@ -206,7 +225,7 @@ class Maker:
         scales = "static" if is_convolutional else "dynamic"
         return Variant(
             name,
-            f"{after}{' and ' * bool(after)}8-bit integers ({scales} quantization)",
+            _in_words(after, f"8-bit integers ({scales} quantization)"),
             self._load(original),
             self._load(folder),
             original / onnx_file.FILE,
@@ -258,3 +277,7 @@ class Maker:
         rows = split_blocks(self._rows.source, predictor.preprocessing, TRAIN)
         for block in first_rows(rows, int8.CALIBRATION_ROWS):
             yield arrays_of(block, predictor.transform, inputs)
+
+
+def _in_words(after: str, method: str) -> str:
+    return f"{after} and {method}" if after else method

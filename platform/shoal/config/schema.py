@@ -89,7 +89,10 @@ def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def explain(schema: type[BaseModel], error: ValidationError) -> str:
     """Turn the first of pydantic's findings into one line for a person."""
     finding = error.errors()[0]
-    key = ".".join(str(part) for part in finding["loc"] if not _is_branch(part))
+    place = finding["loc"]
+    if place and isinstance(place[-1], int):  # of a list, whose element is shown
+        place = place[:-1]
+    key = ".".join(str(part) for part in place if not _is_branch(part))
     known = dict(fields(schema))
     if finding["type"] == "extra_forbidden":
         if about := explanation(key, {name.partition(".")[0] for name in known}):

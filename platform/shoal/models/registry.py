@@ -100,7 +100,7 @@ def build_model(
         "vocabulary": vocabulary,
         "task": task,
         "width": config.width,
-        "depth": _default_depth(builder) if config.depth is None else config.depth,
+        "depth": default_depth(builder) if config.depth is None else config.depth,
     } | ({"init": config.init} if is_transformers else {})
     with seeded(seed):
         model = _call_builder(config, builder, offered)
@@ -163,7 +163,7 @@ def _call_builder(config: ModelConfig, builder: Callable[..., Any], offered: dic
     return model
 
 
-def _default_depth(builder: Callable[..., Any]) -> int:
+def default_depth(builder: Callable[..., Any]) -> int:
     """Return a builder's own default depth, or 2 if it has none."""
     named = inspect.signature(builder).parameters.get("depth")
     return named.default if named and isinstance(named.default, int) else 2

@@ -16,7 +16,7 @@ from shoal.errors import ModelError
 from shoal.tasks.measures import Kind, Measure
 from shoal.tasks.metrics import BY_NAME, Directions, is_higher_better
 from shoal.tasks.outputs import logits_of
-from shoal.tasks.own_loss import LOSS, OwnLoss
+from shoal.tasks.own_loss import LOSS, SampleLosses
 
 # The limit of samples evaluated at a time: by numbers of inputs, and by rows.
 MAX_INPUTS, MAX_ROWS = 1 << 24, 1024
@@ -74,7 +74,7 @@ class Task(ABC):
         sums_size: length of what `sums` returns.
         held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
         view: makes what the model receives of a stored batch; None: the batch as it is.
-        own_loss: the user's, which is minimized instead of the task's.
+        own_loss: the user's, or that of a student, which is minimized instead of the task's.
         class_weights: [classes] of the loss; None: all are 1.
         measures: the metrics of `train.metrics`, and the loss where it is weighted or the user's.
         directions: in which metrics are better, of those whose names do not say it.
@@ -96,7 +96,7 @@ class Task(ABC):
     sums_size: int
     held_out_rows: EvaluationRows = EvaluationRows(1, MAX_ROWS)
     view: View | None = None
-    own_loss: OwnLoss | None = None
+    own_loss: SampleLosses | None = None
     class_weights: Tensor | None = None
     measures: tuple[Measure, ...] = ()
     directions: Directions = BY_NAME
@@ -145,6 +145,21 @@ class Task(ABC):
         """Return the total and the named losses [n] of the samples, and their weights [n]."""
         losses = self.sample_losses(outputs, batch)
         return {LOSS: torch.stack(list(losses.values())).sum(dim=0)} | losses, self.weights(batch)
+
+    def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Return the losses [n] of the samples compared with what a teacher returned for them, float32 or better.
+
+        Of classes it is the cross entropy with the teacher's probabilities, both at a temperature T, times T^2, so that
+        its gradients do not depend on T (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", eq. 4).
+
+        Args:
+            outputs: raw ones, in the shape that the task needs.
+            teacher: in the same shape.
+
+        Raises:
+            ModelError: the task does not say what its outputs mean.
+        """
+        raise ModelError(f"task={self.name} has no loss by which a student could be taught")
 
     def sums(self, outputs: Any, batch: Batch) -> Tensor:
         """Return a float64 vector [sums_size] of sums over the batch's samples; element 0 counts them.

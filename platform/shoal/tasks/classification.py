@@ -19,6 +19,12 @@ from shoal.tasks.outputs import logits_of
 MAX_CONFUSION = 1000
 
 
+def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the cross entropies [n] of logits [n, classes] with a teacher's, as `Task.soft_losses` says."""
+    expected = (teacher / temperature).softmax(dim=1)
+    return F.cross_entropy(outputs / temperature, expected, reduction="none") * temperature**2
+
+
 class Classification(Task):
     """One class for each row."""
 
@@ -56,6 +62,9 @@ class Classification(Task):
             )
         # In float64: near p = 1 the float32 logarithm cancels, and its noise would differ between worker counts.
         return F.cross_entropy(outputs.double(), targets, reduction=reduction)
+
+    def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return soft_cross_entropy(outputs.double(), teacher.double(), temperature)
 
     def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
         loss = self.own_total(outputs, batch)

@@ -21,6 +21,7 @@ from shoal.data.tokenizer import MASK, PAD, SPECIALS, Tokenizer, token_bytes, to
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import EvaluationRows, RowTerms, Task
+from shoal.tasks.classification import soft_cross_entropy
 from shoal.tasks.content_hash import row_keys, uniform
 from shoal.tasks.measures import Kind
 from shoal.tasks.outputs import logits_of
@@ -73,6 +74,12 @@ class LanguageModelling(Task):
 
     def own_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         return self._nats(outputs, batch).view(len(outputs), -1).sum(dim=1) / self._predicted
+
+    def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        predicted = only_tensor(batch.targets) != PAD
+        losses = soft_cross_entropy(outputs[predicted].float(), teacher[predicted].float(), temperature)
+        rows = predicted.nonzero()[:, 0]
+        return losses.new_zeros(len(outputs)).index_add(0, rows, losses) / self._predicted
 
     @property
     def _predicted(self) -> float:

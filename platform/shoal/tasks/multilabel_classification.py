@@ -57,6 +57,11 @@ class MultilabelClassification(Task):
             dim=1
         )
 
+    def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        logits, expected = outputs.double() / temperature, (teacher.double() / temperature).sigmoid()
+        losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
+        return losses.mean(dim=1) * temperature**2
+
     def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return rows, loss, labels predicted correctly; then of each label the hits, those predicted, those true."""
         loss, targets = self.own_total(outputs, batch), only_tensor(batch.targets).double()

@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,20 @@ from shoal.data.tree import Tree, first_tensor, only_tensor, row_count
 from shoal.errors import ConfigError
 
 LOSS = "loss"  # what a single loss is called in records
+
+
+class SampleLosses(Protocol):
+    """What a task minimizes instead of its own loss.
+
+    Attributes:
+        key: of the config, and what it names, for errors.
+    """
+
+    key: str
+
+    def __call__(self, outputs: Any, targets: Tree, inputs: Tree) -> dict[str, Tensor]:
+        """Return named losses [n] of the samples; their sum is minimized."""
+        ...
 
 
 class OwnLoss:

@@ -70,6 +70,10 @@ class Regression(Task):
     def own_losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.mse_loss(*self._compared(outputs, batch), reduction="none").mean(dim=1)
 
+    def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Return the squared errors beside the teacher's numbers, which have no temperature."""
+        return self.own_losses(outputs, replace(batch, targets=teacher))
+
     def _compared(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return outputs and targets [n, labels], float64."""
         targets, labels = only_tensor(batch.targets), len(self.names)

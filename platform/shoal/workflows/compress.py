@@ -5,15 +5,24 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shoal.compression import gate, int8, magnitude, measure, structured
-from shoal.compression.config import CompressConfig, CompressOptions
-from shoal.compression.fine_tuning import Listener, ignore
-from shoal.compression.variants import HeldOut, Maker, SavedModel, Variant, pruned_name
+from shoal.compression import distillation, gate, int8, magnitude, measure, structured
+from shoal.compression.config import CompressConfig, CompressOptions, StudentSize
+from shoal.compression.fine_tuning import FineTuning, Listener, ignore
+from shoal.compression.variants import (
+    HeldOut,
+    Maker,
+    SavedModel,
+    Variant,
+    joined,
+    pruned_name,
+    student_name,
+)
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import DataError
 from shoal.export import onnx_file
@@ -50,28 +59,31 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="shoal-compress-") as scratch, ExitStack() as closing:
         source = resolve_model(uri, tracking_uri, scratch)
         predictor = Predictor.load(source, trust_code=config.trust_code)
-        model_name = Description.load(source / DESCRIPTION).model.name
-        _check_model(predictor, model_name, config.compress)
+        description = Description.load(source / DESCRIPTION)
+        _check_model(predictor, description, config.compress)
         rows = _held_out(predictor, config.trust_code)
-        subject = Subject(uri, name, model_name, predictor, rows)
+        subject = Subject(uri, name, description.model.name, predictor, rows)
         maker = Maker(SavedModel(predictor, source), uri, rows, Path(scratch) / "variants", closing)
         variants = dict(variants_of(maker, subject, config, listen))
     return log_compression(subject, config, tracking_uri, variants)
 
 
 def _check_packages(options: CompressOptions) -> None:
-    if options.prune is not None and options.method == "structured":
+    if options.prune and options.method == "structured":
         structured.check_installed()
-    if options.quantize == "int8":
+    if "int8" in options.quantize:
         onnx_file.check_installed("compress.quantize=int8", "compress.quantize=bf16")
 
 
-def _check_model(predictor: Predictor, name: str, options: CompressOptions) -> None:
+def _check_model(predictor: Predictor, description: Description, options: CompressOptions) -> None:
     """Refuse a model that cannot be compressed as it is asked for, before anything is made."""
-    if options.prune is not None:
+    name = description.model.name
+    if options.distill.sizes:
+        distillation.check_model(predictor, description, options)
+    if options.prune:
         kind = structured if options.method == "structured" else magnitude
         kind.check_model(predictor.model, name)
-    if options.quantize == "int8":
+    if "int8" in options.quantize:
         int8.check_model(predictor, name)
 
 
@@ -91,35 +103,71 @@ def _held_out(predictor: Predictor, trust_code: bool) -> HeldOut:
     )
 
 
+@dataclass(frozen=True)
+class Step:
+    """One way to compress a model.
+
+    Attributes:
+        name: what the variant is called, after the name of what it is made of.
+        make: from a model, its name and the run folder of the variant.
+    """
+
+    name: str
+    make: Callable[[SavedModel, str, RunFolder], Variant]
+
+
+def steps_of(maker: Maker, config: CompressConfig, listen: Listener) -> list[list[Step]]:
+    """Return in which steps variants are made: each of a list from each model that the list before has made."""
+    options, is_structured = config.compress, config.compress.method == "structured"
+
+    def student(size: StudentSize) -> Step:
+        def make(of: SavedModel, after: str, folder: RunFolder) -> Variant:
+            tuning = FineTuning(options.distill_epochs, config.optim, folder, listen)
+            return maker.student(of, after, size, tuning)
+
+        return Step(student_name(size), make)
+
+    def pruned(ratio: float) -> Step:
+        def make(of: SavedModel, after: str, folder: RunFolder) -> Variant:
+            tuning = FineTuning(options.epochs, config.optim, folder, listen)
+            return maker.pruned(of, after, ratio, is_structured, tuning)
+
+        return Step(pruned_name(ratio, is_structured), make)
+
+    def quantized(kind: str) -> Step:
+        quantize = maker.as_int8 if kind == "int8" else maker.as_bf16
+        return Step(kind, lambda of, after, folder: quantize(of, after))
+
+    found = (
+        [student(size) for size in options.distill.sizes],
+        [pruned(ratio) for ratio in options.prune],
+        [quantized(kind) for kind in options.quantize],
+    )
+    return [steps for steps in found if steps]
+
+
 def variants_of(
     maker: Maker, subject: Subject, config: CompressConfig, listen: Listener
 ) -> Iterator[tuple[str, CompressedVariant]]:
-    """Make what is asked for: pruned, and of that (or of the model) what is quantized.
+    """Make what is asked for: students, of these (or of the model) what is pruned, of that what is quantized.
 
     What a killed job of the same model, rows and config has finished is taken as it is.
     """
-    options, of, after = config.compress, maker.original, ""
-    if options.prune is not None:
-        is_structured = options.method == "structured"
-        after = pruned_name(options.prune, is_structured)
-        with _claimed(subject, config, after) as (folder, found):
-            if found is None:
-                logger.info(
-                    "pruning %g of the model, and training it on for %d epochs", options.prune, options.epochs
-                )
-                made = maker.pruned(
-                    options.prune, is_structured, options.epochs, config.optim, folder, listen
-                )
-                found = _keep(made, subject, config, folder)
-            of = maker.reloaded(folder, f"{after}-kept") if options.quantize else of
-            yield after, found
-    if options.quantize is not None:
-        name = f"{after}-{options.quantize}".strip("-")
-        with _claimed(subject, config, name) as (folder, found):
-            if found is None:
-                quantize = maker.as_int8 if options.quantize == "int8" else maker.as_bf16
-                found = _keep(quantize(of, after), subject, config, folder)
+
+    def made(steps: list[list[Step]], of: SavedModel, after: str) -> Iterator[tuple[str, CompressedVariant]]:
+        now, later = steps[0], steps[1:]
+        for step in now:
+            name = joined(after, step.name)
+            with _claimed(subject, config, name) as (folder, found):
+                if found is None:
+                    logger.info("%s is being made", name)
+                    found = _keep(step.make(of, after, folder), subject, config, folder)
+                kept = maker.reloaded(folder, f"{name}-kept") if later else of
             yield name, found
+            if later:
+                yield from made(later, kept, name)
+
+    return made(steps_of(maker, config, listen), maker.original, "")
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from contextlib import ExitStack
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from shoal.compression.fine_tuning import FineTuning
 from shoal.compression.variants import HeldOut, Maker, SavedModel
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import inspect_source
@@ -19,6 +21,7 @@ from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model_for
 from shoal.storage.run_folder import RunFolder
 from shoal.tasks.open_data import open_data, preprocessing_spec
+from shoal.training.optimizer import OptimConfig
 
 
 @pytest.fixture
@@ -40,12 +43,26 @@ def subject(tmp_path):
         (folder / DESCRIPTION).write_text(describe_model(about, info.transform, task, config, 0))
         saved = SavedModel(Predictor.load_own(folder), folder)
         rows = HeldOut(opened, partial(split_blocks, opened, spec, TEST), TEST)
-        run_folder = RunFolder(str(tmp_path / "run"))
-        run_folder.create()
-        run_folder.acquire_lease()
         maker = Maker(saved, "the model", rows, tmp_path / "variants", closing)
+        numbers = count()
+
+        def tuning(epochs=1):
+            run_folder = RunFolder(str(tmp_path / f"run-{next(numbers)}"))
+            run_folder.create()
+            run_folder.acquire_lease()
+            return FineTuning(epochs, OptimConfig(lr=0.01), run_folder)
+
+        def pruned(ratio, epochs=1, is_structured=True):
+            return maker.pruned(saved, "", ratio, is_structured, tuning(epochs))
+
         return SimpleNamespace(
-            saved=saved, predictor=saved.predictor, rows=rows, maker=maker, folder=run_folder, closing=closing
+            saved=saved,
+            predictor=saved.predictor,
+            rows=rows,
+            maker=maker,
+            tuning=tuning,
+            pruned=pruned,
+            closing=closing,
         )
 
     with closing:

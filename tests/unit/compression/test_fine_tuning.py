@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.compression import fine_tuning
-from shoal.compression.fine_tuning import fine_tune
+from shoal.compression.fine_tuning import FineTuning, fine_tune
 from shoal.storage.run_folder import RunFolder
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.store import CheckpointStore
@@ -31,7 +31,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_weights(subject, table, tmp_pa
     models = [copy.deepcopy(one.predictor.model) for _ in range(3)]
 
     def tune(model, folder, listen=fine_tuning.ignore):
-        return fine_tune(model, one.predictor, one.rows.source, 4, OPTIM, folder, listen)
+        return fine_tune(model, one.predictor, one.rows.source, FineTuning(4, OPTIM, folder, listen))
 
     steps = tune(models[0], run_folder(tmp_path / "whole"))
 

@@ -11,9 +11,6 @@ from shoal.errors import ModelError
 from shoal.export import folder as folders
 from shoal.inference.predictor import Predictor
 from shoal.storage.records import LatencyRecord, MeasuredModel
-from shoal.training.optimizer import OptimConfig
-
-OPTIM = OptimConfig(lr=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +21,7 @@ def few_rounds(monkeypatch):
 
 def test_a_pruned_model_is_trained_on_and_loads_as_any_other(subject, table):
     one = subject(table, label="y")
-    made = one.maker.pruned(0.5, is_structured=True, epochs=20, optim=OPTIM, folder=one.folder)
+    made = one.pruned(0.5, epochs=20)
     original, variant, flips = made.measure(one.rows)
     assert variant.parameters < original.parameters * 0.6
     assert variant.bytes < original.bytes
@@ -42,13 +39,13 @@ def test_a_pruned_model_is_trained_on_and_loads_as_any_other(subject, table):
 
 def test_without_epochs_nothing_is_trained(subject, table):
     one = subject(table, label="y")
-    made = one.maker.pruned(0.5, is_structured=True, epochs=0, optim=OPTIM, folder=one.folder)
+    made = one.pruned(0.5, epochs=0)
     assert made.steps == 0
 
 
 def test_zeros_stay_zeros_through_fine_tuning(subject, table):
     one = subject(table, label="y")
-    made = one.maker.pruned(0.75, is_structured=False, epochs=1, optim=OPTIM, folder=one.folder)
+    made = one.pruned(0.75, is_structured=False)
     weight = made.model.layers[2].weight
     assert (weight == 0).double().mean().item() == pytest.approx(0.75, abs=0.01)
     before = one.predictor.model.layers[2].weight
@@ -122,7 +119,7 @@ def test_int8_of_convolutions_is_calibrated_on_training_rows(subject, images):
 @pytest.mark.parametrize(("name", "task"), [("gpt", "causal_lm"), ("bert", "masked_lm")])
 def test_language_models_are_pruned_and_quantized(subject, text, name, task):
     one = subject(text, task, name, settings={"width": 32}, context=16)
-    made = one.maker.pruned(0.5, is_structured=True, epochs=1, optim=OptimConfig(), folder=one.folder)
+    made = one.pruned(0.5)
     quantized = one.maker.as_int8(made.saved, made.name)
     original, variant, flips = quantized.measure(one.rows)
     assert flips is None
