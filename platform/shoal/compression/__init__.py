@@ -7,9 +7,10 @@
 - `int8`: 8-bit integers by ONNX Runtime
 - `files`: a compressed model saved as any other
 - `loaded`: models that torch or ONNX Runtime has loaded; `measure`: how long they take, how large they are
+- `agreement`: whether it answers by the same parts of its inputs
 - `variants`: each of them, made, saved and loaded
-- `gate`: what speaks against a variant
+- `gate`: what speaks against a variant; `limits`: what it has to fit into, and which one is picked
 
-Depends on a trained model, its export and its training; independent of Ray. The packages that prune and
-quantize are imported where they are used.
+Depends on a trained model, its export, its training and rank correlations of `explain`; independent of Ray. The
+packages that prune and quantize are imported where they are used.
 """

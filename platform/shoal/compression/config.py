@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from shoal.compression.limits import Limits
 from shoal.config.schema import Section
 from shoal.tracking.config import TrackConfig
 from shoal.training.optimizer import OptimConfig
@@ -80,6 +81,19 @@ class CompressOptions(Section):
         description="how much the accuracy may fall (0.01: a point), or the share by which the loss or error may rise; "
         "a variant that is worse is not registered",
     )
+
+    fits: str | None = Field(
+        None,
+        description="size and median latency that a variant has to fit into, e.g. 2MB, 5ms@batch1; of those that do, "
+        "the best one alone is registered",
+    )
+
+    @field_validator("fits")
+    @classmethod
+    def _is_a_limit(cls, fits: str | None) -> str | None:
+        if fits is not None:
+            Limits.parse(fits)
+        return fits
 
     @field_validator("method", mode="before")
     @classmethod

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from shoal.data.sources.base import Block
+from shoal.data.tree import Tree
+from shoal.models.activation_memory import forward_bytes
 from shoal.storage.records import LatencyRecord
 
 BATCHES = (1, 64)  # rows of a call
@@ -62,6 +64,12 @@ def parameters_of(model: nn.Module) -> tuple[int, int]:
     parameters = list(model.parameters())
     zeros = sum(int((parameter == 0).sum()) for parameter in parameters)
     return sum(parameter.numel() for parameter in parameters), zeros
+
+
+def memory_of(model: nn.Module, inputs: Tree) -> int:
+    """Return the bytes that torch holds for a call: weights and buffers, and activations at their most."""
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return held + forward_bytes(model, inputs)
 
 
 def bytes_of(weights: Path) -> int:

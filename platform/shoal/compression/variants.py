@@ -4,11 +4,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-
-from torch import nn
+from typing import NamedTuple
 
 from shoal.compression import distillation, files, int8, magnitude, measure, structured
+from shoal.compression.agreement import attribution_agreement
 from shoal.compression.config import StudentSize
 from shoal.compression.fine_tuning import FineTuning, fine_tune
 from shoal.compression.loaded import LoadedModel, OnnxModel, TorchModel, flips
@@ -25,6 +26,7 @@ from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor, weights_folder
 from shoal.models.cpu_kernels import use_torch_linear
+from shoal.models.size import measure_size
 from shoal.storage.records import MeasuredModel
 from shoal.storage.run_folder import EXPORTS, MODEL, RunFolder
 
@@ -58,6 +60,15 @@ class SavedModel:
     folder: Path
 
 
+class Comparison(NamedTuple):
+    """A variant beside the original; `flips` and `agreement` are those of `CompressedVariant`."""
+
+    original: MeasuredModel
+    variant: MeasuredModel
+    flips: float | None
+    agreement: float | None
+
+
 @dataclass(frozen=True)
 class Variant:
     """A compressed model, loaded.
@@ -67,7 +78,7 @@ class Variant:
         method: in words.
         original, variant: loaded, for the same runtime.
         original_weights, weights: their files.
-        original_model, model: of torch, whose parameters they have.
+        original_predictor, predictor: of torch, whose parameters they have.
         folder: its files, to be kept.
         file: of the weights, below the run folder.
         saved: as a model of Shoal; None: it is an export.
@@ -81,37 +92,53 @@ class Variant:
     variant: LoadedModel
     original_weights: Path
     weights: Path
-    original_model: nn.Module
-    model: nn.Module
+    original_predictor: Predictor
+    predictor: Predictor
     folder: Path
     file: str
     saved: SavedModel | None
     is_for_speed: bool
     steps: int = 0
 
-    def measure(self, rows: HeldOut) -> tuple[MeasuredModel, MeasuredModel, float | None]:
-        """Measure the original and the variant in turns; return them, and the share of rows that change their class."""
-        loaded = (self.original, self.variant)
+    def measure(self, rows: HeldOut) -> Comparison:
+        """Measure the original and the variant in turns."""
+        loaded, predictors = (self.original, self.variant), (self.original_predictor, self.predictor)
         timed = {
             str(count): measure.latencies([one.call(measure.rows_of(rows.some, count)) for one in loaded])
             for count in measure.BATCHES
         }
-        weights, models = (self.original_weights, self.weights), (self.original_model, self.model)
         found = []
-        for place, one in enumerate(loaded):
-            parameters, zeros = measure.parameters_of(models[place])
+        for one, predictor, weights, latency in zip(
+            loaded,
+            predictors,
+            (self.original_weights, self.weights),
+            zip(*timed.values(), strict=True),
+            strict=True,
+        ):
+            parameters, zeros = measure.parameters_of(predictor.model)
+            one_row, most_rows = (
+                predictor.inputs(measure.rows_of(rows.some, count)) for count in (1, measure.BATCHES[-1])
+            )
+            is_of_torch = isinstance(one, TorchModel)
             found.append(
                 MeasuredModel(
                     runtime=one.runtime,
                     metrics=one.metrics(rows.blocks()),
-                    bytes=measure.bytes_of(weights[place]),
+                    bytes=measure.bytes_of(weights),
                     parameters=parameters,
                     zeros=zeros,
-                    latency={count: both[place] for count, both in timed.items()},
+                    latency=dict(zip(timed, latency, strict=True)),
+                    flops=measure_size(predictor.model, one_row).flops_per_sample,
+                    memory_bytes=measure.memory_of(predictor.model, most_rows) if is_of_torch else None,
                 )
             )
-        changed = flips(*loaded, rows.blocks()) if self.original.has_classes else None
-        return found[0], found[1], changed
+        original, variant = found
+        return Comparison(
+            original,
+            variant,
+            flips(*loaded, rows.blocks()) if self.original.has_classes else None,
+            attribution_agreement(*predictors, rows.some) if self.saved else None,
+        )
 
 
 def pruned_name(ratio: float, is_structured: bool) -> str:
@@ -218,8 +245,8 @@ class Maker:
         """
         name = joined(after, "int8")
         folder = self._folder / name / EXPORTS / int8.FOLDER
-        exported = self._export(of, f"{name}-float32")
-        original = exported if of is self.original else self._export(self.original, "original-float32")
+        original = self._exported_original
+        exported = original if of is self.original else self._export(of, f"{name}-float32")
         is_convolutional = int8.has_convolutions(of.predictor.model)
         int8.write(exported, folder, is_convolutional, self._calibration(exported, of.predictor))
         scales = "static" if is_convolutional else "dynamic"
@@ -230,8 +257,8 @@ class Maker:
             self._load(folder),
             original / onnx_file.FILE,
             folder / onnx_file.FILE,
-            self.original.predictor.model,
-            of.predictor.model,
+            self.original.predictor,
+            of.predictor,
             folder.parent,
             f"{EXPORTS}/{int8.FOLDER}/{onnx_file.FILE}",
             saved=None,
@@ -249,14 +276,19 @@ class Maker:
             TorchModel(saved.predictor),
             self.original.folder / WEIGHTS,
             weights / WEIGHTS,
-            self.original.predictor.model,
-            saved.predictor.model,
+            self.original.predictor,
+            saved.predictor,
             folder,
             f"{MODEL}/data/{weights.name}/{WEIGHTS}",
             saved,
             is_for_speed,
             steps,
         )
+
+    @cached_property
+    def _exported_original(self) -> Path:
+        """The export that all 8-bit variants are compared with."""
+        return self._export(self.original, "original-float32")
 
     def _export(self, of: SavedModel, name: str) -> Path:
         folder = self._folder / name

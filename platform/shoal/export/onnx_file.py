@@ -70,6 +70,10 @@ def write(
             f"the model has no form as ONNX ({reason(error)}): set export.formats=torch_export,safetensors"
         ) from error
     graph = made.model.graph
+    for node in (
+        graph.all_nodes()
+    ):  # each has its stack trace: more bytes than a small model, and this machine's paths
+        node.metadata_props.clear()
     _name_values(graph, [one.name for one in inputs], names)
     _name_dimensions(graph, inputs)
     taken = tuple(_take_texts(made.model, place, one) for place, one in enumerate(inputs))

@@ -80,6 +80,20 @@ def evaluation_bytes(model: nn.Module, inputs: Tree, precision: str) -> int:
     return ledger.peak
 
 
+def forward_bytes(model: nn.Module, inputs: Tree) -> int:
+    """Return the largest number of bytes that a forward pass for predictions holds besides weights and inputs.
+
+    Args:
+        model: in evaluation mode.
+        inputs: tensors [n, ...].
+    """
+    ledger = SavedTensorLedger(model)
+    with ledger, torch.no_grad():
+        call_model(model, inputs)
+    ledger.close()
+    return ledger.peak
+
+
 class SavedTensorLedger(DispatchMode):
     """Counts the bytes of every tensor that operations return inside this context, for as long as it is referenced.
 

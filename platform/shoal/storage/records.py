@@ -1053,6 +1053,9 @@ class MeasuredModel(Part):
         parameters: that the model has.
         zeros: of these that are zero.
         latency: by the rows of a call.
+        flops: of one row, forward; a multiply-add is 2, of whatever numbers.
+        memory_bytes: that torch holds for a call of 64 rows: weights, and the activations at their most; null of
+            ONNX Runtime, which does not say.
     """
 
     runtime: str
@@ -1061,6 +1064,8 @@ class MeasuredModel(Part):
     parameters: int
     zeros: int
     latency: dict[str, LatencyRecord]
+    flops: int | None = None
+    memory_bytes: int | None = None
 
 
 class CompressedVariant(Part):
@@ -1070,6 +1075,8 @@ class CompressedVariant(Part):
         method: how it was made.
         original, variant: as measured, by the same runtime.
         flips: share of rows whose predicted class is another one; null where there are no classes.
+        attribution_agreement: rank correlation of gradient x input with the original's, over some rows; null where
+            there are no gradients, as of an export.
         steps: of fine-tuning.
         isa: what the CPU that it was measured on has for 8-bit products: `avx512_vnni`, `avx_vnni` or `none`.
         file: of its weights, below its run folder.
@@ -1088,6 +1095,7 @@ class CompressedVariant(Part):
     is_export: bool
     rejected: str | None
     run_folder: str
+    attribution_agreement: float | None = None
 
     def speedup(self, rows: str) -> float:
         """Return how many times faster than the original a call of so many rows is, by p50."""
@@ -1144,6 +1152,8 @@ class CompressionResult(Result):
         metric: that is compared.
         max_loss_of: how much worse it may become.
         variants: by name.
+        fits: what variants had to fit into, as `compress.fits`; null: into nothing.
+        picked: the best of those that fit; null: none does.
         is_delivered: whether MLflow received all of it.
     """
 
@@ -1154,6 +1164,8 @@ class CompressionResult(Result):
     metric: str
     max_loss_of: float
     variants: dict[str, CompressedVariant]
+    fits: str | None = None
+    picked: str | None = None
     is_delivered: bool | None = None
 
 

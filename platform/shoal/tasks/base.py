@@ -150,7 +150,8 @@ class Task(ABC):
         """Return the losses [n] of the samples compared with what a teacher returned for them, float32 or better.
 
         Of classes it is the cross entropy with the teacher's probabilities, both at a temperature T, times T^2, so that
-        its gradients do not depend on T (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", eq. 4).
+        the size of its gradients does not depend on T (Hinton et al. 2015, "Distilling the Knowledge in a Neural
+        Network", section 2.1), less the teacher's own entropy, so that it is 0 where both answer the same.
 
         Args:
             outputs: raw ones, in the shape that the task needs.

@@ -19,10 +19,11 @@ from shoal.tasks.outputs import logits_of
 MAX_CONFUSION = 1000
 
 
-def soft_cross_entropy(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the cross entropies [n] of logits [n, classes] with a teacher's, as `Task.soft_losses` says."""
-    expected = (teacher / temperature).softmax(dim=1)
-    return F.cross_entropy(outputs / temperature, expected, reduction="none") * temperature**2
+def soft_divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the losses [n] of logits [n, classes] beside a teacher's, as `Task.soft_losses` says."""
+    found, expected = ((logits / temperature).log_softmax(dim=1) for logits in (outputs, teacher))
+    losses = F.kl_div(found, expected, reduction="none", log_target=True).sum(dim=1)
+    return losses * temperature**2
 
 
 class Classification(Task):
@@ -64,7 +65,7 @@ class Classification(Task):
         return F.cross_entropy(outputs.double(), targets, reduction=reduction)
 
     def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
-        return soft_cross_entropy(outputs.double(), teacher.double(), temperature)
+        return soft_divergence(outputs.double(), teacher.double(), temperature)
 
     def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
         loss = self.own_total(outputs, batch)

@@ -21,7 +21,7 @@ from shoal.data.tokenizer import MASK, PAD, SPECIALS, Tokenizer, token_bytes, to
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import EvaluationRows, RowTerms, Task
-from shoal.tasks.classification import soft_cross_entropy
+from shoal.tasks.classification import soft_divergence
 from shoal.tasks.content_hash import row_keys, uniform
 from shoal.tasks.measures import Kind
 from shoal.tasks.outputs import logits_of
@@ -77,7 +77,7 @@ class LanguageModelling(Task):
 
     def soft_losses(self, outputs: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
         predicted = only_tensor(batch.targets) != PAD
-        losses = soft_cross_entropy(outputs[predicted].float(), teacher[predicted].float(), temperature)
+        losses = soft_divergence(outputs[predicted].float(), teacher[predicted].float(), temperature)
         rows = predicted.nonzero()[:, 0]
         return losses.new_zeros(len(outputs)).index_add(0, rows, losses) / self._predicted
 

@@ -181,7 +181,7 @@ def _claimed(
     made_of = {
         "model": subject.predictor.digest,
         "rows": subject.rows.source.fingerprint,
-        "compress": config.compress.model_dump(mode="json"),
+        "compress": config.compress.model_dump(mode="json", exclude={"fits"}),
         "optim": config.optim.model_dump(mode="json"),
     }
     job = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -204,7 +204,7 @@ def _claimed(
 def _keep(one: Variant, subject: Subject, config: CompressConfig, folder: RunFolder) -> CompressedVariant:
     """Measure a variant, and put its files into its run folder."""
     logger.info("%s is made (%s): it is measured beside the original", one.name, one.method)
-    original, variant, flips = one.measure(subject.rows)
+    original, variant, flips, agreement = one.measure(subject.rows)
     options, task = config.compress, subject.predictor.task
     metric = gate.compared_metric(original.metrics, task.compared_by)
     reasons = [
@@ -219,6 +219,7 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig, folder: RunFol
         original=original,
         variant=variant,
         flips=flips,
+        attribution_agreement=agreement,
         steps=one.steps,
         isa=measure.isa(),
         file=one.file,

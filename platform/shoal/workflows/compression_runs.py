@@ -6,6 +6,7 @@ from typing import Any
 
 from shoal.compression import gate, measure
 from shoal.compression.config import CompressConfig
+from shoal.compression.limits import Limits, pick
 from shoal.compression.variants import HeldOut
 from shoal.data.sampler import TEST, VALIDATION
 from shoal.errors import VerificationError
@@ -63,8 +64,8 @@ def log_compression(
     folder = unused_folder(config.storage_path, config.experiment_name, subject.name)
     found = _job(subject, config, variants, folder.uri.rpartition("/")[2])
     result = log_job_result(folder, found, config.experiment_name, tracking_uri)
-    for variant in variants.values():
-        own = _of_variant(subject, config, variant, result)
+    for name, variant in variants.items():
+        own = _of_variant(subject, config, variant, result, name)
         log_job_result(RunFolder(variant.run_folder), own, config.experiment_name, tracking_uri)
     return result
 
@@ -98,20 +99,27 @@ def _job(
         "metric": metric,
         "max_loss_of": config.compress.max_loss_of,
         "variants": dict(variants),
+        "fits": (fits := config.compress.fits),
+        "picked": fits and pick(variants, Limits.parse(fits), metric, subject.predictor.task.directions),
     }
     metadata = _metadata(subject, {"variants": ", ".join(variants)}, {}, rows)
     return JobResult(config, metadata, metrics, {"trade_off": picture}, CompressionResult, result)
 
 
 def _of_variant(
-    subject: Subject, config: CompressConfig, variant: CompressedVariant, job: CompressionResult
+    subject: Subject,
+    config: CompressConfig,
+    variant: CompressedVariant,
+    job: CompressionResult,
+    own_name: str,
 ) -> JobResult[VariantResult]:
+    is_good = not variant.rejected and (job.fits is None or job.picked == own_name)
     tags = {"shoal.parent": job.run_folder}
     tags |= {PARENT_TAG: job.mlflow_run_id} if job.mlflow_run_id else {}
     tags |= {"shoal.rejected": variant.rejected} if variant.rejected else {}
     name = config.track.registered_model_name
     identity = {}
-    if name and not (variant.rejected or variant.is_export):
+    if name and is_good and not variant.is_export:
         identity = {
             "registered_model_name": name,
             "verified": _verify(subject, RunFolder(variant.run_folder)),
@@ -192,7 +200,13 @@ def _numbers(one: CompressedVariant) -> dict[str, float]:
         "compress/parameters": float(after.parameters),
         "compress/zeros": float(after.zeros),
     }
-    found |= {"compress/flips": one.flips} if one.flips is not None else {}
+    optional = {
+        "compress/flips": one.flips,
+        "compress/attribution_agreement": one.attribution_agreement,
+        "compress/flops": after.flops,
+        "compress/memory_bytes": after.memory_bytes,
+    }
+    found |= {name: float(value) for name, value in optional.items() if value is not None}
     for rows, latency in after.latency.items():
         found |= {
             f"compress/p50_ms_of_{rows}": latency.p50_ms,

@@ -52,3 +52,20 @@ def test_what_a_killed_job_finished_is_not_made_again(subject, table, tmp_path):
     assert other.run_folder != first.run_folder
     assert other.steps == first.steps / 2
     assert weights.read_bytes() == before[0]
+
+
+def test_each_step_is_applied_to_all_that_the_step_before_has_made(subject, table, tmp_path):
+    one = subject(table, label="y")
+    about = Subject("the model", "compress-m", "mlp", one.predictor, one.rows)
+    options = {"distill": {"depth": 1}, "prune": "0.25,0.5", "quantize": "int8,bf16", "epochs": 0}
+    config = CompressConfig(storage_path=str(tmp_path / "runs"), compress=options)
+    maker = Maker(one.saved, "the model", one.rows, tmp_path / "variants", one.closing)
+    found = dict(variants_of(maker, about, config, lambda status: None))
+    student, *pruned = "distill-depth-1", "distill-depth-1-prune-0.25", "distill-depth-1-prune-0.5"
+    assert list(found) == [student, *(name + end for name in pruned for end in ("", "-int8", "-bf16"))]
+    parameters = [found[name].variant.parameters for name in (student, *pruned)]
+    assert sorted(set(parameters), reverse=True) == parameters
+    for name in pruned:
+        assert found[f"{name}-bf16"].variant.parameters == found[name].variant.parameters
+        assert found[f"{name}-int8"].attribution_agreement is None
+        assert found[f"{name}-int8"].variant.memory_bytes is None

@@ -22,13 +22,21 @@ def few_rounds(monkeypatch):
 def test_a_pruned_model_is_trained_on_and_loads_as_any_other(subject, table):
     one = subject(table, label="y")
     made = one.pruned(0.5, epochs=20)
-    original, variant, flips = made.measure(one.rows)
+    original, variant, flips, agreement = made.measure(one.rows)
     assert variant.parameters < original.parameters * 0.6
     assert variant.bytes < original.bytes
     assert made.steps > 0
     assert variant.metrics["accuracy"] > 0.9  # of a model that had never been trained
     assert original.metrics["accuracy"] < variant.metrics["accuracy"]
     assert 0 < flips < 1
+    assert -1 <= agreement < 1
+    assert original.flops == 2 * (3 * 64 + 64 * 32 + 32 * 2)
+    assert variant.flops < original.flops
+    weights, activations = (
+        4 * original.parameters,
+        4 * 64 * (64 + 64),
+    )  # of 64 rows: a layer's outputs, and of ReLU
+    assert original.memory_bytes == weights + activations
     again = Predictor.load(made.saved.folder)
     rows = one.rows.some
     assert np.array_equal(again.outputs(rows), made.saved.predictor.outputs(rows))
@@ -46,7 +54,7 @@ def test_without_epochs_nothing_is_trained(subject, table):
 def test_zeros_stay_zeros_through_fine_tuning(subject, table):
     one = subject(table, label="y")
     made = one.pruned(0.75, is_structured=False)
-    weight = made.model.layers[2].weight
+    weight = made.predictor.model.layers[2].weight
     assert (weight == 0).double().mean().item() == pytest.approx(0.75, abs=0.01)
     before = one.predictor.model.layers[2].weight
     assert not torch.equal(weight[weight != 0], before[weight != 0])
@@ -56,9 +64,9 @@ def test_zeros_stay_zeros_through_fine_tuning(subject, table):
 def test_bf16_halves_the_bytes_and_computes_in_float32(subject, table):
     one = subject(table, label="y", settings={"width": 256})
     made = one.maker.as_bf16(one.saved)
-    original, variant, _ = made.measure(one.rows)
+    original, variant, *_ = made.measure(one.rows)
     assert variant.bytes == pytest.approx(original.bytes / 2, rel=0.02)
-    assert next(made.model.parameters()).dtype == torch.float32
+    assert next(made.predictor.model.parameters()).dtype == torch.float32
     torch.testing.assert_close(
         made.saved.predictor.outputs(one.rows.some),
         one.predictor.outputs(one.rows.some),
@@ -86,7 +94,7 @@ def test_int8_of_linear_layers_answers_nearly_the_same(subject, tmp_path, task):
     np.savez(tmp_path / "rows.npz", **rows)
     one = subject(f"npz:{tmp_path}/rows.npz", task, settings={"width": 512}, label=labels)
     made = one.maker.as_int8(one.saved)
-    original, variant, flips = made.measure(one.rows)
+    original, variant, flips, agreement = made.measure(one.rows)
     assert variant.bytes < 0.35 * original.bytes
     for name, value in made.original.metrics(one.rows.blocks()).items():
         assert value == pytest.approx(original.metrics[name])
@@ -109,7 +117,7 @@ def measured_by_torch(one):
 def test_int8_of_convolutions_is_calibrated_on_training_rows(subject, images):
     one = subject(images, name="resnet", settings={"width": 16, "depth": 8}, label="y")
     made = one.maker.as_int8(one.saved)
-    original, variant, _ = made.measure(one.rows)
+    original, variant, *_ = made.measure(one.rows)
     assert "static" in made.method
     assert variant.bytes < 0.6 * original.bytes
     assert variant.metrics["loss"] == pytest.approx(original.metrics["loss"], rel=0.1)
@@ -121,7 +129,7 @@ def test_language_models_are_pruned_and_quantized(subject, text, name, task):
     one = subject(text, task, name, settings={"width": 32}, context=16)
     made = one.pruned(0.5)
     quantized = one.maker.as_int8(made.saved, made.name)
-    original, variant, flips = quantized.measure(one.rows)
+    original, variant, flips, _ = quantized.measure(one.rows)
     assert flips is None
     assert original.metrics["loss"] == pytest.approx(measured_by_torch(one)["loss"], rel=1e-4)
     assert variant.parameters < original.parameters

@@ -1,0 +1,70 @@
+"""Whether two models answer by the same parts of their inputs: the rank correlation of their attributions."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoal.data.preprocessing import Transform
+from shoal.data.sources.base import Block
+from shoal.data.tokenizer import PAD
+from shoal.explain.checks import rank_correlations
+from shoal.inference.predictor import Predictor
+from shoal.models.call import call_model
+from shoal.tasks.custom import Custom
+from shoal.tasks.outputs import logits_of
+
+
+def attribution_agreement(original: Predictor, variant: Predictor, block: Block) -> float | None:
+    """Return Spearman's rank correlation of two models' attributions of rows, the mean over the rows.
+
+    An attribution is gradient x input (Shrikumar et al. 2016, "Not Just a Black Box") of what the original predicts:
+    of its likeliest class or tokens, or of its numbers. Units are features, pixels or tokens.
+
+    Returns:
+        None where inputs have no gradient (several arrays, whole numbers that no embedding takes), or outputs have
+        no known meaning, or attributions are all alike.
+    """
+    inputs = original.inputs(block)
+    if not isinstance(inputs, Tensor) or original.task.name == Custom.name:
+        return None
+    with torch.no_grad():
+        outputs = logits_of(call_model(original.model, inputs))
+    is_of_classes = bool(original.transform.label.classes) or original.transform.tokenizer is not None
+    chosen = outputs.argmax(dim=-1, keepdim=True) if is_of_classes else None
+    maps = [_attributions(one, inputs, chosen) for one in (original, variant)]
+    if maps[0] is None or maps[1] is None:
+        return None
+    found = rank_correlations(maps[0], maps[1])
+    return None if np.isnan(found).all() else float(np.nanmean(found))
+
+
+def _attributions(predictor: Predictor, inputs: Tensor, chosen: Tensor | None) -> np.ndarray | None:
+    """Return gradient x input [n, units], NaN at padding, of chosen outputs; None: of all."""
+    model, embedded = predictor.model, []
+    handles = []
+    if inputs.is_floating_point():
+        inputs = inputs.clone().requires_grad_()
+        embedded.append(inputs)
+    elif (embedding := _embedding_of(model, predictor.transform)) is not None:
+        handles.append(embedding.register_forward_hook(lambda *parts: embedded.append(parts[-1])))
+    try:
+        with torch.enable_grad():
+            outputs = logits_of(call_model(model, inputs))
+            total = (outputs if chosen is None else outputs.gather(-1, chosen)).sum()
+            [gradient] = torch.autograd.grad(total, embedded[:1], allow_unused=True) if embedded else [None]
+    finally:
+        for handle in handles:
+            handle.remove()
+    if gradient is None:
+        return None
+    found = (gradient * embedded[0]).detach().double()
+    if handles:
+        found = torch.where(inputs == PAD, torch.nan, found.sum(dim=-1))
+    elif found.ndim > 2:
+        found = found.sum(dim=1)  # of an image's channels
+    return found.flatten(1).numpy()
+
+
+def _embedding_of(model: nn.Module, transform: Transform) -> nn.Embedding | None:
+    layers = (one for one in model.modules() if isinstance(one, nn.Embedding))
+    return next((one for one in layers if one.num_embeddings == transform.vocabulary), None)
