@@ -18,7 +18,8 @@ def attribution_agreement(original: Predictor, variant: Predictor, block: Block)
     """Return Spearman's rank correlation of two models' attributions of rows, the mean over the rows.
 
     An attribution is gradient x input (Shrikumar et al. 2016, "Not Just a Black Box") of what the original predicts:
-    of its likeliest class or tokens, or of its numbers. Units are features, pixels or tokens.
+    of the logarithms of the probabilities of its class or tokens (logits may differ by what is common to all classes,
+    which no answer depends on), or of its numbers. Units are features, pixels or tokens.
 
     Returns:
         None where inputs have no gradient (several arrays, whole numbers that no embedding takes), or outputs have
@@ -50,7 +51,7 @@ def _attributions(predictor: Predictor, inputs: Tensor, chosen: Tensor | None) -
     try:
         with torch.enable_grad():
             outputs = logits_of(call_model(model, inputs))
-            total = (outputs if chosen is None else outputs.gather(-1, chosen)).sum()
+            total = (outputs if chosen is None else outputs.log_softmax(dim=-1).gather(-1, chosen)).sum()
             [gradient] = torch.autograd.grad(total, embedded[:1], allow_unused=True) if embedded else [None]
     finally:
         for handle in handles:

@@ -62,7 +62,8 @@ class CompressOptions(Section):
     distill_epochs: int = Field(10, ge=1, description="of a student's training, on the training rows")
     prune: Several[Annotated[float, Field(gt=0, lt=1)]] = Field(
         (),
-        description="share of the channels and hidden units of each layer that leaves, e.g. 0.5; 0.3,0.5: two variants",
+        description="share of the channels, hidden units and attention heads of each layer that leaves, e.g. 0.5; "
+        "0.3,0.5: two variants",
     )
     method: Method = Field(
         "structured",

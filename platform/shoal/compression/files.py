@@ -14,19 +14,20 @@ from shoal.registry.package import save_model
 from shoal.storage.run_folder import MODEL
 
 
-def write_pruned(folder: Path, source: Path, model: nn.Module, example: Block) -> Path:
+def write_pruned(folder: Path, source: Path, before: nn.Module, model: nn.Module, example: Block) -> Path:
     """Save a model whose layers may have other sizes than those of the model it was made of; return where.
 
     Args:
         folder: that is made.
         source: of weights and description of the model that was pruned.
+        before: that model.
         example: a few raw rows.
 
     Returns:
         the folder of the MLflow model.
     """
     description = Description.load(source / DESCRIPTION)
-    shapes = changed_shapes(model, description.model_copy(update={"shapes": {}}).build())
+    shapes = description.shapes | changed_shapes(model, before)
     return write_model(folder, description.model_copy(update={"shapes": shapes}), model, example)
 
 

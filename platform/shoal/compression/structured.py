@@ -1,12 +1,14 @@
-"""Structured pruning: channels and hidden units leave, with everything that depends on them.
+"""Structured pruning: channels, hidden units and attention heads leave, with everything that depends on them.
 
 Which tensors belong together is found by torch-pruning's dependency graph (Fang et al. 2023, "DepGraph: Towards Any
 Structural Pruning"). What a model takes and returns stays. Depends on layers; independent of data and training.
 """
 
 import contextlib
+import copy
 import importlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,16 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoal.data.tree import Tree
 from shoal.errors import ModelError, UserError
 from shoal.models.bert import BERT
+from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.models.gpt import GPT
-from shoal.models.layer_sizes import CONVOLUTIONS
+from shoal.models.huggingface_config import SCHEME
+from shoal.models.inception import Inception
+from shoal.models.layer_sizes import CONVOLUTIONS, is_resizable
 from shoal.models.mlp import MLP
 from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
-from shoal.models.transformer import FeedForward
+from shoal.models.transformer import Attention, FeedForward
+from shoal.tasks.outputs import logits_of
 
 PACKAGE = "torch_pruning"
+KNOWN = (MLP, ResNet, Inception, GPT, BERT)
 # Numbers of channels that vector units divide evenly; the first that fits counts. At odd widths kernels are up to
 # three times slower than unpruned (torch-pruning's issue 38).
 FAST_WIDTHS = (16, 8, 4)
@@ -42,7 +50,7 @@ class _Part:
 
     module: nn.Module
     example: Tensor
-    kept: Sequence[nn.Module]
+    kept: Sequence[nn.Module] = ()
     planned: Mapping[nn.Module, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -61,23 +69,46 @@ def check_installed() -> None:
         ) from None
 
 
-def check_model(model: nn.Module, name: str) -> None:
-    """Refuse a model whose layers cannot be pruned.
+def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: Tree) -> None:
+    """Refuse a model whose layers cannot be pruned; a user's own is pruned once to find out.
 
     Raises:
-        ModelError: with the models that can.
+        ModelError: with the reason.
     """
-    if not isinstance(model, MLP | ResNet | GPT | BERT):
+    remedy = "set compress.method=magnitude, or compress.quantize=int8 alone"
+    if name.startswith(SCHEME):
         raise ModelError(
-            f"model.name='{name}' cannot be pruned by channels: mlp, resnet, gpt and bert can; set "
-            "compress.method=magnitude, or compress.quantize=int8 alone"
+            f"model.name='{name}' cannot be pruned by channels, since its forward knows how large its layers are: "
+            f"{remedy}"
         )
+    if isinstance(model, KNOWN):
+        return
+    if not isinstance(example, Tensor):
+        raise ModelError(f"model.name='{name}' takes several arrays, and is not pruned by channels: {remedy}")
+    for ratio in ratios:
+        pruned = copy.deepcopy(model)
+        try:
+            expected = logits_of(call_model(model, example)).shape
+            prune(pruned, ratio, example)
+            found = logits_of(call_model(pruned, example)).shape
+        except UserError:
+            raise
+        except Exception as error:  # of torch-pruning, or of the model's forward
+            raise ModelError(
+                f"model.name='{name}' cannot be pruned by channels ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}): sizes in its forward must be those of its layers; {remedy}"
+            ) from error
+        if found != expected:
+            raise ModelError(
+                f"model.name='{name}' returned {tuple(expected)}, and pruned {tuple(found)}: it returns what another "
+                f"layer takes too; {remedy}"
+            )
 
 
 def prune(model: nn.Module, ratio: float, example: Tensor) -> None:
-    """Remove channels and hidden units of the least importance, in place.
+    """Remove channels, hidden units and attention heads of the least importance, in place.
 
-    The importance of a channel is the L2 norm of all weights that leave with it, relative to the mean of its layer.
+    The importance of a channel or a head is the L2 norm of all weights that leave with it, relative to its layer's.
 
     Args:
         ratio: share of each layer's channels that leaves; a little less where the rest is rounded to a fast width.
@@ -95,6 +126,8 @@ def prune(model: nn.Module, ratio: float, example: Tensor) -> None:
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.fit_shortcut()
+        elif isinstance(module, Attention):
+            _prune_heads(module, ratio)
     if sum(parameter.numel() for parameter in model.parameters()) == before:
         raise ModelError(
             f"compress.prune={ratio} removes nothing: no layer has so many channels that {1 - ratio:.0%} of them, "
@@ -115,17 +148,17 @@ def width_after(width: int, ratio: float, groups: int = 1) -> int:
 
 
 def _parts(model: nn.Module, ratio: float, example: Tensor) -> Iterator[_Part]:
-    if isinstance(model, MLP):
-        yield _Part(model, example, [model.layers[-1]])
-    elif isinstance(model, ResNet):
+    if isinstance(model, ResNet):
         with _padding_as_layers(model) as paddings:
             kept, planned = _plan_of_stream(model, ratio, paddings)
-            yield _Part(model, example, [model.head, *kept], planned)
+            yield _Part(model, example, kept, planned)
     elif isinstance(model, GPT | BERT):
         for block in model.modules():
             if isinstance(block, FeedForward):
                 hidden = torch.zeros(1, 2, block.up.in_features)
-                yield _Part(block, hidden, [block.down])
+                yield _Part(block, hidden)
+    else:
+        yield _Part(model, example)
 
 
 class _PaddingAsLayer(nn.Module):
@@ -201,15 +234,52 @@ def _prune_part(part: _Part, ratio: float) -> None:
 
     layers = [nn.Linear, *CONVOLUTIONS]
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of parameters outside of layers, which are left alone
         graph = torch_pruning.DependencyGraph().build_dependency(part.module, example_inputs=part.example)
     for group in graph.get_all_groups(ignored_layers=list(part.kept), root_module_types=layers):
+        if not _may_shrink(graph, group):
+            continue
         root = group[0].dep
         width, groups = graph.get_out_channels(root.target.module), _norm_groups(group)
         kept, groups = part.planned.get(root.target.module, (width_after(width, ratio, groups), groups))
-        leaving = _least(importance(group), width - kept, groups)
+        scores = (
+            importance(group).view(width, -1).sum(dim=1)
+        )  # where a channel was flattened, of each of its places
+        leaving = _least(scores, width - kept, groups)
         if leaving:
             graph.get_pruning_group(root.target.module, root.handler, leaving).prune()
+
+
+def _may_shrink(graph: Any, group: Any) -> bool:
+    """Whether channels are those of layers whose sizes a description can state, and another layer takes them.
+
+    What no layer takes is what the model returns.
+    """
+    modules = [dependency.target.module for dependency, _ in group]
+    is_taken = any(graph.is_in_channel_pruning_fn(dependency.handler) for dependency, _ in group)
+    return is_taken and all(
+        is_resizable(module) or (isinstance(module, nn.Module) and not list(module.parameters()))
+        for module in modules
+    )
+
+
+def _prune_heads(attention: Attention, ratio: float) -> None:
+    """Remove whole heads, so that each that stays is as wide as before; one always stays."""
+    import torch_pruning
+
+    inner, size = (attention.query, attention.key, attention.value), attention.head_dim
+    width = attention.query.out_features
+    kept = width_after(width, ratio, size)
+    scores = attention.project.weight.square().sum(dim=0)
+    for layer in inner:
+        scores = scores + layer.weight.square().sum(dim=1)
+    ranked = scores.view(-1, size).sum(dim=1).argsort()
+    leaving = (ranked[: (width - kept) // size, None] * size + torch.arange(size)).flatten().tolist()
+    if leaving:
+        for layer in inner:
+            torch_pruning.prune_linear_out_channels(layer, leaving)
+        torch_pruning.prune_linear_in_channels(attention.project, leaving)
 
 
 def _norm_groups(group: Any) -> int:

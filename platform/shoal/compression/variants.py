@@ -51,6 +51,11 @@ class HeldOut:
         """The first rows."""
         return next(first_rows(self.blocks(), COUNT))
 
+    @property
+    def few(self) -> Block:
+        """As many as show what a batch is."""
+        return measure.rows_of(self.some, 2)
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -208,14 +213,14 @@ class Maker:
         model = copy.deepcopy(predictor.model)
         use_torch_linear(model)
         if is_structured:
-            structured.prune(model, ratio, only_tensor(predictor.inputs(measure.rows_of(self._rows.some, 2))))
+            structured.prune(model, ratio, only_tensor(predictor.inputs(self._rows.few)))
         else:
             magnitude.mask(model, ratio)
         steps = fine_tune(model, predictor, self._rows.source, tuning)
         if not is_structured:
             magnitude.unmask(model)
         name = joined(after, pruned_name(ratio, is_structured))
-        saved = files.write_pruned(self._folder / name, of.folder, model, self._rows.some)
+        saved = files.write_pruned(self._folder / name, of.folder, predictor.model, model, self._rows.some)
         kind = "channels" if is_structured else "weights, which became zeros,"
         method = f"pruning of {ratio:.0%} of the {kind} and {steps} steps of fine-tuning"
         return self._of_torch(name, _in_words(after, method), saved, is_structured, steps)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.errors import ModelError
 from shoal.models.resnet import ResidualBlock
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -22,44 +23,63 @@ def changed_shapes(model: nn.Module, built: nn.Module) -> dict[str, tuple[int, .
     }
 
 
+def is_resizable(layer: object) -> bool:
+    """Whether a layer can be of another size than its builder makes it: convolutions of groups only if depthwise."""
+    if isinstance(layer, CONVOLUTIONS):
+        return layer.groups in (1, layer.out_channels)
+    return isinstance(layer, (nn.Linear, nn.GroupNorm, nn.LayerNorm, *BATCH_NORMS))
+
+
 def resize(model: nn.Module, shapes: Shapes) -> None:
     """Give layers of a model that was just built other sizes, in place; their weights are zeros, to be loaded.
 
     Args:
-        shapes: of weights and biases of linear layers, convolutions and group norms, by name.
+        shapes: of the tensors of layers that are resizable, by name.
 
     Raises:
-        ModelError: the model has no such layer, or it is none of these.
+        ModelError: the model has no such layer, or it is not resizable.
     """
     for name, shape in shapes.items():
         path, _, leaf = name.rpartition(".")
         try:
             layer = model.get_submodule(path)
-            parameter = layer.get_parameter(leaf)
+            tensor = getattr(layer, leaf)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            resized = tensor.new_zeros(tuple(shape))
         except AttributeError:
             raise ModelError(
                 f"the model has no '{name}', whose shape {tuple(shape)} its description states: restore the "
                 "description from a copy, or prune the model again"
             ) from None
-        resized = parameter.new_zeros(tuple(shape))
-        setattr(layer, leaf, nn.Parameter(resized, requires_grad=parameter.requires_grad))
-        if leaf == "weight":
-            _set_sizes(layer, name)
+        if not is_resizable(layer):
+            raise ModelError(
+                f"'{name}' is of a {type(layer).__name__}, and other sizes are known of linear layers, convolutions "
+                "and norms alone: prune the model again"
+            )
+        setattr(
+            layer,
+            leaf,
+            nn.Parameter(resized, requires_grad=tensor.requires_grad) if is_parameter else resized,
+        )
+        _set_sizes(layer, resized, leaf)
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.fit_shortcut()
 
 
-def _set_sizes(layer: nn.Module, name: str) -> None:
-    """Let a layer say of itself what its weight is."""
-    if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
+def _set_sizes(layer: nn.Module, tensor: Tensor, leaf: str) -> None:
+    """Let a layer say of itself what one of its tensors is."""
+    if isinstance(layer, BATCH_NORMS):
+        layer.num_features = len(tensor)
+    elif leaf != "weight":
+        return
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = tensor.shape
     elif isinstance(layer, CONVOLUTIONS):
-        layer.out_channels, layer.in_channels = layer.weight.shape[0], layer.weight.shape[1] * layer.groups
+        if layer.groups > 1:  # depthwise: as many groups as channels
+            layer.groups = len(tensor)
+        layer.out_channels, layer.in_channels = len(tensor), tensor.shape[1] * layer.groups
     elif isinstance(layer, nn.GroupNorm):
-        layer.num_channels = len(layer.weight)
-    else:
-        raise ModelError(
-            f"'{name}' is the weight of a {type(layer).__name__}, and other sizes are known of linear layers, "
-            "convolutions and group norms alone: prune the model again"
-        )
+        layer.num_channels = len(tensor)
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(tensor.shape)

@@ -60,8 +60,8 @@ def compress(
         source = resolve_model(uri, tracking_uri, scratch)
         predictor = Predictor.load(source, trust_code=config.trust_code)
         description = Description.load(source / DESCRIPTION)
-        _check_model(predictor, description, config.compress)
         rows = _held_out(predictor, config.trust_code)
+        _check_model(predictor, description, config.compress, rows)
         subject = Subject(uri, name, description.model.name, predictor, rows)
         maker = Maker(SavedModel(predictor, source), uri, rows, Path(scratch) / "variants", closing)
         variants = dict(variants_of(maker, subject, config, listen))
@@ -75,14 +75,17 @@ def _check_packages(options: CompressOptions) -> None:
         onnx_file.check_installed("compress.quantize=int8", "compress.quantize=bf16")
 
 
-def _check_model(predictor: Predictor, description: Description, options: CompressOptions) -> None:
+def _check_model(
+    predictor: Predictor, description: Description, options: CompressOptions, rows: HeldOut
+) -> None:
     """Refuse a model that cannot be compressed as it is asked for, before anything is made."""
     name = description.model.name
     if options.distill.sizes:
         distillation.check_model(predictor, description, options)
-    if options.prune:
-        kind = structured if options.method == "structured" else magnitude
-        kind.check_model(predictor.model, name)
+    if options.prune and options.method == "structured":
+        structured.check_model(predictor.model, name, options.prune, predictor.inputs(rows.few))
+    elif options.prune:
+        magnitude.check_model(predictor.model, name)
     if "int8" in options.quantize:
         int8.check_model(predictor, name)
 

@@ -19,14 +19,17 @@ CASES = {
     "resnet-18": (ModelConfig(name="resnet", width=32, depth=18), (1, 16, 16), IMAGE),
     "resnet-50": (ModelConfig(name="resnet", width=16, depth=50), (1, 16, 16), IMAGE),
     "gpt": (ModelConfig(name="gpt", width=32, depth=2), (8,), TOKENS),
+    "inception": (ModelConfig(name="inception", width=32, depth=4), (1, 16, 16), IMAGE),
     "bert": (ModelConfig(name="bert", width=32, depth=2), (8,), TOKENS),
+    "gpt of 4 heads": (ModelConfig(name="gpt", width=64, depth=2, args={"heads": 4}), (8,), TOKENS),
+    "bert of 4 heads": (ModelConfig(name="bert", width=64, depth=2, args={"heads": 4}), (8,), TOKENS),
 }
 
 
 def built(name):
     config, inputs, example = CASES[name]
-    outputs = 50 if name == "gpt" else 3
-    task = "causal_lm" if name == "gpt" else "sequence_classification"
+    outputs = 50 if config.name == "gpt" else 3
+    task = "causal_lm" if config.name == "gpt" else "sequence_classification"
     make = lambda: build_model(config, inputs, outputs, 0, vocabulary=50, task=task).eval()  # noqa: E731
     return make, example
 
@@ -38,7 +41,7 @@ def test_half_of_the_channels_leave_and_the_shapes_alone_build_the_model_again(n
     expected = model(example).shape
     prune(model, 0.5, example)
     before, after = (sum(p.numel() for p in one.parameters()) for one in (make(), model))
-    assert after < (0.8 if name in ("gpt", "bert") else 0.6) * before
+    assert after < (0.8 if "gpt" in name or "bert" in name else 0.6) * before
     outputs = model(example)
     assert outputs.shape == expected
     again = make()
@@ -89,6 +92,40 @@ def test_a_stream_whose_norm_groups_do_not_divide_it_stays():
     assert model(IMAGE).shape == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["gpt of 4 heads", "bert of 4 heads"])
+def test_heads_that_do_nothing_leave_first_and_change_nothing(name):
+    make, example = built(name)
+    model = make()
+    with torch.no_grad():
+        for block in model.blocks:  # heads 0 and 2, and all that feed-forward layers could lose
+            for layer in (block.attention.query, block.attention.key, block.attention.value):
+                layer.weight.view(4, 16, 64)[::2] = 0
+            block.attention.project.weight.view(64, 4, 16)[:, ::2] = 0
+            block.feed_forward.up.weight[::2] = 0
+            block.feed_forward.down.weight[:, ::2] = 0
+    expected = model(example)
+    prune(model, 0.5, example)
+    assert model.blocks[0].attention.query.weight.shape == (32, 64)
+    assert model.blocks[1].attention.project.weight.shape == (64, 32)
+    torch.testing.assert_close(model(example), expected)
+
+
+def test_generation_with_caches_is_that_of_the_fewer_heads():
+    make, example = built("gpt of 4 heads")
+    model = make()
+    prune(model, 0.5, example)
+    written = model.generate(example, 4, temperature=0)
+    assert torch.equal(written[:, 8:9], model(example)[:, -1].argmax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(("heads", "ratio", "kept"), [(4, 0.5, 2), (4, 0.3, 3), (4, 0.9, 1), (1, 0.5, 1)])
+def test_whole_heads_leave_and_one_stays(heads, ratio, kept):
+    config = ModelConfig(name="bert", width=64, depth=1, args={"heads": heads})
+    model = build_model(config, (8,), 3, 0, vocabulary=50, task="sequence_classification").eval()
+    prune(model, ratio, TOKENS)
+    assert model.blocks[0].attention.query.out_features == kept * 64 // heads
+
+
 def test_a_pruned_model_is_pruned_again():
     make, example = built("mlp")
     model = make()
@@ -115,11 +152,73 @@ def test_widths_are_rounded_to_fast_ones(width, ratio, groups, kept):
     assert width_after(width, ratio, groups) == kept
 
 
-def test_what_cannot_be_pruned_is_refused_by_name():
-    with pytest.raises(
-        ModelError, match="'inception' cannot be pruned by channels: mlp, resnet, gpt and bert"
-    ):
-        check_model(nn.Linear(2, 2), "inception")
+class Own(nn.Module):
+    """A user's own: BatchNorm, depthwise convolution, LayerNorm, two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.hidden, self.hidden_norm = nn.Linear(32 * 16, 64), nn.LayerNorm(64)
+        self.output, self.other = nn.Linear(64, 3), nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.depthwise(self.norm(self.first(x)).relu()).relu(), 4)
+        x = self.hidden_norm(self.hidden(x.flatten(1)).relu())
+        return {"logits": self.output(x), "other": self.other(x)}
+
+
+def test_a_model_of_a_users_own_is_pruned_where_its_layers_say_their_sizes():
+    torch.manual_seed(0)
+    model, before = Own().eval(), Own().eval()
+    check_model(model, "mine:Own", (0.25, 0.5), IMAGE)
+    assert model.first.out_channels == 32  # the check prunes a copy
+    prune(model, 0.5, IMAGE)
+    assert (model.first.out_channels, model.depthwise.groups, model.hidden.out_features) == (16, 16, 32)
+    outputs = model(IMAGE)
+    assert (outputs["logits"].shape, outputs["other"].shape) == ((2, 3), (2, 2))
+    resize(before, changed_shapes(model, before))
+    before.load_state_dict(model.state_dict())
+    assert torch.equal(before(IMAGE)["logits"], outputs["logits"])
+    assert [str(layer) for layer in before.modules()] == [str(layer) for layer in model.modules()]
+
+
+class Reshaping(nn.Module):
+    """States a size in its forward that is not its layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 64), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).view(len(x), 2, 32).sum(1))
+
+
+class Recurrent(nn.Module):
+    """Has layers that the description cannot state the sizes of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gru, self.last = nn.Linear(4, 64), nn.GRU(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.last(self.gru(self.first(x)[None])[0][0])
+
+
+@pytest.mark.parametrize("own", [Reshaping, Recurrent, lambda: nn.Linear(4, 2)])
+def test_what_cannot_be_pruned_is_refused_by_name(own):
+    with pytest.raises(ModelError, match=r"mine:Net|removes nothing"):
+        check_model(own(), "mine:Net", (0.5,), torch.randn(2, 4))
+
+
+def test_models_of_transformers_and_of_several_arrays_are_refused_by_name():
+    with pytest.raises(ModelError, match="'huggingface:gpt2' cannot be pruned by channels"):
+        check_model(nn.Linear(4, 2), "huggingface:gpt2", (0.5,), TOKENS)
+    with pytest.raises(ModelError, match="'mine:Net' takes several arrays"):
+        check_model(nn.Linear(4, 2), "mine:Net", (0.5,), {"a": TOKENS})
+
+
+def test_a_model_that_is_too_narrow_is_refused():
     model = build_model(ModelConfig(name="mlp", width=1, depth=1), (4,), 2, 0)
     with pytest.raises(ModelError, match="removes nothing"):
         prune(model, 0.5, torch.randn(2, 4))
