@@ -12,13 +12,25 @@ from shoal.storage.records import CompressedVariant, LatencyRecord, MeasuredMode
 def variant(accuracy, size, ms, rejected=None):
     latency = {rows: LatencyRecord(p50_ms=ms * int(rows), p99_ms=ms * int(rows)) for rows in ("1", "64")}
     measured = MeasuredModel(
-        runtime="torch", metrics={"accuracy": accuracy, "loss": 1 - accuracy}, bytes=size, parameters=1, zeros=0,
+        runtime="torch",
+        metrics={"accuracy": accuracy, "loss": 1 - accuracy},
+        bytes=size,
+        parameters=1,
+        zeros=0,
         latency=latency,
-    )  # fmt: skip
+    )
     return CompressedVariant(
-        method="", original=measured, variant=measured, flips=None, steps=0, isa="none", file="", is_export=False,
-        rejected=rejected, run_folder="",
-    )  # fmt: skip
+        method="",
+        original=measured,
+        variant=measured,
+        flips=None,
+        steps=0,
+        isa="none",
+        file="",
+        is_export=False,
+        rejected=rejected,
+        run_folder="",
+    )
 
 
 VARIANTS = {
