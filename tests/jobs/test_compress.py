@@ -138,6 +138,16 @@ def test_a_student_is_pruned_and_quantized_and_used_as_any_model(place: Place) -
 
 
 @pytest.mark.long
+def test_a_student_too_narrow_to_be_pruned_is_refused_before_anything_is_made(place: Place) -> None:
+    trained = str(place.train(*TRAINED, *OPTIONS, "train.max_steps=1")["run_folder"])
+    done = place.run_in_process("compress", trained, "compress.distill={width: 16}", "compress.prune=0.3")
+    assert done.code == 2
+    [error] = done.errors
+    assert "compress.prune=0.3 removes nothing" in error
+    assert not (place.path / "runs" / "compressions").exists()
+
+
+@pytest.mark.long
 def test_a_model_without_held_out_rows_is_refused_before_anything_is_made(place: Place) -> None:
     nothing = ("data.test_fraction=0", "data.validation_fraction=0", "train.max_steps=1")
     trained = str(place.train(*TRAINED, *OPTIONS, *nothing)["run_folder"])

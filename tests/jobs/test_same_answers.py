@@ -1,4 +1,4 @@
-"""Whichever way a model is asked, the same rows get the same probabilities, which `shoal evaluate` measures."""
+"""Whichever way a model or its variant is asked, rows get the same probabilities, which `shoal evaluate` measures."""
 
 import json
 import subprocess
@@ -172,22 +172,24 @@ def by_http(place: Place, model: str, kind: Kind) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("make", [digits, table, texts, images])
-def test_every_way_to_ask_a_model_gives_the_same_probabilities(place: Place, make: Any) -> None:
-    kind: Kind = make(place.path)
+def trained(place: Place, kind: Kind, *keys: str) -> str:
     small = ("train.epochs=2", "scale.num_workers=0", "run_name=it", "experiment_name=it")
-    model = str(place.train(*kind.train, *small)["run_folder"])
-    done = place.run("predict", model, kind.source, "out", "scale.num_workers=0")
+    return str(place.train(*kind.train, *small, *keys)["run_folder"])
+
+
+def weights_of(model: str) -> Path:
+    return next(Path(model, "model", "data").iterdir())
+
+
+def assert_same_everywhere(place: Place, kind: Kind, model: str) -> np.ndarray:
+    """Ask a model in each way; return the probabilities."""
+    done = place.run("predict", model, kind.source, f"out-{Path(model).name}", "scale.num_workers=0")
     assert done.code == 0, done.out + done.err
-    predicted = pd.read_parquet([*sorted((place.path / "out").glob("part-*"))])
-    expected = np.stack(predicted["probabilities"])
+    parts = sorted((place.path / f"out-{Path(model).name}").glob("part-*"))
+    expected = np.stack(pd.read_parquet(parts)["probabilities"])
     assert expected.shape[0] == ROWS
     assert done.result["rejected"] == 0
-
-    weights = next(Path(model, "model", "data").iterdir())
-    predictor = Predictor.load_own(weights)
-    classes = list(predictor.transform.label.classes)
+    predictor = Predictor.load_own(weights_of(model))
     exported = place.run("export", model, "export.formats=onnx,torch_export")
     assert exported.code == 0, exported.out + exported.err
     folder = Path(exported.result["run_folder"], "export")
@@ -199,7 +201,16 @@ def test_every_way_to_ask_a_model_gives_the_same_probabilities(place: Place, mak
     }
     for name, probabilities in found.items():
         np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5, err_msg=name)
+    return expected
 
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [digits, table, texts, images])
+def test_every_way_to_ask_a_model_gives_the_same_probabilities(place: Place, make: Any) -> None:
+    kind: Kind = make(place.path)
+    model = trained(place, kind)
+    expected = assert_same_everywhere(place, kind, model)
+    classes = list(Predictor.load_own(weights_of(model)).transform.label.classes)
     measured = place.run("evaluate", model, f"data.source={kind.source}")
     assert measured.code == 0, measured.out + measured.err
     right = [[str(one) for one in classes].index(label) for label in kind.labels]
@@ -208,3 +219,34 @@ def test_every_way_to_ask_a_model_gives_the_same_probabilities(place: Place, mak
     assert measured.result["metrics"]["loss"] == pytest.approx(loss, rel=1e-4), results
     accuracy = float(np.mean(expected.argmax(1) == np.array(right)))
     assert measured.result["metrics"]["accuracy"] == pytest.approx(accuracy), results
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [digits, table, texts, images])
+def test_every_way_to_ask_a_variant_gives_the_same_probabilities(place: Place, make: Any) -> None:
+    kind: Kind = make(place.path)
+    wide = {digits: "64", table: "64", texts: "32", images: "16"}[make]
+    model = trained(place, kind, f"model.width={wide}")
+    settings = (
+        f"compress.distill={{width: {int(wide) // 2}}}",
+        "compress.prune=0.3",
+        "compress.quantize=[int8, bf16]",
+    )
+    done = place.run("compress", model, *settings, "compress.max_loss_of=10")
+    assert done.code == 0, done.out + done.err
+    variants = done.result["variants"]
+    assert len(variants) == 4
+    for one in variants.values():
+        assert one["variant"]["bytes"] == (Path(one["run_folder"]) / one["file"]).stat().st_size
+    exact = {}
+    for name in ("prune-0.5", "prune-0.5-bf16"):
+        (one,) = [one for found, one in variants.items() if found.endswith(name)]
+        exact[name] = assert_same_everywhere(place, kind, one["run_folder"])
+        measured = place.run("evaluate", one["run_folder"])
+        assert measured.result["metrics"] == pytest.approx(one["variant"]["metrics"], rel=1e-6)
+    (int8,) = [one for name, one in variants.items() if name.endswith("int8")]
+    (pruned,) = [one for name, one in variants.items() if name.endswith("prune-0.5")]
+    predictor = Predictor.load_own(weights_of(pruned["run_folder"]))
+    rounded = by_export(Path(int8["run_folder"], int8["file"]).parent, predictor, kind.data)
+    np.testing.assert_allclose(rounded, exact["prune-0.5"], rtol=0, atol=0.1)
+    np.testing.assert_allclose(exact["prune-0.5-bf16"], exact["prune-0.5"], rtol=0, atol=0.02)

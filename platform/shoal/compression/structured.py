@@ -24,15 +24,12 @@ from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.models.gpt import GPT
 from shoal.models.huggingface_config import SCHEME
-from shoal.models.inception import Inception
 from shoal.models.layer_sizes import CONVOLUTIONS, is_resizable
-from shoal.models.mlp import MLP
 from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
 from shoal.models.transformer import Attention, FeedForward
 from shoal.tasks.outputs import logits_of
 
 PACKAGE = "torch_pruning"
-KNOWN = (MLP, ResNet, Inception, GPT, BERT)
 # Numbers of channels that vector units divide evenly; the first that fits counts. At odd widths kernels are up to
 # three times slower than unpruned (torch-pruning's issue 38).
 FAST_WIDTHS = (16, 8, 4)
@@ -70,7 +67,7 @@ def check_installed() -> None:
 
 
 def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: Tree) -> None:
-    """Refuse a model whose layers cannot be pruned; a user's own is pruned once to find out.
+    """Refuse a model whose layers cannot be pruned: a copy is pruned to find out.
 
     Raises:
         ModelError: with the reason.
@@ -81,8 +78,6 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
             f"model.name='{name}' cannot be pruned by channels, since its forward knows how large its layers are: "
             f"{remedy}"
         )
-    if isinstance(model, KNOWN):
-        return
     if not isinstance(example, Tensor):
         raise ModelError(f"model.name='{name}' takes several arrays, and is not pruned by channels: {remedy}")
     for ratio in ratios:

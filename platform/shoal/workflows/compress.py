@@ -83,7 +83,9 @@ def _check_model(
     if options.distill.sizes:
         distillation.check_model(predictor, description, options)
     if options.prune and options.method == "structured":
-        structured.check_model(predictor.model, name, options.prune, predictor.inputs(rows.few))
+        students = [distillation.student_of(description, size).build() for size in options.distill.sizes]
+        for model in students or [predictor.model]:
+            structured.check_model(model, name, options.prune, predictor.inputs(rows.few))
     elif options.prune:
         magnitude.check_model(predictor.model, name)
     if "int8" in options.quantize:
