@@ -101,6 +101,11 @@ def test_a_job_that_was_killed_goes_on_to_the_same_variant(
         (("run",), "set compress.prune=0.5, compress.quantize=int8 or compress.distill.width=32"),
         (("run", "compress.prune=0.5", "compress.method=2:4"), "compress.method=2:4 is sparsity"),
         (("run", "compress.quantize=int4"), "int4"),
+        (("run", "compress.prune=0.5", "compress.gradual=true"), "compress.prune=0.5: give shares that rise"),
+        (
+            ("run", "compress.prune=0.5,0.2", "compress.gradual=true"),
+            "compress.prune=0.5,0.2: give shares that",
+        ),
         (("run", "compress.ratio=0.5"), "unknown key 'compress.ratio'"),
         (("compress.prune=0.5", "compress.prune=0.5"), "model 'compress.prune=0.5' is not known"),
         ((), "required: MODEL"),

@@ -229,7 +229,7 @@ def test_every_way_to_ask_a_variant_gives_the_same_probabilities(place: Place, m
     model = trained(place, kind, f"model.width={wide}")
     settings = (
         f"compress.distill={{width: {int(wide) // 2}}}",
-        "compress.prune=0.3",
+        "compress.prune=0.5",
         "compress.quantize=[int8, bf16]",
     )
     done = place.run("compress", model, *settings, "compress.max_loss_of=10")

@@ -70,6 +70,11 @@ class CompressOptions(Section):
         description="of pruning; structured: channels leave; magnitude: weights become zeros, which makes nothing "
         "faster; 2:4: for GPUs alone, refused here",
     )
+    gradual: bool = Field(
+        False,
+        description="prune step by step: each share of compress.prune, e.g. 0.2,0.4,0.5, from the variant before, "
+        "trained on in between; false: each from the model itself",
+    )
     epochs: int = Field(1, ge=0, description="of fine-tuning after pruning, on the training rows")
     quantize: Several[Literal["int8", "bf16"]] = Field(
         (),
@@ -88,6 +93,16 @@ class CompressOptions(Section):
         description="size and median latency that a variant has to fit into, e.g. 2MB, 5ms@batch1; of those that do, "
         "the best one alone is registered",
     )
+
+    @model_validator(mode="after")
+    def _is_a_schedule(self) -> "CompressOptions":
+        if self.gradual and not (len(self.prune) > 1 and list(self.prune) == sorted(set(self.prune))):
+            shares = ",".join(f"{ratio:g}" for ratio in self.prune)
+            raise ValueError(
+                f"compress.gradual=true with compress.prune={shares or 'null'}: give shares that rise, as in "
+                "compress.prune=0.2,0.4,0.5"
+            )
+        return self
 
     @field_validator("fits")
     @classmethod

@@ -34,6 +34,8 @@ PACKAGE = "torch_pruning"
 # three times slower than unpruned (torch-pruning's issue 38).
 FAST_WIDTHS = (16, 8, 4)
 
+Widths = dict[nn.Module, int]  # channels of layers before any of them left
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -100,7 +102,7 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
             )
 
 
-def prune(model: nn.Module, ratio: float, example: Tensor) -> None:
+def prune(model: nn.Module, ratio: float, example: Tensor, unpruned: nn.Module | None = None) -> None:
     """Remove channels, hidden units and attention heads of the least importance, in place.
 
     The importance of a channel or a head is the L2 norm of all weights that leave with it, relative to its layer's.
@@ -108,26 +110,40 @@ def prune(model: nn.Module, ratio: float, example: Tensor) -> None:
     Args:
         ratio: share of each layer's channels that leaves; a little less where the rest is rounded to a fast width.
         example: a batch of what the model takes.
+        unpruned: the model before an earlier pruning, of whose channels `ratio` is a share; None: this model.
 
     Raises:
         ModelError: no layer is wide enough.
     """
+    widths = _widths(model, unpruned or model)
     before = sum(parameter.numel() for parameter in model.parameters())
     use_torch_linear(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # the dependency graph is read from what autograd records
-    for part in _parts(model, ratio, example):
-        _prune_part(part, ratio)
+    for part in _parts(model, ratio, example, widths):
+        _prune_part(part, ratio, widths)
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             module.fit_shortcut()
         elif isinstance(module, Attention):
-            _prune_heads(module, ratio)
+            _prune_heads(module, ratio, widths)
     if sum(parameter.numel() for parameter in model.parameters()) == before:
         raise ModelError(
             f"compress.prune={ratio} removes nothing: no layer has so many channels that {1 - ratio:.0%} of them, "
             "rounded to a fast width, are fewer; prune a wider model, or raise compress.prune"
         )
+
+
+def _widths(model: nn.Module, unpruned: nn.Module) -> Widths:
+    """Return how many channels the layers of a model had before it was pruned."""
+    layers = dict(unpruned.named_modules())
+    found: Widths = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found[module] = layers[name].out_features  # type: ignore[assignment]
+        elif isinstance(module, CONVOLUTIONS):
+            found[module] = layers[name].out_channels  # type: ignore[assignment]
+    return found
 
 
 def width_after(width: int, ratio: float, groups: int = 1) -> int:
@@ -142,10 +158,10 @@ def width_after(width: int, ratio: float, groups: int = 1) -> int:
     return min(width, max(1, math.ceil(kept / step - 1e-9)) * step)
 
 
-def _parts(model: nn.Module, ratio: float, example: Tensor) -> Iterator[_Part]:
+def _parts(model: nn.Module, ratio: float, example: Tensor, widths: Widths) -> Iterator[_Part]:
     if isinstance(model, ResNet):
         with _padding_as_layers(model) as paddings:
-            kept, planned = _plan_of_stream(model, ratio, paddings)
+            kept, planned = _plan_of_stream(model, ratio, paddings, widths)
             yield _Part(model, example, kept, planned)
     elif isinstance(model, GPT | BERT):
         for block in model.modules():
@@ -189,7 +205,7 @@ def _padding_as_layers(model: ResNet) -> Iterator[list[nn.Conv2d]]:
 
 
 def _plan_of_stream(
-    model: ResNet, ratio: float, paddings: Sequence[nn.Conv2d]
+    model: ResNet, ratio: float, paddings: Sequence[nn.Conv2d], widths: Widths
 ) -> tuple[list[nn.Module], dict[nn.Module, tuple[int, int]]]:
     """Return which layers keep their channels and what others lose, where shortcuts pad the residual stream.
 
@@ -204,7 +220,7 @@ def _plan_of_stream(
     groups = math.lcm(*(norm.num_groups for norm in norms))
     if width % groups or any(layer.out_channels % width for layer in paddings):
         return list(writers), {}
-    kept = width_after(width, ratio, groups)
+    kept = min(width, width_after(widths[stem], ratio, groups))
     planned: dict[nn.Module, tuple[int, int]] = {stem: (kept, groups)}
     for layer in paddings:
         times = layer.out_channels // width
@@ -224,7 +240,7 @@ def _norms(module: nn.Module) -> list[nn.GroupNorm]:
     return [layer for layer in module.modules() if isinstance(layer, nn.GroupNorm)]
 
 
-def _prune_part(part: _Part, ratio: float) -> None:
+def _prune_part(part: _Part, ratio: float, widths: Widths) -> None:
     import torch_pruning
 
     layers = [nn.Linear, *CONVOLUTIONS]
@@ -235,9 +251,10 @@ def _prune_part(part: _Part, ratio: float) -> None:
     for group in graph.get_all_groups(ignored_layers=list(part.kept), root_module_types=layers):
         if not _may_shrink(graph, group):
             continue
-        root = group[0].dep
-        width, groups = graph.get_out_channels(root.target.module), _norm_groups(group)
-        kept, groups = part.planned.get(root.target.module, (width_after(width, ratio, groups), groups))
+        root, groups = group[0].dep, _norm_groups(group)
+        width = graph.get_out_channels(root.target.module)
+        usual = min(width, width_after(widths.get(root.target.module, width), ratio, groups))
+        kept, groups = part.planned.get(root.target.module, (usual, groups))
         scores = (
             importance(group).view(width, -1).sum(dim=1)
         )  # where a channel was flattened, of each of its places
@@ -259,13 +276,13 @@ def _may_shrink(graph: Any, group: Any) -> bool:
     )
 
 
-def _prune_heads(attention: Attention, ratio: float) -> None:
+def _prune_heads(attention: Attention, ratio: float, widths: Widths) -> None:
     """Remove whole heads, so that each that stays is as wide as before; one always stays."""
     import torch_pruning
 
     inner, size = (attention.query, attention.key, attention.value), attention.head_dim
     width = attention.query.out_features
-    kept = width_after(width, ratio, size)
+    kept = min(width, width_after(widths[attention.query], ratio, size))
     scores = attention.project.weight.square().sum(dim=0)
     for layer in inner:
         scores = scores + layer.weight.square().sum(dim=1)

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
+
 from shoal.compression import distillation, files, int8, magnitude, measure, structured
 from shoal.compression.agreement import attribution_agreement
 from shoal.compression.config import StudentSize
@@ -59,10 +61,15 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model of torch with the folder of its weights and description."""
+    """A model of torch with the folder of its weights and description.
+
+    Attributes:
+        unpruned: what it was before the earlier steps of a gradual pruning; None: it had none.
+    """
 
     predictor: Predictor
     folder: Path
+    unpruned: nn.Module | None = None
 
 
 class Comparison(NamedTuple):
@@ -213,7 +220,7 @@ class Maker:
         model = copy.deepcopy(predictor.model)
         use_torch_linear(model)
         if is_structured:
-            structured.prune(model, ratio, only_tensor(predictor.inputs(self._rows.few)))
+            structured.prune(model, ratio, only_tensor(predictor.inputs(self._rows.few)), of.unpruned)
         else:
             magnitude.mask(model, ratio)
         steps = fine_tune(model, predictor, self._rows.source, tuning)
@@ -222,7 +229,8 @@ class Maker:
         name = joined(after, pruned_name(ratio, is_structured))
         saved = files.write_pruned(self._folder / name, of.folder, predictor.model, model, self._rows.some)
         kind = "channels" if is_structured else "weights, which became zeros,"
-        method = f"pruning of {ratio:.0%} of the {kind} and {steps} steps of fine-tuning"
+        gradual = "gradual " if of.unpruned else ""
+        method = f"{gradual}pruning of {ratio:.0%} of the {kind} and {steps} steps of fine-tuning"
         return self._of_torch(name, _in_words(after, method), saved, is_structured, steps)
 
     def reloaded(self, folder: RunFolder, name: str) -> SavedModel:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -115,10 +115,12 @@ class Step:
     Attributes:
         name: what the variant is called, after the name of what it is made of.
         make: from a model, its name and the run folder of the variant.
+        is_followed: whether the next one is made from this variant.
     """
 
     name: str
     make: Callable[[SavedModel, str, RunFolder], Variant]
+    is_followed: bool = False
 
 
 def steps_of(maker: Maker, config: CompressConfig, listen: Listener) -> list[list[Step]]:
@@ -137,7 +139,7 @@ def steps_of(maker: Maker, config: CompressConfig, listen: Listener) -> list[lis
             tuning = FineTuning(options.epochs, config.optim, folder, listen)
             return maker.pruned(of, after, ratio, is_structured, tuning)
 
-        return Step(pruned_name(ratio, is_structured), make)
+        return Step(pruned_name(ratio, is_structured), make, is_followed=options.gradual)
 
     def quantized(kind: str) -> Step:
         quantize = maker.as_int8 if kind == "int8" else maker.as_bf16
@@ -167,10 +169,12 @@ def variants_of(
                 if found is None:
                     logger.info("%s is being made", name)
                     found = _keep(step.make(of, after, folder), subject, config, folder)
-                kept = maker.reloaded(folder, f"{name}-kept") if later else of
+                kept = maker.reloaded(folder, f"{name}-kept") if later or step.is_followed else of
             yield name, found
             if later:
                 yield from made(later, kept, name)
+            if step.is_followed:
+                of = replace(kept, unpruned=of.unpruned or of.predictor.model)
 
     return made(steps_of(maker, config, listen), maker.original, "")
 

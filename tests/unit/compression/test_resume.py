@@ -69,3 +69,24 @@ def test_each_step_is_applied_to_all_that_the_step_before_has_made(subject, tabl
         assert found[f"{name}-bf16"].variant.parameters == found[name].variant.parameters
         assert found[f"{name}-int8"].attribution_agreement is None
         assert found[f"{name}-int8"].variant.memory_bytes is None
+
+
+@pytest.mark.parametrize("method", ["structured", "magnitude"])
+def test_a_gradual_pruning_goes_on_from_the_share_before(subject, table, tmp_path, method):
+    one = subject(table, label="y", settings={"width": 64, "depth": 2})
+    about = Subject("the model", "compress-m", "mlp", one.predictor, one.rows)
+    options = {"prune": "0.25,0.5,0.75", "gradual": True, "epochs": 1, "method": method, "quantize": "bf16"}
+    config = CompressConfig(storage_path=str(tmp_path / "runs"), compress=options)
+    found = dict(variants_of(one.maker, about, config, lambda status: None))
+    short = "prune" if method == "structured" else method
+    assert list(found) == [f"{short}-{share}{kind}" for share in (0.25, 0.5, 0.75) for kind in ("", "-bf16")]
+    pruned = [variant for name, variant in found.items() if not name.endswith("bf16")]
+    assert pruned[1].method.startswith("gradual pruning of 50%")
+    assert not pruned[0].method.startswith("gradual")
+    if method == "magnitude":
+        assert [round(one.variant.zeros / one.variant.parameters, 1) for one in pruned] == [0.2, 0.5, 0.7]
+        return
+    hidden = [(64, 32), (48, 32), (32, 16), (16, 8)]  # 24 of 32 would be an odd width
+    sizes = [3 * a + a + a * b + b + b * 2 + 2 for a, b in hidden]
+    assert [one.original.parameters for one in pruned] == sizes[:1] * 3
+    assert [one.variant.parameters for one in pruned] == sizes[1:]

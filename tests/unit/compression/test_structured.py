@@ -1,5 +1,6 @@
 """Channels leave, the outputs of a model without them are those of the model with zeros in their place."""
 
+import contextlib
 import copy
 
 import pytest
@@ -49,6 +50,18 @@ def test_half_of_the_channels_leave_and_the_shapes_alone_build_the_model_again(n
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(example), outputs)
     assert [str(layer) for layer in again.modules()] == [str(layer) for layer in model.modules()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_pruned_step_by_step_has_the_sizes_of_what_is_pruned_at_once(name):
+    make, example = built(name)
+    gradual, at_once = make(), make()
+    for ratio in (0.2, 0.4, 0.5):
+        with contextlib.suppress(ModelError):  # a step that the rounding to fast widths leaves nothing to
+            prune(gradual, ratio, example, unpruned=make())
+    prune(at_once, 0.5, example)
+    assert [str(layer) for layer in gradual.modules()] == [str(layer) for layer in at_once.modules()]
+    assert gradual(example).shape == at_once(example).shape
 
 
 def test_hidden_units_that_do_nothing_leave_first_and_change_nothing():
