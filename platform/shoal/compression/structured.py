@@ -255,9 +255,8 @@ def _prune_part(part: _Part, ratio: float, widths: Widths) -> None:
         width = graph.get_out_channels(root.target.module)
         usual = min(width, width_after(widths.get(root.target.module, width), ratio, groups))
         kept, groups = part.planned.get(root.target.module, (usual, groups))
-        scores = (
-            importance(group).view(width, -1).sum(dim=1)
-        )  # where a channel was flattened, of each of its places
+        # Where a channel was flattened, each of its places has a score.
+        scores = importance(group).view(width, -1).sum(dim=1)
         leaving = _least(scores, width - kept, groups)
         if leaving:
             graph.get_pruning_group(root.target.module, root.handler, leaving).prune()

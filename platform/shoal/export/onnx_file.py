@@ -70,9 +70,8 @@ def write(
             f"the model has no form as ONNX ({reason(error)}): set export.formats=torch_export,safetensors"
         ) from error
     graph = made.model.graph
-    for node in (
-        graph.all_nodes()
-    ):  # each has its stack trace: more bytes than a small model, and this machine's paths
+    # Each has its stack trace: more bytes than a small model, and paths of this machine.
+    for node in graph.all_nodes():
         node.metadata_props.clear()
     _name_values(graph, [one.name for one in inputs], names)
     _name_dimensions(graph, inputs)
