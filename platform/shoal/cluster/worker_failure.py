@@ -113,4 +113,11 @@ def as_training_error(
             f"scale.max_failures={scale.max_failures}: "
             "raise it, or look into the node's memory; the same command resumes from the last checkpoint"
         )
-    return TrainingError(f"{failure_name(error)}: {str(error).splitlines()[0]}")
+    # It left no record, as where it does not see the folder: Ray has carried the error of each worker.
+    causes = [f"rank {rank}: {_described(cause)}" for rank, cause in _failures(error)]
+    return TrainingError(causes[0] if causes else _described(error))
+
+
+def _described(error: BaseException) -> str:
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"

@@ -106,10 +106,17 @@ def test_a_worker_that_only_saw_another_one_go_does_not_hide_the_loss(folder):
     assert error.exit_code == 1
 
 
-def test_without_a_record_the_user_gets_the_first_line_of_rays_error(folder):
-    error = as_training_error(group_error(ValueError("a bug")), folder, 0, ScaleConfig())
-    assert str(error).startswith("rank 0: ValueError: ")
-    assert "\n" not in str(error)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ValueError("a bug\nin two lines"),
+        RayTaskError("train", "Traceback", ValueError("a bug\nin two lines")),
+    ],
+)
+def test_without_a_record_the_user_gets_the_error_that_ray_carried(folder, failure):
+    error = as_training_error(group_error(failure, KeyError("later")), folder, 0, ScaleConfig())
+    assert str(error) == "rank 0: ValueError: a bug in two lines"
+    assert str(as_training_error(KeyError("x"), folder, 0, ScaleConfig())) == "KeyError: 'x'"
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"type": "Val', b"[]"])
