@@ -148,6 +148,8 @@ class ProgressLine(_View):
             self._announce(status.note)
             return
         now = time.monotonic()
+        if self._begins_again(status):
+            self._speed, self._shown_step = Speed(), -1
         self._latest = status
         if status.is_training:
             self._speed.add(now, status.step)
@@ -162,6 +164,11 @@ class ProgressLine(_View):
             )  # stays: where it starts or resumes
         elif self._is_due(status, now):
             self._show(status, now)
+
+    def _begins_again(self, status: TrainingStatus) -> bool:
+        """Whether steps are no longer those of before: another training, or one that went back to a checkpoint."""
+        latest = self._latest
+        return latest is not None and (status.step < latest.step or status.steps != latest.steps)
 
     def _is_due(self, status: TrainingStatus, now: float) -> bool:
         if status.step == self._shown_step:

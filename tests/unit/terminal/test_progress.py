@@ -242,6 +242,25 @@ def test_the_speed_counts_the_steps_of_this_attempt_alone(clock):
     assert max(speeds) <= 4, "a step each quarter of a second or slower, not 500 at once"
 
 
+@pytest.mark.parametrize(
+    ("begins", "steps"), [(0, 45), (400, 900)], ids=["another training", "back to a checkpoint"]
+)
+def test_the_speed_is_that_of_the_steps_since_the_last_begin(clock, begins, steps):
+    out = io.StringIO()
+    with ProgressLine(out) as line:
+        line(TrainStatus(500, 900, {}, is_training=False, steps_per_epoch=45))
+        for number in range(1, 100):
+            line(status(500 + number))
+        line(TrainStatus(begins, steps, {}, is_training=False, steps_per_epoch=45))
+        for number in range(1, 46):
+            line(TrainStatus(begins + number, steps, {}, is_training=True, steps_per_epoch=45))
+    lines = out.getvalue().splitlines()
+    again = lines.index("starting; 45 steps to go" if begins == 0 else "resuming at step 400 of 900")
+    speeds = [float(found[1]) for text in lines[again:] if (found := re.search(r"(-?[\d.]+) steps/s", text))]
+    assert speeds
+    assert 0 < min(speeds) <= max(speeds) <= 4
+
+
 @pytest.mark.parametrize("seconds", [0.5, 60.0], ids=["fast", "slower than the window"])
 def test_the_speed_is_known_of_fast_and_of_slow_steps(seconds):
     speed = Speed()
