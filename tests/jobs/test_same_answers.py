@@ -31,6 +31,7 @@ pickle.dump([list(row) for row in found["probabilities"]], open("answers.pickle"
 """
 
 ROWS = 24
+HUGE = 2  # the row of the table that holds 1e30
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def table(path: Path) -> Kind:
     frame.loc[::13, "color"] = None
     frame.to_csv(path / "shop.csv", index=False)
     asked = frame.head(ROWS).copy()
-    asked.loc[1, "color"], asked.loc[2, "size"], asked.loc[5, "color"] = "never seen", 1e30, ""
+    asked.loc[1, "color"], asked.loc[HUGE, "size"], asked.loc[5, "color"] = "never seen", 1e30, ""
     asked["color"] = asked["color"].replace("", None)
     return of_frame(
         path, asked, "sold", ("classification.yaml", "data.source=csv:shop.csv", "data.label=sold")
@@ -247,6 +248,8 @@ def test_every_way_to_ask_a_variant_gives_the_same_probabilities(place: Place, m
     (int8,) = [one for name, one in variants.items() if name.endswith("int8")]
     (pruned,) = [one for name, one in variants.items() if name.endswith("prune-0.5")]
     predictor = Predictor.load_own(weights_of(pruned["run_folder"]))
-    rounded = by_export(Path(int8["run_folder"], int8["file"]).parent, predictor, kind.data)
-    np.testing.assert_allclose(rounded, exact["prune-0.5"], rtol=0, atol=0.1)
+    # The scale of 8 bits is that of the batch: beside a row of 1e30 all others would be 0.
+    usual = np.array([row != HUGE for row in range(ROWS)] if make is table else [True] * ROWS)
+    rounded = by_export(Path(int8["run_folder"], int8["file"]).parent, predictor, kind.data[usual])
+    np.testing.assert_allclose(rounded, exact["prune-0.5"][usual], rtol=0, atol=0.1)
     np.testing.assert_allclose(exact["prune-0.5-bf16"], exact["prune-0.5"], rtol=0, atol=0.02)
