@@ -29,6 +29,7 @@ RETRY_AT_END_S = 1.0
 CLOSE_NEVER_SEEN_S = 3.0
 CLOSE_LOST_S = 40.0  # without any progress: a server restarts within
 CLOSE_KILLED_S = 6.0  # who asked the run to stop does not wait long
+CLOSE_AWAY_S = 3.0  # the same for a process that may be waiting for a store that is away
 MARK_S = 2.0
 CALLS_APART = 10  # the pause after a call, as a multiple of how long it took
 LOCK_PATIENCE_S = 30.0
@@ -298,7 +299,9 @@ class TrackerProcess:
             ending: how the attempt ended; by default what the folder says.
         """
         is_stopped = ending is not None and ending.status == "KILLED"
-        patience_s = 2 * CLOSE_KILLED_S if is_stopped else None  # the process ends by itself after half of it
+        patience_s = None
+        if is_stopped:  # the process ends by itself after half of it
+            patience_s = CLOSE_AWAY_S if self._folder.is_away else 2 * CLOSE_KILLED_S
         _, self.problem = self._ask("close", *(ending or ()), patience_s=patience_s)
         if self._process is not None:
             self._process.communicate()
