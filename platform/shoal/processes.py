@@ -47,15 +47,13 @@ def start_answering(
 
 
 def open_answers(number: str) -> TextIO:
-    """Return, in a process that `start_answering` started, the pipe of the number that it received last."""
-    end_quickly()
+    """Return, in a process that `start_answering` started, the pipe of the number that it received last.
+
+    The process will end without a search for garbage, which takes seconds among the objects of torch and pandas.
+    """
+    atexit.register(gc.freeze)
     os.set_inheritable(int(number), False)
     return os.fdopen(int(number), "w")
-
-
-def end_quickly() -> None:
-    """Have the interpreter end without a search for garbage, which takes seconds among the objects of torch and Ray."""
-    atexit.register(gc.freeze)
 
 
 @contextlib.contextmanager

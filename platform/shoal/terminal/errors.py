@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from shoal.config.secrets import mask
 from shoal.errors import Interrupted, ShoalError
-from shoal.processes import STOP_SIGNALS, end_quickly, lossy_streams
+from shoal.processes import STOP_SIGNALS, lossy_streams
 from shoal.storage.failures import storage_error
 
 ENDING_S = 0.2  # for a thread that is about to end
@@ -69,7 +69,6 @@ def leave(code: int) -> NoReturn:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
-    end_quickly()
     sys.exit(code)
 
 
