@@ -11,6 +11,6 @@
 - `variants`: each of them, made, saved and loaded
 - `gate`: what speaks against a variant; `limits`: what it has to fit into, and which one is picked
 
-Depends on a trained model, its export, its training and rank correlations of `explain`; independent of Ray. The
-packages that prune and quantize are imported where they are used.
+Depends on a trained model, its export, its training, and rank correlations and embeddings of `explain`; independent of
+Ray. The packages that prune and quantize are imported where they are used.
 """

@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
 from shoal.data.tokenizer import PAD
 from shoal.explain.checks import rank_correlations
+from shoal.explain.subject import embedding_of
 from shoal.inference.predictor import Predictor
 from shoal.models.call import call_model
 from shoal.tasks.custom import Custom
@@ -46,7 +46,7 @@ def _attributions(predictor: Predictor, inputs: Tensor, chosen: Tensor | None) -
     if inputs.is_floating_point():
         inputs = inputs.clone().requires_grad_()
         embedded.append(inputs)
-    elif (embedding := _embedding_of(model, predictor.transform)) is not None:
+    elif (embedding := embedding_of(model, predictor.transform)) is not None:
         handles.append(embedding.register_forward_hook(lambda *parts: embedded.append(parts[-1])))
     try:
         with torch.enable_grad():
@@ -64,8 +64,3 @@ def _attributions(predictor: Predictor, inputs: Tensor, chosen: Tensor | None) -
     elif found.ndim > 2:
         found = found.sum(dim=1)  # of an image's channels
     return found.flatten(1).numpy()
-
-
-def _embedding_of(model: nn.Module, transform: Transform) -> nn.Embedding | None:
-    layers = (one for one in model.modules() if isinstance(one, nn.Embedding))
-    return next((one for one in layers if one.num_embeddings == transform.vocabulary), None)

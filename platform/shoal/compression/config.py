@@ -87,7 +87,6 @@ class CompressOptions(Section):
         description="how much the accuracy may fall (0.01: a point), or the share by which the loss or error may rise; "
         "a variant that is worse is not registered",
     )
-
     fits: str | None = Field(
         None,
         description="size and median latency that a variant has to fit into, e.g. 2MB, 5ms@batch1; of those that do, "

@@ -67,8 +67,8 @@ def student_of(description: Description, size: StudentSize) -> Description:
     )
 
 
-def check_model(predictor: Predictor, description: Description, options: CompressOptions) -> None:
-    """Refuse a model that can have no such students, or students that are not smaller.
+def check_model(predictor: Predictor, description: Description, options: CompressOptions) -> list[nn.Module]:
+    """Return the students, untrained; refuse a model that can have none, or students that are not smaller.
 
     Raises:
         ModelError: with the reason.
@@ -84,6 +84,7 @@ def check_model(predictor: Predictor, description: Description, options: Compres
             "compress.distill with task=custom, where only a loss of your own knows what outputs mean: set "
             "compress.prune or compress.quantize"
         )
+    students = []
     parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
     for size in options.distill.sizes:
         for key, value, of_model in _sizes(config, size):
@@ -99,6 +100,8 @@ def check_model(predictor: Predictor, description: Description, options: Compres
                 f"compress.distill={size} makes a student of {found:,} parameters, and the model has {parameters:,}: "
                 "set a smaller width or depth"
             )
+        students.append(student)
+    return students
 
 
 def _sizes(config: ModelConfig, size: StudentSize) -> Iterator[tuple[str, int, int]]:

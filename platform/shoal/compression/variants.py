@@ -48,7 +48,7 @@ class HeldOut:
     blocks: Callable[[], Iterator[Block]]
     split: str
 
-    @property
+    @cached_property
     def some(self) -> Block:
         """The first rows."""
         return next(first_rows(self.blocks(), COUNT))

@@ -14,11 +14,8 @@ from shoal.explain.columns import patches_of
 from shoal.explain.subject import Subject
 
 Method = Literal["integrated_gradients", "occlusion", "input_x_gradient", "attention_rollout"]
-METHODS: tuple[Method, ...] = (
-    "integrated_gradients",
-    "occlusion",
-    "input_x_gradient",
-)  # of tables and images
+# Of tables and images, and of texts.
+METHODS: tuple[Method, ...] = ("integrated_gradients", "occlusion", "input_x_gradient")
 METHODS_OF_TEXT: tuple[Method, ...] = ("integrated_gradients", "attention_rollout")
 STEPS, MOST_STEPS = 50, 800
 TOLERANCE = 1e-3  # relative error of completeness

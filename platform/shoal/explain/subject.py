@@ -187,7 +187,12 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
         places = transform.input_shape[0]
         names = tuple(f"token {place}" for place in range(places))
         blank = torch.full((places,), PAD)
-        embedding = _embedding_of(model, transform)
+        embedding = embedding_of(model, transform)
+        if embedding is None:
+            raise ModelError(
+                f"the model has no torch.nn.Embedding of the {transform.vocabulary} token ids, whose vectors a text is "
+                "explained by: embed the tokens with one"
+            )
         return Subject("text", model, outputs, names, torch.arange(places), blank, embedding=embedding)
     if not rows.is_floating_point():
         raise ModelError(
@@ -227,15 +232,10 @@ def check_kind(predictor: Predictor) -> None:
         )
 
 
-def _embedding_of(model: nn.Module, transform: Transform) -> nn.Module:
-    """Return the layer that embeds token ids."""
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == transform.vocabulary:
-            return module
-    raise ModelError(
-        f"the model has no torch.nn.Embedding of the {transform.vocabulary} token ids, whose vectors a text is "
-        "explained by: embed the tokens with one"
-    )
+def embedding_of(model: nn.Module, transform: Transform) -> nn.Embedding | None:
+    """Return the layer that embeds token ids; None: the model has none of the whole vocabulary."""
+    layers = (one for one in model.modules() if isinstance(one, nn.Embedding))
+    return next((one for one in layers if one.num_embeddings == transform.vocabulary), None)
 
 
 def _name_of(wanted: nn.Module, model: nn.Module) -> str:

@@ -80,12 +80,11 @@ def _check_model(
 ) -> None:
     """Refuse a model that cannot be compressed as it is asked for, before anything is made."""
     name = description.model.name
-    if options.distill.sizes:
-        distillation.check_model(predictor, description, options)
+    students = distillation.check_model(predictor, description, options) if options.distill.sizes else []
     if options.prune and options.method == "structured":
-        students = [distillation.student_of(description, size).build() for size in options.distill.sizes]
+        example = predictor.inputs(rows.few)
         for model in students or [predictor.model]:
-            structured.check_model(model, name, options.prune, predictor.inputs(rows.few))
+            structured.check_model(model, name, options.prune, example)
     elif options.prune:
         magnitude.check_model(predictor.model, name)
     if "int8" in options.quantize:
