@@ -108,7 +108,7 @@ class BERT(nn.Module):
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + self.position(positions)
-        rotation = Rotation(positions, self.head_dim) if self.position is None else None
+        rotation = Rotation(positions, self.head_dim, self.context) if self.position is None else None
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask=is_token[:, None, None, :], rotation=rotation)

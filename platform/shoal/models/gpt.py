@@ -84,7 +84,7 @@ class GPT(nn.Module):
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + self.position(positions)
-        rotation = Rotation(positions, self.head_dim) if self.position is None else None
+        rotation = Rotation(positions, self.head_dim, self.context) if self.position is None else None
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             x = block(x, rotation=rotation, cache=caches[index] if caches else None)

@@ -118,6 +118,9 @@ class Task(ABC):
         """What torchmetrics calls its predictions."""
         return Kind(self.metric_kind) if self.metric_kind else None
 
+    def compile(self) -> None:  # noqa: B027  # most have nothing to compile
+        """Have what is costly in the loss compiled, as the model is."""
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the weighted sum of the samples' losses, float32 or better, of what a model returned."""
         weights = self.weights(batch)

@@ -152,7 +152,7 @@ def assemble_loop(
     """
     shard = ViewedShard(shard, task.view) if task.view else shard
     _replace_layers(model, train, collective, sync_batchnorm)
-    _prepare(model, train, collective, device)
+    _prepare(model, task, train, collective, device)
     forward = _wrap(model, train, task, shard, collective, seed)
     return TrainingLoop(
         config=train,
@@ -189,8 +189,10 @@ def _replace_layers(
         use_sync_batchnorm(model, all_reduce, lambda: not announced.is_filler)
 
 
-def _prepare(model: nn.Module, train: TrainConfig, collective: Collective, device: torch.device) -> None:
-    """Move the model to its device and set how its layers compute."""
+def _prepare(
+    model: nn.Module, task: Task, train: TrainConfig, collective: Collective, device: torch.device
+) -> None:
+    """Move the model to its device and set how its layers, and the loss, compute."""
     # A sharded model need not fit the device as a whole: `wrap` moves its shards.
     if not collective.is_sharded:
         model.to(device)
@@ -198,6 +200,7 @@ def _prepare(model: nn.Module, train: TrainConfig, collective: Collective, devic
         checkpoint_blocks(model)
     if train.compile:
         compile_model(model, device)
+        task.compile()
     else:
         use_onednn(model)
 

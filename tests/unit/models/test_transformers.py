@@ -107,7 +107,7 @@ def test_dropout_acts_on_attention_weights_in_training_only():
 
 def test_rotation_multiplies_pair_i_as_a_complex_number_by_the_angle_of_its_position():
     x = torch.randn(1, 1, 3, 8)
-    turned = Rotation(torch.tensor([0, 1, 7]), head_dim=8)(x)
+    turned = Rotation(torch.tensor([0, 1, 7]), head_dim=8, context=8)(x)
     for row, position in enumerate((0, 1, 7)):
         for pair in range(4):
             angle = position * 10000 ** (-2 * pair / 8)
@@ -123,8 +123,8 @@ def test_a_rotated_querys_product_with_a_rotated_key_depends_on_their_distance_a
 
     def product(query_position, key_position):
         turned = (
-            Rotation(torch.tensor([query_position]), 8)(query),
-            Rotation(torch.tensor([key_position]), 8)(key),
+            Rotation(torch.tensor([query_position]), 8, 128)(query),
+            Rotation(torch.tensor([key_position]), 8, 128)(key),
         )
         return (turned[0] * turned[1]).sum().item()
 
@@ -135,7 +135,7 @@ def test_a_rotated_querys_product_with_a_rotated_key_depends_on_their_distance_a
 
 def test_rotation_computes_in_float32_whatever_it_is_given():
     x = torch.randn(1, 1, 1, 8).bfloat16()
-    rotation = Rotation(torch.tensor([1001]), 8)
+    rotation = Rotation(torch.tensor([1001]), 8, 1024)
     assert torch.equal(rotation(x), rotation(x.float()).bfloat16())
 
 
