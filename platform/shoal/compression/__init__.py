@@ -2,7 +2,8 @@
 
 - `config`: of the job
 - `distillation`: a smaller model that is taught by the outputs of the trained one
-- `structured`: channels, hidden units and attention heads that leave; `magnitude`: weights that become zeros
+- `structured`: channels, hidden units and attention heads that leave; `feed_forward`: those of any transformer;
+  `magnitude`: weights that become zeros
 - `fine_tuning`: a pruned model or a student, trained through the ordinary loop from its newest checkpoint
 - `int8`: 8-bit integers by ONNX Runtime
 - `files`: a compressed model saved as any other

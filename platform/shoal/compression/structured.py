@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shoal.compression.feed_forward import prune_hidden_units
 from shoal.data.tree import Tree
 from shoal.errors import ModelError, UserError
 from shoal.models.bert import BERT
 from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.models.gpt import GPT
-from shoal.models.huggingface_config import SCHEME
+from shoal.models.huggingface import HuggingFace
 from shoal.models.layer_sizes import CONVOLUTIONS, is_resizable
 from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
 from shoal.models.transformer import Attention, FeedForward
@@ -75,11 +76,6 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
         ModelError: with the reason.
     """
     remedy = "set compress.method=magnitude, or compress.quantize=int8 alone"
-    if name.startswith(SCHEME):
-        raise ModelError(
-            f"model.name='{name}' cannot be pruned by channels, since its forward knows how large its layers are: "
-            f"{remedy}"
-        )
     if not isinstance(example, Tensor):
         raise ModelError(f"model.name='{name}' takes several arrays, and is not pruned by channels: {remedy}")
     for ratio in ratios:
@@ -117,6 +113,18 @@ def prune(model: nn.Module, ratio: float, example: Tensor, unpruned: nn.Module |
     """
     widths = _widths(model, unpruned or model)
     before = sum(parameter.numel() for parameter in model.parameters())
+    if isinstance(model, HuggingFace):
+        prune_hidden_units(model, lambda width: width_after(width, ratio), unpruned or copy.deepcopy(model))
+    else:
+        _prune_layers(model, ratio, example, widths)
+    if sum(parameter.numel() for parameter in model.parameters()) == before:
+        raise ModelError(
+            f"compress.prune={ratio} removes nothing: no layer has so many channels that {1 - ratio:.0%} of them, "
+            "rounded to a fast width, are fewer; prune a wider model, or raise compress.prune"
+        )
+
+
+def _prune_layers(model: nn.Module, ratio: float, example: Tensor, widths: Widths) -> None:
     use_torch_linear(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # the dependency graph is read from what autograd records
@@ -127,11 +135,6 @@ def prune(model: nn.Module, ratio: float, example: Tensor, unpruned: nn.Module |
             module.fit_shortcut()
         elif isinstance(module, Attention):
             _prune_heads(module, ratio, widths)
-    if sum(parameter.numel() for parameter in model.parameters()) == before:
-        raise ModelError(
-            f"compress.prune={ratio} removes nothing: no layer has so many channels that {1 - ratio:.0%} of them, "
-            "rounded to a fast width, are fewer; prune a wider model, or raise compress.prune"
-        )
 
 
 def _widths(model: nn.Module, unpruned: nn.Module) -> Widths:

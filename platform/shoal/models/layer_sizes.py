@@ -27,7 +27,14 @@ def is_resizable(layer: object) -> bool:
     """Whether a layer can be of another size than its builder makes it: convolutions of groups only if depthwise."""
     if isinstance(layer, CONVOLUTIONS):
         return layer.groups in (1, layer.out_channels)
-    return isinstance(layer, (nn.Linear, nn.GroupNorm, nn.LayerNorm, *BATCH_NORMS))
+    return is_transposed_linear(layer) or isinstance(
+        layer, (nn.Linear, nn.GroupNorm, nn.LayerNorm, *BATCH_NORMS)
+    )
+
+
+def is_transposed_linear(layer: object) -> bool:
+    """Whether a layer is the linear one of GPT-2 in `transformers`, whose weight is [inputs, outputs]."""
+    return (type(layer).__module__, type(layer).__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def resize(model: nn.Module, shapes: Shapes) -> None:
@@ -75,6 +82,8 @@ def _set_sizes(layer: nn.Module, tensor: Tensor, leaf: str) -> None:
         return
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = tensor.shape
+    elif is_transposed_linear(layer):
+        layer.nx, layer.nf = tensor.shape  # type: ignore[assignment,attr-defined]
     elif isinstance(layer, CONVOLUTIONS):
         if layer.groups > 1:  # depthwise: as many groups as channels
             layer.groups = len(tensor)

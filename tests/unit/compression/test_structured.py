@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from shoal.compression.feed_forward import find_hidden_units
 from shoal.compression.structured import check_model, prune, width_after
 from shoal.errors import ModelError
 from shoal.models.config import ModelConfig
@@ -23,14 +24,27 @@ CASES = {
     "inception": (ModelConfig(name="inception", width=32, depth=4), (1, 16, 16), IMAGE),
     "bert": (ModelConfig(name="bert", width=32, depth=2), (8,), TOKENS),
     "gpt of 4 heads": (ModelConfig(name="gpt", width=64, depth=2, args={"heads": 4}), (8,), TOKENS),
+    **{
+        f"huggingface:{kind}": (ModelConfig(name=f"huggingface:{kind}", width=32, depth=2), inputs, example)
+        for kind, inputs, example in (
+            ("gpt2", (8,), TOKENS),
+            ("bert", (8,), TOKENS),
+            ("llama", (8,), TOKENS),
+            ("vit", (1, 16, 16), IMAGE),
+        )
+    },
     "bert of 4 heads": (ModelConfig(name="bert", width=64, depth=2, args={"heads": 4}), (8,), TOKENS),
 }
+DECODERS = ("gpt", "huggingface:gpt2", "huggingface:llama")
+TRANSFORMERS = ("gpt", "bert", "huggingface")
 
 
 def built(name):
     config, inputs, example = CASES[name]
-    outputs = 50 if config.name == "gpt" else 3
-    task = "causal_lm" if config.name == "gpt" else "sequence_classification"
+    is_decoder = config.name in DECODERS
+    outputs = 50 if is_decoder else 3
+    classes = "image_classification" if len(inputs) == 3 else "sequence_classification"
+    task = "causal_lm" if is_decoder else classes
     make = lambda: build_model(config, inputs, outputs, 0, vocabulary=50, task=task).eval()  # noqa: E731
     return make, example
 
@@ -42,7 +56,7 @@ def test_half_of_the_channels_leave_and_the_shapes_alone_build_the_model_again(n
     expected = model(example).shape
     prune(model, 0.5, example)
     before, after = (sum(p.numel() for p in one.parameters()) for one in (make(), model))
-    assert after < (0.8 if "gpt" in name or "bert" in name else 0.6) * before
+    assert after < (0.8 if name.startswith(TRANSFORMERS) else 0.6) * before
     outputs = model(example)
     assert outputs.shape == expected
     again = make()
@@ -78,6 +92,24 @@ def test_hidden_units_that_do_nothing_leave_first_and_change_nothing():
     prune(model, 0.5, example)
     assert model.layers[0].weight.shape == (64, 10)
     assert model.layers[2].weight.shape == (32, 64)
+    torch.testing.assert_close(model(example), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("huggingface")])
+def test_units_of_a_block_that_do_nothing_leave_first_and_change_nothing(name):
+    make, example = built(name)
+    model = make()
+    units = find_hidden_units(model)
+    assert [one.count for one in units] == [128, 128]
+    with torch.no_grad():
+        for one in units:
+            reader = model.get_submodule(one.reader)
+            (reader.weight.T if isinstance(reader, nn.Linear) else reader.weight)[1::2] = 0
+            for writer in map(model.get_submodule, one.writers):
+                (writer.weight if isinstance(writer, nn.Linear) else writer.weight.T)[1::2] = 0
+    expected = model(example)
+    prune(model, 0.5, example)
+    assert [one.count for one in find_hidden_units(model)] == [64, 64]
     torch.testing.assert_close(model(example), expected)
 
 
@@ -224,9 +256,7 @@ def test_what_cannot_be_pruned_is_refused_by_name(own):
         check_model(own(), "mine:Net", (0.5,), torch.randn(2, 4))
 
 
-def test_models_of_transformers_and_of_several_arrays_are_refused_by_name():
-    with pytest.raises(ModelError, match="'huggingface:gpt2' cannot be pruned by channels"):
-        check_model(nn.Linear(4, 2), "huggingface:gpt2", (0.5,), TOKENS)
+def test_a_model_of_several_arrays_is_refused_by_name():
     with pytest.raises(ModelError, match="'mine:Net' takes several arrays"):
         check_model(nn.Linear(4, 2), "mine:Net", (0.5,), {"a": TOKENS})
 
