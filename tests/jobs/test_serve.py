@@ -126,7 +126,8 @@ def test_a_person_tries_the_model_in_a_browser(trained: Place) -> None:
         )
         assert browser.run("return document.getElementById('field-pixel_0_0').className") == "bad"
         browser.open(f"{client.address}/docs")
-        browser.wait(lambda text: "POST /invocations" in text, "the routes are listed")
+        text = browser.wait(lambda text: "POST /invocations" in text, "the routes are listed")
+        assert f"SERVER={client.address}" in text
 
 
 @pytest.mark.long
