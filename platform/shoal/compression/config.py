@@ -76,10 +76,10 @@ class CompressOptions(Section):
         "trained on in between; false: each from the model itself",
     )
     epochs: int = Field(1, ge=0, description="of fine-tuning after pruning, on the training rows")
-    quantize: Several[Literal["int8", "bf16"]] = Field(
+    quantize: Several[Literal["int8", "int8-weight-only", "bf16"]] = Field(
         (),
-        description="int8: an export that computes with 8-bit integers in ONNX Runtime; bf16: weights stored as "
-        "bfloat16; of the students and the pruned models, if there are some",
+        description="int8: an export that computes with 8-bit integers in ONNX Runtime; int8-weight-only, bf16: "
+        "weights stored as 8-bit integers or bfloat16; of the students and the pruned models, if there are some",
     )
     max_loss_of: float = Field(
         0.01,

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shoal.data.sources.base import Block
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.models.layer_sizes import changed_shapes
+from shoal.models.weights import as_int8, load_weights
 from shoal.registry.package import save_model
 from shoal.storage.run_folder import MODEL
 
@@ -38,12 +39,18 @@ def write_model(folder: Path, description: Description, model: nn.Module, exampl
 
 def write_bf16(folder: Path, source: Path, example: Block) -> Path:
     """Save a model with its float32 weights as bfloat16, as `write_pruned`; loading makes them float32 again."""
-    tensors = load_file(source / WEIGHTS)
+    tensors = load_weights(source / WEIGHTS)
     halved = {
         name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
         for name, tensor in tensors.items()
     }
     return _write(folder, Description.load(source / DESCRIPTION), halved, example)
+
+
+def write_int8_weights(folder: Path, source: Path, example: Block) -> Path:
+    """Save a model with its matrices as 8-bit integers, as `write_pruned`; loading makes them float32 again."""
+    tensors = as_int8(load_weights(source / WEIGHTS))
+    return _write(folder, Description.load(source / DESCRIPTION), tensors, example)
 
 
 def _write(folder: Path, description: Description, tensors: Mapping[str, Tensor], example: Block) -> Path:

@@ -250,6 +250,14 @@ class Maker:
             name, _in_words(after, "weights stored as bfloat16"), folder, is_for_speed=False
         )
 
+    def as_int8_weights(self, of: SavedModel, after: str = "") -> Variant:
+        """Store the matrices of a model as 8-bit integers, as `as_bf16`."""
+        name = joined(after, "int8-weight-only")
+        folder = files.write_int8_weights(self._folder / name, of.folder, self._rows.some)
+        return self._of_torch(
+            name, _in_words(after, "weights stored as 8-bit integers"), folder, is_for_speed=False
+        )
+
     def as_int8(self, of: SavedModel, after: str = "") -> Variant:
         """Export a model with 8-bit integers; it is compared with the export of the original.
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 from shoal.export.interface import Output
 from shoal.inference import golden
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.inference.predictor import Predictor
+from shoal.models.weights import load_weights
 
 
 def write(source: Path, folder: Path) -> None:
@@ -34,6 +34,6 @@ def read(folder: Path, like: Predictor) -> Predictor:
     module = copy.deepcopy(like.model)
     for tensor in module.state_dict().values():
         tensor.zero_()
-    module.load_state_dict(load_file(folder / WEIGHTS))
+    module.load_state_dict(load_weights(folder / WEIGHTS))
     transform = Description.load(folder / DESCRIPTION).transform
     return Predictor(module, transform, like.task, like.preprocessing)

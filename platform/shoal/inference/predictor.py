@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from shoal.config import import_path, objects
@@ -43,6 +42,7 @@ from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_onednn
 from shoal.models.inputs import blank_targets, view_of_rows
 from shoal.models.registry import find_builder
+from shoal.models.weights import load_weights
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
@@ -351,7 +351,7 @@ class Predictor:
 
 def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = load_weights(folder / WEIGHTS)
         return Description.load(folder / DESCRIPTION), weights
     except (OSError, SafetensorError) as error:
         raise ModelError(

@@ -8,6 +8,7 @@
 - `config`: the `model` section; `huggingface_config`: the sizes of a transformers architecture
 - `pretrained`: initial weights from files; `freezing`: parameters that are not trained
 - `layer_sizes`: the sizes of layers that were pruned
+- `weights`: in a file, as 8-bit integers too
 - `size`, `flops`, `activation_memory`, `memory_estimate`: parameters, operations, memory
 - `cpu_kernels`: linear layers by oneDNN; `dropout`, `row_noise`: masks and random numbers
   that do not depend on the worker, of `row_draws`

@@ -108,7 +108,8 @@ def _read(
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
     """Return the tensors of the files, and the shapes of those that do not fit and are left out."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from shoal.models.weights import load_weights
 
     try:
         if files[0].suffix in PICKLED:
@@ -119,7 +120,7 @@ def _read(
             and not _is_ours(model, files[0])
         ):
             return model.read(files[0].parent)
-        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        tensors = {name: tensor for file in files for name, tensor in load_weights(file).items()}
         return _by_own_names(tensors, model), {}
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.init='{path}' does not read ({error}): write the weights again") from None

@@ -141,7 +141,11 @@ def steps_of(maker: Maker, config: CompressConfig, listen: Listener) -> list[lis
         return Step(pruned_name(ratio, is_structured), make, is_followed=options.gradual)
 
     def quantized(kind: str) -> Step:
-        quantize = maker.as_int8 if kind == "int8" else maker.as_bf16
+        quantize = {
+            "int8": maker.as_int8,
+            "int8-weight-only": maker.as_int8_weights,
+            "bf16": maker.as_bf16,
+        }[kind]
         return Step(kind, lambda of, after, folder: quantize(of, after))
 
     found = (

@@ -61,11 +61,12 @@ def test_zeros_stay_zeros_through_fine_tuning(subject, table):
     assert weight.shape == before.shape
 
 
-def test_bf16_halves_the_bytes_and_computes_in_float32(subject, table):
+@pytest.mark.parametrize(("kind", "share"), [("as_bf16", 0.5), ("as_int8_weights", 0.27)])
+def test_narrow_weights_take_fewer_bytes_and_are_computed_with_in_float32(subject, table, kind, share):
     one = subject(table, label="y", settings={"width": 256})
-    made = one.maker.as_bf16(one.saved)
+    made = getattr(one.maker, kind)(one.saved)
     original, variant, *_ = made.measure(one.rows)
-    assert variant.bytes == pytest.approx(original.bytes / 2, rel=0.02)
+    assert variant.bytes == pytest.approx(original.bytes * share, rel=0.04)
     assert next(made.predictor.model.parameters()).dtype == torch.float32
     torch.testing.assert_close(
         made.saved.predictor.outputs(one.rows.some),
