@@ -21,9 +21,9 @@ Variables RAY_TRAIN_V2_ENABLED, RAY_CHDIR_TO_TRIAL_DIR, RAY_ACCEL_ENV_VAR_OVERRI
 `ActorHandle._actor_id` (`actor_id`)
     Ray's memory monitor names processes by it. Without it, every process the monitor stopped counts as the one that
     used too much.
-`ray.train.v2._internal.exceptions.WorkerHealthCheck*Error` (`is_health_check_error`)
+`ray.train.v2._internal.exceptions.WorkerHealthCheck*Error` (`is_health_check_error`, `health_check_failure`)
     A worker that no longer answers is lost, which is worth another attempt. Without it, it counts as an error of the
-    user's code.
+    user's code. What the check met is in `health_check_failure`; without it, the check's own error counts.
 The wording of the memory monitor's message (`OUT_OF_MEMORY`, `STOPPED_ACTOR`)
     It tells a lack of memory from a crash. Without it, the trial is tried again like one that crashed.
 The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
@@ -137,6 +137,11 @@ def actor_id(actor: Any) -> str:
 def is_health_check_error(error: BaseException) -> bool:
     """Whether Ray Train gave up on a worker that no longer answered its health checks."""
     return type(error).__name__.startswith("WorkerHealthCheck")
+
+
+def health_check_failure(error: BaseException) -> BaseException:
+    """Return what Ray Train met as it looked after a worker, or the error itself where it is no other one's."""
+    return getattr(error, "health_check_failure", None) or error
 
 
 def exploited_checkpoint(ray_trial: Any) -> Any:

@@ -1,30 +1,107 @@
-"""What follows when a worker dies: whether the run is tried again, and which error its user gets."""
+"""What the ends of workers mean: Ray's exceptions, workers' own records and a hang, as the faults that are decided on.
+
+The decision is `shoal.runs.failure_policy`'s; here is what it is made from, and the errors that its user gets.
+"""
 
 import errno
 import logging
 import os
+from collections.abc import Collection, Mapping, Sequence
 
-from shoal.cluster.ray_private import is_health_check_error
+from shoal.cluster.ray_private import health_check_failure, is_health_check_error
 from shoal.errors import StorageError, TrainingError
-from shoal.runs.config import ScaleConfig
+from shoal.runs.failure_policy import PEER_ERRORS, Decision, Fault, Symptom, symptom_of
+from shoal.runs.hang import Hang, WorkerStatus
 from shoal.storage.failures import storage_error
-from shoal.storage.records import ErrorRecord
+from shoal.storage.records import ErrorRecord, FailedWorker, FailureRecord, StackGroup
 from shoal.storage.run_folder import RunFolder
+from shoal.training.device_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 FULL = os.strerror(errno.ENOSPC)
-# What a surviving worker sees when another dies; the death itself is the cause.
-PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
+MOST_WORDS = 300  # characters of Ray's account of a death
+DEATHS: tuple[Symptom, ...] = ("preempted", "killed for memory", "died")
 
 
-def decide_retry(error: BaseException, lost: int, max_failures: int) -> bool:
-    """Whether a failed attempt is worth another: a lost worker or node is, an exception in user code is not."""
-    return lost < max_failures and any(is_loss(cause) for cause in _causes(error))
+def find_faults(
+    error: BaseException,
+    folder: RunFolder,
+    statuses: Mapping[int, WorkerStatus],
+    gone_hosts: Collection[str],
+) -> list[Fault]:
+    """Return the ends of workers that a failed attempt tells of, by rank.
+
+    Args:
+        error: of Ray Train.
+        statuses: what each worker said last.
+        gone_hosts: whose nodes are not part of the cluster any more.
+    """
+    found = {rank: _fault(rank, cause, statuses.get(rank), gone_hosts) for rank, cause in _failures(error)}
+    faults = list(found.values()) or [_fault(None, error, None, gone_hosts)]
+    record = load_error(folder)
+    if record is None:
+        return faults
+    own = found.get(record.rank)
+    if is_peer_error(record) and own is not None and own.symptom in DEATHS:
+        return faults
+    return [fault_of_record(record), *(fault for fault in faults if fault is not own and found)]
 
 
-def is_loss(error: BaseException) -> bool:
-    """Whether an exception means that a process or a node died."""
+def faults_of_hang(hang: Hang, states: Mapping[int, str]) -> list[Fault]:
+    """Return the ends of workers that were ended since they hung.
+
+    Args:
+        states: why processes did not answer, by rank.
+    """
+    root = hang.root
+    state = states.get(root.rank) if root else None
+    message = f"{hang}{f': {state}' if state else ''}"
+    worker = _worker(root) if root else FailedWorker(step=hang.workers[0].step)
+    others = [Fault(_worker(one), "lost its peer") for one in hang.workers if one is not root]
+    return [Fault(worker.model_copy(update={"type": "Hang", "message": message}), "hung"), *others]
+
+
+def group_stacks(stacks: Mapping[int, str]) -> list[StackGroup]:
+    """Return workers by equal stacks, the rarest first: there the odd one stands out."""
+    ranks: dict[str, list[int]] = {}
+    for rank, stack in sorted(stacks.items()):
+        if stack:
+            ranks.setdefault(stack, []).append(rank)
+    return [StackGroup(ranks=those, stack=stack) for stack, those in sorted(ranks.items(), key=_size)]
+
+
+def _size(item: tuple[str, list[int]]) -> int:
+    return len(item[1])
+
+
+def _worker(status: WorkerStatus) -> FailedWorker:
+    return FailedWorker(rank=status.rank, host=status.host, section=status.section, step=status.step)
+
+
+def fault_of_record(record: ErrorRecord) -> Fault:
+    """Return the end of a worker that could leave its own account."""
+    kept = record.model_dump(include=set(FailedWorker.model_fields))
+    symptom: Symptom = record.symptom or "raised"  # type: ignore[assignment]
+    return Fault(FailedWorker(**kept), symptom, record.exit_code)
+
+
+def _fault(
+    rank: int | None, error: BaseException, status: WorkerStatus | None, gone_hosts: Collection[str]
+) -> Fault:
+    error = health_check_failure(error)
+    cause = getattr(error, "cause", None) or error
+    symptom = _symptom(error)
+    worker = _worker(status) if status else FailedWorker(rank=rank)
+    words = " ".join(str(cause).split())
+    if symptom in DEATHS:
+        words = _death(error, symptom, worker.host in gone_hosts)
+    described = worker.model_copy(update={"type": type(cause).__name__, "message": words})
+    return Fault(described, symptom, getattr(cause, "exit_code", 1))
+
+
+def _symptom(error: BaseException) -> Symptom:
+    """Return what an exception that Ray carried means."""
     from ray.exceptions import (
         NodeDiedError,
         ObjectLostError,
@@ -34,35 +111,32 @@ def is_loss(error: BaseException) -> bool:
     )
     from ray.train import ControllerError
 
-    losses = (
-        RayActorError,
-        NodeDiedError,
-        WorkerCrashedError,
-        OutOfMemoryError,
-        ObjectLostError,
-        ControllerError,
-    )
-    return (
-        isinstance(error, losses)
-        or is_health_check_error(error)
-        or any(word in str(error) for word in PEER_ERRORS)
-    )
+    cause = getattr(error, "cause", None) or error
+    # Ray writes its own state into the run folder, and passes on the words alone.
+    if storage_error(cause) or FULL in str(error):
+        return "storage failed"
+    if getattr(error, "preempted", False):
+        return "preempted"
+    if isinstance(error, OutOfMemoryError):
+        return "killed for memory"
+    losses = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, ControllerError)
+    if isinstance(error, losses) or is_health_check_error(error):
+        return "died"
+    return symptom_of(cause, is_memory=is_out_of_memory(cause))
 
 
-def storage_failure(error: BaseException, folder: RunFolder) -> StorageError | None:
-    """Return the error of a failed attempt that storage is to blame for, or None.
+def _death(error: BaseException, symptom: Symptom, is_host_gone: bool) -> str:
+    if is_host_gone:
+        return "its host is gone"
+    if symptom == "killed for memory":
+        return "its host ran out of memory"
+    if symptom == "preempted":
+        return "its host was taken away"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_WORDS]}"
 
-    The worker's own record says so, unless it could not be written; then what Ray carried.
-    """
-    record = load_error(folder)
-    if record and record.type == StorageError.__name__:
-        return StorageError(f"{record.message} (worker {record.rank} on {record.host})")
-    for cause in _causes(error):
-        if found := storage_error(getattr(cause, "cause", None) or cause, folder.uri):
-            return found
-        if FULL in str(cause):  # Ray writes its own state there, and passes on the words alone
-            return storage_error(OSError(errno.ENOSPC, FULL), folder.uri)
-    return None
+
+def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
+    return sorted((getattr(error, "worker_failures", {}) or {}).items())
 
 
 def is_peer_error(record: ErrorRecord) -> bool:
@@ -79,45 +153,27 @@ def load_error(folder: RunFolder) -> ErrorRecord | None:
         return None
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    failures = getattr(error, "worker_failures", {}) or {}
-    return [error, *failures.values()]
+def error_of(decision: Decision, folder: RunFolder) -> TrainingError | StorageError:
+    """Return the error for the person who can fix it, of a failure after which nothing is tried again."""
+    record = decision.record
+    if record.kind == "storage":
+        return _storage_error(record, folder)
+    if (left := load_error(folder)) is not None:
+        logger.debug("%s", left.traceback)
+    failure = TrainingError(record.message)
+    failure.exit_code = decision.exit_code
+    return failure
 
 
-def failure_name(error: BaseException) -> str:
-    return (
-        ", ".join(f"rank {rank}: {type(cause).__name__}" for rank, cause in _failures(error))
-        or type(error).__name__
-    )
+def _storage_error(record: FailureRecord, folder: RunFolder) -> StorageError:
+    assert record.root is not None, "a failure of storage is always one worker's"
+    root = record.root
+    if root.type == StorageError.__name__:
+        where = f" (worker {root.rank} on {root.host})" if root.host else ""
+        return StorageError(f"{root.message}{where}")
+    return storage_error(OSError(errno.ENOSPC, FULL), folder.uri) or StorageError(record.message)
 
 
-def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
-    return sorted((getattr(error, "worker_failures", {}) or {}).items())
-
-
-def as_training_error(
-    error: BaseException, folder: RunFolder, lost: int, scale: ScaleConfig
-) -> TrainingError:
-    """Return the error for the person who can fix it: the worker's own where it left one, else Ray's."""
-    record = load_error(folder)
-    if record and not is_peer_error(record):
-        logger.debug("%s", record.traceback)
-        failure = TrainingError(
-            f"worker {record.rank} on {record.host}: {record.type}: {record.message} ({record.where})"
-        )
-        failure.exit_code = record.exit_code
-        return failure
-    if lost >= scale.max_failures and any(is_loss(cause) for cause in _causes(error)):
-        return TrainingError(
-            f"workers were lost {lost + 1} times ({failure_name(error)}), more than "
-            f"scale.max_failures={scale.max_failures}: "
-            "raise it, or look into the node's memory; the same command resumes from the last checkpoint"
-        )
-    # It left no record, as where it does not see the folder: Ray has carried the error of each worker.
-    causes = [f"rank {rank}: {_described(cause)}" for rank, cause in _failures(error)]
-    return TrainingError(causes[0] if causes else _described(error))
-
-
-def _described(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+def stacks_of(workers: Sequence[WorkerStatus], foreign: Mapping[int, str]) -> list[StackGroup]:
+    """Return the stacks of workers that hang: their own words, or what py-spy found of one that does not answer."""
+    return group_stacks({worker.rank: foreign.get(worker.rank) or worker.stack for worker in workers})

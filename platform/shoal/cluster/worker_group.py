@@ -1,6 +1,7 @@
 """Ray Train workers: TorchTrainer around `run_worker`, and what to do when one is lost."""
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -8,25 +9,25 @@ from typing import Any
 
 import torch
 
+from shoal.cluster.free_room import RoomWatch
+from shoal.cluster.group_watch import GroupWatch
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch
 from shoal.cluster.shard_store import ShardRefs, make_shard
-from shoal.cluster.worker_failure import (
-    as_training_error,
-    decide_retry,
-    failure_name,
-    is_peer_error,
-    load_error,
-    storage_failure,
-)
+from shoal.cluster.status_board import speaking
+from shoal.cluster.worker_failure import error_of, is_peer_error, load_error
 from shoal.distributed.parallelism import make_group
+from shoal.distributed.shm_allreduce import COLLECTIVE_TIMEOUT_S
 from shoal.errors import Interrupted, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
+from shoal.runs.failure_policy import symptom_of
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.failures import STOPPED_OUTAGE_S
-from shoal.storage.records import ErrorRecord, Outcome
+from shoal.storage.records import ErrorRecord, FailureRecord, Outcome
 from shoal.storage.run_folder import SAVING, RunFolder
 from shoal.tracking.journal import has_journal
+from shoal.training.clock import Clock
+from shoal.training.device_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -37,41 +38,53 @@ RAY_STATE = ".ray"
 class WorkerGroup:
     """The Ray Train workers of one run, in an open Ray session."""
 
-    def __init__(self, scale: ScaleConfig, use_gpu: bool, shard_refs: ShardRefs) -> None:
+    def __init__(
+        self, scale: ScaleConfig, use_gpu: bool, shard_refs: ShardRefs, command: str | None = None
+    ) -> None:
+        """Take what the workers need.
+
+        Args:
+            command: that a person gives to go on after a failure.
+        """
         self._scale, self._use_gpu, self._shard_refs = scale, use_gpu, shard_refs
+        self._command = command
 
     def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
-        """Run `run_worker` on all workers until it ends; after a lost worker, run it again.
+        """Run `run_worker` on all workers until it ends; after a loss or a hang, run it again.
 
         Args:
             decide: called by rank 0 in its own process; picklable.
 
         Raises:
-            TrainingError: user code raised, or more workers were lost than `scale.max_failures`.
+            TrainingError: user code raised, or more attempts failed than `scale.max_failures` without a checkpoint.
             StorageError: the run folder cannot be written; another attempt would end alike.
             Interrupted: the stop file is there and the workers did not end.
         """
-        lost = 0
-        while True:
-            error = self._attempt(spec, folder, lost, decide)
-            if error is None:
-                return
-            if folder.is_stop_requested(by_others=False):
-                raise Interrupted("interrupted; the same command resumes from the last checkpoint")
-            if failure := storage_failure(error, folder):
-                raise failure from error
-            if not decide_retry(error, lost, self._scale.max_failures):
-                raise as_training_error(error, folder, lost, self._scale) from error
-            lost += 1
-            logger.warning(
-                "a worker was lost (%s); resuming from the last checkpoint, %d of %d",
-                failure_name(error),
-                lost,
-                self._scale.max_failures,
-            )
+        earlier: FailureRecord | None = None
+        hosts: frozenset[str] = frozenset()
+        for number in itertools.count():
+            room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
+            with GroupWatch(self._scale.num_workers, room) as watch:
+                error = self._attempt(spec, folder, number, decide, watch)
+                if error is None:
+                    return
+                if folder.is_stop_requested(by_others=False):
+                    raise Interrupted("interrupted; the same command resumes from the last checkpoint")
+                decision = watch.decide(error, folder, earlier, self._scale.max_failures)
+            earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
+            with contextlib.suppress(OSError):  # it may be what failed
+                folder.save(earlier)
+            if not decision.retries:
+                raise error_of(decision, folder) from error
+            logger.warning("%s", earlier.message)
+
+    @property
+    def _needs(self) -> dict[str, float]:
+        """What each worker asks of a node, by Ray's names."""
+        return {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
 
     def _attempt(
-        self, spec: WorkerSpec, folder: RunFolder, lost: int, decide: DecideFn | None
+        self, spec: WorkerSpec, folder: RunFolder, number: int, decide: DecideFn | None, watch: GroupWatch
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -79,16 +92,24 @@ class WorkerGroup:
 
         folder.delete(ErrorRecord.file)
         filesystem, path = folder.in_arrow(RAY_STATE)
-        resources = {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"spec": spec, "shard_refs": self._shard_refs, "decide": decide},
-            torch_config=TorchConfig(backend="nccl" if self._use_gpu else "gloo"),
+            train_loop_config={
+                "spec": spec,
+                "shard_refs": self._shard_refs,
+                "decide": decide,
+                "board": watch.board,
+            },
+            torch_config=TorchConfig(
+                backend="nccl" if self._use_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT_S)
+            ),
             scaling_config=ScalingConfig(
-                num_workers=self._scale.num_workers, use_gpu=self._use_gpu, resources_per_worker=resources
+                num_workers=self._scale.num_workers,
+                use_gpu=self._use_gpu,
+                resources_per_worker=self._needs,
             ),
             run_config=RunConfig(
-                name=f"attempt-{spec.attempt}-{lost}",
+                name=f"attempt-{spec.attempt}-{number}",
                 storage_path=path,
                 storage_filesystem=None if folder.is_local else filesystem,
                 failure_config=FailureConfig(max_failures=0),
@@ -112,9 +133,14 @@ class WorkerGroup:
             if patience.has_ended_without_ray():
                 outcome.append(None)
                 break
+            watch.check(judges=not patience.is_waiting)
         with contextlib.suppress(OSError):
             folder.delete(RAY_STATE)
         return outcome[0]
+
+
+def _say_waiting(words: str) -> None:
+    logger.warning("%s", words)
 
 
 class StopPatience:
@@ -128,6 +154,11 @@ class StopPatience:
         self._since_s: float | None = None
         self._have_seen_it = False
         self._ray = RayWatch()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a stop was requested."""
+        return self._since_s is not None
 
     def has_ended_without_ray(self) -> bool:
         """Whether the workers have ended as they were asked to, and Ray, whose server is gone, cannot say so.
@@ -174,27 +205,38 @@ class StopPatience:
 def _ray_worker(config: dict[str, Any]) -> None:
     """Train in one worker; Ray Train calls it."""
     import ray.train
+
+    spec: WorkerSpec = config["spec"]
+    rank = ray.train.get_context().get_world_rank()
+    clock = Clock()
+    spec.enter_process()
+    with speaking(config["board"], rank, clock):
+        try:
+            _train(spec, config["shard_refs"], config["decide"], clock)
+        except Exception as error:
+            _save_error(error, spec.open_folder(), rank, clock)
+            raise
+
+
+def _train(spec: WorkerSpec, shard_refs: ShardRefs, decide: DecideFn | None, clock: Clock) -> None:
     import ray.train.torch
 
-    spec, shard_refs, decide = config["spec"], config["shard_refs"], config["decide"]
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    spec.enter_process()
-    try:
-        device = ray.train.torch.get_device()
-        torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
-        group = make_group(device, spec.config.scale)
-        shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
-        with lossy_streams():
-            run_worker(spec, shard, group, device, decide, watches_system=decide is None)
-    except Exception as error:
-        _save_error(error, spec.open_folder(), rank)
-        raise
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
+    group = make_group(device, spec.config.scale)
+    clock.enter("rows")
+    shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
+    with lossy_streams():
+        run_worker(spec, shard, group, device, decide, watches_system=decide is None, clock=clock)
 
 
-def _save_error(error: Exception, folder: RunFolder, rank: int) -> None:
+def _save_error(error: Exception, folder: RunFolder, rank: int, clock: Clock) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
+    section = clock.at[0]
+    record = ErrorRecord.from_exception(error, rank).replace(
+        symptom=symptom_of(error, section, is_out_of_memory(error)), section=section, step=clock.step
+    )
     with contextlib.suppress(OSError):
         earlier = load_error(folder)
         if earlier is None or is_peer_error(earlier):
-            folder.save(ErrorRecord.from_exception(error, rank))
+            folder.save(record)

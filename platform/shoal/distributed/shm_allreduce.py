@@ -16,7 +16,8 @@ from torch import Tensor
 
 CHUNK_BYTES = 8 << 20
 LINE = 8  # int64 words in a cache line: flags on lines of their own do not slow each other
-TIMEOUT_S = 1800.0  # gloo's own
+# Of an operation of all workers, here and in gloo: NCCL's own. gloo's own is half an hour.
+COLLECTIVE_TIMEOUT_S = 600.0
 
 
 class SharedMemory:
@@ -159,8 +160,8 @@ class SharedMemory:
                 os.kill(pid, 0)
             except ProcessLookupError:
                 raise ConnectionError(f"worker {rank} (pid {pid}) is gone") from None
-        if waited_s > TIMEOUT_S:
-            raise TimeoutError(f"a worker did not join the gradient sum within {TIMEOUT_S:.0f} s")
+        if waited_s > COLLECTIVE_TIMEOUT_S:
+            raise TimeoutError(f"a worker did not join the gradient sum within {COLLECTIVE_TIMEOUT_S:.0f} s")
 
 
 def _pid_namespace() -> str:

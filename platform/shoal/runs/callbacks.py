@@ -18,7 +18,7 @@ from shoal.tracking.journal import Journal, NoJournal
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
 from shoal.training.checkpoint.store import CheckpointStore
-from shoal.training.clock import Clock
+from shoal.training.clock import STORAGE, Clock
 from shoal.training.device_memory import peak_bytes
 from shoal.training.loop import TrainingLoop
 from shoal.training.throughput import Workload
@@ -29,9 +29,9 @@ LOCAL_STOP_POLL_S = 0.2
 class Attempt:
     """The account of one attempt: where it started, how far it is, and what its time went to."""
 
-    def __init__(self, progress: TrainingProgress, workload: Workload) -> None:
-        """Start now, from where `progress` is; the loop updates it."""
-        self.progress, self.workload, self.clock = progress, workload, Clock()
+    def __init__(self, progress: TrainingProgress, workload: Workload, clock: Clock) -> None:
+        """Start now, from where `progress` is; the loop updates it, and the clock."""
+        self.progress, self.workload, self.clock = progress, workload, clock
         self.seconds_before, self.samples_before = progress.seconds, progress.samples
         self._since = time.perf_counter()
 
@@ -93,7 +93,8 @@ class CheckpointWriter:
         if not is_due:
             self._saver.hold(taken)
             return
-        self._saver.save(taken)
+        with self._attempt.clock.on(STORAGE):
+            self._saver.save(taken)
 
     def _prepare(self) -> None:
         """Bring the journal to the disk, in the saver's thread: what a checkpoint counts as trained must be in it."""
@@ -103,7 +104,8 @@ class CheckpointWriter:
 
     def finish(self) -> None:
         """Write what still waits, and wait for it."""
-        self._saver.close()
+        with self._attempt.clock.on(STORAGE):
+            self._saver.close()
 
     def add_full_weights(self, step: int) -> None:
         """Add the full weights of a sharded model to the checkpoint of the step that they are of, to be packaged."""
@@ -144,7 +146,8 @@ class ThroughputLog:
         self._journal.log(step, metrics, at_s)
 
     def flush(self) -> None:
-        self._journal.flush()
+        with self._attempt.clock.on(STORAGE):
+            self._journal.flush()
 
 
 class StopFile:

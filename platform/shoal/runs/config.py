@@ -41,7 +41,11 @@ class ScaleConfig(Section):
         "auto", description="a GPU for each worker; auto: if there are enough"
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="may be a fraction, e.g. 0.5")
-    max_failures: int = Field(3, ge=0, description="how many lost workers or nodes a run survives")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="how many lost workers, nodes and hangs a run survives without a newer checkpoint",
+    )
     strategy: Strategy = Field(
         "ddp",
         description="ddp: each worker holds the model; fsdp: a part of every parameter; "

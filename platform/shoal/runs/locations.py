@@ -1,6 +1,7 @@
 """Where runs and their records are kept: absolute paths and URIs of what a config names."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,14 @@ def artifact_location(uri: str) -> str | None:
     """Where a new experiment of an SQLite store keeps artifacts: beside the database file."""
     path = uri.removeprefix("sqlite:///")
     return (Path(path).parent / "mlartifacts").as_uri() if path != uri else None
+
+
+def this_command() -> str | None:
+    """Return the command that this process was called by, for a shell; None where there is none, as in a notebook."""
+    called = Path(sys.argv[0])
+    if not called.is_file() or "ipykernel" in called.name:
+        return None
+    return shlex.join(["python", *sys.argv] if called.suffix == ".py" else [called.name, *sys.argv[1:]])
 
 
 def sync_command() -> str:

@@ -32,6 +32,7 @@ from shoal.tracking.system_metrics import SystemMonitor
 from shoal.training.assemble import assemble
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
+from shoal.training.clock import STORAGE, Clock
 from shoal.training.device_memory import free_bytes, peak_bytes, reset_peak
 from shoal.training.loop import Callbacks, Decision, TrainingLoop, evaluate_split, train
 from shoal.training.profiler import StepProfiler
@@ -106,20 +107,23 @@ def run_worker(
     device: torch.device,
     decide: DecideFn | None = None,
     watches_system: bool = True,
+    clock: Clock | None = None,
 ) -> None:
     """Train this worker's part to the end or to a requested stop; rank 0 leaves `outcome.json`.
 
     Args:
         decide: asked on rank 0 after each evaluation whether training goes on.
         watches_system: whether the load of this host is logged meanwhile.
+        clock: which another thread may look at meanwhile.
 
     Raises:
         StorageError: this node does not see the run folder.
         CheckpointError: no checkpoint is sound, or the one found is of another model.
         DivergedError: the loss is not finite.
     """
-    config, rows = spec.config, spec.dataset_info.rows
+    config, rows, clock = spec.config, spec.dataset_info.rows, clock or Clock()
     folder = spec.open_folder()
+    clock.enter("setup")
     identity = folder.identity()  # before anything costly: does this node see the folder?
     _make_deterministic(config, device)
     reset_peak(device)
@@ -127,7 +131,9 @@ def run_worker(
         config, spec.dataset_info.transform, shard, collective, device, has_validation=rows[VALIDATION] > 0
     )
     store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
-    attempt = Attempt(resume_or_start(loop, store, config.seed), _workload(spec, collective.size, device))
+    clock.enter("resume")
+    progress = resume_or_start(loop, store, config.seed)
+    attempt = Attempt(progress, _workload(spec, collective.size, device), clock)
     journal = Journal(folder, spec.attempt) if collective.rank == 0 else NoJournal()
     with contextlib.ExitStack() as stack:
         stack.callback(journal.sync)
@@ -144,17 +150,20 @@ def run_worker(
             save=checkpoints.save,
             is_stop_requested=StopFile(folder) if collective.rank == 0 else (lambda: False),
             is_save_due=checkpoints.is_due,
-            decide=lambda progress: _decide_on_all(decide, collective, progress),
+            decide=lambda progress: _decide_on_all(decide, collective, progress, clock),
             after_step=_profiler_step(stack, config, folder, loop, attempt, device),
             save_every=config.checkpoint.every_steps,
             log_every=log_every(config, loop.total_steps),
         )
-        ended = train(loop, callbacks, attempt.progress, attempt.clock)
+        ended = train(loop, callbacks, attempt.progress, clock)
+        clock.enter("finish")
         checkpoints.finish()
         selected = select_weights(loop, store, attempt.progress) if _is_complete(ended) else None
         outcome = _outcome(loop, ended, attempt, spec, device, selected)
+        clock.enter("model")
         if selected is not None:
             checkpoints.add_full_weights(selected)
+    clock.enter(STORAGE)
     if collective.rank == 0:
         journal.log(attempt.progress.step, outcome.test_metrics)
         journal.sync()
@@ -216,15 +225,23 @@ def _profiler_step(
         return lambda: None
     profiler = StepProfiler(folder, device, loop.total_steps - attempt.progress.step)
     stack.callback(profiler.close)
-    return profiler.step
+
+    def step() -> None:
+        with attempt.clock.on("profile"):
+            profiler.step()
+
+    return step
 
 
-def _decide_on_all(decide: DecideFn | None, collective: Collective, progress: TrainingProgress) -> Decision:
+def _decide_on_all(
+    decide: DecideFn | None, collective: Collective, progress: TrainingProgress, clock: Clock
+) -> Decision:
     """Ask on rank 0; every worker receives the same decision."""
     if decide is None:
         return "continue"
-    decision = decide(progress.step, dict(progress.metrics)) if collective.rank == 0 else "continue"
-    return collective.broadcast(decision)  # type: ignore[no-any-return]
+    with clock.on("decide"):
+        decision = decide(progress.step, dict(progress.metrics)) if collective.rank == 0 else "continue"
+        return collective.broadcast(decision)  # type: ignore[no-any-return]
 
 
 def _is_complete(ended: Ending) -> bool:
@@ -242,6 +259,7 @@ def _outcome(
 ) -> Outcome:
     """Evaluate the weights that are the result, all workers together, and return what this worker found."""
     seconds = attempt.seconds
+    attempt.clock.enter("final evaluation")
     final = _final_evaluation(loop, spec) if _is_complete(ended) else FinalMetrics()
     peaks = loop.collective.gather(peak_bytes(device))
     return Outcome(

@@ -30,6 +30,8 @@ from shoal.config.secrets import mask
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
+# What ended an attempt of workers.
+FailureKind = Literal["user error", "data", "storage", "out of memory", "lost worker", "hang", "preemption"]
 
 # A number that a file has as null where it is not finite; it is read again as not a number.
 NullableFloat = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -459,6 +461,8 @@ class ErrorRecord(Record):
     Attributes:
         where: file and line that raised.
         exit_code: of the job that reports it.
+        symptom: what it means, which only the process that raised it can see (`shoal.runs.failure_policy`).
+        section, step: what the worker did.
     """
 
     file: ClassVar[str] = "error.json"
@@ -471,6 +475,9 @@ class ErrorRecord(Record):
     host: str | None = None
     traceback: str = ""
     exit_code: int = 1
+    symptom: str = ""
+    section: str = ""
+    step: int | None = None
 
     @classmethod
     def from_exception(cls, error: BaseException, rank: int = 0) -> Self:
@@ -485,6 +492,65 @@ class ErrorRecord(Record):
             traceback="".join(traceback.format_exception(error)),
             exit_code=getattr(error, "exit_code", 1),
         )
+
+
+class FailedWorker(Part):
+    """A worker that failed.
+
+    Attributes:
+        section: what it did: `step`, `data`, `evaluate`, `checkpoint`, ...
+        step: at which optimizer step, where that is known.
+        type, message: of its exception, or of Ray's.
+        where: file and line that raised.
+    """
+
+    rank: int | None = None
+    host: str | None = None
+    section: str = ""
+    step: int | None = None
+    type: str = ""
+    message: str = ""
+    where: str = ""
+
+
+class StackGroup(Part):
+    """Workers with the same stack."""
+
+    ranks: list[int]
+    stack: str
+
+
+class FailureRecord(Record):
+    """How an attempt of workers failed, and what followed.
+
+    Attributes:
+        kind: the class of the failure.
+        is_retried: whether the workers were started again.
+        message: the line that a person sees.
+        root: the worker that failed by itself; null where none stands out.
+        cascade: those that failed since it did.
+        stacks: of the workers that hung, the rarest first.
+        last_lines: that the root printed to stderr.
+        failures: that count, without a newer checkpoint in between.
+        checkpoint_step: of the newest checkpoint.
+        next_command: which goes on; null where it is not known.
+    """
+
+    file: ClassVar[str] = "failure.json"
+    remedy: ClassVar[str] = "delete the file: it is of an attempt that has ended"
+
+    kind: FailureKind
+    is_retried: bool
+    message: str
+    root: FailedWorker | None = None
+    cascade: list[FailedWorker] = Field(default_factory=list)
+    stacks: list[StackGroup] = Field(default_factory=list)
+    last_lines: list[str] = Field(default_factory=list)
+    failures: int = 0
+    checkpoint_step: int | None = None
+    attempt: int | None = None
+    at_ms: int | None = None
+    next_command: str | None = None
 
 
 # -- results ---------------------------------------------------------------------------------------------------

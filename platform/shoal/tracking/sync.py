@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shoal.registry.client import connect
-from shoal.storage.records import Identity, JournalPosition, Metadata, Result, Status
+from shoal.storage.records import FailureRecord, Identity, JournalPosition, Metadata, Result, Status
 from shoal.storage.run_folder import CONFIG, EXPORTS, JOURNAL, MODEL, MODEL_CARD, SAMPLE, SHOWN, RunFolder
 from shoal.tracking import cockpit
 from shoal.tracking.entities import dataset_input, experiment_id, only_one, reason_text
@@ -204,11 +204,11 @@ class RunSync:
 
     def _steps_to_close(self) -> list[Step]:
         names = [f"{where}/{name}" for where in SHOWN for name in self._folder.names(where)]
+        names += [SAMPLE, FailureRecord.file]
         names += [] if self._parent else [f"{EXPORTS}/{name}" for name in self._folder.files(EXPORTS)]
         steps: list[Step] = [self._check, self._send_last_points, self._describe]
-        steps += [partial(self._upload, name, name.rpartition("/")[0] or None) for name in (*names, SAMPLE)]
-        if self._parent is None:
-            steps += [self._complete_result, partial(self._upload, Result.file)]
+        steps += [partial(self._upload, name, name.rpartition("/")[0] or None) for name in names]
+        steps += [] if self._parent else [self._complete_result, partial(self._upload, Result.file)]
         described = () if self._parent else (self._describe, self._describe_experiment)
         return [*steps, self._publish, *described, self._end]
 

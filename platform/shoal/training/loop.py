@@ -179,7 +179,7 @@ def train(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, 
     """
     per_epoch, last = loop.shard.lanes.steps, loop.total_steps
     losses = PendingLosses(loop, callbacks, clock, progress.step)
-    moment = Moments(loop.user_callbacks, loop, progress, per_epoch, callbacks.metric_log.log)
+    moment = Moments(loop.user_callbacks, loop, progress, per_epoch, callbacks.metric_log.log, clock)
     loop.forward.train()
     if progress.step < last and not progress.has_ended:
         moment("on_train_begin")
@@ -224,7 +224,7 @@ def train(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, 
 
 def update(loop: TrainingLoop, batch: Batch, step: int, clock: Clock) -> Tensor:
     """Make one optimizer step; return this worker's sum of losses, a scalar still on its device."""
-    since, waited = time.perf_counter(), loop.collective.waited_s
+    since, waited = clock.enter_step(step, batch.count), loop.collective.waited_s
     for group in loop.optimizer.param_groups:
         group["lr"] = loop.learning_rate(step) * group.get("lr_scale", 1.0)
     loss = loop.accumulation.run(batch, lambda micro_batch: _backward(loop, micro_batch, step))
@@ -389,8 +389,9 @@ def _drop_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+    section = "epoch start"  # where rows are put in order
     while True:
-        since = time.perf_counter()  # a context manager would take 8 us a step
+        since, section = clock.enter(section), "data"  # a context manager would take 8 us a step
         batch = next(batches, None)
         clock.spent["data"] += time.perf_counter() - since
         if batch is None:

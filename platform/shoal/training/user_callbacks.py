@@ -20,6 +20,7 @@ from shoal.distributed.process_group import Collective
 from shoal.errors import UserError, nearest
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, set_random_state
 from shoal.training.checkpoint.plain import REMEDY, why_not_plain
+from shoal.training.clock import Clock
 
 MOMENTS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_evaluate_end", "on_train_end")
 KEY = "train.callbacks"
@@ -142,9 +143,10 @@ class Moments:
         progress: TrainingProgress,
         steps_per_epoch: int,
         log: Log,
+        clock: Clock,
     ) -> None:
         self._callbacks, self._loop, self._progress = callbacks, loop, progress
-        self._steps_per_epoch, self._log_metrics = steps_per_epoch, log
+        self._steps_per_epoch, self._log_metrics, self._clock = steps_per_epoch, log, clock
         self._is_stop_asked = False
 
     def has(self, moment: str) -> bool:
@@ -156,10 +158,13 @@ class Moments:
         Raises:
             UserError: a callback raised.
         """
-        progress = self._progress
-        if not self._callbacks.has(moment):
-            return progress.has_ended
-        loop, random = self._loop, random_state()
+        if self._callbacks.has(moment):
+            with self._clock.on(moment):
+                self._call(moment, *args)
+        return self._progress.has_ended
+
+    def _call(self, moment: str, *args: Any) -> None:
+        progress, loop, random = self._progress, self._loop, random_state()
         epoch = max(0, progress.step - 1) // self._steps_per_epoch
         context = Context(
             progress.step, epoch, progress.samples, loop.model, loop.optimizer, dict(progress.metrics),
@@ -174,7 +179,6 @@ class Moments:
                 parameter.grad = None
         if progress.step and self._any_asks():
             progress.ended_by = progress.ended_by or "callback"
-        return progress.has_ended
 
     def _any_asks(self) -> bool:
         collective = self._loop.collective

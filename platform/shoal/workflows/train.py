@@ -24,13 +24,14 @@ from shoal.models.size import ModelSize
 from shoal.runs.data_notes import data_notes, write_data_report
 from shoal.runs.finalize import package_and_verify
 from shoal.runs.lifecycle import RunLifecycle
+from shoal.runs.locations import this_command
 from shoal.runs.machine import local_gpus
 from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.resolve import as_begun
 from shoal.runs.validate import RunPlan, check_training
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.failures import storage_error
-from shoal.storage.records import ErrorRecord, Metadata, Outcome, Status, TrainResult
+from shoal.storage.records import ErrorRecord, FailureRecord, Metadata, Outcome, Status, TrainResult
 from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, SAVING, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
 from shoal.training.checkpoint.contents import checkpoint_name, checkpoint_step
@@ -114,7 +115,7 @@ class _TrainingRun(RunLifecycle):
         if self.plan.dataset_info and self.plan.size:
             self._write_metadata(self.plan.dataset_info, self.plan.size)
         self.folder.forget_stop()
-        for leftover in (Outcome.file, ErrorRecord.file):
+        for leftover in (Outcome.file, ErrorRecord.file, FailureRecord.file):
             self.folder.delete(leftover)
         if self.config.scale.num_workers == 0:
             self._train_here()
@@ -198,7 +199,8 @@ class _TrainingRun(RunLifecycle):
             size = check_training(plan.config, dataset_info, plan.source, plan.preprocessing)
             self._write_metadata(dataset_info, size)
         with self._watching(dataset_info):
-            WorkerGroup(scale, use_gpu, shard_refs).train(self._worker_spec(dataset_info), self.folder)
+            group = WorkerGroup(scale, use_gpu, shard_refs, this_command())
+            group.train(self._worker_spec(dataset_info), self.folder)
 
     def _worker_spec(self, dataset_info: DatasetInfo) -> WorkerSpec:
         flops = self.size.flops_per_sample if self.size else None

@@ -1,4 +1,4 @@
-"""Which failures of workers are tried again, and which error the user gets; with Ray's own exceptions, no cluster."""
+"""What Ray's exceptions and workers' own records mean, and which error the user gets; no cluster."""
 
 import errno
 
@@ -12,20 +12,19 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from shoal.cluster.worker_failure import (
-    PEER_ERRORS,
-    as_training_error,
-    decide_retry,
-    failure_name,
-    is_loss,
+    error_of,
+    faults_of_hang,
+    find_faults,
+    group_stacks,
     load_error,
-    storage_failure,
 )
 from shoal.errors import StorageError
-from shoal.runs.config import ScaleConfig
-from shoal.storage.records import ErrorRecord
+from shoal.runs.failure_policy import PEER_ERRORS, Fault, decide
+from shoal.runs.hang import Hang, WorkerStatus
+from shoal.storage.records import ErrorRecord, FailedWorker
 from shoal.storage.run_folder import RunFolder
 
 LOSSES = [
@@ -36,6 +35,8 @@ LOSSES = [
     ObjectLostError("00" * 28, None, ""),
     ControllerError(RuntimeError("the controller died")),
     WorkerHealthCheckTimeoutError("no answer"),
+    WorkerHealthCheckFailedError("no answer", RayActorError()),
+    RuntimeError("Timed out waiting 600000ms for recv operation to complete"),
     *(RuntimeError(f"allreduce: {word} [127.0.0.1]") for word in PEER_ERRORS),
 ]
 MISTAKES = [
@@ -51,8 +52,8 @@ def group_error(*failures):
     return WorkerGroupError("", dict(enumerate(failures)))
 
 
-def name(error):
-    return type(error).__name__
+def status(rank, host="w1", step=7):
+    return WorkerStatus(rank, host, "node", 1, "", "step", step, 0.1, 0.1)
 
 
 @pytest.fixture
@@ -60,50 +61,83 @@ def folder(tmp_path):
     return RunFolder(str(tmp_path))
 
 
+@pytest.fixture
+def decided(folder):
+    """What follows from an error of Ray Train: `decided(error, max_failures=3)`."""
+
+    def decided(error, max_failures=3, statuses=None, gone_hosts=()):
+        faults = find_faults(error, folder, statuses or {}, gone_hosts)
+        return decide(faults, None, None, max_failures)
+
+    return decided
+
+
+def name(error):
+    return type(error).__name__
+
+
 @pytest.mark.parametrize("error", LOSSES, ids=name)
-def test_a_lost_process_or_node_is_tried_again_up_to_the_limit(error):
-    assert is_loss(error)
-    for raised in (error, group_error(error), group_error(ValueError("peer of it"), error)):
-        assert [decide_retry(raised, lost, max_failures=2) for lost in range(4)] == [True, True, False, False]
+def test_a_lost_process_or_node_is_tried_again(decided, error):
+    for raised in (error, group_error(error)):
+        assert decided(raised).retries
+        assert not decided(raised, max_failures=0).retries
 
 
 @pytest.mark.parametrize("error", MISTAKES, ids=name)
-def test_an_exception_of_user_code_is_not_tried_again(error):
-    assert not is_loss(error)
-    assert not decide_retry(error, lost=0, max_failures=3)
-    assert not decide_retry(group_error(error, error), lost=0, max_failures=3)
+def test_an_exception_of_user_code_is_not_tried_again(decided, error):
+    assert not decided(error).retries
+    assert not decided(group_error(error, error)).retries
+    peer = RuntimeError(PEER_ERRORS[0])
+    assert not decided(group_error(peer, error)).retries, "its peers only see it go"
 
 
-def test_no_failure_is_tried_again_where_none_is_allowed():
-    assert not any(decide_retry(error, lost=0, max_failures=0) for error in LOSSES)
+def test_what_a_survivor_raises_is_a_consequence_of_a_death(decided):
+    assert decided(group_error(ValueError("a consequence"), RayActorError())).record.root.rank == 1
 
 
-def test_a_failure_is_named_by_rank_and_class():
-    assert (
-        failure_name(group_error(RayActorError(), ValueError("x")))
-        == "rank 0: RayActorError, rank 1: ValueError"
+def test_a_preempted_node_is_no_failure(decided):
+    error = WorkerHealthCheckFailedError("no answer", RayActorError("a", "drained", preempted=True))
+    decision = decided(group_error(error), max_failures=0)
+    assert decision.retries
+    assert decision.record.kind == "preemption"
+
+
+def test_a_loss_is_named_by_worker_host_and_step(decided):
+    statuses = {0: status(0, "head"), 1: status(1)}
+    error = group_error(RuntimeError(PEER_ERRORS[0]), RayActorError())
+    record = decided(error, statuses=statuses, gone_hosts={"w1"}).record
+    assert record.message.startswith("lost worker: worker 1 on w1 was lost at step 7 (its host is gone); ")
+    assert [one.host for one in record.cascade] == ["head"]
+
+
+def test_the_workers_own_error_is_what_the_user_gets_with_its_exit_code(folder, decided):
+    folder.save(
+        ErrorRecord(
+            type="DataError",
+            message="row 7 has no label",
+            where="shop.py:12",
+            rank=1,
+            host="node7",
+            exit_code=2,
+            symptom="bad data",
+        )
     )
-    assert failure_name(NodeDiedError("x")) == "NodeDiedError"
-
-
-def test_the_workers_own_error_is_what_the_user_gets_with_its_exit_code(folder):
-    record = ErrorRecord(
-        type="DataError", message="row 7 has no label", where="shop.py:12", rank=1, host="node7", exit_code=2
-    )
-    folder.save(record)
-    error = as_training_error(group_error(RuntimeError("buried")), folder, 0, ScaleConfig())
-    assert str(error) == "worker 1 on node7: DataError: row 7 has no label (shop.py:12)"
+    error = error_of(decided(group_error(RuntimeError("buried"), RuntimeError("buried"))), folder)
+    assert str(error).startswith("data: worker 1 on node7: DataError: row 7 has no label (shop.py:12); ")
     assert error.exit_code == 2
 
 
-def test_a_worker_that_only_saw_another_one_go_does_not_hide_the_loss(folder):
-    folder.save(ErrorRecord(type="RuntimeError", message="Connection closed by peer [127.0.0.1]"))
-    error = as_training_error(group_error(RayActorError()), folder, 3, ScaleConfig(max_failures=3))
-    assert str(error).startswith(
-        "workers were lost 4 times (rank 0: RayActorError), more than scale.max_failures=3: "
+def test_a_worker_that_only_saw_another_one_go_does_not_hide_the_loss(folder, decided):
+    peer = ErrorRecord(
+        type="RuntimeError", message="Connection closed by peer [127.0.0.1]", symptom="lost its peer"
     )
-    assert "resumes from the last checkpoint" in str(error)
-    assert error.exit_code == 1
+    folder.save(peer)
+    for raised in (group_error(RayActorError()), group_error(RuntimeError(peer.message), RayActorError())):
+        error = error_of(decided(raised, max_failures=0), folder)
+        assert "was lost (RayActorError" in str(error)
+        assert "1 failures without a newer checkpoint, more than scale.max_failures=0" in str(error)
+        assert "resumes from the last checkpoint" in str(error)
+        assert error.exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -113,18 +147,17 @@ def test_a_worker_that_only_saw_another_one_go_does_not_hide_the_loss(folder):
         RayTaskError("train", "Traceback", ValueError("a bug\nin two lines")),
     ],
 )
-def test_without_a_record_the_user_gets_the_error_that_ray_carried(folder, failure):
-    error = as_training_error(group_error(failure, KeyError("later")), folder, 0, ScaleConfig())
-    assert str(error) == "rank 0: ValueError: a bug in two lines"
-    assert str(as_training_error(KeyError("x"), folder, 0, ScaleConfig())) == "KeyError: 'x'"
+def test_without_a_record_the_user_gets_the_error_that_ray_carried(folder, decided, failure):
+    error = error_of(decided(group_error(failure, KeyError("later"))), folder)
+    assert str(error).startswith("user error: worker 0: ValueError: a bug in two lines; ")
+    assert "a worker: KeyError: 'x'" in str(error_of(decided(KeyError("x")), folder))
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"type": "Val', b"[]"])
-def test_a_damaged_record_is_reported_and_hides_no_failure(folder, caplog, damage):
+def test_a_damaged_record_is_reported_and_hides_no_failure(folder, decided, caplog, damage):
     folder.write(ErrorRecord.file, damage)
     assert load_error(folder) is None
-    error = as_training_error(group_error(ValueError("a bug")), folder, 0, ScaleConfig())
-    assert "rank 0: ValueError" in str(error)
+    assert "worker 0: ValueError" in str(error_of(decided(group_error(ValueError("a bug"))), folder))
     assert "error.json' is damaged" in caplog.text
 
 
@@ -144,22 +177,43 @@ FULL_DISK = "'/runs/a/journal/0001.jsonl' cannot be written (No space left on de
     ],
     ids=["alone", "beside its peer", "plain", "wrapped", "of Ray itself"],
 )
-def test_storage_that_failed_is_recognised_even_where_the_worker_could_leave_nothing(folder, error):
+def test_storage_that_failed_is_recognised_even_where_the_worker_could_leave_nothing(folder, decided, error):
     """Its peers only see it go, which alone would be worth another attempt."""
-    failure = storage_failure(error, folder)
+    failure = error_of(decided(error), folder)
     assert isinstance(failure, StorageError)
     assert failure.exit_code == 2
     assert "No space left on device" in str(failure)
     assert "free some space there" in str(failure)
 
 
-def test_the_workers_own_record_of_storage_that_failed_names_worker_and_host(folder):
-    folder.save(ErrorRecord.from_exception(StorageError(FULL_DISK), rank=1))
-    failure = storage_failure(group_error(RuntimeError("buried")), folder)
+def test_the_workers_own_record_of_storage_that_failed_names_worker_and_host(folder, decided):
+    record = ErrorRecord.from_exception(StorageError(FULL_DISK), rank=1)
+    folder.save(record.replace(symptom="storage failed"))
+    failure = error_of(decided(group_error(RuntimeError("buried"))), folder)
     assert str(failure).startswith(FULL_DISK)
     assert "(worker 1 on " in str(failure)
 
 
-@pytest.mark.parametrize("error", [*LOSSES, *MISTAKES], ids=name)
-def test_storage_is_blamed_for_nothing_else(folder, error):
-    assert storage_failure(group_error(error), folder) is None
+def test_a_hang_names_the_worker_and_why_it_does_not_answer():
+    workers = (status(0), status(1))
+    faults = faults_of_hang(Hang(workers[1], workers), {1: "it is stopped (SIGSTOP)"})
+    record = decide(faults, None, 5, max_failures=3).record
+    assert record.kind == "hang"
+    assert record.root.rank == 1
+    assert record.message.startswith("hang: worker 1 on w1 has been in an optimizer step at step 7 for 0 s")
+    assert "it is stopped (SIGSTOP); resuming from the checkpoint of step 5, failure 1 of 3" in record.message
+    unknown = decide(faults_of_hang(Hang(None, workers), {}), None, 5, max_failures=0).record
+    assert "all 2 workers have been in" in unknown.message
+    assert unknown.root == FailedWorker(step=7, type="Hang", message=unknown.root.message)
+
+
+def test_equal_stacks_are_one_and_the_odd_one_comes_first():
+    groups = group_stacks({0: "waits", 1: "waits", 2: "loops", 3: "", 4: "waits"})
+    assert [(group.ranks, group.stack) for group in groups] == [([2], "loops"), ([0, 1, 4], "waits")]
+
+
+def test_every_symptom_of_a_record_is_known(folder):
+    folder.save(ErrorRecord(type="ValueError", message="of an earlier version"))
+    [fault] = find_faults(group_error(RuntimeError("buried")), folder, {}, ())
+    assert isinstance(fault, Fault)
+    assert fault.symptom == "raised"

@@ -1,0 +1,114 @@
+"""Whether a cluster has room for a group of workers, and the words for what is waited for.
+
+Ray Train itself waits without a word. The words are a pure function of what Ray says of its nodes; independent of who
+prints them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SAY_EVERY_S = 30.0
+LOOK_EVERY_S = 1.0
+TINY = 1e-6  # Ray's resources are fractions
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has for workers.
+
+    Attributes:
+        needs: of each worker, by Ray's names of resources.
+        nodes: the resources of each live node.
+        free: of the whole cluster.
+        hosts: of live nodes.
+        is_pending: whether some group of such workers waits for its place.
+    """
+
+    needs: Mapping[str, float]
+    nodes: Sequence[Mapping[str, float]]
+    free: Mapping[str, float]
+    hosts: frozenset[str]
+    is_pending: bool
+
+
+def describe_wait(room: Room, workers: int, earlier_hosts: frozenset[str]) -> str | None:
+    """Return what is waited for before so many workers can start, or None if it is nothing that a cluster lacks.
+
+    Args:
+        earlier_hosts: where the workers were before.
+    """
+    if not room.is_pending:
+        return None
+    there = sum(_fits(room.needs, node) for node in room.nodes)
+    free = _fits(room.needs, room.free)
+    if there >= workers and free >= workers:
+        return None
+    gone = sorted(earlier_hosts - room.hosts)
+    lost = "".join(f"host {host} is gone; " for host in gone)
+    if there < workers:
+        return f"{lost}waiting for {_amounts(room.needs, workers - there, there, workers)}"
+    return f"{lost}waiting for {_amounts(room.needs, workers - free, free, workers)}, which others use"
+
+
+def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> int:
+    """Return how many workers a node has room for."""
+    return min(math.floor(has.get(name, 0.0) / amount + TINY) for name, amount in needs.items() if amount)
+
+
+def _amounts(needs: Mapping[str, float], missing: int, there: int, workers: int) -> str:
+    """E.g. 1 CPU (1 of 2 there)."""
+    name = "GPU" if needs.get("GPU") else "CPU"
+    each = needs[name]
+    return f"{missing * each:g} {name} ({there * each:g} of {workers * each:g} there)"
+
+
+def look(needs: Mapping[str, float]) -> Room:
+    """Ask Ray."""
+    import ray
+    from ray.util import placement_group_table
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    groups: list[Any] = list(placement_group_table().values())
+    pending = [group for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
+    return Room(
+        needs,
+        [node["Resources"] for node in alive],
+        ray.available_resources(),
+        frozenset(node["NodeManagerHostname"] for node in alive),
+        any(_is_of(group["bundles"], needs) for group in pending),
+    )
+
+
+def _is_of(bundles: Mapping[int, Mapping[str, float]], needs: Mapping[str, float]) -> bool:
+    asked = {name: amount for name, amount in needs.items() if amount}
+    return any(dict(bundle) == asked for bundle in bundles.values())
+
+
+class RoomWatch:
+    """Says what is waited for, at once and every `SAY_EVERY_S`, and when it is something else."""
+
+    def __init__(
+        self,
+        needs: Mapping[str, float],
+        workers: int,
+        earlier_hosts: frozenset[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
+        self._look_s = self._say_s = 0.0
+        self._said: str | None = None
+
+    def check(self) -> None:
+        """Look, at most every `LOOK_EVERY_S`."""
+        now = time.monotonic()
+        if now < self._look_s:
+            return
+        self._look_s = now + LOOK_EVERY_S
+        words = describe_wait(look(self._needs), self._workers, self._earlier)
+        if words is not None and (words != self._said or now >= self._say_s):
+            self._say(words)
+            self._say_s = now + SAY_EVERY_S
+        self._said = words

@@ -1,0 +1,153 @@
+"""What the driver sees of a group of workers while Ray Train runs it: their words, a hang, the room they wait for.
+
+A group that hangs is ended here, process by process, from each one's own host: Ray Train then reports lost workers, and
+what follows is what follows a loss. It decides nothing else.
+"""
+
+import contextlib
+import logging
+import time
+from typing import Any
+
+from shoal.cluster.free_room import RoomWatch
+from shoal.cluster.status_board import close_board, open_board
+from shoal.cluster.worker_failure import (
+    DEATHS,
+    faults_of_hang,
+    find_faults,
+    stacks_of,
+)
+from shoal.cluster.worker_process import ProcessReport, end_workers, last_lines
+from shoal.errors import StorageError
+from shoal.runs.failure_policy import Decision, Fault, decide
+from shoal.runs.hang import Hang, WorkerStatus, find_hang
+from shoal.storage.lease import now_ms
+from shoal.storage.records import FailureRecord
+from shoal.storage.run_folder import RunFolder
+from shoal.training.checkpoint.contents import checkpoint_step
+from shoal.training.checkpoint.store import CheckpointStore
+
+READ_EVERY_S = 0.5
+END_AGAIN_S = 60.0  # where the processes of a hang have not ended
+
+logger = logging.getLogger(__name__)
+
+
+class GroupWatch:
+    """Of one attempt of a group; a context, for as long as the attempt lasts.
+
+    Attributes:
+        board: to which the workers speak.
+        statuses: what each worker said last, by rank.
+        hang: that ended the attempt.
+    """
+
+    def __init__(self, workers: int, room: RoomWatch) -> None:
+        self._workers, self._room = workers, room
+        self.statuses: dict[int, WorkerStatus] = {}
+        self.hang: Hang | None = None
+        self._reports: dict[int, ProcessReport] = {}
+        self._reading: Any = None
+        self._read_s = self._end_s = 0.0
+        self._is_suspected = False
+
+    def __enter__(self) -> "GroupWatch":
+        self.board = open_board()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close_board(self.board)
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        return frozenset(status.host for status in self.statuses.values())
+
+    def check(self, judges: bool) -> None:
+        """Look, a few times a second at most.
+
+        Args:
+            judges: whether a group that hangs is ended: one that was asked to stop is waited for otherwise.
+        """
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            if not self.statuses:
+                self._room.check()
+            if self._has_read() and judges:
+                self._judge()
+
+    def _has_read(self) -> bool:
+        """Read the board without waiting; return whether there is news."""
+        import ray
+
+        now = time.monotonic()
+        if self._reading is None:
+            if now >= self._read_s:
+                self._reading, self._read_s = self.board.read.remote(), now + READ_EVERY_S
+            return False
+        if not ray.wait([self._reading], timeout=0)[0]:
+            return False
+        reading, self._reading = self._reading, None
+        self.statuses = {status.rank: status for status in ray.get(reading)}
+        return True
+
+    def _judge(self) -> None:
+        """End a group that hangs, if two looks say so: the first may come before words that are on their way."""
+        hang = find_hang(list(self.statuses.values()), self._workers)
+        was_suspected, self._is_suspected = self._is_suspected, hang is not None
+        if hang is None or not was_suspected or time.monotonic() < self._end_s:
+            return
+        self.hang = self.hang or hang
+        self._end_s = time.monotonic() + END_AGAIN_S
+        self._reports = end_workers(hang.workers) | self._reports
+
+    def decide(
+        self, error: BaseException, folder: RunFolder, earlier: FailureRecord | None, max_failures: int
+    ) -> Decision:
+        """Decide what follows from the end of the attempt, and complete its record.
+
+        Args:
+            error: of Ray Train.
+            earlier: the failure before.
+        """
+        decision = decide(
+            self._faults(error, folder), earlier, _checkpoint_step(folder, earlier), max_failures
+        )
+        record = decision.record
+        rank = record.root.rank if record.root else None
+        report = self._reports.get(rank) if rank is not None else None
+        more: dict[str, Any] = {
+            "attempt": folder.attempt,
+            "at_ms": now_ms(),
+            "last_lines": list(report.last_lines) if report else [],
+        }
+        if self.hang:
+            foreign = {rank: report.stack for rank, report in self._reports.items()}
+            more["stacks"] = stacks_of(self.hang.workers, foreign)
+        return Decision(decision.retries, record.replace(**more), decision.exit_code)
+
+    def _faults(self, error: BaseException, folder: RunFolder) -> list[Fault]:
+        if self.hang:
+            states = {rank: report.state for rank, report in self._reports.items() if report.state}
+            return faults_of_hang(self.hang, states)
+        faults = find_faults(error, folder, self.statuses, self._gone_hosts())
+        dead = [fault.worker.rank for fault in faults if fault.symptom in DEATHS]
+        with contextlib.suppress(Exception):  # Ray may be gone as well
+            self._reports = last_lines([self.statuses[rank] for rank in dead if rank in self.statuses])
+        return faults
+
+    def _gone_hosts(self) -> frozenset[str]:
+        import ray
+
+        with contextlib.suppress(Exception):
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            return frozenset(one.host for one in self.statuses.values() if one.node not in alive)
+        return frozenset()
+
+
+def _checkpoint_step(folder: RunFolder, earlier: FailureRecord | None) -> int | None:
+    try:
+        names = CheckpointStore(folder).names()
+    except (OSError, StorageError):
+        return earlier.checkpoint_step if earlier else None
+    return checkpoint_step(names[-1]) if names else None

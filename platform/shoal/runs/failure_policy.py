@@ -1,0 +1,194 @@
+"""What follows when workers fail: the class of the failure, whether they are started again, and the words for it.
+
+Pure functions from what was observed to a decision. It knows neither Ray, whose exceptions
+`shoal.cluster.worker_failure` turns into symptoms, nor who starts workers. The record of a failure is all that the next
+decision needs of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shoal.errors import DataError
+from shoal.storage.failures import storage_error
+from shoal.storage.records import FailedWorker, FailureKind, FailureRecord
+
+# What one worker's end means by itself, the strongest evidence first. Where a process died, another's exception may
+# only be a consequence; where one raised, another that lost its connection is one.
+Symptom = Literal[
+    "storage failed",
+    "hung",
+    "preempted",
+    "killed for memory",
+    "died",
+    "source away",
+    "bad data",
+    "out of memory",
+    "raised",
+    "timed out",
+    "lost its peer",
+]
+ORDER: tuple[Symptom, ...] = Symptom.__args__  # type: ignore[attr-defined]
+KINDS: dict[Symptom, FailureKind] = {
+    "storage failed": "storage",
+    "hung": "hang",
+    "preempted": "preemption",
+    "killed for memory": "out of memory",
+    "died": "lost worker",
+    "source away": "data",
+    "bad data": "data",
+    "out of memory": "out of memory",
+    "raised": "user error",
+    "timed out": "hang",
+    "lost its peer": "lost worker",
+}
+# The next attempt may go well. Of the others it would end alike.
+RETRIED: tuple[Symptom, ...] = (
+    "hung",
+    "preempted",
+    "killed for memory",
+    "died",
+    "source away",
+    "timed out",
+    "lost its peer",
+)
+FREE: tuple[Symptom, ...] = ("preempted",)
+REMEDIES: dict[FailureKind, str] = {
+    "lost worker": "look into the host and its memory",
+    "hang": "see in failure.json where each worker was",
+    "out of memory": "give each worker more memory, or run fewer on a host",
+    "data": "see that the source can be reached",
+}
+
+# What a worker sees when another one dies; the death itself is the cause.
+PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
+# What it sees when another one does not come: gloo's words, NCCL's, and those of the sum in shared memory.
+TIMEOUTS = ("Timed out waiting", "Watchdog caught collective operation timeout", "did not join the gradient")
+DATA_SECTIONS = ("data", "epoch start")
+# Of the system's errors those that say something of the path, not of the moment.
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The end of one worker."""
+
+    worker: FailedWorker
+    symptom: Symptom
+    exit_code: int = 1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from a failure, and its record."""
+
+    retries: bool
+    record: FailureRecord
+    exit_code: int = 1
+
+
+def symptom_of(error: BaseException, section: str = "", is_memory: bool = False) -> Symptom:
+    """Return what an exception of a worker's own means.
+
+    Args:
+        section: that the worker was in.
+        is_memory: whether it says that memory is used up.
+    """
+    causes = list(_causes(error))
+    is_source = section in DATA_SECTIONS and any(
+        isinstance(cause, OSError) and not isinstance(cause, LASTING) for cause in causes
+    )
+    if storage_error(error):
+        return "storage failed"
+    if any(word in str(error) for word in TIMEOUTS):
+        return "timed out"
+    if is_source:
+        return "source away"
+    if any(word in str(error) for word in PEER_ERRORS):
+        return "lost its peer"
+    if any(isinstance(cause, DataError) for cause in causes):
+        return "bad data"
+    return "out of memory" if is_memory else "raised"
+
+
+def _causes(error: BaseException | None) -> Sequence[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def decide(
+    faults: Sequence[Fault],
+    earlier: FailureRecord | None,
+    checkpoint_step: int | None,
+    max_failures: int,
+) -> Decision:
+    """Decide what follows from the ends of an attempt's workers.
+
+    Args:
+        faults: one or more.
+        earlier: the failure before, in the same job.
+        checkpoint_step: of the newest checkpoint, None before the first.
+        max_failures: how many there may be without a newer checkpoint.
+    """
+    root = min(faults, key=lambda fault: (ORDER.index(fault.symptom), fault.worker.rank or 0))
+    kind = KINDS[root.symptom]
+    before = 0 if earlier is None or _is_newer(checkpoint_step, earlier.checkpoint_step) else earlier.failures
+    failures = before + (root.symptom not in FREE)
+    repeats = root.symptom == "source away" and earlier is not None and _is_same(root.worker, earlier.root)
+    retries = root.symptom in RETRIED and failures <= max_failures and not repeats
+    if retries:
+        follows = _resumes(checkpoint_step, failures if root.symptom not in FREE else None, max_failures)
+    elif repeats:
+        follows = (
+            f"not tried again: the same at step {root.worker.step} on worker {root.worker.rank} as before"
+        )
+    elif root.symptom in RETRIED:
+        follows = (
+            f"not tried again: {failures} failures without a newer checkpoint, more than "
+            f"scale.max_failures={max_failures}: raise it, or {REMEDIES[kind]}; the same command resumes from the "
+            "last checkpoint"
+        )
+    else:
+        follows = "not tried again, since it would end alike"
+    record = FailureRecord(
+        kind=kind,
+        is_retried=retries,
+        message=f"{kind}: {describe(root)}; {follows}",
+        root=root.worker,
+        cascade=[fault.worker for fault in faults if fault is not root],
+        failures=failures,
+        checkpoint_step=checkpoint_step,
+    )
+    return Decision(retries, record, root.exit_code)
+
+
+def _is_newer(step: int | None, earlier: int | None) -> bool:
+    return step is not None and (earlier is None or step > earlier)
+
+
+def _resumes(checkpoint_step: int | None, failures: int | None, max_failures: int) -> str:
+    place = "the beginning" if checkpoint_step is None else f"the checkpoint of step {checkpoint_step}"
+    counted = "not counted" if failures is None else f"failure {failures} of {max_failures}"
+    return f"resuming from {place}, {counted}"
+
+
+def _is_same(worker: FailedWorker, earlier: FailedWorker | None) -> bool:
+    keys = ("rank", "step", "type", "message")
+    return earlier is not None and all(getattr(worker, key) == getattr(earlier, key) for key in keys)
+
+
+def describe(fault: Fault) -> str:
+    """Return who failed and how, in a line."""
+    worker = fault.worker
+    if fault.symptom == "hung":
+        return worker.message
+    who = "a worker" if worker.rank is None else f"worker {worker.rank}"
+    host = f" on {worker.host}" if worker.host else ""
+    if fault.symptom in ("died", "preempted", "killed for memory", "lost its peer"):
+        at = f" at step {worker.step}" if worker.step else ""
+        return f"{who}{host} was lost{at} ({worker.message or worker.type})"
+    where = f" ({worker.where})" if worker.where else ""
+    return f"{who}{host}: {worker.type}: {worker.message}{where}"

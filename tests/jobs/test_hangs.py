@@ -1,0 +1,128 @@
+"""A worker that moves no more is noticed, and the run resumes by itself; it ends like its uninterrupted twin."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from running import Place, Trace, assert_equal, train_workers
+from shoal.storage.records import FailureRecord
+
+pytestmark = pytest.mark.long
+
+# A user's module. A worker that finds the file removes it, and then waits for ever.
+MODULE = """
+import os
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+
+def is_chosen(name):
+    try:
+        os.remove(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class Items(Dataset):
+    def __len__(self):
+        return 480
+
+    def __getitem__(self, number):
+        while number == 77 and is_chosen(os.environ["HANGS"] + "/data"):
+            time.sleep(1e6)
+        row = np.random.default_rng(number).normal(size=8).astype(np.float32)
+        return row + 0.01 * np.random.normal(size=8).astype(np.float32), int(row[0] > 0)
+
+
+class Net(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.02)
+            while is_chosen(os.environ["HANGS"] + "/model"):
+                while True:
+                    pass
+        return self.layer(x)
+"""
+SETTINGS = (
+    "run_name=run",
+    "data.source=hanging:Items",
+    "data.global_batch_size=32",
+    "model.name=hanging:Net",
+    "train.max_steps=400",
+    "train.epochs=100",
+    "train.evaluate_every_steps=100",
+    "checkpoint.every_steps=20",
+    "scale.num_workers=2",
+)
+
+
+def make(place: Place) -> Path:
+    (place.path / "hanging.py").write_text(MODULE)
+    place.env |= {"HANGS": str(place.path), "PYTHONPATH": f"{place.path}:{os.environ.get('PYTHONPATH', '')}"}
+    return place.path
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    place = Place(tmp_path_factory.mktemp("twin"), {})
+    make(place)
+    place.train(*SETTINGS)
+    return Trace.of(place.folder("run"))
+
+
+@pytest.mark.parametrize("how", ["stopped", "data", "model"])
+def test_a_worker_that_moves_no_more_is_replaced(place: Place, twin: Trace, how: str) -> None:
+    """It is stopped, waits for its data source, or loops in its model; each once."""
+    path = make(place)
+    process = place.start("train", *SETTINGS)
+    place.wait_for_step(process, "run", 100)
+    if how == "stopped":
+        train_workers(process)[1].send_signal(signal.SIGSTOP)
+    else:
+        (path / how).touch()
+    done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert_equal(Trace.of(place.folder("run")), twin)
+    line = next(line for line in done.err.splitlines() if "hang: " in line)
+    seconds = int(re.search(r" for (\d+) s ", line).group(1))  # type: ignore[union-attr]
+    assert 7 <= seconds <= 12, line
+    assert re.search(r"resuming from the checkpoint of step \d+, failure 1 of 3$", line), line
+    said = {"stopped": "does not answer: it is stopped (SIGSTOP)", "data": "a wait for", "model": "a"}
+    assert said[how] in line
+    record = place.folder("run").load(FailureRecord)
+    assert record is not None
+    assert record.kind == "hang"
+    assert record.root is not None
+    assert record.root.rank is not None
+    odd = next(group for group in record.stacks if group.ranks == [record.root.rank])
+    assert {"stopped": "", "data": "__getitem__", "model": "forward"}[how] in odd.stack
+    assert "jobs/train.py run_name=run" in str(record.next_command)
+
+
+def test_a_run_that_hangs_at_the_same_step_for_ever_ends_with_an_error(place: Place) -> None:
+    path = make(place)
+    (path / "hanging.py").write_text(MODULE.replace("os.remove(name)", "os.stat(name)"))
+    process = place.start("train", *SETTINGS, "scale.max_failures=1", "checkpoint.every_steps=1000")
+    place.wait_for_step(process, "run", 100)
+    (path / "data").touch()
+    done = place.wait(process)
+    assert done.code == 1, done.out + done.err
+    [error] = done.errors
+    assert error.startswith("error: hang: worker ")
+    assert "2 failures without a newer checkpoint, more than scale.max_failures=1" in error
+    assert "Traceback" not in done.err
+    record = place.folder("run").load(FailureRecord)
+    assert record is not None
+    assert not record.is_retried

@@ -1,0 +1,155 @@
+"""What follows from the ends of workers: a table of what was observed, the class, and whether they start again."""
+
+import errno
+
+import pytest
+
+from shoal.errors import DataError, UserError
+from shoal.runs.failure_policy import KINDS, ORDER, PEER_ERRORS, RETRIED, Fault, decide, symptom_of
+from shoal.storage.records import FailedWorker, FailureRecord
+
+TIMED_OUT = (
+    "[../third_party/gloo/unbound_buffer.cc:81] Timed out waiting 600000ms for recv operation to complete"
+)
+
+
+def fault(symptom, rank=0, step=7, **more):
+    worker = {"host": f"w{rank}", "type": "ValueError", "message": "a bug", "where": "shop.py:12"} | more
+    return Fault(FailedWorker(rank=rank, step=step, **worker), symptom)
+
+
+def earlier(failures=1, checkpoint_step=None, root=None):
+    return FailureRecord(
+        kind="lost worker",
+        is_retried=True,
+        message="",
+        failures=failures,
+        checkpoint_step=checkpoint_step,
+        root=root,
+    )
+
+
+def wrapped(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "section", "symptom"),
+    [
+        (ValueError("a bug"), "step", "raised"),
+        (ValueError("a bug"), "data", "raised"),
+        (KeyError("column"), "", "raised"),
+        (OSError(errno.ENOSPC, "No space left on device"), "checkpoint", "storage failed"),
+        (OSError(errno.ENOSPC, "No space left on device"), "data", "storage failed"),
+        (DataError("row 7 has no label"), "data", "bad data"),
+        (wrapped(UserError("item 7 raised"), ConnectionResetError("reset")), "data", "source away"),
+        (wrapped(UserError("item 7 raised"), TimeoutError("no answer")), "epoch start", "source away"),
+        (wrapped(UserError("item 7 raised"), TimeoutError("no answer")), "on_epoch_end", "raised"),
+        (wrapped(UserError("item 7 raised"), FileNotFoundError("7.png")), "data", "raised"),
+        (wrapped(UserError("item 7 raised"), KeyError("7")), "data", "raised"),
+        (RuntimeError(TIMED_OUT), "step", "timed out"),
+        (TimeoutError("a worker did not join the gradient sum within 600 s"), "step", "timed out"),
+        *((RuntimeError(f"allreduce: {word} [127.0.0.1]"), "step", "lost its peer") for word in PEER_ERRORS),
+    ],
+)
+def test_an_exception_of_a_worker_means(error, section, symptom):
+    assert symptom_of(error, section) == symptom
+
+
+def test_memory_that_is_used_up_is_no_bug():
+    assert symptom_of(MemoryError(), "step", is_memory=True) == "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("symptoms", "kind", "retries"),
+    [
+        (["raised"], "user error", False),
+        (["bad data"], "data", False),
+        (["source away"], "data", True),
+        (["storage failed"], "storage", False),
+        (["out of memory"], "out of memory", False),
+        (["killed for memory"], "out of memory", True),
+        (["died"], "lost worker", True),
+        (["lost its peer", "lost its peer"], "lost worker", True),
+        (["hung", "lost its peer"], "hang", True),
+        (["timed out", "timed out"], "hang", True),
+        (["preempted"], "preemption", True),
+        (["lost its peer", "raised"], "user error", False),
+        (["raised", "died"], "lost worker", True),
+        (["died", "storage failed"], "storage", False),
+        (["died", "preempted"], "preemption", True),
+        (["timed out", "raised"], "user error", False),
+        (["timed out", "died"], "lost worker", True),
+    ],
+)
+def test_the_strongest_evidence_gives_the_class(symptoms, kind, retries):
+    faults = [fault(symptom, rank) for rank, symptom in enumerate(symptoms)]
+    decision = decide(faults, None, None, max_failures=3)
+    record = decision.record
+    assert (record.kind, decision.retries, record.is_retried) == (kind, retries, retries)
+    assert record.message.startswith(f"{kind}: ")
+    root = min(faults, key=lambda one: ORDER.index(one.symptom))
+    assert record.root == root.worker
+    assert len(record.cascade) == len(faults) - 1
+    assert set(KINDS) == set(ORDER)
+
+
+def test_the_budget_counts_failures_without_a_newer_checkpoint():
+    counted, record = [], None
+    for step in (None, None, 100, 100, 100, 200, 200, 200, 200):
+        decision = decide([fault("died")], record, step, max_failures=2)
+        record = decision.record
+        counted.append((record.failures, decision.retries))
+    assert counted == [
+        (1, True),
+        (2, True),
+        (1, True),
+        (2, True),
+        (3, False),
+        (1, True),
+        (2, True),
+        (3, False),
+        (4, False),
+    ]
+    assert "4 failures without a newer checkpoint, more than scale.max_failures=2" in record.message
+    assert "the same command resumes" in record.message
+
+
+def test_a_preemption_uses_nothing_up():
+    record = earlier(failures=3, checkpoint_step=100)
+    decision = decide([fault("preempted")], record, 100, max_failures=3)
+    assert decision.retries
+    assert decision.record.failures == 3
+    assert decision.record.message.endswith("resuming from the checkpoint of step 100, not counted")
+    assert not decide([fault("died")], decision.record, 100, max_failures=3).retries
+
+
+@pytest.mark.parametrize("symptom", RETRIED)
+def test_nothing_that_counts_is_tried_again_where_none_is_allowed(symptom):
+    assert decide([fault(symptom)], None, None, max_failures=0).retries == (symptom == "preempted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "retries"), [({}, False), ({"step": 8}, True), ({"message": "x"}, True), ({"rank": 1}, True)]
+)
+def test_the_same_exception_at_the_same_step_twice_ends_the_run(changes, retries):
+    first = fault("source away", type="TimeoutError")
+    again = fault("source away", **({"type": "TimeoutError"} | changes))
+    record = decide([first], None, 5, max_failures=3).record
+    assert record.is_retried
+    decision = decide([again], record, 6, max_failures=3)
+    assert decision.retries == retries
+    if not retries:
+        assert "not tried again: the same at step 7 on worker 0 as before" in decision.record.message
+
+
+def test_the_line_says_who_where_and_what_follows():
+    died = fault("died", 1, message="its host is gone")
+    assert decide([died], None, 200, 3).record.message == (
+        "lost worker: worker 1 on w1 was lost at step 7 (its host is gone); "
+        "resuming from the checkpoint of step 200, failure 1 of 3"
+    )
+    assert decide([fault("raised")], None, 200, 3).record.message == (
+        "user error: worker 0 on w0: ValueError: a bug (shop.py:12); not tried again, since it would end alike"
+    )
