@@ -121,7 +121,7 @@ def test_a_run_that_hangs_at_the_same_step_for_ever_ends_with_an_error(place: Pl
     assert done.code == 1, done.out + done.err
     [error] = done.errors
     assert error.startswith("error: hang: worker ")
-    assert "2 failures without a newer checkpoint, more than scale.max_failures=1" in error
+    assert "2 failures without progress, more than scale.max_failures=1" in error
     assert "Traceback" not in done.err
     record = place.folder("run").load(FailureRecord)
     assert record is not None

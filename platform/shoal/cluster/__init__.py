@@ -3,7 +3,9 @@
 - `session`: join or start a cluster; `ray_private`: the private interfaces of Ray that Shoal uses
 - `shard_store`: workers' rows in the object store; `streaming`: a shard read from there
 - `ingest`: a source read by tasks, where it is too large for the driver
-- `worker_group`: Ray Train workers around `runs.worker`; `worker_failure`: what a dead worker triggers
+- `worker_group`: Ray Train workers around `runs.worker`; `group_watch`: what the driver sees of them meanwhile
+- `status_board`: what each worker does at the moment; `worker_process`: their processes, seen from their hosts;
+  `worker_failure`: what their ends mean; `free_room`: what they wait for before they start
 - `actor_pool`, `trial_actor`: processes that run trials, reused
 - `serving`: models as Ray Serve replicas
 - `dataset_cache`: the data of a sweep, read once

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from shoal.cluster.ray_private import OUT_OF_MEMORY, STOPPED_ACTOR, actor_id
+from shoal.cluster.status_board import on_node, this_node
 from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
 from shoal.training.loop import Decision
 
@@ -40,6 +41,10 @@ class ActorPool(Generic[Key]):
 
     def __init__(self, size: int, resources: dict[str, float]) -> None:
         options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+        if (
+            not resources
+        ):  # it leads workers, and lives where the driver does: the loss of a host is that of workers alone
+            options["scheduling_strategy"] = on_node(this_node())
         # Threads: one waits for events; others serve `begin`, `answer` and the reports of Ray Train workers meanwhile.
         self._make = ray.remote(TrialActor).options(max_concurrency=4, **options).remote
         self.size = size

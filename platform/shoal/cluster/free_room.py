@@ -4,7 +4,9 @@ Ray Train itself waits without a word. The words are a pure function of what Ray
 prints them.
 """
 
+import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from typing import Any
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
 TINY = 1e-6  # Ray's resources are fractions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,10 @@ def _is_of(bundles: Mapping[int, Mapping[str, float]], needs: Mapping[str, float
 
 
 class RoomWatch:
-    """Says what is waited for, at once and every `SAY_EVERY_S`, and when it is something else."""
+    """Says what is waited for, at once and every `SAY_EVERY_S`, and when it is something else.
+
+    It asks in a thread: where Ray's server is gone, the question waits for it.
+    """
 
     def __init__(
         self,
@@ -100,13 +107,26 @@ class RoomWatch:
         self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
         self._look_s = self._say_s = 0.0
         self._said: str | None = None
+        self._thread: threading.Thread | None = None
 
     def check(self) -> None:
-        """Look, at most every `LOOK_EVERY_S`."""
+        """Have it look, at most every `LOOK_EVERY_S`."""
         now = time.monotonic()
-        if now < self._look_s:
+        if now < self._look_s or (self._thread and self._thread.is_alive()):
             return
         self._look_s = now + LOOK_EVERY_S
+        self._thread = threading.Thread(target=self._work, name="shoal-room", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self.look()
+        except Exception:  # Ray ends as well
+            logger.debug("the cluster's room is not known", exc_info=True)
+
+    def look(self) -> None:
+        """Ask Ray, and say what is waited for."""
+        now = time.monotonic()
         words = describe_wait(look(self._needs), self._workers, self._earlier)
         if words is not None and (words != self._said or now >= self._say_s):
             self._say(words)

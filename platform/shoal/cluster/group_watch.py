@@ -9,8 +9,9 @@ import logging
 import time
 from typing import Any
 
+from shoal.cluster import session
 from shoal.cluster.free_room import RoomWatch
-from shoal.cluster.status_board import close_board, open_board
+from shoal.cluster.status_board import open_board
 from shoal.cluster.worker_failure import (
     DEATHS,
     faults_of_hang,
@@ -52,11 +53,13 @@ class GroupWatch:
         self._is_suspected = False
 
     def __enter__(self) -> "GroupWatch":
-        self.board = open_board()
+        self.board: Any = open_board()
         return self
 
     def __exit__(self, *_: object) -> None:
-        close_board(self.board)
+        self._reading = self.board = (
+            None  # the actor ends with its last handle; `ray.kill` would wait for Ray's server
+        )
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -127,22 +130,25 @@ class GroupWatch:
         return Decision(decision.retries, record.replace(**more), decision.exit_code)
 
     def _faults(self, error: BaseException, folder: RunFolder) -> list[Fault]:
+        import ray
+
         if self.hang:
             states = {rank: report.state for rank, report in self._reports.items() if report.state}
             return faults_of_hang(self.hang, states)
         faults = find_faults(error, folder, self.statuses, self._gone_hosts())
         dead = [fault.worker.rank for fault in faults if fault.symptom in DEATHS]
-        with contextlib.suppress(Exception):  # Ray may be gone as well
-            self._reports = last_lines([self.statuses[rank] for rank in dead if rank in self.statuses])
+        if dead and session.answers():
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._reports = last_lines([self.statuses[rank] for rank in dead if rank in self.statuses])
         return faults
 
     def _gone_hosts(self) -> frozenset[str]:
         import ray
 
-        with contextlib.suppress(Exception):
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            return frozenset(one.host for one in self.statuses.values() if one.node not in alive)
-        return frozenset()
+        if not session.answers():
+            return frozenset()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return frozenset(one.host for one in self.statuses.values() if one.node not in alive)
 
 
 def _checkpoint_step(folder: RunFolder, earlier: FailureRecord | None) -> int | None:

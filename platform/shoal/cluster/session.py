@@ -168,6 +168,11 @@ class RayWatch:
         return now_s - self._gone_since_s if self._gone_since_s else 0.0
 
 
+def answers() -> bool:
+    """Whether Ray's server takes connections; without it, Ray's calls wait, and after a minute end this process."""
+    return not _is_gone()
+
+
 def _is_gone() -> bool:
     import ray
 

@@ -61,13 +61,6 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def close_board(board: Any) -> None:
-    import ray
-
-    with contextlib.suppress(Exception):  # Ray may be gone
-        ray.kill(board)
-
-
 @contextlib.contextmanager
 def speaking(board: Any, rank: int, clock: Clock) -> Iterator[None]:
     """Say on a board, meanwhile, what the thread that calls this does."""

@@ -10,12 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from shoal.cluster.ray_private import health_check_failure, is_health_check_error
 from shoal.errors import StorageError, TrainingError
-from shoal.runs.failure_policy import PEER_ERRORS, Decision, Fault, Symptom, symptom_of
+from shoal.runs.failure_policy import PEER_ERRORS, Decision, Fault, Symptom, fault_of, symptom_of
 from shoal.runs.hang import Hang, WorkerStatus
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, FailedWorker, FailureRecord, StackGroup
 from shoal.storage.run_folder import RunFolder
-from shoal.training.device_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def find_faults(
     own = found.get(record.rank)
     if is_peer_error(record) and own is not None and own.symptom in DEATHS:
         return faults
-    return [fault_of_record(record), *(fault for fault in faults if fault is not own and found)]
+    return [fault_of(record), *(fault for fault in faults if fault is not own and found)]
 
 
 def faults_of_hang(hang: Hang, states: Mapping[int, str]) -> list[Fault]:
@@ -77,13 +76,6 @@ def _size(item: tuple[str, list[int]]) -> int:
 
 def _worker(status: WorkerStatus) -> FailedWorker:
     return FailedWorker(rank=status.rank, host=status.host, section=status.section, step=status.step)
-
-
-def fault_of_record(record: ErrorRecord) -> Fault:
-    """Return the end of a worker that could leave its own account."""
-    kept = record.model_dump(include=set(FailedWorker.model_fields))
-    symptom: Symptom = record.symptom or "raised"  # type: ignore[assignment]
-    return Fault(FailedWorker(**kept), symptom, record.exit_code)
 
 
 def _fault(
@@ -122,7 +114,7 @@ def _symptom(error: BaseException) -> Symptom:
     losses = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, ControllerError)
     if isinstance(error, losses) or is_health_check_error(error):
         return "died"
-    return symptom_of(cause, is_memory=is_out_of_memory(cause))
+    return symptom_of(cause)
 
 
 def _death(error: BaseException, symptom: Symptom, is_host_gone: bool) -> str:

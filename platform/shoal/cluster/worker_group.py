@@ -20,14 +20,13 @@ from shoal.distributed.shm_allreduce import COLLECTIVE_TIMEOUT_S
 from shoal.errors import Interrupted, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
-from shoal.runs.failure_policy import symptom_of
+from shoal.runs.failure_policy import account_of
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.failures import STOPPED_OUTAGE_S
 from shoal.storage.records import ErrorRecord, FailureRecord, Outcome
 from shoal.storage.run_folder import SAVING, RunFolder
 from shoal.tracking.journal import has_journal
 from shoal.training.clock import Clock
-from shoal.training.device_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -232,11 +231,7 @@ def _train(spec: WorkerSpec, shard_refs: ShardRefs, decide: DecideFn | None, clo
 
 def _save_error(error: Exception, folder: RunFolder, rank: int, clock: Clock) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
-    section = clock.at[0]
-    record = ErrorRecord.from_exception(error, rank).replace(
-        symptom=symptom_of(error, section, is_out_of_memory(error)), section=section, step=clock.step
-    )
     with contextlib.suppress(OSError):
         earlier = load_error(folder)
         if earlier is None or is_peer_error(earlier):
-            folder.save(record)
+            folder.save(account_of(error, clock, rank))

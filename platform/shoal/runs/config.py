@@ -44,7 +44,7 @@ class ScaleConfig(Section):
     max_failures: int = Field(
         3,
         ge=0,
-        description="how many lost workers, nodes and hangs a run survives without a newer checkpoint",
+        description="how many lost workers, nodes and hangs a run survives without progress",
     )
     strategy: Strategy = Field(
         "ddp",

@@ -11,7 +11,9 @@ from typing import Literal
 
 from shoal.errors import DataError
 from shoal.storage.failures import storage_error
-from shoal.storage.records import FailedWorker, FailureKind, FailureRecord
+from shoal.storage.records import ErrorRecord, FailedWorker, FailureKind, FailureRecord
+from shoal.training.clock import Clock
+from shoal.training.device_memory import is_out_of_memory
 
 # What one worker's end means by itself, the strongest evidence first. Where a process died, another's exception may
 # only be a consequence; where one raised, another that lost its connection is one.
@@ -87,12 +89,25 @@ class Decision:
     exit_code: int = 1
 
 
-def symptom_of(error: BaseException, section: str = "", is_memory: bool = False) -> Symptom:
+def account_of(error: Exception, clock: Clock, rank: int = 0) -> ErrorRecord:
+    """Return a worker's own account of what it raised, which its process alone can give."""
+    section = clock.at[0]
+    symptom = symptom_of(error, section)
+    return ErrorRecord.from_exception(error, rank).replace(symptom=symptom, section=section, step=clock.step)
+
+
+def fault_of(record: ErrorRecord) -> Fault:
+    """Return the end of a worker that could leave its own account."""
+    kept = record.model_dump(include=set(FailedWorker.model_fields))
+    symptom: Symptom = record.symptom or "raised"  # type: ignore[assignment]  # one of an earlier version has none
+    return Fault(FailedWorker(**kept), symptom, record.exit_code)
+
+
+def symptom_of(error: BaseException, section: str = "") -> Symptom:
     """Return what an exception of a worker's own means.
 
     Args:
         section: that the worker was in.
-        is_memory: whether it says that memory is used up.
     """
     causes = list(_causes(error))
     is_source = section in DATA_SECTIONS and any(
@@ -108,7 +123,7 @@ def symptom_of(error: BaseException, section: str = "", is_memory: bool = False)
         return "lost its peer"
     if any(isinstance(cause, DataError) for cause in causes):
         return "bad data"
-    return "out of memory" if is_memory else "raised"
+    return "out of memory" if is_out_of_memory(error) else "raised"
 
 
 def _causes(error: BaseException | None) -> Sequence[BaseException]:
@@ -131,11 +146,11 @@ def decide(
         faults: one or more.
         earlier: the failure before, in the same job.
         checkpoint_step: of the newest checkpoint, None before the first.
-        max_failures: how many there may be without a newer checkpoint.
+        max_failures: how many there may be without a checkpoint that is later than the last of them.
     """
     root = min(faults, key=lambda fault: (ORDER.index(fault.symptom), fault.worker.rank or 0))
     kind = KINDS[root.symptom]
-    before = 0 if earlier is None or _is_newer(checkpoint_step, earlier.checkpoint_step) else earlier.failures
+    before = 0 if earlier is None or _got_further(checkpoint_step, earlier) else earlier.failures
     failures = before + (root.symptom not in FREE)
     repeats = root.symptom == "source away" and earlier is not None and _is_same(root.worker, earlier.root)
     retries = root.symptom in RETRIED and failures <= max_failures and not repeats
@@ -147,7 +162,7 @@ def decide(
         )
     elif root.symptom in RETRIED:
         follows = (
-            f"not tried again: {failures} failures without a newer checkpoint, more than "
+            f"not tried again: {failures} failures without progress, more than "
             f"scale.max_failures={max_failures}: raise it, or {REMEDIES[kind]}; the same command resumes from the "
             "last checkpoint"
         )
@@ -160,13 +175,19 @@ def decide(
         root=root.worker,
         cascade=[fault.worker for fault in faults if fault is not root],
         failures=failures,
+        step=max((fault.worker.step for fault in faults if fault.worker.step is not None), default=None),
         checkpoint_step=checkpoint_step,
     )
     return Decision(retries, record, root.exit_code)
 
 
-def _is_newer(step: int | None, earlier: int | None) -> bool:
-    return step is not None and (earlier is None or step > earlier)
+def _got_further(checkpoint_step: int | None, earlier: FailureRecord) -> bool:
+    """Whether the newest checkpoint is later than an earlier failure.
+
+    One that is only newer proves nothing: a resumed attempt writes its first at once, before it comes to that place.
+    """
+    places = (earlier.checkpoint_step, earlier.step)
+    return checkpoint_step is not None and all(place is None or checkpoint_step > place for place in places)
 
 
 def _resumes(checkpoint_step: int | None, failures: int | None, max_failures: int) -> str:

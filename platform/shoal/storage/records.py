@@ -531,7 +531,8 @@ class FailureRecord(Record):
         cascade: those that failed since it did.
         stacks: of the workers that hung, the rarest first.
         last_lines: that the root printed to stderr.
-        failures: that count, without a newer checkpoint in between.
+        failures: that count, without progress in between.
+        step: the latest that a worker had begun.
         checkpoint_step: of the newest checkpoint.
         next_command: which goes on; null where it is not known.
     """
@@ -547,6 +548,7 @@ class FailureRecord(Record):
     stacks: list[StackGroup] = Field(default_factory=list)
     last_lines: list[str] = Field(default_factory=list)
     failures: int = 0
+    step: int | None = None
     checkpoint_step: int | None = None
     attempt: int | None = None
     at_ms: int | None = None

@@ -3,6 +3,7 @@
 `jobs/train.py` calls it. Trials of a sweep call the same `run_worker` (`shoal.cluster.trial_actor`).
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
 from shoal.runs.data_notes import data_notes, write_data_report
+from shoal.runs.failure_policy import KINDS, account_of, decide, describe, fault_of
 from shoal.runs.finalize import package_and_verify
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.locations import this_command
@@ -31,11 +33,13 @@ from shoal.runs.resolve import as_begun
 from shoal.runs.validate import RunPlan, check_training
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.failures import storage_error
+from shoal.storage.lease import now_ms
 from shoal.storage.records import ErrorRecord, FailureRecord, Metadata, Outcome, Status, TrainResult
 from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, SAVING, RunFolder
 from shoal.tracking.journal import JournalReader, MetricPoint
 from shoal.training.checkpoint.contents import checkpoint_name, checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
+from shoal.training.clock import Clock
 from shoal.training.loop import total_steps
 
 logger = logging.getLogger(__name__)
@@ -172,16 +176,30 @@ class _TrainingRun(RunLifecycle):
         shard: Shard = resident_shard(spec, rows, 0, 1, device)
         if redrawn := RedrawnRows.of(self.plan.source, self.plan.preprocessing, dataset_info):
             shard = RedrawnShard(shard, redrawn, device)
+        clock = Clock()
         with self._watching(dataset_info):
             try:
-                run_worker(spec, shard, SingleProcess(), device)
+                run_worker(spec, shard, SingleProcess(), device, clock=clock)
             except Exception as error:
+                self._write_failure(error, clock)
                 failure = storage_error(error, self.folder.uri)
                 if failure and self.folder.is_stop_requested(by_others=False):
                     raise Interrupted(f"interrupted without a new checkpoint: {failure}") from error
                 if isinstance(error, ShoalError):
                     raise
                 raise failure or TrainingError(f"{type(error).__name__}: {error}") from error
+
+    def _write_failure(self, error: Exception, clock: Clock) -> None:
+        """Leave the record that a failure of workers has; nothing is tried again in this process."""
+        fault = fault_of(account_of(error, clock))
+        failure = decide([fault], None, None, max_failures=0).record.replace(
+            message=f"{KINDS[fault.symptom]}: {describe(fault)}",
+            attempt=self.attempt,
+            at_ms=now_ms(),
+            next_command=this_command(),
+        )
+        with contextlib.suppress(OSError):  # it may be what failed
+            self.folder.save(failure)
 
     def _train_on_cluster(self) -> None:
         from shoal.cluster.worker_group import WorkerGroup

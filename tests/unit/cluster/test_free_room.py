@@ -40,7 +40,7 @@ def test_it_is_said_at_once_then_now_and_then_and_when_it_changes(monkeypatch):
         now[0] = float(second)
         if second == 140:
             rooms.append(room([ONE, ONE]))
-        watch.check()
+        watch.look()
     assert said == [
         (100.0, "waiting for 2 CPU (1 of 3 there)"),
         (130.0, "waiting for 2 CPU (1 of 3 there)"),

@@ -135,7 +135,7 @@ def test_a_worker_that_only_saw_another_one_go_does_not_hide_the_loss(folder, de
     for raised in (group_error(RayActorError()), group_error(RuntimeError(peer.message), RayActorError())):
         error = error_of(decided(raised, max_failures=0), folder)
         assert "was lost (RayActorError" in str(error)
-        assert "1 failures without a newer checkpoint, more than scale.max_failures=0" in str(error)
+        assert "1 failures without progress, more than scale.max_failures=0" in str(error)
         assert "resumes from the last checkpoint" in str(error)
         assert error.exit_code == 1
 

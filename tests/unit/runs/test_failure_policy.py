@@ -58,7 +58,7 @@ def test_an_exception_of_a_worker_means(error, section, symptom):
 
 
 def test_memory_that_is_used_up_is_no_bug():
-    assert symptom_of(MemoryError(), "step", is_memory=True) == "out of memory"
+    assert symptom_of(MemoryError(), "step") == "out of memory"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,17 @@ def test_the_strongest_evidence_gives_the_class(symptoms, kind, retries):
     assert set(KINDS) == set(ORDER)
 
 
-def test_the_budget_counts_failures_without_a_newer_checkpoint():
+def test_a_newer_checkpoint_before_the_place_of_the_failure_is_no_progress():
+    """A resumed attempt writes its first checkpoint at once, and then hangs where the one before did."""
+    record = None
+    for step in (100, 101, 102):
+        decision = decide([fault("hung", step=500)], record, step, max_failures=2)
+        record = decision.record
+    assert (record.failures, decision.retries) == (3, False)
+    assert decide([fault("hung", step=900)], record, 501, max_failures=2).record.failures == 1
+
+
+def test_the_budget_counts_failures_without_progress():
     counted, record = [], None
     for step in (None, None, 100, 100, 100, 200, 200, 200, 200):
         decision = decide([fault("died")], record, step, max_failures=2)
@@ -112,7 +122,7 @@ def test_the_budget_counts_failures_without_a_newer_checkpoint():
         (3, False),
         (4, False),
     ]
-    assert "4 failures without a newer checkpoint, more than scale.max_failures=2" in record.message
+    assert "4 failures without progress, more than scale.max_failures=2" in record.message
     assert "the same command resumes" in record.message
 
 

@@ -1,5 +1,7 @@
 """Which folder a run gets: new, continued or refused; of earlier versions too."""
 
+import re
+
 import pytest
 import yaml
 
@@ -7,6 +9,8 @@ from shoal.config.loading import load, to_yaml
 from shoal.errors import ConfigError, StorageError, UserError
 from shoal.runs.config import RunConfig
 from shoal.runs.resolve import as_begun, finished_result, resolve_run_folder
+from shoal.storage import leased_folder
+from shoal.storage.leased_folder import LeasedFolder
 from shoal.storage.records import Identity, Lease, Result, SweepResult, TrainResult
 from shoal.storage.run_folder import CONFIG, RunFolder
 from shoal.tune.config import SweepConfig, load_sweep
@@ -137,6 +141,24 @@ def test_a_folder_that_cannot_be_written_is_refused(config, tmp_path):
 
 
 # A run without a name.
+
+
+def test_a_run_whose_driver_was_on_another_host_is_watched_and_then_continued(config, monkeypatch, caplog):
+    """The host may be gone; where its driver lives, the lease changes meanwhile and another run begins."""
+    monkeypatch.setattr(leased_folder, "LEASE_S", 0.2)
+    monkeypatch.setattr(leased_folder, "WATCH_EVERY_S", {True: 0.01})
+    folder = begin(config(), status="RUNNING", is_alive=True)
+    lease = folder.lease().replace(host="elsewhere")
+    folder.save(lease, inside="attempts/0001")
+    assert resolve_run_folder(config()).uri == folder.uri
+    assert re.search(r"on elsewhere, since .*: waiting 0 s for a sign of life", caplog.text)
+    beats = iter(range(1, 1000))
+    monkeypatch.setattr(
+        LeasedFolder,
+        "lease",
+        lambda self: lease.replace(beat=next(beats)) if self.exists("run.json") else None,
+    )
+    assert resolve_run_folder(config()).uri == f"{folder.uri.removesuffix('-1')}-2"
 
 
 def test_an_unfinished_run_of_the_same_config_is_continued_and_a_finished_one_is_not(config):
