@@ -223,7 +223,7 @@ def _train(spec: WorkerSpec, shard_refs: ShardRefs, decide: DecideFn | None, clo
     device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
     group = make_group(device, spec.config.scale)
-    clock.enter("rows")
+    clock.enter("setup")
     shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
     with lossy_streams():
         run_worker(spec, shard, group, device, decide, watches_system=decide is None, clock=clock)

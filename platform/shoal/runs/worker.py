@@ -123,7 +123,6 @@ def run_worker(
     """
     config, rows, clock = spec.config, spec.dataset_info.rows, clock or Clock()
     folder = spec.open_folder()
-    clock.enter("setup")
     identity = folder.identity()  # before anything costly: does this node see the folder?
     _make_deterministic(config, device)
     reset_peak(device)
@@ -131,16 +130,13 @@ def run_worker(
         config, spec.dataset_info.transform, shard, collective, device, has_validation=rows[VALIDATION] > 0
     )
     store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
-    clock.enter("resume")
     progress = resume_or_start(loop, store, config.seed)
     attempt = Attempt(progress, _workload(spec, collective.size, device), clock)
     journal = Journal(folder, spec.attempt) if collective.rank == 0 else NoJournal()
     with contextlib.ExitStack() as stack:
         stack.callback(journal.sync)
         if watches_system and isinstance(journal, Journal):
-            monitor = SystemMonitor(journal, identity.start_ms)
-            monitor.start()
-            stack.callback(monitor.stop)
+            _watch_system(stack, journal, identity.start_ms)
         metadata = {"attempt": spec.attempt, "num_workers": collective.size, "run_key": identity.key}
         checkpoints = stack.enter_context(
             CheckpointWriter(loop, store, folder, journal, attempt, metadata, spec.dataset_info)
@@ -160,14 +156,25 @@ def run_worker(
         checkpoints.finish()
         selected = select_weights(loop, store, attempt.progress) if _is_complete(ended) else None
         outcome = _outcome(loop, ended, attempt, spec, device, selected)
-        clock.enter("model")
         if selected is not None:
             checkpoints.add_full_weights(selected)
-    clock.enter(STORAGE)
     if collective.rank == 0:
-        journal.log(attempt.progress.step, outcome.test_metrics)
-        journal.sync()
-        folder.save(outcome.model_copy(update={"checkpoint_blocked_s": checkpoints.blocked_s}))
+        _write(outcome, checkpoints.blocked_s, folder, journal, clock)
+
+
+def _watch_system(stack: contextlib.ExitStack, journal: Journal, start_ms: int) -> None:
+    monitor = SystemMonitor(journal, start_ms)
+    monitor.start()
+    stack.callback(monitor.stop)
+
+
+def _write(
+    outcome: Outcome, blocked_s: float, folder: RunFolder, journal: Journal | NoJournal, clock: Clock
+) -> None:
+    clock.enter(STORAGE)
+    journal.log(outcome.progress.step, outcome.test_metrics)
+    journal.sync()
+    folder.save(outcome.model_copy(update={"checkpoint_blocked_s": blocked_s}))
 
 
 def resident_shard(
