@@ -14,6 +14,7 @@ from typing import Any
 
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
+FIND_S = 30.0
 TINY = 1e-6  # Ray's resources are fractions
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,14 @@ class Room:
     is_pending: bool
 
 
-def describe_wait(room: Room, workers: int, earlier_hosts: frozenset[str]) -> str | None:
+def describe_wait(
+    room: Room, workers: int, earlier_hosts: frozenset[str], waited_s: float = math.inf
+) -> str | None:
     """Return what is waited for before so many workers can start, or None if it is nothing that a cluster lacks.
 
     Args:
         earlier_hosts: where the workers were before.
+        waited_s: so far. Ray needs a while to find that a host is gone, whose resources look as if others used them.
     """
     if not room.is_pending:
         return None
@@ -54,6 +58,8 @@ def describe_wait(room: Room, workers: int, earlier_hosts: frozenset[str]) -> st
     lost = "".join(f"host {host} is gone; " for host in gone)
     if there < workers:
         return f"{lost}waiting for {_amounts(room.needs, workers - there, there, workers)}"
+    if earlier_hosts and waited_s < FIND_S:
+        return None
     return f"{lost}waiting for {_amounts(room.needs, workers - free, free, workers)}, which others use"
 
 
@@ -106,6 +112,7 @@ class RoomWatch:
     ) -> None:
         self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
         self._look_s = self._say_s = 0.0
+        self._since_s = time.monotonic()
         self._said: str | None = None
         self._thread: threading.Thread | None = None
 
@@ -127,7 +134,8 @@ class RoomWatch:
     def look(self) -> None:
         """Ask Ray, and say what is waited for."""
         now = time.monotonic()
-        words = describe_wait(look(self._needs), self._workers, self._earlier)
+        waited_s = now - self._since_s
+        words = describe_wait(look(self._needs), self._workers, self._earlier, waited_s)
         if words is not None and (words != self._said or now >= self._say_s):
             self._say(words)
             self._say_s = now + SAY_EVERY_S

@@ -14,6 +14,7 @@ from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.status_board import open_board
 from shoal.cluster.worker_failure import (
     DEATHS,
+    add_lost_peers,
     faults_of_hang,
     find_faults,
     stacks_of,
@@ -29,6 +30,7 @@ from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 
 READ_EVERY_S = 0.5
+UNREACHED = "its host does not answer"
 END_AGAIN_S = 60.0  # where the processes of a hang have not ended
 
 logger = logging.getLogger(__name__)
@@ -133,22 +135,20 @@ class GroupWatch:
         import ray
 
         if self.hang:
+            silent = {one.rank: UNREACHED for one in self.hang.workers if one.rank not in self._reports}
             states = {rank: report.state for rank, report in self._reports.items() if report.state}
-            return faults_of_hang(self.hang, states)
-        faults = find_faults(error, folder, self.statuses, self._gone_hosts())
+            return faults_of_hang(self.hang, silent | states)
+        nodes = ray.nodes() if session.answers() else []
+        gone = {node["NodeID"] for node in nodes if not node["Alive"]}
+        gone_hosts = {one.host for one in self.statuses.values() if one.node in gone}
+        found = find_faults(error, folder, self.statuses, gone_hosts)
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+        faults = add_lost_peers(found, self.statuses, gone, addresses)
         dead = [fault.worker.rank for fault in faults if fault.symptom in DEATHS]
         if dead and session.answers():
             with contextlib.suppress(ray.exceptions.RayError):
                 self._reports = last_lines([self.statuses[rank] for rank in dead if rank in self.statuses])
         return faults
-
-    def _gone_hosts(self) -> frozenset[str]:
-        import ray
-
-        if not session.answers():
-            return frozenset()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return frozenset(one.host for one in self.statuses.values() if one.node not in alive)
 
 
 def _checkpoint_step(folder: RunFolder, earlier: FailureRecord | None) -> int | None:

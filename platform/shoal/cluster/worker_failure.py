@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from shoal.cluster.ray_private import health_check_failure, is_health_check_error
 from shoal.errors import StorageError, TrainingError
 from shoal.runs.failure_policy import PEER_ERRORS, Decision, Fault, Symptom, fault_of, symptom_of
-from shoal.runs.hang import Hang, WorkerStatus
+from shoal.runs.hang import ENDED, Hang, WorkerStatus
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, FailedWorker, FailureRecord, StackGroup
 from shoal.storage.run_folder import RunFolder
@@ -45,6 +45,41 @@ def find_faults(
     if is_peer_error(record) and own is not None and own.symptom in DEATHS:
         return faults
     return [fault_of(record), *(fault for fault in faults if fault is not own and found)]
+
+
+def add_lost_peers(
+    faults: Sequence[Fault],
+    statuses: Mapping[int, WorkerStatus],
+    gone_nodes: Collection[str],
+    addresses: Mapping[str, str],
+) -> list[Fault]:
+    """Return faults with those of workers that the others only saw go: Ray may learn of a death later than they.
+
+    Args:
+        gone_nodes: Ray's names of hosts that are not part of the cluster any more.
+        addresses: of hosts, by Ray's names of them; a peer's error may name one.
+    """
+    if any(fault.symptom != "lost its peer" for fault in faults):
+        return list(faults)
+    known = {fault.worker.rank for fault in faults}
+    quiet = [one for rank, one in statuses.items() if rank not in known and one.section != ENDED]
+    words = " ".join(fault.worker.message for fault in faults)
+    named = [one for one in quiet if _is_named(one, words, addresses.get(one.node))]
+    gone = [one for one in quiet if one.node in gone_nodes]
+    lost = gone or named or (quiet if len(quiet) == 1 else [])
+    return [*faults, *(_lost(one, one.node in gone_nodes) for one in lost)]
+
+
+def _is_named(status: WorkerStatus, words: str, address: str | None) -> bool:
+    """Whether the error of a peer names a worker, as the sum in shared memory does, or the address of its host."""
+    return f"worker {status.rank} (pid {status.pid}) is gone" in words or bool(
+        address and f"[{address}]" in words
+    )
+
+
+def _lost(status: WorkerStatus, is_host_gone: bool) -> Fault:
+    message = "its host is gone" if is_host_gone else "its process is gone"
+    return Fault(_worker(status).model_copy(update={"type": "WorkerLost", "message": message}), "died")
 
 
 def faults_of_hang(hang: Hang, states: Mapping[int, str]) -> list[Fault]:

@@ -19,7 +19,7 @@ from shoal.runs.hang import WorkerStatus
 
 MOST_LINES, MOST_BYTES = 20, 8192
 DUMP_S = 10.0
-REPORT_S = 30.0  # for all hosts together
+REPORT_S = 15.0  # for all hosts together; one that is cut off never does
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")  # lines by which Ray attributes those that follow
 STATES = {"T": "it is stopped (SIGSTOP)", "t": "a debugger holds it", "D": "the system holds it (a disk?)"}
 

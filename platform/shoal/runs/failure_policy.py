@@ -66,6 +66,7 @@ REMEDIES: dict[FailureKind, str] = {
 PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone", "Broken pipe")
 # What it sees when another one does not come: gloo's words, NCCL's, and those of the sum in shared memory.
 TIMEOUTS = ("Timed out waiting", "Watchdog caught collective operation timeout", "did not join the gradient")
+MOST_WORDS = 160  # characters of what such an exception says
 DATA_SECTIONS = ("data", "epoch start")
 # Of the system's errors those that say something of the path, not of the moment.
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -203,13 +204,15 @@ def _is_same(worker: FailedWorker, earlier: FailedWorker | None) -> bool:
 
 def describe(fault: Fault) -> str:
     """Return who failed and how, in a line."""
-    worker = fault.worker
+    worker, message = fault.worker, " ".join(fault.worker.message.split())
     if fault.symptom == "hung":
-        return worker.message
+        return message
     who = "a worker" if worker.rank is None else f"worker {worker.rank}"
     host = f" on {worker.host}" if worker.host else ""
-    if fault.symptom in ("died", "preempted", "killed for memory", "lost its peer"):
-        at = f" at step {worker.step}" if worker.step else ""
-        return f"{who}{host} was lost{at} ({worker.message or worker.type})"
+    at = f" at step {worker.step}" if worker.step else ""
+    if fault.symptom in ("died", "preempted", "killed for memory"):
+        return f"{who}{host} was lost{at} ({message or worker.type})"
+    if fault.symptom == "lost its peer":
+        return f"{who}{host} lost its connection to another one{at} ({message[:MOST_WORDS]})"
     where = f" ({worker.where})" if worker.where else ""
-    return f"{who}{host}: {worker.type}: {worker.message}{where}"
+    return f"{who}{host}: {worker.type}: {message}{where}"

@@ -31,6 +31,13 @@ def test_the_words_for_a_wait(seen, workers, words):
     assert describe_wait(seen, workers, frozenset({"head", "w1"})) == words
 
 
+def test_after_a_loss_ray_has_a_while_to_find_that_the_host_is_gone():
+    taken, hosts = room([ONE, ONE], {"CPU": 1.0}, hosts=("head", "w1")), frozenset({"head", "w1"})
+    assert describe_wait(taken, 2, hosts, waited_s=5.0) is None
+    assert describe_wait(taken, 2, hosts, waited_s=31.0) is not None
+    assert describe_wait(taken, 2, frozenset(), waited_s=0.0) is not None
+
+
 def test_it_is_said_at_once_then_now_and_then_and_when_it_changes(monkeypatch):
     now, rooms, said = [100.0], [room([ONE])], []
     monkeypatch.setattr(free_room.time, "monotonic", lambda: now[0])

@@ -1,6 +1,7 @@
 """What Ray's exceptions and workers' own records mean, and which error the user gets; no cluster."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import (
@@ -15,6 +16,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from shoal.cluster.worker_failure import (
+    add_lost_peers,
     error_of,
     faults_of_hang,
     find_faults,
@@ -108,6 +110,28 @@ def test_a_loss_is_named_by_worker_host_and_step(decided):
     record = decided(error, statuses=statuses, gone_hosts={"w1"}).record
     assert record.message.startswith("lost worker: worker 1 on w1 was lost at step 7 (its host is gone); ")
     assert [one.host for one in record.cascade] == ["head"]
+
+
+def test_a_worker_that_only_its_peers_saw_go_is_named(decided):
+    closed = RuntimeError("[pair.cc:553] Connection closed by peer [10.0.0.2]:33445.\n\nAt:\n  x.py(2)")
+    statuses = {0: status(0, "head"), 1: status(1, "w1"), 2: status(2, "w2")}
+    statuses[2] = replace(statuses[2], node="other")
+    faults = find_faults(group_error(closed), RunFolder("/none"), statuses, ())
+    by_address = add_lost_peers(faults, statuses, set(), {"node": "10.0.0.2", "other": "10.0.0.3"})
+    gone = add_lost_peers(faults, statuses, {"other"}, {})
+    in_memory = replace(
+        faults[0], worker=faults[0].worker.model_copy(update={"message": "worker 2 (pid 1) is gone"})
+    )
+    for found, who in [
+        (by_address, "worker 1 on w1 was lost at step 7 (its process is gone)"),
+        (gone, "worker 2 on w2 was lost at step 7 (its host is gone)"),
+        (add_lost_peers([in_memory], statuses, set(), {}), "worker 2 on w2 was lost at step 7 (its process"),
+        (faults, "worker 0 on head lost its connection to another one at step 7 ([pair.cc:553] Connection"),
+    ]:
+        message = decide(found, None, None, 3).record.message
+        assert message.startswith(f"lost worker: {who}")
+        assert "\n" not in message
+    assert add_lost_peers([Fault(FailedWorker(), "raised")], statuses, set(), {})[1:] == []
 
 
 def test_the_workers_own_error_is_what_the_user_gets_with_its_exit_code(folder, decided):
