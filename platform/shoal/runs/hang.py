@@ -83,8 +83,13 @@ class WorkerStatus:
         return max(usual_s, PATIENT_S) if is_patient and not self.is_silent else usual_s
 
     @property
+    def stayed_s(self) -> float:
+        """Seconds in the section by now, unless it has left it without a word."""
+        return self.stay_s + self.silent_s
+
+    @property
     def is_overdue(self) -> bool:
-        return self.stay_s + self.silent_s > self.limit_s
+        return self.stayed_s > self.limit_s
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Hang:
         doing = SAYS.get(one.section, f"section '{one.section}'")
         said = ", and does not answer" if one.is_silent else ""
         step = f"{'about' if one.is_silent else 'at'} step {one.step}"
-        return f"{who} been in {doing} {step} for {one.stay_s + one.silent_s:.0f} s ({before}){said}"
+        return f"{who} been in {doing} {step} for {one.stayed_s:.0f} s ({before}){said}"
 
 
 def find_hang(statuses: Sequence[WorkerStatus], size: int) -> Hang | None:
@@ -115,9 +120,11 @@ def find_hang(statuses: Sequence[WorkerStatus], size: int) -> Hang | None:
     if len(statuses) < size or not working:
         return None
     overdue = [status for status in working if status.is_overdue]
-    alone = [status for status in overdue if status.is_silent or status.section in OWN]
+    # Where any other moves, so does one whose words do not arrive.
+    none_moves = all(status.stayed_s > SILENT_S for status in working)
+    alone = [one for one in overdue if (one.is_silent and none_moves) or one.section in OWN]
     if alone:
-        return Hang(max(alone, key=lambda one: (one.is_silent, one.stay_s + one.silent_s)), working)
+        return Hang(max(alone, key=lambda one: (one.is_silent, one.stayed_s)), working)
     return Hang(_odd_one(working), working) if len(overdue) == len(working) else None
 
 

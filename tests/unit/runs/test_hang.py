@@ -72,12 +72,14 @@ def test_where_all_wait_in_a_collective_none_is_named():
         [status(0, "storage", 500.0, 0.01), status(1, stay_s=500.0)],
         [status(0, "on_epoch_end", 500.0, 0.01), status(1, stay_s=500.0)],
         [status(0, "decide", 500.0, 0.01), status(1, "decide", 500.0, 0.01)],
+        [MOVING, status(1, silent_s=30.0)],
         [WAITS],
         [status(0, "ended", 30.0), status(1, "ended", 30.0)],
         [status(0, "rows", 10.0, None, silent_s=50.0), status(1, "rows", 10.0, None, silent_s=50.0)],
     ],
     ids=[
         "moving", "floor", "five times", "first", "one's first", "evaluation", "storage", "callback", "decision",
+        "words do not arrive",
         "one has not begun", "all ended", "the interpreter's lock is held at the start",
     ],
 )  # fmt: skip
