@@ -6,6 +6,7 @@ The decision is `shoal.runs.failure_policy`'s; here is what it is made from, and
 import errno
 import logging
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from shoal.cluster.ray_private import health_check_failure, is_health_check_error
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 FULL = os.strerror(errno.ENOSPC)
 MOST_WORDS = 300  # characters of Ray's account of a death
+EXIT_CODE = re.compile(r"\bexit code \d+")
 DEATHS: tuple[Symptom, ...] = ("preempted", "killed for memory", "died")
 
 
@@ -153,13 +155,19 @@ def _symptom(error: BaseException) -> Symptom:
 
 
 def _death(error: BaseException, symptom: Symptom, is_host_gone: bool) -> str:
+    from ray.exceptions import RayActorError, WorkerCrashedError
+
     if is_host_gone:
         return "its host is gone"
     if symptom == "killed for memory":
         return "its host ran out of memory"
     if symptom == "preempted":
         return "its host was taken away"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_WORDS]}"
+    words = " ".join(str(error).split())
+    if isinstance(error, RayActorError | WorkerCrashedError):
+        code = EXIT_CODE.search(words)
+        return f"its process is gone{f', with {code.group()}' if code else ''}"
+    return f"{type(error).__name__}: {words[:MOST_WORDS]}"
 
 
 def _failures(error: BaseException) -> list[tuple[int, BaseException]]:

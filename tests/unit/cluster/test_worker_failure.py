@@ -104,6 +104,12 @@ def test_a_preempted_node_is_no_failure(decided):
     assert decision.record.kind == "preemption"
 
 
+def test_a_process_that_ended_by_itself_is_named_with_its_exit_code(decided):
+    text = "The actor died. Worker exit type: USER_ERROR Worker exit detail: it exits with exit code 3."
+    record = decided(group_error(RayActorError("00" * 16, text))).record
+    assert "worker 0 was lost (its process is gone, with exit code 3)" in record.message
+
+
 def test_a_loss_is_named_by_worker_host_and_step(decided):
     statuses = {0: status(0, "head"), 1: status(1)}
     error = group_error(RuntimeError(PEER_ERRORS[0]), RayActorError())
@@ -158,7 +164,7 @@ def test_a_worker_that_only_saw_another_one_go_does_not_hide_the_loss(folder, de
     folder.save(peer)
     for raised in (group_error(RayActorError()), group_error(RuntimeError(peer.message), RayActorError())):
         error = error_of(decided(raised, max_failures=0), folder)
-        assert "was lost (RayActorError" in str(error)
+        assert "was lost (its process is gone)" in str(error)
         assert "1 failures without progress, more than scale.max_failures=0" in str(error)
         assert "resumes from the last checkpoint" in str(error)
         assert error.exit_code == 1
