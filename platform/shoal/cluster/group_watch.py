@@ -5,7 +5,6 @@ what follows is what follows a loss. It decides nothing else.
 """
 
 import contextlib
-import logging
 import time
 from typing import Any
 
@@ -33,8 +32,6 @@ READ_EVERY_S = 0.5
 UNREACHED = "its host does not answer"
 END_AGAIN_S = 60.0  # where the processes of a hang have not ended
 
-logger = logging.getLogger(__name__)
-
 
 class GroupWatch:
     """Of one attempt of a group; a context, for as long as the attempt lasts.
@@ -59,9 +56,8 @@ class GroupWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reading = self.board = (
-            None  # the actor ends with its last handle; `ray.kill` would wait for Ray's server
-        )
+        # The actor ends with its last handle; `ray.kill` would wait for Ray's server.
+        self._reading = self.board = None
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -19,7 +19,7 @@ from shoal.runs.hang import WorkerStatus
 
 MOST_LINES, MOST_BYTES = 20, 8192
 DUMP_S = 10.0
-REPORT_S = 15.0  # for all hosts together; one that is cut off never does
+REPORT_S, LINES_S = 15.0, 5.0  # for all hosts together; one that is cut off never answers
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")  # lines by which Ray attributes those that follow
 STATES = {"T": "it is stopped (SIGSTOP)", "t": "a debugger holds it", "D": "the system holds it (a disk?)"}
 
@@ -42,15 +42,17 @@ class ProcessReport:
 
 def end_workers(workers: Sequence[WorkerStatus]) -> dict[int, ProcessReport]:
     """Report on workers, by rank, and end their processes; hosts that do not answer are left out."""
-    return _on_their_hosts(report_and_kill, workers)
+    return _on_their_hosts(report_and_kill, workers, REPORT_S)
 
 
 def last_lines(workers: Sequence[WorkerStatus]) -> dict[int, ProcessReport]:
     """Report on workers whose processes may be gone."""
-    return _on_their_hosts(report_lines, workers)
+    return _on_their_hosts(report_lines, workers, LINES_S)
 
 
-def _on_their_hosts(function: Any, workers: Sequence[WorkerStatus]) -> dict[int, ProcessReport]:
+def _on_their_hosts(
+    function: Any, workers: Sequence[WorkerStatus], timeout_s: float
+) -> dict[int, ProcessReport]:
     import ray
 
     by_node: dict[str, list[WorkerStatus]] = {}
@@ -63,7 +65,7 @@ def _on_their_hosts(function: Any, workers: Sequence[WorkerStatus]) -> dict[int,
         for node, here in by_node.items()
         if node in alive
     ]
-    ready, late = ray.wait(refs, num_returns=len(refs), timeout=REPORT_S) if refs else ([], [])
+    ready, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
     reports = {}
     for ref in ready:
         with contextlib.suppress(ray.exceptions.RayError):
