@@ -52,6 +52,10 @@ class TrainingError(ShoalError, RuntimeError):
     """The training itself failed: user code raised, or workers were lost too often."""
 
 
+class ClusterError(ShoalError, RuntimeError):
+    """A check of the cluster found what a training would fail of."""
+
+
 class LeaseLostError(ShoalError):
     """A later attempt works on the run folder: this one may not write any more. No retry and no other folder helps."""
 

@@ -38,6 +38,7 @@ PACKAGES = [
     "runs",
     "tune",
     "serving",
+    "ops",
     "cluster",
     "workflows",
     "terminal",

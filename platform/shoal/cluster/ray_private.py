@@ -28,6 +28,8 @@ The wording of the memory monitor's message (`OUT_OF_MEMORY`, `STOPPED_ACTOR`)
     It tells a lack of memory from a crash. Without it, the trial is tried again like one that crashed.
 The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
     A busy machine may take longer, and Ray takes no other limit. Without it, there is no second try.
+`ray._private.runtime_env.packaging` (`upload_size`)
+    What a job uploads, by the same rules as Ray. Without it, the size is not known, and not checked.
 `trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
     Population based training writes there whose weights a trial continues from. Without it, refused with a message.
 
@@ -50,6 +52,7 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -58,6 +61,7 @@ from shoal.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+MOST_UPLOADED = 100_000  # files and folders, of which an upload takes minutes
 START_TIMED_OUT = "timed out during startup"
 
 # Measured on 2 cores (docs/design.md): an empty TorchTrainer.fit takes 10.5 s with these, 15 to 17 s without.
@@ -126,6 +130,34 @@ def in_own_session() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = plain
+
+
+def upload_size(folder: Path) -> tuple[int, int] | None:
+    """Return the bytes that a job would upload from a folder, and how many Ray takes; None if this Ray does not tell.
+
+    Where it is more than Ray takes, or too many files to count, it is at least so much.
+    """
+    from ray._private.runtime_env import packaging
+
+    ignored = getattr(packaging, "get_excludes_from_ignore_files", None)
+    most = getattr(packaging, "GCS_STORAGE_MAX_SIZE", None)
+    if ignored is None or most is None:
+        return None
+    size, entries, waiting = 0, 0, [(folder, [])]
+    while waiting and size <= most:
+        path, excludes = waiting.pop()
+        excludes = [*excludes, *ignored(path, include_gitignore=True, logger=logger.getChild("upload"))]
+        for inner in path.iterdir() if os.access(path, os.R_OK | os.X_OK) else ():
+            entries += 1
+            if entries > MOST_UPLOADED:
+                return most + 1, int(most)
+            if any(leaves_out(inner) for leaves_out in excludes):
+                continue
+            if inner.is_dir():
+                waiting.append((inner, excludes))
+            elif inner.is_file():
+                size += inner.stat().st_size
+    return size, int(most)
 
 
 def actor_id(actor: Any) -> str:

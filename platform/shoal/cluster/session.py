@@ -41,6 +41,20 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     Raises:
         ConfigError: the cluster is too small, or does not answer.
     """
+    is_own = join(spare_cpus)
+    has = resources()
+    cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
+    spare = 0 if is_own else spare_cpus
+    check_resources(scale, cpus - spare, gpus, "the cluster", spare)
+    return bool(scale.use_gpu and gpus >= scale.num_workers)
+
+
+def join(spare_cpus: int = 0) -> bool:
+    """Join or start a cluster, whatever its size; return whether it was started here, for this process.
+
+    Raises:
+        ConfigError: it does not answer.
+    """
     for name, value in TRAIN_ENV.items():
         os.environ.setdefault(name, value)
     found = cluster_address()
@@ -58,11 +72,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
         with _own_signals():
             _open(found, spare_cpus, decides_on_token)
         _OPENED.append(True)
-    has = ray.cluster_resources()
-    cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
-    spare = spare_cpus if found is not None or is_callers else 0
-    check_resources(scale, cpus - spare, gpus, "the cluster", spare)
-    return bool(scale.use_gpu and gpus >= scale.num_workers)
+    return found is None and not is_callers
 
 
 @contextlib.contextmanager

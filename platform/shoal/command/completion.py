@@ -23,6 +23,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "train": RunConfig,
     "check": RunConfig,
     "plan": RunConfig,
+    "doctor": RunConfig,
     "tune": SweepConfig,
     "transfer": TransferConfig,
     "coordinate-check": CoordinateConfig,

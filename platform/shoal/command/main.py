@@ -25,6 +25,8 @@ COMMANDS = {
     "runs": ("runs", "list runs, and what to do next with unfinished ones"),
     "show": ("show", "print one run"),
     "ui": ("ui", "open MLflow on the runs"),
+    "doctor": ("doctor", "check a cluster before a training is started on it"),
+    "reap": ("reap", "close runs whose process is gone"),
     "sync": ("sync", "send a run folder to MLflow, completely"),
     "completion": ("completion", "print a script that completes this command in bash or zsh"),
 }

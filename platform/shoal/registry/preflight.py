@@ -135,12 +135,12 @@ def _check_server(uri: str) -> None:
 
 
 def _ask(uri: str) -> None:
-    request = Request(reveal(uri).rstrip("/") + ASKED, headers=_authorization())
+    request = Request(reveal(uri).rstrip("/") + ASKED, headers=authorization())
     with urlopen(request, timeout=PROBE_S) as answer:
         json.load(answer)
 
 
-def _authorization() -> dict[str, str]:
+def authorization() -> dict[str, str]:
     user, password, token = (
         os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN")
     )

@@ -1,10 +1,12 @@
 """What a job besides training found, kept as a run of its own: a run folder that is synced to MLflow.
 
-It does not know what was found or how.
+It does not know what was found or how. A job that works on other runs leaves a result alone (`write_plain_result`).
 """
 
+import contextlib
 import itertools
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,3 +122,29 @@ def _write(folder: RunFolder, found: JobResult[AnyResult], heartbeat: Heartbeat)
     result = result.replace(mlflow_run_id=tracker.run_id, is_delivered=is_delivered)
     folder.save(result)
     return result
+
+
+def write_plain_result(storage: str, kind: type[AnyResult], job: str, **found: Any) -> AnyResult:
+    """Write the result of a job that is no run: into `job/job-1`, ... below storage, or into a temporary folder.
+
+    Raises:
+        StorageError: neither can be written.
+    """
+    with contextlib.suppress(OSError):
+        return _write_plain(_unused_result_folder(f"{storage}/{job}", job), kind, found)
+    return _write_plain(RunFolder(tempfile.mkdtemp(prefix=f"shoal-{job}-")), kind, found)
+
+
+def _write_plain(folder: RunFolder, kind: type[AnyResult], found: Mapping[str, Any]) -> AnyResult:
+    folder.set_stopping(True)  # no minutes of patience with a store that is away
+    folder.create()
+    result = kind(run_name=folder.uri.rpartition("/")[2], run_folder=folder.uri, **found)
+    folder.save(result)
+    return result
+
+
+def _unused_result_folder(parent: str, job: str) -> RunFolder:
+    folder = RunFolder(parent)
+    folder.set_stopping(True)
+    taken = set(folder.names())
+    return RunFolder(next(f"{parent}/{job}-{n}" for n in itertools.count(1) if f"{job}-{n}" not in taken))

@@ -28,13 +28,30 @@ def cluster_address() -> str | None:
     named = os.environ.get("RAY_ADDRESS")
     if named:
         return named
+    address = _address_in_file()
+    return address if address and _answers(address) else None
+
+
+def left_behind() -> str | None:
+    """Return the address in Ray's own file if nothing answers there."""
+    address = _address_in_file()
+    return address if address and not _answers(address) else None
+
+
+def _address_in_file() -> str | None:
     try:
-        found = CLUSTER_FILE.read_text().strip()
-        host, _, port = found.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=1):
-            return found
+        return CLUSTER_FILE.read_text().strip()
     except (OSError, ValueError):
         return None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def check_cluster(address: str) -> None:

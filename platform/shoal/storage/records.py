@@ -840,6 +840,64 @@ class ServeResult(Result):
     is_delivered: bool | None = None
 
 
+class Finding(Part):
+    """What a check found, of a cluster or of a part of it.
+
+    Attributes:
+        check: what was looked at.
+        level: `ok`; `warning`: it works, and worse than it could; `fatal`: a job would fail.
+        where: the host, or hosts, it is true of.
+        value: what was seen.
+        rule: what it should be, and why.
+        remedy: what a person does about it.
+    """
+
+    check: str
+    level: Literal["ok", "warning", "fatal"] = "ok"
+    where: str = ""
+    value: str
+    rule: str = ""
+    remedy: str = ""
+
+
+class DoctorResult(Result):
+    """Of a check of the cluster; no run of MLflow.
+
+    Attributes:
+        findings: by check.
+        nodes: that were looked at.
+        seconds: that it took.
+    """
+
+    findings: list[Finding]
+    nodes: list[str]
+    seconds: float
+
+
+class ReapedRun(Part):
+    """A run that was said to be running.
+
+    Attributes:
+        run: its folder, or its name where MLflow alone says so.
+        outcome: `lives`; `closed`: nothing worked on it; `unknown`: its files cannot be read.
+        why: in words.
+    """
+
+    run: str
+    outcome: Literal["lives", "closed", "unknown"]
+    why: str
+
+
+class ReapResult(Result):
+    """Of a reaping; no run of MLflow.
+
+    Attributes:
+        runs: those that were said to be running.
+    """
+
+    runs: list[ReapedRun]
+
+
 class LedgerEntry(Part):
     """How a version of a registered model became its champion.
 

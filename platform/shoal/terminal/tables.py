@@ -39,12 +39,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Lay out rows in columns; the first is aligned left, the others right."""
+def table(rows: Sequence[tuple[str, ...]], is_text: bool = False) -> str:
+    """Lay out rows in columns; the first is aligned left, the others right, or left where they are text."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    align = str.ljust if is_text else str.rjust
     lines = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells += [align(cell, width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
     return "\n".join(lines)

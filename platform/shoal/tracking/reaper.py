@@ -19,6 +19,11 @@ class Reaper:
         self._seen: dict[str, Lease] | None = None  # of other hosts, by the run, at the first look
         self._due_s = 0.0
 
+    @property
+    def watches(self) -> bool:
+        """Whether a second look, LEASE_S after the first, may close more."""
+        return bool(self._seen)
+
     def reap(self, client: Any) -> list[str]:
         """Look if it is time; return the names of the runs that were closed."""
         if time.monotonic() < self._due_s:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shoal.storage.run_folder import RunFolder
 
 DONE, KILLED = "done", "killed"
+DIED = "the driver died; the same command resumes the run"
 PATIENCE_S = 20.0  # for the driver's tracking process to end
 TRY_FOR_S, RETRY_S = 60.0, 2.0
 
@@ -67,18 +68,24 @@ def main(folder_uri: str, attempt: int) -> None:
     from shoal.storage.run_folder import RunFolder
 
     with contextlib.suppress(LeaseLostError):
-        _close(RunFolder(folder_uri).of_attempt(attempt), is_killed=KILLED in words)
+        folder = RunFolder(folder_uri).of_attempt(attempt)
+        if KILLED in words:
+            close_run(folder, "KILLED", "interrupted")
+        else:
+            close_run(folder, "FAILED", DIED)
 
 
-def _close(folder: "RunFolder", is_killed: bool) -> None:
-    """Close a run in its folder and in MLflow; each write is refused once a later attempt exists."""
+def close_run(folder: "RunFolder", status: "Status", reason: str) -> None:
+    """Close a run in its folder and in MLflow; each write is refused once a later attempt exists.
+
+    Raises:
+        LeaseLostError: one does.
+    """
     from shoal.storage.records import Identity
 
     folder.check_fence()
     if folder.identity().status != "RUNNING":
         return
-    status: Status = "KILLED" if is_killed else "FAILED"
-    reason = "interrupted" if is_killed else "the driver died; the same command resumes the run"
     folder.update(Identity, status=status, reason=reason)
     with folder.writing_to_mlflow(PATIENCE_S) as is_alone:
         if is_alone:
