@@ -6,12 +6,12 @@
 
 target=${1:?usage: backup.sh FOLDER}
 [ ! -e "$target" ] || fail "'$target' is there already: name a new folder"
-[ -S "$sockets/.s.PGSQL.5432" ] || fail "no PostgreSQL runs in $home: start the server first"
+[ -S "$run/.s.PGSQL.5432" ] || fail "no PostgreSQL runs in $home: start the server first"
 part=$target.part
 rm -rf "$part"
 mkdir -p "$part"
 for name in mlflow mlflow_auth; do
-    "$bin/pg_dump" -h "$sockets" --format=custom --file="$part/$name.dump" "$name"
+    "$bin/pg_dump" --format=custom --file="$part/$name.dump" "$name"
 done
 cp "$home/admin-password" "$part/"
 case $artifacts in

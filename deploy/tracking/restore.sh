@@ -8,9 +8,9 @@ source=${1:?usage: restore.sh FOLDER}
 [ ! -e "$data" ] || fail "$home holds a database: set TRACKING_HOME to a new folder"
 make_database
 start_postgres
-trap stop_postgres EXIT
+trap 'postgres stop' EXIT
 for name in mlflow mlflow_auth; do
-    "$bin/pg_restore" -h "$sockets" --exit-on-error --no-owner --dbname="$name" "$source/$name.dump"
+    "$bin/pg_restore" --exit-on-error --no-owner --dbname="$name" "$source/$name.dump"
 done
 cp "$source/admin-password" "$home/"
 if [ -d "$source/artifacts" ]; then

@@ -12,16 +12,15 @@
 host=${TRACKING_HOST:-127.0.0.1}
 port=${TRACKING_PORT:-5000}
 
-"$python" -c 'import mlflow.version, flask_wtf, psycopg2' 2> /dev/null ||
-    fail "$python lacks MLflow, Flask-WTF or psycopg2: make setup, or pip install 'shoal[tracking]'"
-for name in admin-password secret-key; do
-    [ -s "$home/$name" ] || "$python" -c 'import secrets; print(secrets.token_urlsafe(24))' > "$home/$name"
-done
+"$python" -c 'import mlflow.version, flask_wtf, psycopg' 2> /dev/null ||
+    fail "$python lacks MLflow, Flask-WTF or psycopg: make setup, or pip install 'shoal[tracking]'"
+make_secret "$home/admin-password"
+make_secret "$home/secret-key"
 # A password that is made here is kept by the database; later changes of the file change nothing.
 cat > "$home/basic_auth.ini" << END
 [mlflow]
 default_permission = READ
-database_uri = postgresql:///mlflow_auth?host=$sockets
+database_uri = postgresql://shoal@/mlflow_auth?host=$run
 admin_username = admin
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 grant_default_workspace_access = false
@@ -33,7 +32,7 @@ server=
 end() {
     trap - EXIT TERM INT
     [ -z "$server" ] || { kill "$server" 2> /dev/null && wait "$server"; } || true
-    stop_postgres
+    postgres stop
 }
 trap end EXIT
 trap 'exit 0' TERM INT
@@ -48,7 +47,7 @@ names=()
 
 echo "MLflow at http://$host:$port, user admin, password in $home/admin-password"
 "$python" -m mlflow server --app-name basic-auth --host "$host" --port "$port" --workers "${TRACKING_WORKERS:-2}" \
-    --backend-store-uri "postgresql:///mlflow?host=$sockets" \
+    --backend-store-uri "postgresql://shoal@/mlflow?host=$run" \
     --serve-artifacts --artifacts-destination "$artifacts" "${names[@]}" &
 server=$!
 wait "$server"

@@ -24,7 +24,7 @@ from shoal.registry.sqlite_store import check_store
 
 PROBE_S = 3.0  # a server that takes longer does not answer
 TRIES, RETRY_S = 5, 0.3  # of a server that answers with an error, or refuses the connection
-DATABASES = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}
+DATABASES = {"postgresql": "'psycopg[binary]'", "mysql": "pymysql", "mssql": "pyodbc"}
 OTHERS = ("databricks", "databricks-uc", "uc")  # need no host
 REFUSED = (401, 403)
 NO_MLFLOW = (404, 405, 501)

@@ -140,6 +140,6 @@ def test_a_damaged_run_is_named_and_the_others_are_closed(led, gone_process, tmp
     assert {name: one.outcome for name, one in found.items()} == {"broken": "unknown", "dead": "closed"}
 
 
-def test_a_folder_without_runs_is_refused(tmp_path):
+def test_a_folder_without_runs_is_refused(tmp_path, mlflow_store):
     with pytest.raises(UserError, match="holds no runs"):
         command.main([str(tmp_path / "nothing")])

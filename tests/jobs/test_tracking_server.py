@@ -1,0 +1,129 @@
+"""deploy/tracking: a training through a restart of PostgreSQL, a backup, and the same from the backup."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from mlflow import MlflowClient
+
+from running import ROOT, Place, Trace, answers, eventually, free_port, mlflow_record
+
+DEPLOY = ROOT / "deploy" / "tracking"
+RUN = ("scale.num_workers=0", "run_name=run", "train.epochs=40", "checkpoint.every_steps=200")
+
+pytestmark = pytest.mark.long
+
+
+def reason() -> str | None:
+    """Why there is no such server here."""
+    if not (list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb")):
+        return "PostgreSQL is not installed"
+    if os.getuid() == 0 and subprocess.run(["id", "-u", "postgres"], capture_output=True).returncode:
+        return "there is no user 'postgres' to run PostgreSQL, which refuses root"
+    return None
+
+
+@pytest.fixture
+def homes() -> Iterator[Path]:
+    """A folder with a short path that PostgreSQL's own user may go through."""
+    if why := reason():
+        pytest.skip(why)
+    folder = Path(tempfile.mkdtemp(prefix="shoal-", dir="/tmp"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "TRACKING_HOME": str(home),
+        "PYTHON": sys.executable,
+        "TRACKING_WORKERS": "1",
+        **more,
+    }
+
+
+def call(home: Path, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(DEPLOY / script), *arguments]
+    return subprocess.run(command, env=environment(home), capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def serving(home: Path) -> Iterator[str]:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    with (home.parent / f"{home.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [str(DEPLOY / "start.sh")],
+            env=environment(home, TRACKING_PORT=str(port)),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        eventually(lambda: answers(f"{uri}/health") or process.poll() is not None, 90, "the server starts")
+        assert process.poll() is None, (home.parent / f"{home.name}.log").read_text()
+        yield uri
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    assert not (home / "postgres" / "postmaster.pid").exists(), "PostgreSQL ended with it"
+
+
+def artifacts_of(uri: str, run_id: str, folder: Path) -> dict[str, bytes]:
+    client = MlflowClient(uri, uri)
+    path = Path(client.download_artifacts(run_id, "", str(folder)))
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_training_through_a_restart_of_the_database_is_whole_and_so_is_its_backup(
+    homes: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, backup = homes / "a", homes / "b", homes / "backup"
+    with serving(first) as uri:
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1")
+        password = (first / "admin-password").read_text().strip()
+        credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+        for name, value in credentials.items():
+            monkeypatch.setenv(name, value)
+        process = place.start("train", *RUN, f"track.tracking_uri={uri}", **credentials)
+        place.wait_for_step(process, "run", 100)
+        eventually(lambda: place.folder("run").tracked().run_id is not None, 60, "a run in MLflow")
+        restart = subprocess.run(
+            ["bash", "-c", f". {DEPLOY}/common.sh; postgres restart"],
+            env=environment(first),
+            capture_output=True,
+            text=True,
+        )
+        assert restart.returncode == 0, restart.stderr
+        done = place.wait(process)
+        assert done.code == 0, done.out + done.err
+        run_id = done.result["mlflow_run_id"]
+        run, history = mlflow_record(uri, run_id)
+        assert run.info.status == "FINISHED"
+        assert history == Trace.of(place.folder("run")).points
+        files = artifacts_of(uri, run_id, tmp_path / "first")
+        assert "config.yaml" in files
+        kept = call(first, "backup.sh", str(backup))
+        assert kept.returncode == 0, kept.stderr
+    assert call(first, "restore.sh", str(backup)).stderr.startswith("error: "), (
+        "not over a database that is there"
+    )
+    restored = call(second, "restore.sh", str(backup))
+    assert restored.returncode == 0, restored.stderr
+    with serving(second) as uri:
+        run_there, history_there = mlflow_record(uri, run_id)
+        assert history_there == history
+        assert run_there.info.status == "FINISHED"
+        assert run_there.data.params == run.data.params
+        assert artifacts_of(uri, run_id, tmp_path / "second") == files
