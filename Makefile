@@ -16,7 +16,7 @@ STORE ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train tune test test-long check ui bench docs
+.PHONY: help setup train tune test test-long check ui tracking bench docs
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -66,6 +66,9 @@ check: setup ## formatting, lint, types
 
 ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH PORT=5000
 	@exec env PYTHONPATH=platform $(PYTHON) -m shoal ui '$(STORE)' --port $(PORT)
+
+tracking: setup ## start an MLflow server on PostgreSQL, with passwords; TRACKING_HOME=... TRACKING_PORT=5000
+	@exec deploy/tracking/start.sh
 
 bench: $(INSTALLED_BENCH) ## measure Shoal beside its peers: every figure of docs/reference/figures.md
 	@$(PYTHON) benchmarks/all.py $(ARGS)

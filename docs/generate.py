@@ -50,6 +50,8 @@ RESULTS = {
     "Explanation": records.ExplainResult,
     "Coordinate check": records.CoordinateCheckResult,
     "Transfer": records.TransferResult,
+    "Check of a cluster": records.DoctorResult,
+    "Reaping": records.ReapResult,
 }
 CONFIGURATION = """# Configuration
 

@@ -9,6 +9,7 @@
 - `actor_pool`, `trial_actor`: processes that run trials, reused
 - `serving`: models as Ray Serve replicas
 - `dataset_cache`: the data of a sweep, read once
+- `node_actors`: a process on each node, which looks at it
 - `batch_inference`: actors that predict the fragments of a source
 - `tune_schedulers`: Ray Tune's schedulers: which trial is stopped or paused, or exploits another
 

@@ -50,7 +50,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ def upload_size(folder: Path) -> tuple[int, int] | None:
     most = getattr(packaging, "GCS_STORAGE_MAX_SIZE", None)
     if ignored is None or most is None:
         return None
-    size, entries, waiting = 0, 0, [(folder, [])]
+    size, entries = 0, 0
+    waiting: list[tuple[Path, list[Callable[[Path], bool]]]] = [(folder, [])]
     while waiting and size <= most:
         path, excludes = waiting.pop()
         excludes = [*excludes, *ignored(path, include_gitignore=True, logger=logger.getChild("upload"))]

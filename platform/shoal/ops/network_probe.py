@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from shoal.storage.records import Finding
 
@@ -63,9 +64,9 @@ def measure_pair(rank: int, host: str, port: int, patience_s: float = PATIENCE_S
 
 
 def _measure(rank: int, host: str, port: int, patience: timedelta) -> PairSpeed:
-    import torch
-    import torch.distributed as dist
+    import torch.distributed
 
+    dist: Any = torch.distributed  # whose stubs leave out the classes of C++
     options = dist.AllreduceOptions()
     options.timeout = patience
 

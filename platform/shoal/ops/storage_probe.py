@@ -86,7 +86,7 @@ def check_storage(storage: str, written: Mapping[str, Written], seen: Mapping[st
         if one.error:
             findings.append(_fatal(node, f"'{storage}' cannot be written ({one.error})", SHARE))
     for node, read in seen.items():
-        if read.error:
+        if read.error and not written[node].error:
             findings.append(_fatal(node, f"'{storage}' cannot be read ({read.error})", SHARE))
     visible = {
         node: frozenset(written) - frozenset(read.missing)

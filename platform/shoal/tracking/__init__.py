@@ -8,6 +8,7 @@
 - `background`: syncing while a run lasts, in a thread or a process
 - `watchdog`: a process that closes the run in MLflow if the driver dies
 - `reaper`: closes runs whose process is gone
+- `store_probe`: whether MLflow takes a run
 - `system_metrics`: CPU, memory and GPU while training
 
 Depends on `storage` and `registry`; independent of training and Ray.
