@@ -2,7 +2,8 @@
 
 - `main`: finds the subcommand
 - `train`, `tune`, `evaluate`, `predict`, `promote`, `export`, `compress`, `explain`, `serve`, `transfer`,
-  `coordinate_check`, `sync`, `doctor`, `reap`: the jobs; `model_job`: what those have in common that take a model and keys alone
+  `coordinate_check`, `sync`, `doctor`, `reap`: the jobs; `model_job`: what those have in common that take a model and
+  keys alone
 - `check`, `plan`: what `train --check` and `train --plan` do
 - `ui`: MLflow on the store of the runs
 - `init`: a config and a model to begin with; `templates`: their text

@@ -178,3 +178,27 @@ def test_without_rays_popen_the_session_stays(monkeypatch):
     monkeypatch.delattr(services, "ConsolePopen")
     with ray_private.in_own_session():
         assert not hasattr(services, "ConsolePopen")
+
+
+def test_an_upload_is_counted_as_ray_counts_it(tmp_path):
+    for name, size in {"job.py": 10, "data/rows.csv": 1000, "data/notes.txt": 100}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert ray_private.upload_size(tmp_path)[0] == 1110
+    (tmp_path / ".rayignore").write_bytes(b"*.csv\n")
+    assert ray_private.upload_size(tmp_path)[0] == 116
+
+
+def test_without_rays_rules_the_size_of_an_upload_is_not_known(tmp_path, monkeypatch):
+    from ray._private.runtime_env import packaging
+
+    monkeypatch.delattr(packaging, "get_excludes_from_ignore_files")
+    assert ray_private.upload_size(tmp_path) is None
+
+
+def test_a_folder_of_too_much_is_not_counted_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_private, "MOST_UPLOADED", 3)
+    for number in range(5):
+        (tmp_path / str(number)).touch()
+    size, most = ray_private.upload_size(tmp_path)
+    assert size > most

@@ -2,7 +2,6 @@
 
 import pytest
 
-from shoal.cluster.ray_private import upload_size
 from shoal.ops.cluster_checks import check_room, check_store, check_upload
 from shoal.ops.node_checks import MIB
 from shoal.runs.config import ScaleConfig
@@ -66,12 +65,3 @@ def test_an_upload(size, level):
     (finding,) = check_upload("here", size * MIB, 500 * MIB)
     assert finding.level == level
     assert (".rayignore" in finding.remedy) == (level != "ok")
-
-
-def test_an_upload_is_counted_as_ray_counts_it(tmp_path):
-    for name, size in {"job.py": 10, "data/rows.csv": 1000, "data/notes.txt": 100}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(bytes(size))
-    assert upload_size(tmp_path)[0] == 1110
-    (tmp_path / ".rayignore").write_bytes(b"*.csv\n")
-    assert upload_size(tmp_path)[0] == 116

@@ -117,7 +117,7 @@ def test_a_token_file_that_no_mode_speaks_of_is_a_warning():
     ("clock", "level"),
     [
         (Clock(0.5, 0.01), "ok"),
-        (Clock(-3.0, 1.5), "ok"),  # as far as can be told
+        (Clock(-3.0, 1.5), "ok"),  # within the error
         (Clock(3.0, 0.01), "warning"),
         (Clock(-3600.0, 0.01), "fatal"),
     ],
