@@ -163,7 +163,7 @@ class Tracker:
                 self.problem = str(error)
                 return
             except Exception as error:
-                self.problem = _first_cause(error)
+                self.problem = first_cause(error)
                 logger.debug("MLflow did not accept it", exc_info=True)
                 has_moved = self._sync.calls > calls  # some calls fail, others do not
                 is_slow = closing_since is not None and has_moved  # a server that answered a moment ago
@@ -245,7 +245,7 @@ def _is_unanswered(error: BaseException) -> bool:
     return any("Timeout" in type(cause).__name__ for cause in _causes(error))
 
 
-def _first_cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """Return the innermost cause of an error in a line; the errors around it repeat the address."""
     error = _causes(error)[-1]
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -12,6 +12,7 @@ from shoal.config.secrets import mask, reveal
 from shoal.errors import ConfigError
 from shoal.registry.client import connect
 from shoal.registry.preflight import authorization, check_tracking_uri
+from shoal.tracking.background import first_cause
 from shoal.tracking.entities import experiment_id
 
 FILE, TEXT, METRIC = "doctor.txt", "written by shoal doctor", "doctor"
@@ -50,7 +51,7 @@ def probe_store(uri: str, experiment: str, artifact_location: str | None) -> Sto
         value, _, remedy = str(error).rpartition(": ")
         return StoreProbe(uri, mask(value), remedy)
     except Exception as error:
-        return StoreProbe(uri, mask(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        return StoreProbe(uri, mask(first_cause(error)))
     return StoreProbe(uri, seconds_per_call=seconds / calls, version=_server_version(uri))
 
 

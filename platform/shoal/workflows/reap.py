@@ -19,6 +19,7 @@ from shoal.storage.folder import Folder
 from shoal.storage.lease import LEASE_S, liveness
 from shoal.storage.records import Identity, Lease, ReapedRun, ReapResult
 from shoal.storage.run_folder import RunFolder
+from shoal.tracking.background import first_cause
 from shoal.tracking.reaper import Reaper
 from shoal.tracking.watchdog import close_run
 
@@ -132,7 +133,7 @@ def _close(folder: RunFolder, lease: Lease | None) -> ReapedRun:
         return ReapedRun(run=folder.uri, outcome="lives", why=str(error))
     except Exception as error:
         logger.debug("not closed in MLflow", exc_info=True)
-        reason = mask(" ".join(str(error).split())[:200])
+        reason = mask(first_cause(error))
         why = f"{why}; not in MLflow ({reason}): {sync_command()} {folder.uri}"
     return ReapedRun(run=folder.uri, outcome="closed", why=why)
 
@@ -143,7 +144,7 @@ def _open_servers(found: _Found) -> Iterator[tuple[str, Any, Reaper]]:
             yield uri, connect(uri), Reaper()
         except Exception as error:
             logger.debug("MLflow at %s cannot be used", uri, exc_info=True)
-            why = mask(f"MLflow cannot be used: {' '.join(str(error).split())[:200]}")
+            why = mask(f"MLflow cannot be used ({first_cause(error)})")
             found.runs.append(ReapedRun(run=uri, outcome="unknown", why=why))
 
 
