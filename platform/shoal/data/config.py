@@ -23,8 +23,8 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 class DataConfig(Section):
     source: str = Field(
         "sklearn:digits",
-        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, huggingface:NAME, "
-        "synthetic:classification?rows=..., or package.module:function",
+        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, audio:PATH, "
+        "huggingface:NAME, synthetic:classification?rows=..., or package.module:function",
     )
     label: Text | tuple[Text, ...] | None = Field(
         "target",
@@ -52,6 +52,34 @@ class DataConfig(Section):
         ge=0,
         description="task=image_classification: shift training images at random, by at most this many pixels",
     )
+    sample_rate: int | None = Field(
+        None,
+        ge=4000,
+        le=48000,
+        description="task=speech_recognition: samples per second to which recordings are resampled; null: the lowest "
+        "of the recordings, at most 16000",
+    )
+    compose: Text | None = Field(
+        None,
+        pattern=r"^[1-9]\d?(-[1-9]\d?)?$",
+        description="task=speech_recognition: string recordings of one split and speaker together, e.g. 3-7 for strings "
+        "of three to seven; ten for each training recording, and one for each that is held out",
+    )
+    mask_bands: int = Field(
+        0,
+        ge=0,
+        description="task=speech_recognition: blank two stripes of at most this many of the 40 bands in training",
+    )
+    mask_frames: int = Field(
+        0,
+        ge=0,
+        description="task=speech_recognition: blank two stretches of at most this many frames of 10 ms in training",
+    )
+    on_bad: Literal["stop", "skip"] = Field(
+        "stop",
+        description="task=speech_recognition: recordings that cannot be used (empty, unreadable, without a text, or "
+        "too short for it) stop the run, or are left out and counted",
+    )
     columns: dict[str, ColumnKind] = Field(
         default_factory=dict,
         description="what columns are, e.g. {zip: category, when: date, id: drop}; the kind of the others is learnt "
@@ -78,7 +106,9 @@ class DataConfig(Section):
     )
     text: str | None = Field(None, description="the column that holds text")
     tokenizer: str = Field(
-        "byte", description="byte, or bpe:SIZE, a byte-pair encoding with a vocabulary of SIZE tokens"
+        "byte",
+        description="byte, or bpe:SIZE, a byte-pair encoding with a vocabulary of SIZE tokens; with "
+        "task=speech_recognition char or word, too",
     )
     context: int = Field(128, ge=1, description="tokens per sequence")
     validation_fraction: float = Field(
@@ -112,6 +142,14 @@ class DataConfig(Section):
         return (self.label,) if isinstance(self.label, str) else self.label
 
     @property
+    def composed(self) -> tuple[int, int] | None:
+        """The fewest and the most recordings of a string; None: each recording is a row."""
+        if self.compose is None:
+            return None
+        fewest, _, most = self.compose.partition("-")
+        return int(fewest), int(most or fewest)
+
+    @property
     def kinds(self) -> dict[str, ColumnKind]:
         """What columns are, as far as the config says."""
         return {**self.columns, **dict.fromkeys(self.drop, "drop")}
@@ -141,4 +179,10 @@ class DataConfig(Section):
                 f"data.validation_fraction={self.validation_fraction} and data.test_fraction="
                 f"{self.test_fraction} leave nothing to train on: their sum must be below 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _composes_something(self) -> "DataConfig":
+        if self.composed and self.composed[0] > self.composed[1]:
+            raise ValueError(f"data.compose={self.compose} has more at least than at most: write e.g. 3-7")
         return self

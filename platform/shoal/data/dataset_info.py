@@ -124,6 +124,8 @@ def fit_dataset_info(
         data.source,
         reader_drops=data.source.partition(":")[0] in FILE_SCHEMES,
     )
+    if preprocessing.audio:
+        columns, targets = _of_any_length(columns), _of_any_length(targets)
     transform = Transform(
         columns=columns,
         label=label,
@@ -134,6 +136,7 @@ def fit_dataset_info(
         weight=_fit_weight(summary, data),
         target_tree=preprocessing.target_tree if targets else None,
         collate=None if data.collate == STANDARD else data.collate,
+        audio=preprocessing.audio,
     )
     if data.shape and not preprocessing.tokenizer:
         transform = _shaped(transform, data)
@@ -156,6 +159,11 @@ def fit_dataset_info(
         outlying=tuple(glance.outlying(columns)),
         examples=tuple(glance.examples()),
     )
+
+
+def _of_any_length(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Return the columns of recordings, which differ in length even where those of training do not."""
+    return tuple(column.model_copy(update={"is_ragged": True}) for column in columns)
 
 
 def _check_label(summary: DatasetSummary, unlabelled: tuple[str, ...], label: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.audio import AudioFormat
 from shoal.data.cells import PLAIN, Decimal, Reading, blanked, is_missing_text
 from shoal.data.labels import Label, Weight
 from shoal.data.packing import IGNORED, STORED_AS, Field, Packing, as_ragged, lengths_of
@@ -189,6 +190,7 @@ class Transform(BaseModel):
         target_tree: how these are in the targets.
         collate: a user's own function that makes the inputs and targets of a batch.
         weight: of samples; None: all are 1.
+        audio: how recordings become rows, and which units the targets are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -202,6 +204,7 @@ class Transform(BaseModel):
     target_tree: Template | None = None
     collate: str | None = None
     weight: Weight | None = None
+    audio: AudioFormat | None = None
 
     @property
     def has_label(self) -> bool:
@@ -264,7 +267,9 @@ class Transform(BaseModel):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the model must return per sample, or per token."""
+        """How many numbers the model must return per sample, per token, or per piece of a recording."""
+        if self.audio is not None:
+            return self.audio.tokenizer.vocabulary
         if self.target_columns:
             return sum(int(np.prod(column.shape)) for column in self.target_columns)
         if self.has_label or self.tokenizer:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from shoal.data.audio import AudioFormat
 from shoal.data.config import DataConfig
 from shoal.data.preprocessing import ColumnOptions
 from shoal.data.sampler import SplitRule
@@ -22,6 +23,7 @@ class PreprocessingSpec:
         image_bits: that values of 16-bit images use.
         keeps_targets: the label is compared with as it is, an array or a tree of several; it is no class or number.
         are_binary: each label is 0 or 1.
+        audio: how recordings become spectrograms.
         parts_of_items: which columns each named part of an item is made of; None: the columns are in no tree.
     """
 
@@ -35,6 +37,7 @@ class PreprocessingSpec:
     keeps_targets: bool = False
     are_binary: bool = False
     parts_of_items: dict[str, Template] | None = None
+    audio: AudioFormat | None = None
 
     @property
     def split_rule(self) -> SplitRule:

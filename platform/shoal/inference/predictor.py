@@ -5,7 +5,7 @@ training.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -51,6 +52,7 @@ from shoal.tasks.objective import Find, use_objective
 from shoal.tasks.outputs import logits_of, tensors_of
 from shoal.tasks.registry import make_task
 from shoal.tasks.regression import Regression
+from shoal.tasks.speech_recognition import SpeechRecognition
 from shoal.training.evaluation import RowLimit
 
 logger = logging.getLogger(__name__)
@@ -182,7 +184,7 @@ class Predictor:
                 self._limit.run(batch, lambda part: logits_of(call_model(self.model, clone(part.inputs))))
                 for batch in self._views(block, is_labelled=False)
             ]
-        return torch.cat([part for parts in found for part in parts]).double()
+        return joined([part for parts in found for part in parts]).double()
 
     def inputs(self, block: Block) -> Tree:
         """Return what the model takes of raw rows: of the first, as many as are computed at a time."""
@@ -244,6 +246,9 @@ class Predictor:
             block = {TOKENS: self._tokens(block[TEXT])}
         if self.task.name == Custom.name:
             return self._arrays_as_returned(block)
+        if isinstance(self.task, SpeechRecognition):
+            beam = int((self.params | dict(params or {}))["beam"])
+            return {"prediction": self._transcripts(self.task, block, beam)}
         outputs = self.outputs(block)
         if self.transform.target_columns or not self.transform.has_label:
             return self._arrays_of_targets(outputs)
@@ -279,6 +284,21 @@ class Predictor:
             for name, values in found.items()
         }
 
+    def _transcripts(self, task: SpeechRecognition, block: Block, beam: int) -> np.ndarray:
+        """Return the text of each recording."""
+
+        def texts_of(batch: Batch) -> list[str]:
+            return task.transcribe(logits_of(call_model(self.model, clone(batch.inputs))), batch, beam)
+
+        with torch.no_grad():
+            found = [
+                text
+                for batch in self._views(block, is_labelled=False)
+                for texts in self._limit.run(batch, texts_of)
+                for text in texts
+            ]
+        return np.array(found, dtype=object)
+
     def _tensors_of(self, batch: Batch) -> dict[str, Tensor]:
         return tensors_of(call_model(self.model, clone(batch.inputs)), row_count(batch.inputs))
 
@@ -313,6 +333,8 @@ class Predictor:
     @property
     def params(self) -> dict[str, Any]:
         """The parameters of `predict` besides the rows, with their defaults."""
+        if isinstance(self.task, SpeechRecognition):
+            return {"beam": 0}
         if self.task.name != "causal_lm":
             return {}
         return {"max_new_tokens": 64, "temperature": 1.0, "seed": 0}
@@ -347,6 +369,19 @@ class Predictor:
             list(map(str, texts)),
             self.transform.input_shape[0],
         )
+
+
+def joined(outputs: Sequence[Tensor]) -> Tensor:
+    """Return outputs of several batches as one; those of recordings are filled up with zeros to the longest."""
+    longest = max(part.shape[1] if part.ndim > 1 else 0 for part in outputs)
+    return torch.cat(
+        [
+            part
+            if part.ndim < 3 or part.shape[1] == longest
+            else F.pad(part, (0, 0, 0, longest - part.shape[1]))
+            for part in outputs
+        ]
+    )
 
 
 def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from shoal.config.schema import Section
 class ModelConfig(Section):
     name: str = Field(
         "mlp",
-        description="mlp, gpt, bert, resnet, inception, huggingface:ARCHITECTURE (e.g. huggingface:gpt2), "
+        description="mlp, gpt, bert, resnet, inception, speech, huggingface:ARCHITECTURE (e.g. huggingface:gpt2), "
         "or package.module:Builder",
     )
     width: int = Field(

@@ -26,6 +26,7 @@ from shoal.models.mlp import MLP
 from shoal.models.mup import parametrize
 from shoal.models.pretrained import load_pretrained
 from shoal.models.resnet import ResNet
+from shoal.models.speech import Speech
 
 REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -33,8 +34,10 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "bert": BERT,
     "resnet": ResNet,
     "inception": Inception,
+    "speech": Speech,
 }
 TAKE_TOKENS = ("gpt", "bert")
+TAKE_RECORDINGS = ("speech",)
 # What the model that a muP model is compared with differs in, besides its width.
 AT_BASE_WIDTH: dict[str, Any] = {"parametrization": "standard", "init": None, "freeze": []}
 
@@ -189,7 +192,13 @@ def build_model_for(
             f"model.name='{config.name}' takes tokens, and the data has none: set task=causal_lm, masked_lm or "
             "sequence_classification, with text as data.source or data.text"
         )
-    if config.name in REGISTRY and transform.input_tree is not None:
+    if config.name in TAKE_RECORDINGS and transform.audio is None:
+        raise ModelError(
+            f"model.name='{config.name}' takes recordings, and the data has none: set task=speech_recognition, with "
+            "data.source=audio:PATH or synthetic:speech"
+        )
+    takes_one_array = config.name in REGISTRY and config.name not in TAKE_RECORDINGS
+    if takes_one_array and transform.input_tree is not None:
         raise ModelError(
             f"model.name='{config.name}' takes one array of one shape, and a row of the data is "
             f"{transform.described_inputs}: set model.name=package.module:Builder, a model that takes them, or join "

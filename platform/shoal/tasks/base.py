@@ -71,6 +71,7 @@ class Task(ABC):
         takes_text: rows are tokens of text.
         metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
         decodes_images: encoded images among the columns are decoded.
+        takes_recordings: rows are recordings with their texts.
         sums_size: length of what `sums` returns.
         held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
         view: makes what the model receives of a stored batch; None: the batch as it is.
@@ -91,6 +92,7 @@ class Task(ABC):
     has_label: ClassVar[bool] = True
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False
+    takes_recordings: ClassVar[bool] = False
     metric_kind: ClassVar[str | None] = None
 
     sums_size: int

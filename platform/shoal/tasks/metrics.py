@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 HIGHER_IS_BETTER = ("accuracy", "r2", "precision", "recall", "f1", "f1_macro")
-LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "perplexity", "bits_per_byte", "wer", "cer")
 
 # Whether a metric is better when it is larger, of those that say so themselves, without "val/".
 Directions = Mapping[str, bool]

@@ -4,12 +4,18 @@ from dataclasses import replace
 from functools import partial
 
 from shoal.config.secrets import reveal
+from shoal.data.audio import AudioFormat
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.preprocessing_spec import PreprocessingSpec
+from shoal.data.sources.audio import list_recordings
 from shoal.data.sources.base import Source
 from shoal.data.sources.image_column import decode_image_column
-from shoal.data.sources.open import IMAGES, TEXT, open_source
+from shoal.data.sources.open import AUDIO, IMAGES, TEXT, open_source
+from shoal.data.sources.recordings import recordings_of_columns
+from shoal.data.sources.speech import SpeechOptions, speech_source
+from shoal.data.sources.spoken_digits import list_spoken
+from shoal.data.sources.strings import Compose
 from shoal.data.sources.text import open_text
 from shoal.data.sources.text_column import encode_column, open_text_column
 from shoal.data.text import TextOptions
@@ -18,7 +24,12 @@ from shoal.tasks.registry import TASKS, TaskName
 
 
 def open_data(
-    data: DataConfig, task: TaskName, seed: int, tokenizer: str | None = None, image_bits: int | None = None
+    data: DataConfig,
+    task: TaskName,
+    seed: int,
+    tokenizer: str | None = None,
+    image_bits: int | None = None,
+    audio: AudioFormat | None = None,
 ) -> Source:
     """Open the source of a config as its task needs it.
 
@@ -28,11 +39,14 @@ def open_data(
         seed: of the splits; a tokenizer is fitted on the training split alone.
         tokenizer: a trained model's, as JSON; then none is fitted.
         image_bits: that values of 16-bit images use, as a trained model's; None: those that a sample uses.
+        audio: a trained model's format of recordings; None: it is chosen by them.
 
     Raises:
         DataError: the source does not exist, or the task cannot use it.
     """
     kind = TASKS[task]
+    if kind.takes_recordings:
+        return open_recordings(data, seed, audio)
     scheme, _, location = reveal(data.source).partition(":")
     if scheme == IMAGES and not kind.takes_text:
         return open_source(data.source, shape=data.shape, bits=image_bits, options=data.read_options)
@@ -62,9 +76,43 @@ def open_data(
     return encode_column(source, data.text, data.labels[0], options, split_of_rows, data.weight)
 
 
+def open_recordings(data: DataConfig, seed: int, audio: AudioFormat | None = None) -> Source:
+    """Open recordings with their texts: files, a column of encoded ones, or spoken by a synthesiser.
+
+    Args:
+        data: the config section.
+        seed: of the splits, and of what is strung together.
+        audio: a trained model's format; None: it is chosen by the recordings.
+
+    Raises:
+        DataError: the source does not exist, or its recordings cannot be used.
+    """
+    scheme, _, location = reveal(data.source).partition(":")
+    [label] = data.labels
+    if scheme == AUDIO:
+        found = list_recordings(data.source, location, label, data.read_options)
+    elif scheme == "synthetic":
+        found = list_spoken(data.source, location)
+    else:
+        found = recordings_of_columns(open_source(data.source, options=data.read_options), label)
+    rule = data.split_rule(seed)
+    options = SpeechOptions(
+        label,
+        rule,
+        data.tokenizer,
+        rate=data.sample_rate,
+        skips=data.on_bad == "skip",
+        compose=Compose(*data.composed, rule.seed) if data.composed else None,
+        trained=audio,
+    )
+    return speech_source(data.source, scheme, found, options)
+
+
 def preprocessing_spec(data: DataConfig, task: TaskName, seed: int, source: Source) -> PreprocessingSpec:
     """Return what determines how the rows of a source are preprocessed."""
-    spec = make_preprocessing_spec(data, task, seed, source.is_ready, source.tokenizer, source.image_bits)
+    spec = make_preprocessing_spec(
+        data, task, seed, source.is_ready, source.tokenizer, source.image_bits, source.audio
+    )
     return replace(spec, parts_of_items=source.parts_of_items)
 
 
@@ -75,6 +123,7 @@ def make_preprocessing_spec(
     is_ready: bool,
     tokenizer: str | None,
     image_bits: int | None = None,
+    audio: AudioFormat | None = None,
 ) -> PreprocessingSpec:
     """Return what determines how rows are preprocessed, where their source is not open."""
     kind = TASKS[task]
@@ -88,6 +137,7 @@ def make_preprocessing_spec(
         image_bits,
         kind.keeps_targets or isinstance(data.label, tuple),
         kind.metric_kind == "multilabel",
+        audio=audio,
     )
 
 
@@ -108,4 +158,6 @@ def reopen_source(
     data = preprocessing.data if uri is None else preprocessing.data.model_copy(update={"source": uri})
     if shape:
         data = data.model_copy(update={"shape": shape})
-    return open_data(data, task, preprocessing.seed, preprocessing.tokenizer, preprocessing.image_bits)
+    return open_data(
+        data, task, preprocessing.seed, preprocessing.tokenizer, preprocessing.image_bits, preprocessing.audio
+    )

@@ -14,6 +14,7 @@ from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
 from shoal.tasks.regression import Regression
 from shoal.tasks.sequence_classification import SequenceClassification
+from shoal.tasks.speech_recognition import SpeechRecognition
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
         ImageClassification,
         MultilabelClassification,
         Custom,
+        SpeechRecognition,
     )
 }
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from pyarrow import fs as arrow_fs
 
+from shoal.data.audio import AudioFormat
 from shoal.data.packing import is_ragged
 from shoal.data.sampler import VALIDATION
 from shoal.data.template import Template
@@ -120,6 +121,7 @@ class Source:
         digest: the fingerprint, where the reader has its own; None: it is computed.
         tokenizer: the tokenizer of rows of tokens, as JSON.
         image_bits: that values of its 16-bit images use.
+        audio: how its recordings became spectrograms.
         notes: a line for each thing that was detected and may be wrong, e.g. how a file is read.
         parts_of_items: which columns each named part of an item is made of; None: its columns are in no tree.
     """
@@ -132,6 +134,7 @@ class Source:
     digest: str | None = None
     tokenizer: str | None = None
     image_bits: int | None = None
+    audio: AudioFormat | None = None
     notes: tuple[str, ...] = ()
     parts_of_items: dict[str, Template] | None = None
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)

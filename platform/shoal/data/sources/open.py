@@ -22,6 +22,7 @@ from shoal.errors import DataError, nearest
 
 IMAGES = "images"
 TEXT = "text"  # read by tasks on text alone: `shoal.data.sources.text`
+AUDIO = "audio"  # read by task=speech_recognition alone: `shoal.data.sources.audio`
 
 # By scheme: from the whole URI, which messages name, its part behind the scheme, and how files are read.
 READERS: dict[str, Callable[[str, str, ReadOptions], Source]] = {
@@ -34,7 +35,7 @@ READERS: dict[str, Callable[[str, str, ReadOptions], Source]] = {
     "huggingface": open_huggingface,
     "synthetic": open_synthetic,
 }
-SCHEMES = (*READERS, TEXT)
+SCHEMES = (*READERS, TEXT, AUDIO)
 
 
 def open_source(

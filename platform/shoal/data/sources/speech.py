@@ -1,0 +1,243 @@
+"""Recordings become rows for speech recognition: log-mel spectrograms, and their texts as units.
+
+Every recording is decoded once before anything starts, so that those that cannot be used are known by name: they stop
+the run, or with `data.on_bad=skip` they are left out and counted. It knows recordings and splits; independent of how
+they are listed and of models.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from shoal.data.audio import BANDS, MAX_RATE, AudioFormat, outputs_of
+from shoal.data.packing import as_ragged
+from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
+from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.recordings import Recording
+from shoal.data.sources.strings import Compose, Held, composed
+from shoal.data.tokenizer import Ids, Tokenizer
+from shoal.data.units import make_units
+from shoal.errors import DataError
+
+AUDIO = "audio"  # the column of spectrograms
+BLOCK_BYTES = 32 << 20  # of spectrograms
+NAMED = 10  # recordings that a message names
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """How recordings become rows, besides the recordings.
+
+    Attributes:
+        label: the column of the texts in the rows.
+        rule: how rows are split.
+        units: `data.tokenizer`.
+        rate: `data.sample_rate`; None: the lowest of the recordings, at most `MAX_RATE`.
+        skips: leave out what cannot be used.
+        compose: how recordings are strung together; None: each is a row.
+        trained: a trained model's format; then none is chosen.
+    """
+
+    label: str
+    rule: SplitRule
+    units: str
+    rate: int | None = None
+    skips: bool = False
+    compose: Compose | None = None
+    trained: AudioFormat | None = None
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A recording that can be decoded.
+
+    Attributes:
+        samples: their number, at the rate of all.
+        checksum: of the samples.
+    """
+
+    recording: Recording
+    split: str
+    samples: int
+    checksum: int
+
+    @classmethod
+    def of(cls, recording: Recording, split: str, wave: np.ndarray) -> "Usable":
+        return cls(recording, split, len(wave), zlib.crc32(wave.tobytes()))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recording with its units."""
+
+    recording: Recording
+    ids: Ids
+    frames: int
+    checksum: int
+
+
+def speech_source(
+    uri: str, scheme: str, recordings: Sequence[Recording], options: SpeechOptions
+) -> Source:
+    """Return rows {"audio": [frames, bands] float16, label: [units] uint16 or int32}, both ragged, by split.
+
+    Raises:
+        DataError: recordings cannot be used, or none is left.
+    """
+    bad: dict[str, str] = {}
+    rate = options.trained.rate if options.trained else _rate(recordings, options.rate, bad)
+    usable = _decoded(recordings, rate, options, bad)
+    if options.compose:
+        usable = _strung(usable, rate, options.compose)
+    form = options.trained or AudioFormat(rate=rate, units=_units(usable, options.units))
+    by_split = _rows(usable, form, bad)
+    if bad and not options.skips:
+        raise DataError(f"data.source='{uri}': {_described(bad)}: fix or remove them, or set data.on_bad=skip")
+    if not by_split:
+        raise DataError(f"data.source='{uri}' has no recording that can be used: {_described(bad)}: fix them")
+    return Source(
+        uri,
+        scheme,
+        tuple(Part(partial(_blocks, rows, form, options.label), split) for split, rows in by_split.items()),
+        nbytes=sum(row.frames for rows in by_split.values() for row in rows) * BANDS * 2,
+        is_ready=True,
+        digest=_digest(by_split, form),
+        notes=(f"{_described(bad)}: left out",) if bad else (),
+        parts_of_items={AUDIO: AUDIO, options.label: options.label},
+        audio=form,
+    )
+
+
+def _rate(recordings: Sequence[Recording], rate: int | None, bad: dict[str, str]) -> int:
+    """Return the rate of all: as the config says, else the lowest, which the others hold as well."""
+    found = [MAX_RATE]
+    for one in recordings:
+        try:
+            found.append(one.sound.rate())
+        except ValueError as error:
+            bad[one.sound.name] = str(error)
+    return rate or min(found)
+
+
+def _decoded(
+    recordings: Sequence[Recording], rate: int, options: SpeechOptions, bad: dict[str, str]
+) -> list[Usable]:
+    """Decode each recording; those that cannot be, or have no text, are added to `bad`."""
+    found = []
+    for one, split in zip(recordings, _splits(recordings, options.rule), strict=True):
+        name = one.sound.name
+        if name in bad:
+            continue
+        try:
+            wave = one.sound.wave(rate)
+        except ValueError as error:
+            bad[name] = str(error)
+            continue
+        if not len(wave):
+            bad[name] = "it holds no samples"
+        elif not one.text:
+            bad[name] = "it has no text"
+        else:
+            kept = replace(one, sound=Held(name, rate, wave)) if options.compose else one
+            found.append(Usable.of(kept, split, wave))
+    return found
+
+
+def _splits(recordings: Sequence[Recording], rule: SplitRule) -> list[str]:
+    """Return each recording's split, a function of its number in the list where none is stated."""
+    has_validation = any(one.split == VALIDATION for one in recordings)
+    numbers = np.arange(len(recordings))
+    by_stated = {stated: rule.assign(numbers, stated, has_validation) for stated in {one.split for one in recordings}}
+    return [SPLITS[by_stated[one.split][number]] for number, one in enumerate(recordings)]
+
+
+def _strung(usable: Sequence[Usable], rate: int, how: Compose) -> list[Usable]:
+    """Return strings of the recordings of each split."""
+    found = []
+    for split in SPLITS:
+        own = [one.recording for one in usable if one.split == split]
+        strings = composed(own, split, how) if own else []
+        found += [Usable.of(string, split, string.sound.wave(rate)) for string in strings]
+    return found
+
+
+def _units(usable: Sequence[Usable], name: str) -> str:
+    """Return the units of the training texts, as JSON."""
+    return make_units(name, (one.recording.text for one in usable if one.split == TRAIN)).to_json()
+
+
+def _rows(usable: Sequence[Usable], form: AudioFormat, bad: dict[str, str]) -> dict[str, list[Row]]:
+    """Return the rows of each split that has any; recordings whose texts do not fit are added to `bad`."""
+    rows: dict[str, list[Row]] = {}
+    tokenizer = form.tokenizer
+    for split in SPLITS:
+        for one in usable:
+            if one.split != split:
+                continue
+            frames = form.frames(one.samples)
+            try:
+                ids = fitting_units(tokenizer, one.recording.text, frames)
+            except DataError as error:
+                bad[one.recording.sound.name] = str(error)
+                continue
+            rows.setdefault(split, []).append(Row(one.recording, ids, frames, one.checksum))
+    return rows
+
+
+def fitting_units(tokenizer: Tokenizer, text: str, frames: int) -> Ids:
+    """Return the units of a text, for which a recording must be long enough.
+
+    The CTC loss needs an output for each unit, and a blank between two that are alike (Graves et al. 2006,
+    "Connectionist temporal classification", section 3.1): with fewer outputs it is infinite.
+
+    Raises:
+        DataError: it is too short, or the text has other units than the training texts.
+    """
+    ids = tokenizer.encode(text)
+    needed, found = len(ids) + int((ids[1:] == ids[:-1]).sum()), outputs_of(frames)
+    if needed > found:
+        raise DataError(
+            f"too short for its text of {len(ids)} units: it has {found} outputs, and {needed} are needed"
+        )
+    return ids
+
+
+def _described(bad: dict[str, str]) -> str:
+    """Count recordings that cannot be used, and name the first ones with the reason."""
+    some = ", ".join(f"'{name}' ({reason})" for name, reason in list(bad.items())[:NAMED])
+    more = f", and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return f"{len(bad)} recordings cannot be used: {some}{more}" if len(bad) > 1 else f"1 recording cannot be used: {some}"
+
+
+def _blocks(rows: Sequence[Row], form: AudioFormat, label: str) -> Iterator[Block]:
+    """Yield the rows of a split, some 32 MiB at a time."""
+    some: list[Row] = []
+    size = 0
+    for row in rows:
+        some.append(row)
+        size += row.frames * BANDS * 2
+        if size >= BLOCK_BYTES:
+            yield _block(some, form, label)
+            some, size = [], 0
+    if some:
+        yield _block(some, form, label)
+
+
+def _block(rows: Sequence[Row], form: AudioFormat, label: str) -> Block:
+    return {
+        AUDIO: as_ragged([form.features(row.recording.sound.wave(form.rate)) for row in rows]),
+        label: as_ragged([row.ids for row in rows]),
+    }
+
+
+def _digest(by_split: dict[str, list[Row]], form: AudioFormat) -> str:
+    """Return a short hash of samples, texts and splits, and of the format; the list's own form is not in it."""
+    hasher = hashlib.sha256(form.model_dump_json().encode())
+    for split, rows in by_split.items():
+        for row in rows:
+            hasher.update(f"{split} {row.frames} {row.checksum} {row.recording.text}\n".encode())
+    return hasher.hexdigest()[:16]
