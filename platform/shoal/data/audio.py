@@ -5,6 +5,7 @@ It knows samples; independent of files and of models.
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from shoal.data.packing import as_ragged
 from shoal.data.tokenizer import Tokenizer
 from shoal.data.units import units_from_json
 
 BANDS = 40  # of the mel scale
 WINDOW_S, HOP_S = 0.025, 0.010  # of a frame, and from one to the next
 LOWEST_HZ = 20.0
+LOUDEST = (1 << 15) - 1  # of samples of 16 bits
 FLOOR = 1e-6  # of a band's power: that of silence
 MAX_RATE = 16_000  # speech has little above 8 kHz
 # A model of speech returns an output for so many frames: 40 ms, as a syllable takes 150 to 250.
@@ -46,13 +49,18 @@ class AudioFormat(BaseModel):
         return 1 + samples // _hop(self.rate)
 
     def features(self, wave: np.ndarray) -> np.ndarray:
-        """Return the log-mel spectrogram [frames, bands] of a wave [samples] at `rate`, float16.
+        """Return the log-mel spectrogram [frames, bands] of a wave [samples] at `rate`, int16; float16.
 
         Each band has mean 0 and deviation 1 over the recording, so that loudness and microphone do not matter.
         """
-        bands = log_mel(torch.from_numpy(wave), self.rate)
+        bands = log_mel(torch.from_numpy(wave.astype(np.float32) / LOUDEST), self.rate)
         deviation, mean = torch.std_mean(bands, dim=0, correction=0)
         return ((bands - mean) / deviation.clamp(min=1e-3)).half().numpy()
+
+
+def as_spectrograms(audio: AudioFormat, waves: Iterable[np.ndarray]) -> np.ndarray:
+    """Return a column of spectrograms."""
+    return as_ragged([audio.features(wave) for wave in waves])
 
 
 @functools.lru_cache(maxsize=8)
@@ -68,6 +76,11 @@ def resampled(wave: np.ndarray, own: int, rate: int) -> np.ndarray:
 
     divisor = math.gcd(own, rate)
     return np.asarray(resample_poly(wave, rate // divisor, own // divisor), dtype=np.float32)
+
+
+def as_16_bits(wave: np.ndarray) -> np.ndarray:
+    """Return samples of -1 to 1 as whole numbers of 16 bits, as recordings are kept."""
+    return np.rint(wave.clip(-1, 1) * LOUDEST).astype(np.int16)
 
 
 def log_mel(wave: Tensor, rate: int) -> Tensor:

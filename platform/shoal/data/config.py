@@ -62,8 +62,8 @@ class DataConfig(Section):
     compose: Text | None = Field(
         None,
         pattern=r"^[1-9]\d?(-[1-9]\d?)?$",
-        description="task=speech_recognition: string recordings of one split and speaker together, e.g. 3-7 for strings "
-        "of three to seven; ten for each training recording, and one for each that is held out",
+        description="task=speech_recognition: string recordings of one split and speaker together, e.g. 3-7 for "
+        "strings of three to seven; ten for each training recording, and one for each that is held out",
     )
     mask_bands: int = Field(
         0,

@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from shoal.data.audio import BANDS, AudioFormat
 from shoal.data.config import STANDARD, DataConfig
 from shoal.data.glance import Duplicates, Outlying, Suspect
 from shoal.data.labels import Label, Weight
@@ -125,7 +126,7 @@ def fit_dataset_info(
         reader_drops=data.source.partition(":")[0] in FILE_SCHEMES,
     )
     if preprocessing.audio:
-        columns, targets = _of_any_length(columns), _of_any_length(targets)
+        columns, targets = _heard(columns, preprocessing.audio), _of_any_length(targets)
     transform = Transform(
         columns=columns,
         label=label,
@@ -161,8 +162,18 @@ def fit_dataset_info(
     )
 
 
+def _heard(columns: tuple[Column, ...], audio: AudioFormat) -> tuple[Column, ...]:
+    """Return the columns of waves as the spectrograms that they become."""
+    return tuple(
+        column.model_copy(
+            update={"shape": (audio.frames(column.shape[0]), BANDS), "dtype": "float16", "is_ragged": True}
+        )
+        for column in columns
+    )
+
+
 def _of_any_length(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    """Return the columns of recordings, which differ in length even where those of training do not."""
+    """Return the columns of units, which differ in number even where those of training do not."""
     return tuple(column.model_copy(update={"is_ragged": True}) for column in columns)
 
 

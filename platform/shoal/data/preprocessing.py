@@ -4,7 +4,7 @@ It is fitted on the training split alone and saved with every checkpoint and mod
 one. Depends on columns; independent of files, splits and models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.audio import AudioFormat
+from shoal.data.audio import AudioFormat, as_spectrograms
 from shoal.data.cells import PLAIN, Decimal, Reading, blanked, is_missing_text
 from shoal.data.labels import Label, Weight
 from shoal.data.packing import IGNORED, STORED_AS, Field, Packing, as_ragged, lengths_of
@@ -341,7 +341,7 @@ class Transform(BaseModel):
         def fitting(column: Column) -> Column:
             if not (column.is_ragged and column.name in block):
                 return column
-            longest = max(lengths_of(column.packed(block[column.name])), default=0)
+            longest = max(self._lengths(column, block), default=0)
             shape = (max(column.shape[0], int(longest)), *column.shape[1:])
             return column if shape == column.shape else column.model_copy(update={"shape": shape})
 
@@ -349,6 +349,12 @@ class Transform(BaseModel):
         if (columns, targets) == (self.columns, self.target_columns):
             return self
         return self.model_copy(update={"columns": columns, "target_columns": targets})
+
+    def _lengths(self, column: Column, block: Mapping[str, np.ndarray]) -> Iterable[int]:
+        """Return how many entries each row of a column has, once it is packed."""
+        if self.audio is not None and column in self.columns:
+            return [self.audio.frames(len(wave)) for wave in block[column.name]]
+        return lengths_of(column.packed(block[column.name])).tolist()
 
     def packing(self, is_target: bool = False) -> Packing:
         """Return the layout of packed inputs, or of packed targets."""
@@ -359,7 +365,10 @@ class Transform(BaseModel):
         self, columns: tuple[Column, ...], block: Mapping[str, np.ndarray], is_target: bool
     ) -> np.ndarray:
         self.check_columns(columns, block)
-        return self.packing(is_target).pack({c.name: c.packed(block[c.name]) for c in columns})
+        found = {c.name: c.packed(block[c.name]) for c in columns}
+        if self.audio is not None and not is_target:
+            found = {name: as_spectrograms(self.audio, waves) for name, waves in found.items()}
+        return self.packing(is_target).pack(found)
 
     @staticmethod
     def check_columns(columns: tuple[Column, ...], block: Mapping[str, np.ndarray]) -> None:

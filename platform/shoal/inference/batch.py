@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from shoal.data.images import encoded_column, holds_images, read_pixels
+from shoal.data.packing import as_ragged
 from shoal.data.sources.base import Block
+from shoal.data.sources.encoded_audio import Encoded
 from shoal.data.sources.images import ImageFile, encoded_files
 from shoal.data.sources.text import read_chunks
 from shoal.data.sources.text_column import texts_of
@@ -21,6 +23,7 @@ from shoal.errors import DataError
 from shoal.inference.batch_input import PATH, rows_of_slice
 from shoal.inference.batch_output import Done, Output, Reject, as_table
 from shoal.inference.predictor import Predictor
+from shoal.inference.recordings import encoded_wave, wave_of
 from shoal.inference.rows import TEXT
 
 HOPELESS = 20  # rows that fail one by one, and none before them succeeded: not the rows are bad
@@ -157,7 +160,8 @@ class BatchPredictor:
         transform = self._predictor.transform
         if transform.tokenizer:
             return self._settings.text not in block
-        return transform.image_bits is not None and transform.columns[0].name not in block
+        takes_files = transform.image_bits is not None or transform.audio is not None
+        return takes_files and transform.columns[0].name not in block
 
     def _prepared(self, block: Block) -> tuple[Block, Block, Reasons]:
         """Return what the model takes, the columns that pass through, and why rows are bad."""
@@ -165,6 +169,9 @@ class BatchPredictor:
         if transform.tokenizer:
             return {TEXT: self._texts(block, reasons)}, block, reasons
         column = transform.columns[0].name
+        if transform.audio is not None:
+            passing = {name: values for name, values in block.items() if name != column}
+            return {column: self._recordings(block, column, reasons)}, passing, reasons
         if transform.image_bits is not None and (self._takes_files(block) or holds_images(block[column])):
             passing = {name: values for name, values in block.items() if name != column}
             return {column: self._pixels(block, column, reasons)}, passing, reasons
@@ -192,6 +199,24 @@ class BatchPredictor:
             else:
                 pixels[row] = found[0]
         return pixels
+
+    def _recordings(self, block: Block, column: str, reasons: Reasons) -> np.ndarray:
+        """Decode recordings one by one: a broken one is rejected."""
+        audio = self._predictor.transform.audio
+        assert audio is not None
+        waves = []
+        for row, cell in enumerate(block[PATH] if column not in block else block[column]):
+            try:
+                is_path = column not in block
+                waves.append(
+                    encoded_wave(Encoded(str(cell), str(cell)), audio)
+                    if is_path
+                    else wave_of("it", cell, audio)
+                )
+            except DataError as error:
+                reasons[row] = str(error)
+                waves.append(np.zeros(1, dtype=np.int16))
+        return as_ragged(waves)
 
     def _texts(self, block: Block, reasons: Reasons) -> np.ndarray:
         if self._takes_files(block):

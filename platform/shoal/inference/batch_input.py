@@ -1,7 +1,7 @@
 """The rows of a batch prediction, in fragments that any process reads by itself. No label is needed.
 
-All that training reads can be read: files, images, texts, a function's rows. Folders of images or texts are read by
-path: a row is a file, of whatever folder.
+All that training reads can be read: files, images, texts, a function's rows. Folders of images, texts or recordings
+are read by path: a row is a file, of whatever folder.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ import numpy as np
 from shoal.config.secrets import reveal
 from shoal.data.read_options import ReadOptions
 from shoal.data.sources.base import Block, Chunks, OtherTypesError, Part, Source, file_size
+from shoal.data.sources.encoded_audio import SUFFIXES
 from shoal.data.sources.files import list_files
 from shoal.data.sources.images import find_images
-from shoal.data.sources.open import IMAGES, TEXT, open_source
+from shoal.data.sources.open import AUDIO, IMAGES, TEXT, open_source
 from shoal.errors import DataError
 from shoal.inference.predictor import Predictor
 
@@ -50,6 +51,15 @@ def open_input(predictor: Predictor, uri: str, kinds: dict[str, str]) -> Source:
             raise DataError(f"'{uri}' holds images, and the model takes none: name a source of its columns")
         found = [(image.path, image.nbytes) for image in find_images(location)]
         return _files(uri, found, rows_of_slice(predictor))
+    if scheme == AUDIO:
+        if predictor.transform.audio is None:
+            raise DataError(
+                f"'{uri}' holds recordings, and the model takes none: name a source of its columns"
+            )
+        heard = [path for path in list_files(uri, AUDIO, location)[0] if path.lower().endswith(SUFFIXES)]
+        if not heard:
+            raise DataError(f"'{uri}' holds no recording ({', '.join(SUFFIXES)}): name a folder that does")
+        return _files(uri, [(path, file_size(path)) for path in heard], SLICE_TEXTS)
     if scheme == TEXT:
         if predictor.transform.tokenizer is None:
             raise DataError(f"'{uri}' holds texts, and the model takes none: name a source of its columns")

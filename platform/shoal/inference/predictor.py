@@ -5,7 +5,7 @@ training.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from shoal.inference.artifact_code import (
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.inference.generation import MASK_WORD, fill_in, stream_text, text_loss
 from shoal.inference.golden import Golden
+from shoal.inference.recordings import as_waves, joined
 from shoal.inference.rows import TEXT, as_block, as_rows
 from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_onednn
@@ -285,18 +285,16 @@ class Predictor:
         }
 
     def _transcripts(self, task: SpeechRecognition, block: Block, beam: int) -> np.ndarray:
-        """Return the text of each recording."""
+        """Return the text of each recording, which may be encoded."""
+        column, audio = self.transform.columns[0].name, self.transform.audio
+        assert audio is not None
 
         def texts_of(batch: Batch) -> list[str]:
             return task.transcribe(logits_of(call_model(self.model, clone(batch.inputs))), batch, beam)
 
         with torch.no_grad():
-            found = [
-                text
-                for batch in self._views(block, is_labelled=False)
-                for texts in self._limit.run(batch, texts_of)
-                for text in texts
-            ]
+            views = self._views({column: as_waves(block[column], audio)}, is_labelled=False)
+            found = [text for view in views for part in self._limit.run(view, texts_of) for text in part]
         return np.array(found, dtype=object)
 
     def _tensors_of(self, batch: Batch) -> dict[str, Tensor]:
@@ -369,19 +367,6 @@ class Predictor:
             list(map(str, texts)),
             self.transform.input_shape[0],
         )
-
-
-def joined(outputs: Sequence[Tensor]) -> Tensor:
-    """Return outputs of several batches as one; those of recordings are filled up with zeros to the longest."""
-    longest = max(part.shape[1] if part.ndim > 1 else 0 for part in outputs)
-    return torch.cat(
-        [
-            part
-            if part.ndim < 3 or part.shape[1] == longest
-            else F.pad(part, (0, 0, 0, longest - part.shape[1]))
-            for part in outputs
-        ]
-    )
 
 
 def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:

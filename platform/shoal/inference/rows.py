@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from shoal.data.audio import AudioFormat
 from shoal.data.packing import as_ragged, is_ragged
 from shoal.data.preprocessing import Column, Transform
 from shoal.data.sources.arrow import to_array
@@ -16,6 +17,7 @@ from shoal.data.text import TOKENS
 from shoal.data.tokenizer import tokenizer_from_json
 from shoal.data.values import as_numbers, as_texts
 from shoal.errors import DataError
+from shoal.inference.recordings import as_base64, as_waves
 
 TEXT = "text"  # the column that a model of text takes
 # MLflow describes cells of these types alone, which hold the values of the others.
@@ -31,6 +33,8 @@ def as_block(data: Any, transform: Transform) -> Block:
     Raises:
         DataError: items do not have the arrays that the model takes.
     """
+    if transform.audio is not None:
+        return _recordings(data, transform.columns[0].name, transform.audio)
     if transform.input_tree is not None:
         return _columns_of_tree(data, transform.input_tree)
     if isinstance(data, pd.DataFrame):
@@ -38,6 +42,16 @@ def as_block(data: Any, transform: Transform) -> Block:
     if isinstance(data, Mapping):
         return {str(name): np.asarray(column) for name, column in data.items()}
     return {transform.columns[0].name: np.asarray(data)}
+
+
+def _recordings(data: Any, column: str, audio: AudioFormat) -> Block:
+    """Return the waves of a frame, of a dict of columns, or of a list of recordings."""
+    is_table = isinstance(data, pd.DataFrame | Mapping)
+    if is_table and column not in data:
+        raise DataError(
+            f"column '{column}' of recordings is missing: the columns are {', '.join(map(str, data))}"
+        )
+    return {column: as_waves(data[column] if is_table else data, audio)}
 
 
 def _columns_of_tree(data: Any, tree: Template) -> Block:
@@ -94,6 +108,9 @@ def as_rows(block: Block, transform: Transform) -> Any:
         tokenizer = tokenizer_from_json(transform.tokenizer)
         return pd.DataFrame({TEXT: [tokenizer.decode(row) for row in block[TOKENS]]})
     columns = transform.columns
+    if transform.audio is not None:
+        encoded = [as_base64(wave, transform.audio.rate) for wave in block[columns[0].name]]
+        return pd.DataFrame({columns[0].name: encoded})
     if len(columns) == 1 and columns[0].kind in ("tensor", "ready") and transform.input_tree is None:
         return block[columns[0].name]
     plain = {column.name: _plain(column, block[column.name]) for column in columns}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shoal.errors import ModelError
-from shoal.models.transformer import Block, KeyValueCache, Rotation, head_count, initialize
+from shoal.models.transformer import Block, KeyValueCache, Rotation, head_count
 
 KERNEL = 15  # outputs that the depthwise convolution spans: 0.6 s
 
@@ -60,7 +60,6 @@ class Speech(nn.Module):
         self.blocks = nn.ModuleList(ConvolutionBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
-        initialize(self)
 
     def forward(self, spectrograms: Tensor, lengths: Tensor) -> Tensor:
         """Map [n, frames, bands] and how many frames are no padding [n] to [n, outputs, units]; padding becomes 0."""
@@ -117,4 +116,3 @@ def _is_heard(x: Tensor, lengths: Tensor) -> Tensor:
 def _masked(x: Tensor, lengths: Tensor) -> Tensor:
     """Return [n, t, channels] with zeros where padding is."""
     return x * _is_heard(x, lengths)[..., None]
-

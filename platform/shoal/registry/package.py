@@ -73,7 +73,8 @@ def save_model(
             signature=signature,
             input_example=rows,
             pip_requirements=[
-                f"{name}=={importlib.metadata.version(name)}" for name in _requirements(model_name, objective)
+                f"{name}=={importlib.metadata.version(name)}"
+                for name in _requirements(model_name, objective, predictor.transform)
             ],
         )
     for cache in path.rglob("__pycache__"):
@@ -114,9 +115,10 @@ def _widest(kind: Any) -> Any:
     return Array(_widest(kind.dtype) if isinstance(kind.dtype, Array) else widest.get(kind.dtype, kind.dtype))
 
 
-def _requirements(model_name: str, objective: ObjectiveConfig) -> tuple[str, ...]:
+def _requirements(model_name: str, objective: ObjectiveConfig, transform: Transform) -> tuple[str, ...]:
     needed = ("transformers",) if model_name.startswith(SCHEME) else ()
-    return (*REQUIREMENTS, *needed, *(("torchmetrics",) if objective.metrics else ()))
+    decodes = ("scipy", "soundfile") if transform.audio is not None else ()
+    return (*REQUIREMENTS, *needed, *decodes, *(("torchmetrics",) if objective.metrics else ()))
 
 
 def _zip_shoal(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from shoal.inference.description import DESCRIPTION, describe_model
 from shoal.inference.evaluation import evaluate_on_blocks, first_rows, split_blocks
 from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor
+from shoal.inference.recordings import joined
 from shoal.inference.rows import TEXT
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.loss_curve import loss_curve
@@ -121,7 +122,7 @@ def check_measured(
         predictor.outputs({name: column[row : row + 1] for name, column in rows.items()})
         for row in range(len(together))
     ]
-    if not torch.allclose(together, torch.cat(alone), rtol=1e-4, atol=1e-5, equal_nan=True):
+    if not torch.allclose(together, joined(alone), rtol=1e-4, atol=1e-5, equal_nan=True):
         again = evaluate_on_blocks(predictor, blocks())
         if again is not None and difference(found, again.results()) is None:
             logger.warning(

@@ -9,6 +9,7 @@ import numpy as np
 
 from shoal.data.preprocessing import Column, Transform
 from shoal.inference.predictor import Predictor
+from shoal.inference.recordings import as_base64
 from shoal.inference.rows import TEXT
 
 LARGEST_EXAMPLE = 4096  # numbers of an array that is written out
@@ -27,14 +28,16 @@ class Field:
     """A column that a model takes.
 
     Attributes:
-        column: of the transform; None: text that is tokenized.
+        column: of the transform; None: text that is tokenized, or an encoded recording.
         shape: of an array; the first dimension of a ragged one is the longest.
         choices: the values of training, of a category.
+        sample: a text that is accepted.
     """
 
     name: str
     kind: FieldKind
     column: Column | None = None
+    sample: str = "some text"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,7 +75,7 @@ class Field:
             return bool(round(mean)) if self.column.dtype == "bool" else float(f"{mean:.4g}")
         if self.kind == "date":
             return "2026-01-31"
-        return self.choices[0] if self.choices else "some text"
+        return self.choices[0] if self.choices else self.sample
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -152,6 +155,9 @@ class Signature:
 def _fields(transform: Transform) -> tuple[Field, ...]:
     if transform.tokenizer:
         return (Field(TEXT, "text"),)
+    if transform.audio is not None:
+        silence = np.zeros(transform.audio.rate // 10, dtype=np.int16)
+        return (Field(transform.columns[0].name, "text", sample=as_base64(silence, transform.audio.rate)),)
     return tuple(Field(column.name, _kind_of(column), column) for column in transform.columns)
 
 

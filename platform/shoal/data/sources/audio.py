@@ -80,9 +80,7 @@ def _splits(uri: str, location: str, lists: tuple[str, ...]) -> dict[str, str | 
     named = {path: split for path, stem in stems.items() if (split := split_named(stem)) is not None}
     if len(set(named.values())) > 1 and len({os.path.dirname(path) for path in lists}) == 1:
         return dict(named)
-    return {
-        path: split for split, some in given_splits(uri, location, lists).items() for path in some
-    }
+    return {path: split for split, some in given_splits(uri, location, lists).items() for path in some}
 
 
 def _stem(path: str) -> str:
@@ -187,9 +185,7 @@ def _librispeech(uri: str, path: str, split: str | None) -> Iterator[Recording]:
     """Read SPEAKER-CHAPTER.trans.txt, beside which each recording lies under its own name."""
     folder = os.path.dirname(path)
     for name, text in _named_lines(uri, path):
-        yield Recording(
-            Encoded(f"{name}.flac", f"{folder}/{name}.flac"), text, split, name.partition("-")[0]
-        )
+        yield Recording(Encoded(f"{name}.flac", f"{folder}/{name}.flac"), text, split, name.partition("-")[0])
 
 
 def _kaldi(uri: str, path: str, split: str | None) -> Iterator[Recording]:

@@ -1,4 +1,4 @@
-"""Recordings become rows for speech recognition: log-mel spectrograms, and their texts as units.
+"""Recordings become rows for speech recognition: waves at one rate, and their texts as units.
 
 Every recording is decoded once before anything starts, so that those that cannot be used are known by name: they stop
 the run, or with `data.on_bad=skip` they are left out and counted. It knows recordings and splits; independent of how
@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from shoal.data.audio import BANDS, MAX_RATE, AudioFormat, outputs_of
+from shoal.data.audio import MAX_RATE, AudioFormat, as_16_bits, outputs_of
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
 from shoal.data.sources.base import Block, Part, Source
@@ -23,8 +23,8 @@ from shoal.data.tokenizer import Ids, Tokenizer
 from shoal.data.units import make_units
 from shoal.errors import DataError
 
-AUDIO = "audio"  # the column of spectrograms
-BLOCK_BYTES = 32 << 20  # of spectrograms
+AUDIO = "audio"  # the column of waves
+BLOCK_BYTES = 32 << 20  # of waves
 NAMED = 10  # recordings that a message names
 
 
@@ -76,14 +76,12 @@ class Row:
 
     recording: Recording
     ids: Ids
-    frames: int
+    samples: int
     checksum: int
 
 
-def speech_source(
-    uri: str, scheme: str, recordings: Sequence[Recording], options: SpeechOptions
-) -> Source:
-    """Return rows {"audio": [frames, bands] float16, label: [units] uint16 or int32}, both ragged, by split.
+def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], options: SpeechOptions) -> Source:
+    """Return rows {"audio": [samples] int16, label: [units] int32}, both ragged, by split.
 
     Raises:
         DataError: recordings cannot be used, or none is left.
@@ -96,14 +94,16 @@ def speech_source(
     form = options.trained or AudioFormat(rate=rate, units=_units(usable, options.units))
     by_split = _rows(usable, form, bad)
     if bad and not options.skips:
-        raise DataError(f"data.source='{uri}': {_described(bad)}: fix or remove them, or set data.on_bad=skip")
+        raise DataError(
+            f"data.source='{uri}': {_described(bad)}: fix or remove them, or set data.on_bad=skip"
+        )
     if not by_split:
         raise DataError(f"data.source='{uri}' has no recording that can be used: {_described(bad)}: fix them")
     return Source(
         uri,
         scheme,
         tuple(Part(partial(_blocks, rows, form, options.label), split) for split, rows in by_split.items()),
-        nbytes=sum(row.frames for rows in by_split.values() for row in rows) * BANDS * 2,
+        nbytes=sum(row.samples for rows in by_split.values() for row in rows) * 2,
         is_ready=True,
         digest=_digest(by_split, form),
         notes=(f"{_described(bad)}: left out",) if bad else (),
@@ -151,7 +151,9 @@ def _splits(recordings: Sequence[Recording], rule: SplitRule) -> list[str]:
     """Return each recording's split, a function of its number in the list where none is stated."""
     has_validation = any(one.split == VALIDATION for one in recordings)
     numbers = np.arange(len(recordings))
-    by_stated = {stated: rule.assign(numbers, stated, has_validation) for stated in {one.split for one in recordings}}
+    by_stated = {
+        stated: rule.assign(numbers, stated, has_validation) for stated in {one.split for one in recordings}
+    }
     return [SPLITS[by_stated[one.split][number]] for number, one in enumerate(recordings)]
 
 
@@ -178,13 +180,12 @@ def _rows(usable: Sequence[Usable], form: AudioFormat, bad: dict[str, str]) -> d
         for one in usable:
             if one.split != split:
                 continue
-            frames = form.frames(one.samples)
             try:
-                ids = fitting_units(tokenizer, one.recording.text, frames)
+                ids = fitting_units(tokenizer, one.recording.text, form.frames(one.samples))
             except DataError as error:
                 bad[one.recording.sound.name] = str(error)
                 continue
-            rows.setdefault(split, []).append(Row(one.recording, ids, frames, one.checksum))
+            rows.setdefault(split, []).append(Row(one.recording, ids, one.samples, one.checksum))
     return rows
 
 
@@ -210,7 +211,11 @@ def _described(bad: dict[str, str]) -> str:
     """Count recordings that cannot be used, and name the first ones with the reason."""
     some = ", ".join(f"'{name}' ({reason})" for name, reason in list(bad.items())[:NAMED])
     more = f", and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    return f"{len(bad)} recordings cannot be used: {some}{more}" if len(bad) > 1 else f"1 recording cannot be used: {some}"
+    return (
+        f"{len(bad)} recordings cannot be used: {some}{more}"
+        if len(bad) > 1
+        else f"1 recording cannot be used: {some}"
+    )
 
 
 def _blocks(rows: Sequence[Row], form: AudioFormat, label: str) -> Iterator[Block]:
@@ -219,7 +224,7 @@ def _blocks(rows: Sequence[Row], form: AudioFormat, label: str) -> Iterator[Bloc
     size = 0
     for row in rows:
         some.append(row)
-        size += row.frames * BANDS * 2
+        size += row.samples * 2
         if size >= BLOCK_BYTES:
             yield _block(some, form, label)
             some, size = [], 0
@@ -229,7 +234,7 @@ def _blocks(rows: Sequence[Row], form: AudioFormat, label: str) -> Iterator[Bloc
 
 def _block(rows: Sequence[Row], form: AudioFormat, label: str) -> Block:
     return {
-        AUDIO: as_ragged([form.features(row.recording.sound.wave(form.rate)) for row in rows]),
+        AUDIO: as_ragged([as_16_bits(row.recording.sound.wave(form.rate)) for row in rows]),
         label: as_ragged([row.ids for row in rows]),
     }
 
@@ -239,5 +244,5 @@ def _digest(by_split: dict[str, list[Row]], form: AudioFormat) -> str:
     hasher = hashlib.sha256(form.model_dump_json().encode())
     for split, rows in by_split.items():
         for row in rows:
-            hasher.update(f"{split} {row.frames} {row.checksum} {row.recording.text}\n".encode())
+            hasher.update(f"{split} {row.samples} {row.checksum} {row.recording.text}\n".encode())
     return hasher.hexdigest()[:16]

@@ -83,7 +83,10 @@ def _string(
     # Each recording as likely as the others: a speaker by how many there are of them.
     speaker = recordings[int(draw.integers(0, len(recordings)))].speaker
     own = of_speaker[speaker]
-    chosen = [recordings[own[place]] for place in draw.integers(0, len(own), draw.integers(how.fewest, how.most + 1))]
+    chosen = [
+        recordings[own[place]]
+        for place in draw.integers(0, len(own), draw.integers(how.fewest, how.most + 1))
+    ]
     sound = Composite(
         f"string {number} of {split}",
         tuple(one.sound for one in chosen),
