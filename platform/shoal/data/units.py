@@ -55,8 +55,8 @@ class UnitTokenizer(Tokenizer):
         if unknown is not None:
             what = "character" if self.kind == "char" else "word"
             raise DataError(
-                f"the text '{text[:60]}' has the {what} {unknown!r}, which no training text has: set data.tokenizer="
-                "byte or bpe:SIZE, which spell any text, or data.on_bad=skip, which leaves such recordings out"
+                f"the text '{text[:60]}' has the {what} {unknown!r}, which no training text has; data.tokenizer=byte "
+                "spells any"
             )
         return np.array([self._ids[unit] for unit in found], dtype=np.int32)
 

@@ -5,6 +5,7 @@ the run, or with `data.on_bad=skip` they are left out and counted. It knows reco
 they are listed and of models.
 """
 
+import contextlib
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,9 @@ from shoal.errors import DataError
 AUDIO = "audio"  # the column of waves
 BLOCK_BYTES = 32 << 20  # of waves
 NAMED = 10  # recordings that a message names
+
+# Names of recordings that cannot be used, with the reason.
+Bad = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
     Raises:
         DataError: recordings cannot be used, or none is left.
     """
-    bad: dict[str, str] = {}
-    rate = options.trained.rate if options.trained else _rate(recordings, options.rate, bad)
+    bad: Bad = []
+    rate = options.trained.rate if options.trained else options.rate or _lowest_rate(recordings)
     usable = _decoded(recordings, rate, options, bad)
     if options.compose:
         usable = _strung(usable, rate, options.compose)
@@ -112,35 +116,29 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
     )
 
 
-def _rate(recordings: Sequence[Recording], rate: int | None, bad: dict[str, str]) -> int:
-    """Return the rate of all: as the config says, else the lowest, which the others hold as well."""
+def _lowest_rate(recordings: Sequence[Recording]) -> int:
+    """Return the lowest rate of the recordings, which the others hold as well; those that do not open are skipped."""
     found = [MAX_RATE]
     for one in recordings:
-        try:
+        with contextlib.suppress(ValueError):
             found.append(one.sound.rate())
-        except ValueError as error:
-            bad[one.sound.name] = str(error)
-    return rate or min(found)
+    return min(found)
 
 
-def _decoded(
-    recordings: Sequence[Recording], rate: int, options: SpeechOptions, bad: dict[str, str]
-) -> list[Usable]:
+def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions, bad: Bad) -> list[Usable]:
     """Decode each recording; those that cannot be, or have no text, are added to `bad`."""
     found = []
     for one, split in zip(recordings, _splits(recordings, options.rule), strict=True):
         name = one.sound.name
-        if name in bad:
-            continue
         try:
             wave = one.sound.wave(rate)
         except ValueError as error:
-            bad[name] = str(error)
+            bad.append((name, str(error)))
             continue
         if not len(wave):
-            bad[name] = "it holds no samples"
+            bad.append((name, "it holds no samples"))
         elif not one.text:
-            bad[name] = "it has no text"
+            bad.append((name, "it has no text"))
         else:
             kept = replace(one, sound=Held(name, rate, wave)) if options.compose else one
             found.append(Usable.of(kept, split, wave))
@@ -172,7 +170,7 @@ def _units(usable: Sequence[Usable], name: str) -> str:
     return make_units(name, (one.recording.text for one in usable if one.split == TRAIN)).to_json()
 
 
-def _rows(usable: Sequence[Usable], form: AudioFormat, bad: dict[str, str]) -> dict[str, list[Row]]:
+def _rows(usable: Sequence[Usable], form: AudioFormat, bad: Bad) -> dict[str, list[Row]]:
     """Return the rows of each split that has any; recordings whose texts do not fit are added to `bad`."""
     rows: dict[str, list[Row]] = {}
     tokenizer = form.tokenizer
@@ -183,7 +181,7 @@ def _rows(usable: Sequence[Usable], form: AudioFormat, bad: dict[str, str]) -> d
             try:
                 ids = fitting_units(tokenizer, one.recording.text, form.frames(one.samples))
             except DataError as error:
-                bad[one.recording.sound.name] = str(error)
+                bad.append((one.recording.sound.name, str(error)))
                 continue
             rows.setdefault(split, []).append(Row(one.recording, ids, one.samples, one.checksum))
     return rows
@@ -207,9 +205,9 @@ def fitting_units(tokenizer: Tokenizer, text: str, frames: int) -> Ids:
     return ids
 
 
-def _described(bad: dict[str, str]) -> str:
+def _described(bad: Bad) -> str:
     """Count recordings that cannot be used, and name the first ones with the reason."""
-    some = ", ".join(f"'{name}' ({reason})" for name, reason in list(bad.items())[:NAMED])
+    some = ", ".join(f"'{name}' ({reason})" for name, reason in bad[:NAMED])
     more = f", and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     return (
         f"{len(bad)} recordings cannot be used: {some}{more}"
