@@ -113,7 +113,7 @@ def spoken(digit: str, voice: Voice, draw: np.random.Generator) -> np.ndarray:
     )
     centres = np.repeat([phone.centre for phone in phones], frames)
     voiced = _harmonics(formants, loudness[:, 0], voice.pitch_hz * draw.uniform(0.95, 1.05))
-    return (voiced + _hiss(centres, loudness[:, 1], draw)).astype(np.float32)
+    return np.asarray(voiced + _hiss(centres, loudness[:, 1], draw), dtype=np.float32)
 
 
 def _glided(track: np.ndarray, width: int) -> np.ndarray:
@@ -131,8 +131,8 @@ def _harmonics(formants: np.ndarray, loudness: np.ndarray, pitch_hz: float) -> n
     numbers = np.arange(1, int(0.95 * RATE / 2 / pitch.max()) + 1)
     hz = pitch[:, None] * numbers
     gains = np.ones_like(hz)
-    for number, width in enumerate(BANDWIDTHS):
-        centre = formants[:, number, None]
+    for resonance, width in enumerate(BANDWIDTHS):
+        centre = formants[:, resonance, None]
         gains *= centre**2 / np.hypot(centre**2 - hz**2, hz * width)
     gains *= loudness[:, None] / numbers
     times = np.arange(frames * STEP) / STEP

@@ -1,7 +1,7 @@
 """A trained model in use.
 
 - `predictor`: raw rows in, labels out, with the transform that it was trained with
-- `rows`: what callers pass as rows, to columns and back
+- `rows`: what callers pass as rows, to columns and back; `recordings`: of encoded recordings
 - `description`: what a saved model says of itself
 - `artifact`: the formats and the manifest of its files; `golden`: rows that it must answer as when it was saved
 - `artifact_code`: the code that a saved model names, and who may run it

@@ -289,13 +289,20 @@ class Predictor:
         column, audio = self.transform.columns[0].name, self.transform.audio
         assert audio is not None
 
-        def texts_of(batch: Batch) -> list[str]:
-            return task.transcribe(logits_of(call_model(self.model, clone(batch.inputs))), batch, beam)
+        found = self.heard({column: as_waves(block[column], audio)})
+        return np.array(
+            [text for view, out in found for text in task.transcribe(out, view, beam)], dtype=object
+        )
+
+    def heard(self, block: Block) -> list[tuple[Batch, Tensor]]:
+        """Return what the task views of recordings, some at a time, with the model's outputs."""
+
+        def outputs_of(batch: Batch) -> tuple[Batch, Tensor]:
+            return batch, logits_of(call_model(self.model, clone(batch.inputs)))
 
         with torch.no_grad():
-            views = self._views({column: as_waves(block[column], audio)}, is_labelled=False)
-            found = [text for view in views for part in self._limit.run(view, texts_of) for text in part]
-        return np.array(found, dtype=object)
+            views = self._views(block, is_labelled=False)
+            return [part for view in views for part in self._limit.run(view, outputs_of)]
 
     def _tensors_of(self, batch: Batch) -> dict[str, Tensor]:
         return tensors_of(call_model(self.model, clone(batch.inputs)), row_count(batch.inputs))

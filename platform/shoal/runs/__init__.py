@@ -11,7 +11,7 @@
 - `hang`: whether workers still move; `failure_policy`: what follows when they fail
 - `data_notes`: what a person should know of the data, before training and as a report
 - `mlflow_metadata`: what MLflow receives besides metrics
-- `finalize`: the model packaged and verified, pictures
+- `finalize`: the model packaged and verified, pictures; `transcripts`: what a model of speech hears
 - `job_result`: what other jobs keep as a run
 
 Depends on all packages below it; independent of Ray and of sweeps.

@@ -26,6 +26,7 @@ from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier, difference, write_rows
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import draw_data
+from shoal.runs.transcripts import write_transcripts
 from shoal.storage.records import Identity, Outcome, Verified
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, PICTURES, SAMPLE, RunFolder
 from shoal.tasks.registry import TASKS, TaskName
@@ -48,7 +49,7 @@ def package_and_verify(
 ) -> bool:
     """Draw the pictures, save the selected weights as a pyfunc model, and have a clean process reproduce their metric.
 
-    A text that a causal language model generates is kept as well.
+    A text that a causal language model generates is kept as well, and what a model of speech hears in a few recordings.
 
     Returns:
         whether it did; False where no rows were held out.
@@ -61,7 +62,8 @@ def package_and_verify(
         model = scratch / MODEL
         split = VALIDATION if outcome.val_metrics else TEST
         expected = outcome.val_metrics or outcome.test_metrics
-        _save(model, folder, config, dataset_info, outcome, _example(source, preprocessing, split))
+        example = _example(source, preprocessing, split)
+        _save(model, folder, config, dataset_info, outcome, example)
         verified = None
         if expected:
             measured = outcome.sampled_metrics or {
@@ -87,6 +89,9 @@ def package_and_verify(
             )
         if config.task == "causal_lm":
             folder.write(SAMPLE, sample(model.with_name("weights")).encode())
+        if TASKS[config.task].takes_recordings:
+            own_predictor = Predictor.load_own(model.with_name("weights"))
+            write_transcripts(folder, own_predictor, example, f"{folder.identity().name}: {split} split")
         folder.put_folder(model, MODEL, last=MODEL_CARD)
     folder.update(Identity, verified=verified)
     return verified is not None

@@ -17,8 +17,10 @@ from shoal.data.preprocessing import Transform
 from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_gpus
+from shoal.runs.transcripts import TABLE_TAG
 from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
 from shoal.tasks.metrics import best_name
+from shoal.tasks.registry import TASKS
 
 PARAMS = (
     "seed",
@@ -50,7 +52,8 @@ def run_metadata(
             "mlflow.note.content": f"`{config.model.name}` on `{source}`: {size}",
             "shoal.num_workers": config.scale.num_workers,
         }
-        | ({"shoal.not_loaded": size.not_loaded} if size.not_loaded else {}),
+        | ({"shoal.not_loaded": size.not_loaded} if size.not_loaded else {})
+        | (TABLE_TAG if TASKS[config.task].takes_recordings else {}),
         contexts=["training"],
         dataset=training_dataset(source, dataset_info.fingerprint, dataset_info.transform, dataset_info.rows),
         model=model_record(size),

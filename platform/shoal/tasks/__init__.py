@@ -2,12 +2,13 @@
 
 - `base`: what the loop asks of a task, and what a task declares of its data
 - `classification`, `multilabel_classification`, `regression`, `custom`, `language`, `sequence_classification`,
-  `image_classification`: one per file
+  `image_classification`, `speech_recognition`: one per file
 - `registry`: a task by its name
 - `objective`: what is minimized and measured besides, as the config says; `own_loss`: a loss of the user's
 - `measures`: metrics of the user's and of `torch_metrics`; `accumulator`: all that evaluation adds up
 - `outputs`: the tensor that a task reads of what a model returns
 - `metrics`: which way a metric is better
+- `transcripts`: texts from the outputs of a CTC model, and their errors
 - `content_hash`: random numbers that are a function of a row
 - `open_data`: the source of a config, as its task needs it
 

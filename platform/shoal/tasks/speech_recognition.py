@@ -21,7 +21,7 @@ from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.base import RowTerms, Task
 from shoal.tasks.content_hash import row_keys, uniform
-from shoal.tasks.transcripts import BLANK, beam_search, edits, greedy
+from shoal.tasks.transcripts import BLANK, beam_search, edits, emissions, greedy
 
 LENGTHS = "lengths"  # the argument of a model's forward that says how many frames are no padding
 
@@ -105,6 +105,14 @@ class SpeechRecognition(Task):
             likely = outputs.double().log_softmax(-1).cpu().numpy()
             found = [beam_search(row[:count], beam) for row, count in zip(likely, counts, strict=True)]
         return [self._text(ids) for ids in found]
+
+    def emitted(self, outputs: Tensor, batch: Batch) -> list[list[tuple[int, str]]]:
+        """Return where each row's likeliest path begins which unit: (number of the output, unit)."""
+        best, counts = outputs.argmax(-1).cpu().numpy(), self._lengths(outputs, batch).tolist()
+        return [
+            [(place, self.tokenizer.decode([unit])) for place, unit in emissions(row[:count])]
+            for row, count in zip(best, counts, strict=True)
+        ]
 
     def _text(self, ids: list[int]) -> str:
         """Return a text with single blanks between its words, as references are written."""

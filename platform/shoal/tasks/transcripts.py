@@ -14,14 +14,19 @@ BLANK = 0
 WORTH_A_LOOK = 1e-4  # probability of a unit at a step, below which a beam does not take it
 
 
-def greedy(best: np.ndarray) -> list[int]:
-    """Return the units of the likeliest path: repeats joined, blanks left out.
+def emissions(best: np.ndarray) -> list[tuple[int, int]]:
+    """Return (place, unit) where the likeliest path begins a unit: repeats joined, blanks left out.
 
     Args:
         best: [outputs] likeliest unit of each.
     """
-    changes = best[np.flatnonzero(np.diff(best, prepend=-1))]
-    return [int(unit) for unit in changes if unit != BLANK]
+    changes = np.flatnonzero(np.diff(best, prepend=-1))
+    return [(int(place), int(best[place])) for place in changes if best[place] != BLANK]
+
+
+def greedy(best: np.ndarray) -> list[int]:
+    """Return the units of `emissions`."""
+    return [unit for _, unit in emissions(best)]
 
 
 def beam_search(log_probabilities: np.ndarray, width: int) -> list[int]:

@@ -9,6 +9,8 @@
 - `forms`, `items`, `stream`, `values`: for `function`, what users return: by form, item by item, one after the other,
   value by value
 - `text`, `text_column`: rows of tokens, by `corpus`
+- `speech`: rows of recordings, which `recordings` have with their texts: files (`audio`, decoded by `encoded_audio`), columns,
+  `spoken_digits` of a synthesiser, `strings` of single ones
 - `image_column`: encoded images among rows become pixels
 - `arrow`: Arrow tables and pandas columns become arrays
 

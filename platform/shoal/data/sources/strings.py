@@ -1,7 +1,8 @@
 """Single recordings strung together to longer ones, as `data.compose` says: words to strings of words.
 
 A string is made of recordings of one split and, where the source names speakers, of one speaker. Which ones they are is
-a function of the seed, the split and the string's number. It knows waves and texts; independent of files.
+a function of the seed, the split and the string's number. Training recordings are heard
+at several speeds. It knows waves and texts; independent of files.
 """
 
 from collections.abc import Sequence
@@ -9,11 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shoal.data.audio import resampled
 from shoal.data.formants import joined
 from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.recordings import Recording, Sound
 
 LONGEST_GAP_S = 0.1  # of silence between two recordings
+# At which training recordings are heard, in tenths (Ko et al. 2015, "Audio augmentation for speech recognition").
+SPEEDS, SPEED = (9, 10, 11), 10
 TRAINING_STRINGS = 10  # for each training recording; of the others one
 
 
@@ -50,17 +54,24 @@ class Held:
 
 @dataclass(frozen=True)
 class Composite:
-    """Recordings one after the other, with silence around each."""
+    """Recordings one after the other, with silence around each.
+
+    Attributes:
+        speeds: of each, in tenths.
+    """
 
     name: str
     parts: tuple[Sound, ...]
     gaps_s: tuple[float, ...]
+    speeds: tuple[int, ...]
 
     def rate(self) -> int:
         return self.parts[0].rate()
 
     def wave(self, rate: int) -> np.ndarray:
-        return joined([part.wave(rate) for part in self.parts], np.array(self.gaps_s), rate)
+        pairs = zip(self.parts, self.speeds, strict=True)
+        waves = [resampled(part.wave(rate), speed, SPEED) for part, speed in pairs]
+        return joined(waves, np.array(self.gaps_s), rate)
 
 
 def composed(recordings: Sequence[Recording], split: str, how: Compose) -> list[Recording]:
@@ -91,5 +102,6 @@ def _string(
         f"string {number} of {split}",
         tuple(one.sound for one in chosen),
         tuple(draw.uniform(0, LONGEST_GAP_S, len(chosen) + 1).tolist()),
+        tuple(draw.choice(SPEEDS, len(chosen)).tolist()) if split == TRAIN else (SPEED,) * len(chosen),
     )
     return Recording(sound, " ".join(one.text for one in chosen), split, speaker)
