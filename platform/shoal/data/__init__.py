@@ -16,8 +16,8 @@
 - `tree`: inputs and targets of several tensors; `template`: which columns they are; `packing`: one row of bytes of them
 - `random_state`: what a user's own code draws from, seeded for a while
 - `text`, `tokenizer`, `chat`, `images`, `augment`: for rows of text and images
-- `audio`, `units`, `spec_augment`, `formants`: for recordings: spectrograms, what texts are made of, blanks in training, a
-  synthesiser
+- `audio`, `units`, `spec_augment`, `formants`: for recordings: spectrograms, what texts are made of, blanks in
+  training, a synthesiser
 
 Depends on `config` and `errors`; independent of models, of torch.distributed and of Ray.
 """

@@ -9,8 +9,8 @@
 - `forms`, `items`, `stream`, `values`: for `function`, what users return: by form, item by item, one after the other,
   value by value
 - `text`, `text_column`: rows of tokens, by `corpus`
-- `speech`: rows of recordings, which `recordings` have with their texts: files (`audio`, decoded by `encoded_audio`), columns,
-  `spoken_digits` of a synthesiser, `strings` of single ones
+- `speech`: rows of recordings; `recordings`: these with their texts, of files (`audio`, decoded by `encoded_audio`), of
+  columns, of a synthesiser (`spoken_digits`), or strung together (`strings`)
 - `image_column`: encoded images among rows become pixels
 - `arrow`: Arrow tables and pandas columns become arrays
 

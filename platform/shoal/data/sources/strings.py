@@ -1,8 +1,8 @@
 """Single recordings strung together to longer ones, as `data.compose` says: words to strings of words.
 
 A string is made of recordings of one split and, where the source names speakers, of one speaker. Which ones they are is
-a function of the seed, the split and the string's number. Training recordings are heard
-at several speeds. It knows waves and texts; independent of files.
+a function of the seed, the split and the string's number. Training recordings are heard at several speeds. It knows
+waves and texts; independent of files.
 """
 
 from collections.abc import Sequence
