@@ -30,6 +30,7 @@ from shoal.tasks.custom import Custom
 from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.outputs import logits_of, tensors_of
 from shoal.tasks.regression import Regression
+from shoal.tasks.speech_recognition import SpeechRecognition
 
 Takes = tuple[tuple[Input, ...], nn.Module]
 Gives = tuple[tuple[Output, ...], Callable[[Any], tuple[Tensor, ...]]]
@@ -235,6 +236,11 @@ def _answers_of(predictor: Predictor, example: Any) -> Gives:
             for name, value in named.items()
         )
         return made, lambda outputs: tuple(_squeezed(tensors_of(outputs)[name]) for name in names)
+    if isinstance(task, SpeechRecognition):
+        raise ModelError(
+            f"task={task.name} turns outputs into texts, Python that no graph can hold: export the weights alone with "
+            "export.formats=safetensors"
+        )
     if isinstance(task, MultilabelClassification):
         shape = (BATCH, task.labels)
         return (

@@ -34,6 +34,7 @@ HUB_TASKS = {
     "sequence_classification": "text-classification",
     "causal_lm": "text-generation",
     "masked_lm": "fill-mask",
+    "speech_recognition": "automatic-speech-recognition",
 }
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left }

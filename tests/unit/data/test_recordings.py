@@ -262,7 +262,7 @@ def test_resampling_keeps_a_tone_and_drops_what_the_rate_cannot_hold():
     assert dropped.std() < 0.02
 
 
-def test_loudness_does_not_matter_and_a_wave_alone_has_the_frames_that_are_foretold():
+def test_loudness_does_not_matter_and_a_wave_alone_has_as_many_frames_as_is_said():
     audio = AudioFormat(rate=RATE, units=make_units("char", ["a"]).to_json())
     wave = (tone(0.5) * 20_000).astype(np.int16)
     found = audio.features(wave)

@@ -1,4 +1,4 @@
-"""Lists the recordings of `audio:PATH`: tables, manifests and trees as corpora of speech are given out.
+"""Lists the recordings of `audio:PATH`: tables, manifests and trees, as corpora of speech are published.
 
 A folder with a .csv or .tsv of paths and texts (as Common Voice's); manifests of NeMo (.jsonl, .json) and cuts of
 Lhotse (.jsonl, .jsonl.gz); LibriSpeech's tree; data folders of Kaldi (wav.scp and text). No recording is opened.

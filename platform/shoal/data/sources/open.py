@@ -64,6 +64,10 @@ def open_source(
         return READERS[scheme](uri, location, options)
     if is_function(uri):
         return open_function(uri, options)
+    if colon and scheme == AUDIO:
+        raise DataError(
+            f"data.source='{uri}' holds recordings: set task=speech_recognition, or name other data"
+        )
     raise DataError(
         f"data.source='{uri}' is not known{nearest(scheme, SCHEMES) if colon else _meant(uri)}: write one of "
         f"{', '.join(f'{name}:' for name in SCHEMES)} or package.module:function"

@@ -45,7 +45,7 @@ class Recording:
     """A recording and what is said in it.
 
     Attributes:
-        text: empty where none is given.
+        text: empty where there is none.
         split: that the source states; None: it states none.
         speaker: where the source names speakers.
     """

@@ -47,6 +47,10 @@ def synthetic_options(uri: str) -> dict[str, Any]:
     """Parse `synthetic:KIND?rows=...&features=...&classes=...&seed=...`."""
     kind, _, query = uri.removeprefix("synthetic:").partition("?")
     options = {"rows": 20000, "features": 1000, "classes": 10, "seed": 0}
+    if kind == "speech":
+        raise DataError(
+            f"data.source='{uri}' holds recordings: set task=speech_recognition, or name other data"
+        )
     if kind not in ("classification", "regression"):
         raise DataError(
             f"data.source='{uri}': '{kind}' is not a synthetic set"
