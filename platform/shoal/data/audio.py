@@ -55,7 +55,7 @@ class AudioFormat(BaseModel):
         """
         bands = log_mel(torch.from_numpy(wave.astype(np.float32) / LOUDEST), self.rate)
         deviation, mean = torch.std_mean(bands, dim=0, correction=0)
-        return ((bands - mean) / deviation.clamp(min=1e-3)).half().numpy()
+        return np.asarray(((bands - mean) / deviation.clamp(min=1e-3)).half())
 
 
 def as_spectrograms(audio: AudioFormat, waves: Iterable[np.ndarray]) -> np.ndarray:
@@ -107,8 +107,8 @@ def filter_bank(rate: int) -> Tensor:
     mel(f) = 2595 log10(1 + f / 700) (O'Shaughnessy 1987, "Speech Communication").
     """
     points = _points(rate)
-    ends = [2595 * math.log10(1 + hz / 700) for hz in (LOWEST_HZ, rate / 2)]
-    centres = 700 * (10 ** (torch.linspace(*ends, BANDS + 2, dtype=torch.float64) / 2595) - 1)
+    low_mel, high_mel = (2595 * math.log10(1 + hz / 700) for hz in (LOWEST_HZ, rate / 2))
+    centres = 700 * (10 ** (torch.linspace(low_mel, high_mel, BANDS + 2, dtype=torch.float64) / 2595) - 1)
     hz = torch.arange(points // 2 + 1, dtype=torch.float64) * rate / points
     low, middle, high = (centres[first : first + BANDS, None] for first in range(3))
     rising, falling = (hz - low) / (middle - low), (high - hz) / (high - middle)
