@@ -354,7 +354,7 @@ class Transform(BaseModel):
         """Return how many entries each row of a column has, once it is packed."""
         if self.audio is not None and column in self.columns:
             return [self.audio.frames(len(wave)) for wave in block[column.name]]
-        return lengths_of(column.packed(block[column.name])).tolist()
+        return list(lengths_of(column.packed(block[column.name])))
 
     def packing(self, is_target: bool = False) -> Packing:
         """Return the layout of packed inputs, or of packed targets."""
