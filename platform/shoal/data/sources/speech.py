@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -140,8 +140,7 @@ def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions,
         elif not one.text:
             bad.append((name, "it has no text"))
         else:
-            kept = replace(one, sound=Held(name, rate, wave)) if options.compose else one
-            found.append(Usable.of(kept, split, wave))
+            found.append(Usable.of(one, split, wave))
     return found
 
 
@@ -160,7 +159,8 @@ def _strung(usable: Sequence[Usable], rate: int, how: Compose) -> list[Usable]:
     found = []
     for split in SPLITS:
         own = [one.recording for one in usable if one.split == split]
-        strings = composed(own, split, how) if own else []
+        sounds = [Held(one.sound.name, rate, one.sound.wave(rate)) for one in own]
+        strings = composed(own, sounds, split, how) if own else []
         found += [Usable.of(string, split, string.sound.wave(rate)) for string in strings]
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 from shoal.data.audio import resampled
 from shoal.data.formants import joined
 from shoal.data.sampler import SPLITS, TRAIN
-from shoal.data.sources.recordings import Recording, Sound
+from shoal.data.sources.recordings import Recording
 
 LONGEST_GAP_S = 0.1  # of silence between two recordings
 # At which training recordings are heard, in tenths (Ko et al. 2015, "Audio augmentation for speech recognition").
@@ -51,57 +51,52 @@ class Held:
         """Return its samples; the rate is its own."""
         return self.samples
 
+    def at_speed(self, tenths: int) -> "Held":
+        """Return what it is when it is heard at another speed, and pitch."""
+        return Held(self.name, self.own_rate, resampled(self.samples, tenths, SPEED))
+
 
 @dataclass(frozen=True)
 class Composite:
-    """Recordings one after the other, with silence around each.
-
-    Attributes:
-        speeds: of each, in tenths.
-    """
+    """Recordings one after the other, with silence around each."""
 
     name: str
-    parts: tuple[Sound, ...]
+    parts: tuple[Held, ...]
     gaps_s: tuple[float, ...]
-    speeds: tuple[int, ...]
 
     def rate(self) -> int:
         return self.parts[0].rate()
 
     def wave(self, rate: int) -> np.ndarray:
-        pairs = zip(self.parts, self.speeds, strict=True)
-        waves = [resampled(part.wave(rate), speed, SPEED) for part, speed in pairs]
-        return joined(waves, np.array(self.gaps_s), rate)
+        return joined([part.wave(rate) for part in self.parts], np.array(self.gaps_s), rate)
 
 
-def composed(recordings: Sequence[Recording], split: str, how: Compose) -> list[Recording]:
-    """Return strings of the recordings of one split."""
+def composed(
+    recordings: Sequence[Recording], sounds: Sequence[Held], split: str, how: Compose
+) -> list[Recording]:
+    """Return strings of the recordings of one split.
+
+    Args:
+        recordings: what is said, and by whom.
+        sounds: of each, at one rate.
+    """
     of_speaker: dict[str | None, list[int]] = {}
     for number, one in enumerate(recordings):
         of_speaker.setdefault(one.speaker, []).append(number)
-    count = len(recordings) * (TRAINING_STRINGS if split == TRAIN else 1)
-    return [_string(recordings, of_speaker, split, how, number) for number in range(count)]
-
-
-def _string(
-    recordings: Sequence[Recording],
-    of_speaker: dict[str | None, list[int]],
-    split: str,
-    how: Compose,
-    number: int,
-) -> Recording:
-    draw = np.random.default_rng([how.seed, SPLITS.index(split), number])
-    # Each recording as likely as the others: a speaker by how many there are of them.
-    speaker = recordings[int(draw.integers(0, len(recordings)))].speaker
-    own = of_speaker[speaker]
-    chosen = [
-        recordings[own[place]]
-        for place in draw.integers(0, len(own), draw.integers(how.fewest, how.most + 1))
-    ]
-    sound = Composite(
-        f"string {number} of {split}",
-        tuple(one.sound for one in chosen),
-        tuple(draw.uniform(0, LONGEST_GAP_S, len(chosen) + 1).tolist()),
-        tuple(draw.choice(SPEEDS, len(chosen)).tolist()) if split == TRAIN else (SPEED,) * len(chosen),
-    )
-    return Recording(sound, " ".join(one.text for one in chosen), split, speaker)
+    speeds = SPEEDS if split == TRAIN else (SPEED,)
+    # Each is heard in many strings, and resampled once.
+    heard = [{speed: sound.at_speed(speed) for speed in speeds} for sound in sounds]
+    strings = []
+    for number in range(len(recordings) * (TRAINING_STRINGS if split == TRAIN else 1)):
+        draw = np.random.default_rng([how.seed, SPLITS.index(split), number])
+        # Each recording as likely as the others: a speaker by how many there are of them.
+        speaker = recordings[int(draw.integers(0, len(recordings)))].speaker
+        own = of_speaker[speaker]
+        chosen = [own[place] for place in draw.integers(0, len(own), draw.integers(how.fewest, how.most + 1))]
+        parts = tuple(heard[one][int(draw.choice(speeds))] for one in chosen)
+        gaps_s = tuple(draw.uniform(0, LONGEST_GAP_S, len(chosen) + 1).tolist())
+        text = " ".join(recordings[one].text for one in chosen)
+        strings.append(
+            Recording(Composite(f"string {number} of {split}", parts, gaps_s), text, split, speaker)
+        )
+    return strings
