@@ -55,7 +55,8 @@ class AudioFormat(BaseModel):
         """
         bands = log_mel(torch.from_numpy(wave.astype(np.float32) / LOUDEST), self.rate)
         deviation, mean = torch.std_mean(bands, dim=0, correction=0)
-        return np.asarray(((bands - mean) / deviation.clamp(min=1e-3)).half())
+        found: np.ndarray = ((bands - mean) / deviation.clamp(min=1e-3)).half().numpy()
+        return found
 
 
 def as_spectrograms(audio: AudioFormat, waves: Iterable[np.ndarray]) -> np.ndarray:

@@ -247,8 +247,7 @@ class Predictor:
         if self.task.name == Custom.name:
             return self._arrays_as_returned(block)
         if isinstance(self.task, SpeechRecognition):
-            beam = int((self.params | dict(params or {}))["beam"])
-            return {"prediction": self._transcripts(self.task, block, beam)}
+            return {"prediction": self._transcripts(self.task, block, params or {})}
         outputs = self.outputs(block)
         if self.transform.target_columns or not self.transform.has_label:
             return self._arrays_of_targets(outputs)
@@ -284,15 +283,13 @@ class Predictor:
             for name, values in found.items()
         }
 
-    def _transcripts(self, task: SpeechRecognition, block: Block, beam: int) -> np.ndarray:
+    def _transcripts(self, task: SpeechRecognition, block: Block, params: Mapping[str, Any]) -> np.ndarray:
         """Return the text of each recording, which may be encoded."""
-        column, audio = self.transform.columns[0].name, self.transform.audio
+        column, audio, beam = self.transform.columns[0].name, self.transform.audio, params.get("beam", 0)
         assert audio is not None
-
         found = self.heard({column: as_waves(block[column], audio)})
-        return np.array(
-            [text for view, out in found for text in task.transcribe(out, view, beam)], dtype=object
-        )
+        texts = [text for view, out in found for text in task.transcribe(out, view, int(beam))]
+        return np.array(texts, dtype=object)
 
     def heard(self, block: Block) -> list[tuple[Batch, Tensor]]:
         """Return what the task views of recordings, some at a time, with the model's outputs."""

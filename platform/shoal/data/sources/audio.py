@@ -10,8 +10,9 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoal.data.read_options import ReadOptions
 from shoal.data.sampler import split_named
@@ -54,7 +55,7 @@ def list_recordings(uri: str, location: str, label: str, options: ReadOptions) -
     listers: tuple[tuple[Callable[[str], bool], Lister], ...] = (
         (lambda name: name == SCRIPT, _kaldi),
         (lambda name: name.endswith(TRANSCRIPTS), _librispeech),
-        (lambda name: name.endswith(TABLES), lambda *of: _table(*of, label, options)),
+        (lambda name: name.endswith(TABLES), partial(_table, label=label, options=options)),
         (lambda name: name.endswith(MANIFESTS), _manifest),
     )
     for is_list, lister in listers:
@@ -118,7 +119,7 @@ def _table(uri: str, path: str, split: str | None, label: str, options: ReadOpti
     text = _text_of(uri, path, options.encoding)
     delimiter = options.delimiter or ("\t" if is_tabs else ",")
     # Common Voice quotes nothing, and its sentences hold quotation marks.
-    quoting = csv.QUOTE_NONE if is_tabs else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if is_tabs else csv.QUOTE_MINIMAL
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, restval="")
     columns = list(rows.fieldnames or [])
     file = find_column(uri, PATHS, columns, "paths", "name one of them path")
