@@ -81,7 +81,7 @@ def resampled(wave: np.ndarray, own: int, rate: int) -> np.ndarray:
 
 def as_16_bits(wave: np.ndarray) -> np.ndarray:
     """Return samples of -1 to 1 as whole numbers of 16 bits, as recordings are kept."""
-    return np.rint(wave.clip(-1, 1) * LOUDEST).astype(np.int16)
+    return np.asarray(np.rint(wave.clip(-1, 1) * LOUDEST), dtype=np.int16)
 
 
 def log_mel(wave: Tensor, rate: int) -> Tensor:
