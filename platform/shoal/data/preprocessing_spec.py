@@ -23,6 +23,7 @@ class PreprocessingSpec:
         keeps_targets: the label is compared with as it is, an array or a tree of several; it is no class or number.
         are_binary: each label is 0 or 1.
         parts_of_items: which columns each named part of an item is made of; None: the columns are in no tree.
+        categories: names of the classes of boxes, by number, where the label is boxes.
     """
 
     data: DataConfig
@@ -35,6 +36,7 @@ class PreprocessingSpec:
     keeps_targets: bool = False
     are_binary: bool = False
     parts_of_items: dict[str, Template] | None = None
+    categories: tuple[str, ...] = ()
 
     @property
     def split_rule(self) -> SplitRule:

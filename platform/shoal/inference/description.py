@@ -48,7 +48,13 @@ class Description(BaseModel):
         transform = self.transform
         is_ready = transform.columns[0].kind == "ready"
         return make_preprocessing_spec(
-            self.data, self.task, self.seed, is_ready, transform.tokenizer, transform.image_bits
+            self.data,
+            self.task,
+            self.seed,
+            is_ready,
+            transform.tokenizer,
+            transform.image_bits,
+            transform.categories,
         )
 
     def build(self, builder: Callable[..., Any] | None = None) -> nn.Module:

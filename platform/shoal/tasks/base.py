@@ -71,6 +71,8 @@ class Task(ABC):
         takes_text: rows are tokens of text.
         metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
         decodes_images: encoded images among the columns are decoded.
+        takes_boxes: rows are images with boxes of objects.
+        counts_terms: a loss is divided by the `terms` of a global batch, not by its rows.
         sums_size: length of what `sums` returns.
         held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
         view: makes what the model receives of a stored batch; None: the batch as it is.
@@ -91,6 +93,8 @@ class Task(ABC):
     has_label: ClassVar[bool] = True
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False
+    takes_boxes: ClassVar[bool] = False
+    counts_terms: ClassVar[bool] = False
     metric_kind: ClassVar[str | None] = None
 
     sums_size: int
@@ -125,6 +129,10 @@ class Task(ABC):
             return self.own_total(logits_of(outputs), batch)
         total = torch.stack(list(self.sample_losses(outputs, batch).values())).sum(dim=0)
         return (total if weights is None else total * weights).sum()
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Return how many terms the loss of a batch's rows has, a float64 scalar."""
+        return torch.tensor(float(row_count(batch.inputs)), dtype=torch.float64)
 
     def sample_losses(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Return named losses [n] of the samples, without weights; their sum is minimized."""

@@ -8,8 +8,9 @@ from shoal.data.config import DataConfig
 from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sources.base import Source
+from shoal.data.sources.boxes import open_boxes
 from shoal.data.sources.image_column import decode_image_column
-from shoal.data.sources.open import IMAGES, TEXT, open_source
+from shoal.data.sources.open import BOXES, IMAGES, TEXT, open_source
 from shoal.data.sources.text import open_text
 from shoal.data.sources.text_column import encode_column, open_text_column
 from shoal.data.text import TextOptions
@@ -18,7 +19,12 @@ from shoal.tasks.registry import TASKS, TaskName
 
 
 def open_data(
-    data: DataConfig, task: TaskName, seed: int, tokenizer: str | None = None, image_bits: int | None = None
+    data: DataConfig,
+    task: TaskName,
+    seed: int,
+    tokenizer: str | None = None,
+    image_bits: int | None = None,
+    categories: tuple[str, ...] = (),
 ) -> Source:
     """Open the source of a config as its task needs it.
 
@@ -28,12 +34,15 @@ def open_data(
         seed: of the splits; a tokenizer is fitted on the training split alone.
         tokenizer: a trained model's, as JSON; then none is fitted.
         image_bits: that values of 16-bit images use, as a trained model's; None: those that a sample uses.
+        categories: of a trained model's boxes; empty: those that the data have.
 
     Raises:
         DataError: the source does not exist, or the task cannot use it.
     """
     kind = TASKS[task]
     scheme, _, location = reveal(data.source).partition(":")
+    if kind.takes_boxes:
+        return _open_boxes(data, task, location, image_bits, categories)
     if scheme == IMAGES and not kind.takes_text:
         return open_source(data.source, shape=data.shape, bits=image_bits, options=data.read_options)
     if scheme != TEXT and not kind.takes_text:
@@ -62,10 +71,29 @@ def open_data(
     return encode_column(source, data.text, data.labels[0], options, split_of_rows, data.weight)
 
 
+def _open_boxes(
+    data: DataConfig, task: TaskName, location: str, bits: int | None, categories: tuple[str, ...]
+) -> Source:
+    """Open images with boxes.
+
+    Raises:
+        DataError: the source holds none.
+    """
+    if data.source.startswith(f"{BOXES}:"):
+        return open_boxes(data.source, location, data.shape, bits, categories)
+    source = open_source(data.source, options=data.read_options)
+    if not source.categories:
+        raise DataError(
+            f"task={task} learns from images with boxes, and data.source='{data.source}' has none: set "
+            "data.source=boxes:PATH (COCO, Pascal VOC, YOLO or Hugging Face's objects), or synthetic:detection"
+        )
+    return source
+
+
 def preprocessing_spec(data: DataConfig, task: TaskName, seed: int, source: Source) -> PreprocessingSpec:
     """Return what determines how the rows of a source are preprocessed."""
     spec = make_preprocessing_spec(data, task, seed, source.is_ready, source.tokenizer, source.image_bits)
-    return replace(spec, parts_of_items=source.parts_of_items)
+    return replace(spec, parts_of_items=source.parts_of_items, categories=source.categories)
 
 
 def make_preprocessing_spec(
@@ -75,6 +103,7 @@ def make_preprocessing_spec(
     is_ready: bool,
     tokenizer: str | None,
     image_bits: int | None = None,
+    categories: tuple[str, ...] = (),
 ) -> PreprocessingSpec:
     """Return what determines how rows are preprocessed, where their source is not open."""
     kind = TASKS[task]
@@ -88,6 +117,7 @@ def make_preprocessing_spec(
         image_bits,
         kind.keeps_targets or isinstance(data.label, tuple),
         kind.metric_kind == "multilabel",
+        categories=categories,
     )
 
 
@@ -108,4 +138,11 @@ def reopen_source(
     data = preprocessing.data if uri is None else preprocessing.data.model_copy(update={"source": uri})
     if shape:
         data = data.model_copy(update={"shape": shape})
-    return open_data(data, task, preprocessing.seed, preprocessing.tokenizer, preprocessing.image_bits)
+    return open_data(
+        data,
+        task,
+        preprocessing.seed,
+        preprocessing.tokenizer,
+        preprocessing.image_bits,
+        preprocessing.categories,
+    )

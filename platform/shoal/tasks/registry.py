@@ -12,6 +12,7 @@ from shoal.tasks.image_classification import ImageClassification
 from shoal.tasks.language import CausalLM, MaskedLM
 from shoal.tasks.multilabel_classification import MultilabelClassification
 from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
+from shoal.tasks.object_detection import ObjectDetection
 from shoal.tasks.regression import Regression
 from shoal.tasks.sequence_classification import SequenceClassification
 
@@ -25,6 +26,7 @@ TASKS: dict[str, type[Task]] = {
         SequenceClassification,
         ImageClassification,
         MultilabelClassification,
+        ObjectDetection,
         Custom,
     )
 }

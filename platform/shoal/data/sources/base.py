@@ -122,6 +122,7 @@ class Source:
         image_bits: that values of its 16-bit images use.
         notes: a line for each thing that was detected and may be wrong, e.g. how a file is read.
         parts_of_items: which columns each named part of an item is made of; None: its columns are in no tree.
+        categories: names of the classes of boxes, by number; empty where rows are no images with boxes.
     """
 
     uri: str
@@ -134,6 +135,7 @@ class Source:
     image_bits: int | None = None
     notes: tuple[str, ...] = ()
     parts_of_items: dict[str, Template] | None = None
+    categories: tuple[str, ...] = ()
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -172,6 +174,7 @@ class Source:
         if self.digest:
             return self.digest
         hasher = hashlib.sha256(self.scheme.encode())
+        hasher.update("\x1f".join(self.categories).encode())
         if any(part.paths for part in self.parts):
             _hash_files(hasher, self.parts)
         elif self.is_small:

@@ -12,6 +12,7 @@ from shoal.config.secrets import reveal
 from shoal.data.images import SUFFIXES as IMAGE_SUFFIXES
 from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sources.base import Source
+from shoal.data.sources.boxes import open_boxes_source
 from shoal.data.sources.files import SUFFIXES, open_files
 from shoal.data.sources.function import open_function
 from shoal.data.sources.huggingface import open_huggingface
@@ -21,6 +22,7 @@ from shoal.data.sources.synthetic import open_synthetic
 from shoal.errors import DataError, nearest
 
 IMAGES = "images"
+BOXES = "boxes"
 TEXT = "text"  # read by tasks on text alone: `shoal.data.sources.text`
 
 # By scheme: from the whole URI, which messages name, its part behind the scheme, and how files are read.
@@ -31,6 +33,7 @@ READERS: dict[str, Callable[[str, str, ReadOptions], Source]] = {
     "json": partial(open_files, "json"),
     "npz": partial(open_files, "npz"),
     IMAGES: open_image_source,
+    BOXES: open_boxes_source,
     "huggingface": open_huggingface,
     "synthetic": open_synthetic,
 }
