@@ -1,7 +1,7 @@
 """A detector of one level: a residual network, a top-down path to a quarter of the image, and FCOS's head.
 
 The parts are those of Lin et al. 2017, "Feature Pyramid Networks for Object Detection" (section 3), of which the finest
-level alone is kept, and of Tian et al. 2019, "FCOS: Fully Convolutional One-Stage Object Detection" (sections 3.1 and
+level alone is kept, without its last convolution, as the head's towers begin with one, and of Tian et al. 2019, "FCOS: Fully Convolutional One-Stage Object Detection" (sections 3.1 and
 4). It knows images and numbers; which boxes the numbers mean, `shoal.tasks.boxes` says.
 """
 
@@ -30,7 +30,7 @@ class Detector(nn.Module):
         blocks: the residual blocks of all stages, in order.
     """
 
-    def __init__(self, inputs: tuple[int, ...], outputs: int, width: int = 24, depth: int = 8) -> None:
+    def __init__(self, inputs: tuple[int, ...], outputs: int, width: int = 16, depth: int = 8) -> None:
         """Build the layers.
 
         Args:
@@ -61,8 +61,11 @@ class Detector(nn.Module):
         self.blocks = nn.Sequential(*(block for stage in stages for block in stage))
         shared = 2 * width
         self.laterals = nn.ModuleList(normalized_conv(count, shared, 1) for count in self._channels)
-        self.smooth = normalized_conv(shared, shared, 3)
-        self.tower = nn.Sequential(normalized_conv(shared, shared, 3), nn.ReLU())
+        # One for classes and one for sides. With one for both, digits reached an average precision of 0.59 in 33 s of a
+        # CPU; with two of fewer channels 0.77 in 28 s.
+        self.towers = nn.ModuleList(
+            nn.Sequential(normalized_conv(shared, shared, 3), nn.ReLU()) for _ in range(2)
+        )
         self.classes, self.sides = (nn.Conv2d(shared, count, 3, padding=1) for count in (outputs, SIDES))
         for layer, bias in ((self.classes, -math.log(1 / PRIOR - 1)), (self.sides, 0.0)):
             nn.init.normal_(layer.weight, std=0.01)
@@ -83,5 +86,5 @@ class Detector(nn.Module):
         found = self.laterals[-1](levels[-1])
         for lateral, level in zip(list(self.laterals)[-2::-1], levels[-2::-1], strict=True):
             found = lateral(level) + F.interpolate(found, size=level.shape[2:], mode="nearest")
-        found = self.tower(F.relu(self.smooth(found)))
-        return torch.cat([self.classes(found), self.sides(found)], dim=1)
+        of_classes, of_sides = (tower(F.relu(found)) for tower in self.towers)
+        return torch.cat([self.classes(of_classes), self.sides(of_sides)], dim=1)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 RADIUS = 1.5  # in cells: how far from the centre of a box the cells are that are to find it (FCOS, section 4.1.3)
 LARGEST = 6.0  # of the logarithm of a side's distance in cells, beyond which it does not grow
-CANDIDATES = 300  # of an image, by score, from which overlapping ones are dropped
-IMAGES = 32  # that are looked at at a time: their candidates are compared in pairs
+CANDIDATES = 200  # of an image, by score, from which overlapping ones are dropped
+IMAGES = 16  # that are looked at at a time: their candidates are compared in pairs
 
 
 class Assigned(NamedTuple):

@@ -12,6 +12,7 @@ from shoal.config.secrets import reveal
 from shoal.data.images import SUFFIXES as IMAGE_SUFFIXES
 from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sources.base import Source
+from shoal.data.sources.annotated import BOXES
 from shoal.data.sources.boxes import open_boxes_source
 from shoal.data.sources.files import SUFFIXES, open_files
 from shoal.data.sources.function import open_function
@@ -22,7 +23,6 @@ from shoal.data.sources.synthetic import open_synthetic
 from shoal.errors import DataError, nearest
 
 IMAGES = "images"
-BOXES = "boxes"
 TEXT = "text"  # read by tasks on text alone: `shoal.data.sources.text`
 
 # By scheme: from the whole URI, which messages name, its part behind the scheme, and how files are read.
