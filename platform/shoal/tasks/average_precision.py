@@ -40,19 +40,22 @@ class Image(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Precision by class and recall, at an overlap of 0.5; and what there is of each class.
+    """Precision by recall at an overlap of 0.5, and averages, of each class that there is in the images.
 
     Attributes:
-        precision: [classes][101] for a recall of 0, 0.01, ..., 1; none for a class that no image has.
-        average: [classes], over all overlaps.
-        average_50: [classes], at an overlap of 0.5.
-        boxes: [classes] that there are.
+        precision: [101] by class, for a recall of 0, 0.01, ..., 1.
+        columns: average_precision and average_precision_50 (at an overlap of 0.5), and support (the boxes that there
+            are), by class.
     """
 
-    precision: list[list[float]]
-    average: list[float]
-    average_50: list[float]
-    boxes: list[int]
+    precision: dict[str, list[float]]
+    columns: dict[str, dict[str, float]]
+
+
+def curves_of(measures: Sequence[Any]) -> Curves | None:
+    """Return the curves of the average precision among measures; None: there is none."""
+    found = next((one for one in measures if isinstance(one, AveragePrecision)), None)
+    return None if found is None else found.curves()
 
 
 def check_installed() -> None:
@@ -78,6 +81,12 @@ class AveragePrecision:
         self._images: list[Image] = []
 
     def fresh(self, device: torch.device) -> Self:
+        """Return the same without images.
+
+        Raises:
+            ConfigError: the library is not there: before anything is evaluated.
+        """
+        check_installed()
         return type(self)(self._classes, self._find)
 
     def add(self, outputs: Any, batch: Batch) -> None:
@@ -108,16 +117,20 @@ class AveragePrecision:
         }
 
     def curves(self) -> Curves:
-        """Return precision by recall of each class."""
         precision = self._precision()
         truth = np.concatenate([image.truth[:, 0] for image in self._images] or [np.empty(0)]).astype(int)
         counts = np.bincount(truth, minlength=len(self._classes)).tolist()
-        found = precision[IOU_50, :, :, 0].T
+        there = {name: number for number, name in enumerate(self._classes) if counts[number]}
         return Curves(
-            [row.tolist() if count else [] for row, count in zip(found, counts, strict=True)],
-            [_mean(precision[:, :, number, 0]) for number in range(len(counts))],
-            [_mean(precision[IOU_50, :, number, 0]) for number in range(len(counts))],
-            counts,
+            {name: precision[IOU_50, :, number, 0].tolist() for name, number in there.items()},
+            {
+                name: {
+                    "average_precision": _mean(precision[:, :, number, 0]),
+                    "average_precision_50": _mean(precision[IOU_50, :, number, 0]),
+                    "support": counts[number],
+                }
+                for name, number in there.items()
+            },
         )
 
     def _precision(self) -> np.ndarray:

@@ -117,6 +117,14 @@ class Task(ABC):
         few = (FEW_TOKENS if cls.takes_text else FEW_INPUTS) // size
         return EvaluationRows(max(1, few), max(1, min(MAX_ROWS, MAX_INPUTS // size)))
 
+    @classmethod
+    def check_installed(cls) -> None:
+        """Refuse to start without a library that the task needs besides those that all have.
+
+        Raises:
+            ConfigError: it cannot be imported; with the command that installs it.
+        """
+
     @property
     def kind(self) -> Kind | None:
         """What torchmetrics calls its predictions."""
