@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Shape = tuple[int, int, int]  # (channels, height, width)
+SizedPixels = tuple[tuple[int, int], np.ndarray]  # (height, width) that an image had; its pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -184,14 +185,17 @@ def read_pixels(
     return _collect(encoded, lambda image: _to_array(image, size, channels, bits))
 
 
+def read_fitted(
+    encoded: Sequence[EncodedImage], size: tuple[int, int], channels: int, bits: int = DEEPEST
+) -> tuple[list[SizedPixels], list[str]]:
+    """Do as `read_pixels`; also return the (height, width) that each image had, upright."""
+    return _collect(encoded, lambda image: (upright_size(image), _to_array(image, size, channels, bits)))
+
+
 def read_stretched(
     encoded: Sequence[EncodedImage], size: tuple[int, int], channels: int, bits: int = DEEPEST
-) -> tuple[list[tuple[tuple[int, int], np.ndarray]], list[str]]:
-    """Decode images as `read_pixels` does, but resized to `size` in each direction alone, so that nothing is cropped.
-
-    Returns:
-        the (height, width) that each had, upright, with its pixels; and the names of the broken ones with the reason.
-    """
+) -> tuple[list[SizedPixels], list[str]]:
+    """Do as `read_fitted`, but resize each direction by itself, so that nothing is cropped."""
     return _collect(
         encoded, lambda image: (upright_size(image), _to_array(image, size, channels, bits, crops=False))
     )

@@ -7,12 +7,12 @@ fragment alone, not on the process that writes it, or on how often it was killed
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from shoal.data.images import encoded_column, holds_images, read_pixels
+from shoal.data.images import DEEPEST, encoded_column, holds_images, read_fitted, read_stretched
 from shoal.data.sources.base import Block
 from shoal.data.sources.images import ImageFile, encoded_files
 from shoal.data.sources.text import read_chunks
@@ -20,6 +20,7 @@ from shoal.data.sources.text_column import texts_of
 from shoal.errors import DataError
 from shoal.inference.batch_input import PATH, rows_of_slice
 from shoal.inference.batch_output import Done, Output, Reject, as_table
+from shoal.inference.detection import resized
 from shoal.inference.predictor import Predictor
 from shoal.inference.rows import TEXT
 
@@ -40,6 +41,23 @@ class Settings:
 
     text: str
     params: Mapping[str, Any]
+
+
+class Prepared(NamedTuple):
+    """Rows as they are predicted.
+
+    Attributes:
+        inputs: what the model takes.
+        passing: the columns that pass through.
+        reasons: why rows are bad.
+        sizes: [n, 2] heights and widths of the images in which boxes are found, before they were resized; None: there
+            are no such images.
+    """
+
+    inputs: Block
+    passing: Block
+    reasons: Reasons
+    sizes: np.ndarray | None = None
 
 
 class BatchPredictor:
@@ -101,7 +119,7 @@ class BatchPredictor:
         """
         self.check(block)
         rows = len(next(iter(block.values())))
-        inputs, passing, reasons = self._prepared(block)
+        inputs, passing, reasons, sizes = self._prepared(block)
         kept = np.array([row for row in range(rows) if row not in reasons], dtype=np.int64)
         parts = list(self._predicted(inputs, kept, reasons)) if len(kept) else []
         rejects = [
@@ -112,6 +130,8 @@ class BatchPredictor:
             return None, rejects
         good = np.concatenate([numbers for numbers, _ in parts])
         answers = {name: np.concatenate([part[name] for _, part in parts]) for name in parts[0][1]}
+        if sizes is not None:
+            answers["boxes"] = resized(answers["boxes"], self._predictor.transform.input_shape[1:], sizes[good])
         table = as_table({name: column[good] for name, column in passing.items()} | answers)
         classes = json.dumps([str(name) for name in self._predictor.transform.label.classes])
         return table.replace_schema_metadata({"shoal.classes": classes}), rejects
@@ -159,25 +179,25 @@ class BatchPredictor:
             return self._settings.text not in block
         return transform.image_bits is not None and transform.columns[0].name not in block
 
-    def _prepared(self, block: Block) -> tuple[Block, Block, Reasons]:
-        """Return what the model takes, the columns that pass through, and why rows are bad."""
+    def _prepared(self, block: Block) -> Prepared:
         transform, reasons = self._predictor.transform, Reasons()
         if transform.tokenizer:
-            return {TEXT: self._texts(block, reasons)}, block, reasons
+            return Prepared({TEXT: self._texts(block, reasons)}, block, reasons)
         column = transform.columns[0].name
         if transform.image_bits is not None and (self._takes_files(block) or holds_images(block[column])):
             passing = {name: values for name, values in block.items() if name != column}
-            return {column: self._pixels(block, column, reasons)}, passing, reasons
+            pixels, sizes = self._pixels(block, column, reasons)
+            return Prepared({column: pixels}, passing, reasons, sizes if transform.categories else None)
         for one in transform.columns:
             if one.kind == "number":
                 values = block[one.name]
                 for row in np.flatnonzero(one.misfits(values)):
                     reasons[int(row)] = f"column '{one.name}' holds '{values[row]}', which is no number"
         taken = {one.name: block[one.name] for one in transform.columns}
-        return taken, block, reasons
+        return Prepared(taken, block, reasons)
 
-    def _pixels(self, block: Block, column: str, reasons: Reasons) -> np.ndarray:
-        """Decode images one by one: a broken one is rejected."""
+    def _pixels(self, block: Block, column: str, reasons: Reasons) -> tuple[np.ndarray, np.ndarray]:
+        """Decode images one by one: a broken one is rejected. Return pixels, and the heights and widths there were."""
         transform = self._predictor.transform
         channels, height, width = transform.input_shape
         if column in block:
@@ -185,13 +205,16 @@ class BatchPredictor:
         else:
             encoded = encoded_files([ImageFile(path, "") for path in block[PATH]])
         pixels = np.zeros((len(encoded), channels, height, width), dtype=np.uint8)
+        sizes = np.zeros((len(encoded), 2))
+        # As for training: an image that boxes are found in keeps its edges, another one its proportions.
+        read = read_stretched if transform.categories else read_fitted
         for row, image in enumerate(encoded):
-            found, broken = read_pixels([image], (height, width), channels, transform.image_bits or 16)
+            found, broken = read([image], (height, width), channels, transform.image_bits or DEEPEST)
             if broken:
                 reasons[row] = f"image {broken[0].removeprefix(image.name).strip()[1:-1]}"
             else:
-                pixels[row] = found[0]
-        return pixels
+                sizes[row], pixels[row] = found[0]
+        return pixels, sizes
 
     def _texts(self, block: Block, reasons: Reasons) -> np.ndarray:
         if self._takes_files(block):

@@ -36,3 +36,16 @@ def fingerprint_of(outputs: Tensor) -> pd.DataFrame:
     """
     flat = outputs.flatten(2)
     return pd.DataFrame({"largest": flat.amax(dim=2).tolist(), "mean": flat.mean(dim=2).tolist()})
+
+
+def resized(boxes: np.ndarray, shape: tuple[int, ...], sizes: np.ndarray) -> np.ndarray:
+    """Return boxes in pixels of the images that were resized.
+
+    Args:
+        boxes: [n] lists of boxes.
+        shape: (height, width) that the images were resized to.
+        sizes: [n, 2] heights and widths that they had.
+    """
+    scales = (sizes / np.array(shape))[:, [1, 0, 1, 0]]
+    pairs = zip(boxes, scales, strict=True)
+    return _lists([(np.array(some).reshape(-1, 4) * scale).tolist() for some, scale in pairs])

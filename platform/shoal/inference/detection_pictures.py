@@ -6,7 +6,7 @@ from shoal.data.sources.base import Block
 from shoal.inference.predictor import Predictor
 from shoal.plots.detection import BoxedPicture
 
-LEAST_SCORE = 0.3  # of boxes that are drawn
+LEAST_SCORE = 0.4  # of boxes that are drawn
 
 
 def drawn_boxes(predictor: Predictor, block: Block) -> list[BoxedPicture]:

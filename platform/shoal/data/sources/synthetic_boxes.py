@@ -7,6 +7,7 @@ from functools import cache, partial
 import numpy as np
 
 from shoal.data.boxes import CLASS_AND_BOX, box_row
+from shoal.data.images import DEEPEST
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.base import Block, Chunks, Part, Source
@@ -47,6 +48,7 @@ def open_synthetic_boxes(uri: str, rows: int, size: int, seed: int) -> Source:
         tuple(_part(split, counts[split], size, seed) for split in SPLITS),
         nbytes=rows * size * size,
         digest=digest,
+        image_bits=DEEPEST,
         categories=NAMES,
     )
 
