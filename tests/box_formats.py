@@ -60,7 +60,12 @@ def write_coco(folder: Path, made: Sequence[Picture], ids: Sequence[int] = (7, 1
             for n, p in enumerate(some)
         ]
         annotations = [
-            {"image_id": 100 + n, "category_id": numbers[label], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+            {
+                "image_id": 100 + n,
+                "category_id": numbers[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "iscrowd": 0,
+            }
             for n, p in enumerate(some)
             for label, x1, y1, x2, y2 in p.objects
         ]

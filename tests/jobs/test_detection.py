@@ -35,7 +35,9 @@ def assert_predicts_pictures(place: Place) -> None:
     for row in range(3):
         image = PIL.Image.fromarray(picture("test", row, 64, 0)[0][0]).resize((128, 192))
         image.save(place.path / "pictures" / f"{row}.png")
-    done = place.run_in_process("predict", "models:/digits/1", "images:pictures", "out", "scale.num_workers=0")
+    done = place.run_in_process(
+        "predict", "models:/digits/1", "images:pictures", "out", "scale.num_workers=0"
+    )
     assert done.code == 0, done.err
     table = pq.read_table(place.path / "out").to_pydict()
     for row in range(3):
@@ -54,7 +56,10 @@ def test_one_two_and_three_workers_find_the_same(shared: Place) -> None:
     trace = Trace.of(shared.folder("run", "none"))
     for workers in (2, 3):
         result = shared.train(
-            *settings, f"scale.num_workers={workers}", "scale.cpus_per_worker=0.5", f"experiment_name=on-{workers}"
+            *settings,
+            f"scale.num_workers={workers}",
+            "scale.cpus_per_worker=0.5",
+            f"experiment_name=on-{workers}",
         )
         assert_close(Trace.of(shared.folder("run", f"on-{workers}")), trace)
         assert result["metrics"]["test/map"] == pytest.approx(alone["metrics"]["test/map"], abs=1e-3)
@@ -77,12 +82,19 @@ def test_a_killed_training_goes_on_and_sharded_weights_train_alike(shared: Place
 
 @pytest.mark.long
 def test_three_formats_train_the_same_model(place: Place) -> None:
-    settings = ("data.shape=[3, 32, 48]", "data.global_batch_size=8", "train.max_steps=6", "scale.num_workers=0")
+    settings = (
+        "data.shape=[3, 32, 48]",
+        "data.global_batch_size=8",
+        "train.max_steps=6",
+        "scale.num_workers=0",
+    )
     made, losses = pictures(40), []
     for write in (write_coco, write_voc, write_yolo):
         name = write.__name__
         write(place.path / name, made)
-        result = place.train(CONFIG, *settings, f"data.source=boxes:{name}", f"experiment_name={name}", "run_name=run")
+        result = place.train(
+            CONFIG, *settings, f"data.source=boxes:{name}", f"experiment_name={name}", "run_name=run"
+        )
         losses.append(result["metrics"]["val/loss"])
     assert losses[0] == losses[1] == losses[2]
 

@@ -75,7 +75,8 @@ class DatasetInfo(BaseModel):
         if self.classes_without_training:
             what = "boxes" if self.transform.categories else "rows"
             some = ", ".join(
-                f"{name!r} ({count} {what})" for name, count in list(self.classes_without_training.items())[:5]
+                f"{name!r} ({count} {what})"
+                for name, count in list(self.classes_without_training.items())[:5]
             )
             count = len(self.classes_without_training)
             which = "1 class has" if count == 1 else f"{count} classes have"

@@ -131,7 +131,9 @@ class BatchPredictor:
         good = np.concatenate([numbers for numbers, _ in parts])
         answers = {name: np.concatenate([part[name] for _, part in parts]) for name in parts[0][1]}
         if sizes is not None:
-            answers["boxes"] = resized(answers["boxes"], self._predictor.transform.input_shape[1:], sizes[good])
+            answers["boxes"] = resized(
+                answers["boxes"], self._predictor.transform.input_shape[1:], sizes[good]
+            )
         table = as_table({name: column[good] for name, column in passing.items()} | answers)
         classes = json.dumps([str(name) for name in self._predictor.transform.label.classes])
         return table.replace_schema_metadata({"shoal.classes": classes}), rejects

@@ -35,8 +35,8 @@ from shoal.inference.artifact_code import (
     code_of_artifact,
     is_trusted_by_environment,
 )
-from shoal.inference.detection import boxes_by_image, fingerprint_of
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
+from shoal.inference.detection import boxes_by_image, fingerprint_of
 from shoal.inference.generation import MASK_WORD, fill_in, stream_text, text_loss
 from shoal.inference.golden import Golden
 from shoal.inference.rows import TEXT, as_block, as_rows

@@ -1,8 +1,9 @@
 """A detector of one level: a residual network, a top-down path to a quarter of the image, and FCOS's head.
 
 The parts are those of Lin et al. 2017, "Feature Pyramid Networks for Object Detection" (section 3), of which the finest
-level alone is kept, without its last convolution, as the head's towers begin with one, and of Tian et al. 2019, "FCOS: Fully Convolutional One-Stage Object Detection" (sections 3.1 and
-4). It knows images and numbers; which boxes the numbers mean, `shoal.tasks.boxes` says.
+level alone is kept, without its last convolution, as the head's towers begin with one, and of Tian et al. 2019, "FCOS:
+Fully Convolutional One-Stage Object Detection" (sections 3.1 and 4). It knows images and numbers; which boxes the
+numbers mean, `shoal.tasks.boxes` says.
 """
 
 import math
@@ -66,10 +67,8 @@ class Detector(nn.Module):
         self.towers = nn.ModuleList(
             nn.Sequential(normalized_conv(shared, shared, 3), nn.ReLU()) for _ in range(2)
         )
-        self.classes, self.sides = (nn.Conv2d(shared, count, 3, padding=1) for count in (outputs, SIDES))
-        for layer, bias in ((self.classes, -math.log(1 / PRIOR - 1)), (self.sides, 0.0)):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, bias)
+        self.classes = output_layer(shared, outputs, bias=-math.log(1 / PRIOR - 1))
+        self.sides = output_layer(shared, SIDES, bias=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, channels, height, width] to [n, outputs + 4, height / 4, width / 4], rounded up.
@@ -88,3 +87,12 @@ class Detector(nn.Module):
             found = lateral(level) + F.interpolate(found, size=level.shape[2:], mode="nearest")
         of_classes, of_sides = (tower(F.relu(found)) for tower in self.towers)
         return torch.cat([self.classes(of_classes), self.sides(of_sides)], dim=1)
+
+
+def output_layer(inputs: int, outputs: int, bias: float) -> nn.Conv2d:
+    """Return a 3x3 convolution with small weights (FCOS, section 4), so that its outputs are initially the bias."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer

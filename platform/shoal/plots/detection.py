@@ -49,7 +49,7 @@ def _draw(axes: Any, picture: BoxedPicture) -> None:
 
     pixels = picture.pixels.transpose(1, 2, 0)
     axes.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-    kinds = (
+    kinds: tuple[tuple[Sequence[tuple[str, Sequence[float]]], dict[str, Any]], ...] = (
         (picture.true, {"edgecolor": "white", "linestyle": "--"}),
         (picture.found, {"edgecolor": "tab:orange"}),
     )

@@ -203,14 +203,16 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
         )
         folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
     if outcome.precision_recall:
-        curves = precision_recall(outcome.precision_recall, f"{title}: {outcome.split} split")
-        folder.write(f"{PICTURES}/precision_recall.png", curves)
+        png = precision_recall(outcome.precision_recall, f"{title}: {outcome.split} split")
+        folder.write(f"{PICTURES}/precision_recall.png", png)
     draw_data(folder, dataset_info, title)
 
 
 def _draw_boxes(folder: RunFolder, weights: Path, example: Block) -> None:
     """Draw what the model finds in some images."""
-    found = drawn_boxes(Predictor.load_own(weights), {name: column[:DRAWN] for name, column in example.items()})
+    found = drawn_boxes(
+        Predictor.load_own(weights), {name: column[:DRAWN] for name, column in example.items()}
+    )
     folder.write(f"{PICTURES}/found_boxes.png", found_boxes(found, folder.identity().name))
 
 

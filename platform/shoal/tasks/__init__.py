@@ -8,6 +8,8 @@
 - `measures`: metrics of the user's and of `torch_metrics`; `accumulator`: all that evaluation adds up
 - `outputs`: the tensor that a task reads of what a model returns
 - `metrics`: which way a metric is better
+- `object_detection`: boxes; `boxes`: what they are in a detector's outputs; `average_precision`: how good
+- `libraries`: that some tasks alone need
 - `content_hash`: random numbers that are a function of a row
 - `open_data`: the source of a config, as its task needs it
 

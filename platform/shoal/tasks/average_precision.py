@@ -17,15 +17,19 @@ import torch
 
 from shoal.data.loader import Batch
 from shoal.data.tree import only_tensor
-from shoal.errors import ConfigError
 from shoal.tasks.boxes import Found, are_boxes
+from shoal.tasks.libraries import Library
 from shoal.tasks.metrics import AVERAGE_PRECISION as NAME
 
-SIZES = ("small", "medium", "large")  # areas up to 32x32, up to 96x96 and above, in pixels of what the model takes
+SIZES = (
+    "small",
+    "medium",
+    "large",
+)  # areas up to 32x32, up to 96x96 and above, in pixels of what the model takes
 MOST = 100  # boxes of an image that count
 IOU_50, IOU_75 = 0, 5  # of the ten overlaps from 0.5 to 0.95
 MAX_CLASSES = 100  # of which each has a metric of its own
-INSTALL = "task=object_detection is measured by the package faster-coco-eval ({}): pip install 'shoal[detection]'"
+LIBRARY = Library("faster_coco_eval", "detection")
 
 
 class Image(NamedTuple):
@@ -58,18 +62,6 @@ def curves_of(measures: Sequence[Any]) -> Curves | None:
     return None if found is None else found.curves()
 
 
-def check_installed() -> None:
-    """Refuse to start without the library.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    try:
-        import faster_coco_eval  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(INSTALL.format(error)) from None
-
-
 class AveragePrecision:
     """map, map_50 and map_75; map_small, map_medium, map_large by size; map_class_NAME by class."""
 
@@ -86,12 +78,14 @@ class AveragePrecision:
         Raises:
             ConfigError: the library is not there: before anything is evaluated.
         """
-        check_installed()
+        LIBRARY.check("average precision")
         return type(self)(self._classes, self._find)
 
     def add(self, outputs: Any, batch: Batch) -> None:
         targets, found = only_tensor(batch.targets).double().cpu(), self._find(outputs)
-        table = torch.cat([found.classes[..., None].double(), found.boxes, found.scores[..., None]], dim=-1).cpu()
+        table = torch.cat(
+            [found.classes[..., None].double(), found.boxes, found.scores[..., None]], dim=-1
+        ).cpu()
         for one, its, rows in zip(targets, are_boxes(targets), table, strict=True):
             self._images.append(Image(one[its].numpy(), rows[rows[:, 5] > 0].numpy()))
 
@@ -160,7 +154,12 @@ class AveragePrecision:
 def coco_of(images: Sequence[Image], classes: int) -> dict[str, Any]:
     """Return what is in images as COCO's JSON has it, the images numbered from 1."""
     annotations = [
-        {"image_id": number, "category_id": int(row[0]) + 1, "bbox": _extent(row[1:5]), "area": _area(row[1:5])}
+        {
+            "image_id": number,
+            "category_id": int(row[0]) + 1,
+            "bbox": _extent(row[1:5]),
+            "area": _area(row[1:5]),
+        }
         for number, image in enumerate(images, 1)
         for row in image.truth
     ]

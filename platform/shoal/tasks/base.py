@@ -13,6 +13,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import first_tensor, only_tensor, row_count
 from shoal.errors import ModelError
+from shoal.tasks.libraries import Library
 from shoal.tasks.measures import Kind, Measure
 from shoal.tasks.metrics import BY_NAME, Directions, is_higher_better
 from shoal.tasks.outputs import logits_of
@@ -72,6 +73,7 @@ class Task(ABC):
         metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
         decodes_images: encoded images among the columns are decoded.
         takes_boxes: rows are images with boxes of objects.
+        libraries: that it needs besides those that all tasks do.
         counts_terms: a loss is divided by the `terms` of a global batch, not by its rows.
         sums_size: length of what `sums` returns.
         held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
@@ -94,6 +96,7 @@ class Task(ABC):
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False
     takes_boxes: ClassVar[bool] = False
+    libraries: ClassVar[tuple[Library, ...]] = ()
     counts_terms: ClassVar[bool] = False
     metric_kind: ClassVar[str | None] = None
 
@@ -124,6 +127,8 @@ class Task(ABC):
         Raises:
             ConfigError: it cannot be imported; with the command that installs it.
         """
+        for library in cls.libraries:
+            library.check(f"task={cls.name}")
 
     @property
     def kind(self) -> Kind | None:

@@ -1,6 +1,6 @@
-"""Boxes in plain torch: which cells of a detector's output are responsible for them, overlaps, the best that are found.
+"""Boxes in plain torch: which cells of a detector's output are to find them, overlaps, the best that are found.
 
-A box is (left, top, right, bottom), in pixels. Every function takes a batch of images at a time. Depends on torch alone.
+A box is (left, top, right, bottom), in pixels. Depends on torch alone; independent of models, metrics and files.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RADIUS = 1.5  # in cells: how far from the centre of a box the cells are that are to find it (FCOS, section 4.1.3)
+RADIUS = (
+    1.5  # in cells: how far from the centre of a box the cells are that are to find it (FCOS, section 4.1.3)
+)
 LARGEST = 6.0  # of the logarithm of a side's distance in cells, beyond which it does not grow
 CANDIDATES = 200  # of an image, by score, from which overlapping ones are dropped
 IMAGES = 16  # that are looked at at a time: their candidates are compared in pairs

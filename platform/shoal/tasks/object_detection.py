@@ -17,7 +17,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
-from shoal.tasks.average_precision import MOST, AveragePrecision, check_installed
+from shoal.tasks.average_precision import LIBRARY, MOST, AveragePrecision
 from shoal.tasks.base import RowTerms, Task
 from shoal.tasks.boxes import Found, are_boxes, assign, boxes_of, centres, find_boxes, generalized_overlap
 from shoal.tasks.content_hash import row_keys
@@ -35,6 +35,7 @@ class ObjectDetection(Task):
     metric_names = ("loss", NAME, f"{NAME}_50", f"{NAME}_75")
     keeps_targets = True
     takes_boxes = True
+    libraries = (LIBRARY,)
     counts_terms = True
     sums_size = 3
 
@@ -47,10 +48,6 @@ class ObjectDetection(Task):
     def build(cls, transform: Transform, data: DataConfig, seed: int) -> Self:
         _, height, width = transform.input_shape
         return cls(transform.label.classes, (height, width), AugmentedBoxes(data.flip, data.pad, seed))
-
-    @classmethod
-    def check_installed(cls) -> None:
-        check_installed()
 
     def terms(self, batch: Batch) -> Tensor:
         return are_boxes(only_tensor(batch.targets)).sum().double()

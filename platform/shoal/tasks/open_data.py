@@ -7,10 +7,11 @@ from shoal.config.secrets import reveal
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.preprocessing_spec import PreprocessingSpec
+from shoal.data.sources.annotated import BOXES
 from shoal.data.sources.base import Source
 from shoal.data.sources.boxes import open_boxes
 from shoal.data.sources.image_column import decode_image_column
-from shoal.data.sources.open import BOXES, IMAGES, TEXT, open_source
+from shoal.data.sources.open import IMAGES, TEXT, open_source
 from shoal.data.sources.text import open_text
 from shoal.data.sources.text_column import encode_column, open_text_column
 from shoal.data.text import TextOptions

@@ -1,7 +1,7 @@
 """Batches that know how many terms the loss of the global batch has, over all workers.
 
-Depends on a task's count of its own rows and on the workers' collective; independent of the model and of the loop, which
-divides by `Batch.divisor` whatever it is.
+Depends on a task's count of its own rows and on the workers' collective; independent of the model and of the loop,
+which divides by `Batch.divisor` whatever it is.
 """
 
 from collections.abc import Callable, Iterator

@@ -63,7 +63,8 @@ def test_boxes_that_are_none_are_counted_dropped_and_named(tmp_path):
     image = data["images"][0]["id"]
     boxes = [[5, 5, 0, 9], [5, 5, 9, -1], [500, 5, 9, 9], [5, float("nan"), 9, 9], [-4, -4, 10, 10]]
     data["annotations"] += [
-        {"id": 900 + number, "image_id": image, "category_id": 1, "bbox": box} for number, box in enumerate(boxes)
+        {"id": 900 + number, "image_id": image, "category_id": 1, "bbox": box}
+        for number, box in enumerate(boxes)
     ] + [{"id": 990, "image_id": image, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 1}]
     path.write_text(json.dumps(data))
     source, name = opened(folder), data["images"][0]["file_name"]
@@ -128,7 +129,9 @@ BREAKS = {"coco": break_coco, "voc": break_voc, "yolo": break_yolo, "objects": b
 def test_a_box_of_three_numbers_is_refused_with_its_picture(tmp_path, name):
     folder = WRITERS[name](tmp_path / name, pictures())
     BREAKS[name](folder)
-    with pytest.raises(DataError, match=r"image '.*(0000.png|:0).*' has the box \[.*\]: a box has four numbers"):
+    with pytest.raises(
+        DataError, match=r"image '.*(0000.png|:0).*' has the box \[.*\]: a box has four numbers"
+    ):
         opened(folder)
 
 
@@ -191,9 +194,7 @@ def test_data_without_boxes_are_refused(tmp_path):
 
 
 def test_scattered_digits_are_a_function_of_the_seed_and_of_their_number():
-    one, same, other = (
-        open_source(f"synthetic:detection?rows=40&size=48&seed={seed}") for seed in (0, 0, 1)
-    )
+    one, same, other = (open_source(f"synthetic:detection?rows=40&size=48&seed={seed}") for seed in (0, 0, 1))
     found, again, differing = ([block for _, block in source.blocks()] for source in (one, same, other))
     assert [len(block["image"]) for block in found] == [32, 4, 4]
     assert np.array_equal(found[0]["image"], again[0]["image"])

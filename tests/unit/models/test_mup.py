@@ -617,7 +617,9 @@ def test_activations_of_a_detector_move_alike_at_every_width_under_mup():
     from shoal.tasks.object_detection import ObjectDetection
 
     draw = torch.Generator().manual_seed(0)
-    boxes = torch.tensor([[[0.0, 2, 2, 14, 16], [2.0, 16, 8, 28, 20]], [[1.0, 8, 8, 24, 24], [0, 0, 0, 0, 0]]])
+    boxes = torch.tensor(
+        [[[0.0, 2, 2, 14, 16], [2.0, 16, 8, 28, 20]], [[1.0, 8, 8, 24, 24], [0, 0, 0, 0, 0]]]
+    )
     batch = Batch(torch.randn(8, 1, 32, 32, generator=draw), boxes.repeat(4, 1, 1), count=12)
     task, optim = ObjectDetection(("a", "b", "c"), (32, 32)), OptimConfig(name="adam", lr=1e-3)
 

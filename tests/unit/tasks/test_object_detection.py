@@ -80,7 +80,9 @@ def some_images(count=40, seed=0):
     images = []
     for _ in range(count):
         corners = draw.uniform(0, 80, (draw.integers(0, 6), 2))
-        truth = np.hstack([draw.integers(0, 3, (len(corners), 1)), corners, corners + draw.uniform(4, 120, corners.shape)])
+        truth = np.hstack(
+            [draw.integers(0, 3, (len(corners), 1)), corners, corners + draw.uniform(4, 120, corners.shape)]
+        )
         found = np.repeat(truth, 2, axis=0)
         found[:, 1:] += draw.normal(0, 4, (len(found), 4))
         found = found[(found[:, 3] > found[:, 1]) & (found[:, 4] > found[:, 2])]
@@ -122,7 +124,10 @@ def test_average_precision_is_the_same_however_images_are_divided(workers):
 
 def test_average_precision_without_the_library_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ConfigError, match=r"faster-coco-eval.*pip install 'shoal\[detection\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs the package faster-coco-eval.*pip install 'shoal\[detection\]'",
+    ):
         task().measures[0].fresh(torch.device("cpu"))
     with pytest.raises(ConfigError, match="faster-coco-eval"):
         ObjectDetection.check_installed()
@@ -131,7 +136,9 @@ def test_average_precision_without_the_library_is_refused_before_anything_is_mea
 def greedy(boxes, classes, most):
     kept = []
     for place in range(len(boxes)):
-        if all(classes[place] != classes[one] or overlaps(boxes[place], boxes[one])[0] <= most for one in kept):
+        if all(
+            classes[place] != classes[one] or overlaps(boxes[place], boxes[one])[0] <= most for one in kept
+        ):
             kept.append(place)
     return kept
 
@@ -139,7 +146,10 @@ def greedy(boxes, classes, most):
 def test_boxes_that_overlap_a_better_one_are_dropped_as_one_after_the_other_would_be():
     torch.manual_seed(0)
     corners = torch.rand(5, 60, 2) * 30
-    boxes, classes = torch.cat([corners, corners + 5 + torch.rand(5, 60, 2) * 15], dim=2), torch.randint(0, 2, (5, 60))
+    boxes, classes = (
+        torch.cat([corners, corners + 5 + torch.rand(5, 60, 2) * 15], dim=2),
+        torch.randint(0, 2, (5, 60)),
+    )
     dropped = suppressed(boxes, classes, 0.4)
     for image in range(5):
         assert (~dropped[image]).nonzero()[:, 0].tolist() == greedy(boxes[image], classes[image], 0.4)

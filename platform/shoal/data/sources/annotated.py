@@ -80,13 +80,17 @@ class Files:
         try:
             infos = filesystem.get_file_info(arrow_fs.FileSelector(root, recursive=True))
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"data.source='{uri}': '{root}' cannot be listed ({error}): check the address") from None
+            raise DataError(
+                f"data.source='{uri}': '{root}' cannot be listed ({error}): check the address"
+            ) from None
         start = len(root.rstrip("/")) + 1
         sizes = {
             info.path[start:]: int(info.size or 0) for info in infos if info.type == arrow_fs.FileType.File
         }
         is_hidden = {name: any(part[0] == "." for part in name.split("/")) for name in sizes}
-        return cls(uri, filesystem, root, {name: sizes[name] for name in sorted(sizes) if not is_hidden[name]})
+        return cls(
+            uri, filesystem, root, {name: sizes[name] for name in sorted(sizes) if not is_hidden[name]}
+        )
 
     def read(self, name: str) -> bytes:
         with self.filesystem.open_input_stream(f"{self.root.rstrip('/')}/{name}") as stream:
@@ -101,7 +105,9 @@ class Files:
         try:
             return self.read(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(f"'{name}' of data.source='{self.uri}' is no UTF-8 text ({error}): write it so") from None
+            raise DataError(
+                f"'{name}' of data.source='{self.uri}' is no UTF-8 text ({error}): write it so"
+            ) from None
 
     def reader(self, name: str) -> Callable[[], bytes]:
         return lambda: self.read(name)

@@ -38,7 +38,10 @@ from shoal.data.sources.yolo import is_yolo, read_yolo
 from shoal.errors import DataError, nearest
 
 BLOCK_BYTES = 32 << 20
-LONGEST, MULTIPLE = 256, 16  # of images without data.shape: the longer side at most, and what both are multiples of
+LONGEST, MULTIPLE = (
+    256,
+    16,
+)  # of images without data.shape: the longer side at most, and what both are multiples of
 
 
 @dataclass(frozen=True)
@@ -156,19 +159,25 @@ def _check_known(uri: str, read: Annotations, known: tuple[str, ...]) -> None:
             if box.label not in known:
                 raise DataError(
                     f"image '{image.name}' has a box of class '{box.label}', which is not among the {len(known)} "
-                    f"classes of the model{nearest(box.label, known)} ({', '.join(known[:10])}): leave it out, or train "
-                    "with it"
+                    f"classes of the model{nearest(box.label, known)} ({', '.join(known[:10])}): leave it out, or "
+                    "train with it"
                 )
 
 
 def _empty_notes(images: tuple[AnnotatedImage, ...]) -> tuple[str, ...]:
     empty = sum(not image.boxes for image in images)
-    return (f"{empty} of {len(images)} images have no boxes: they count as images without objects",) if empty else ()
+    return (
+        (f"{empty} of {len(images)} images have no boxes: they count as images without objects",)
+        if empty
+        else ()
+    )
 
 
 def _shape(images: tuple[AnnotatedImage, ...], encoded: list[EncodedImage]) -> Shape:
     """Choose (channels, height, width): the median size, or a smaller one of its proportions."""
-    height, width = (sorted(sizes)[len(images) // 2] for sizes in zip(*(image.size for image in images), strict=True))
+    height, width = (
+        sorted(sizes)[len(images) // 2] for sizes in zip(*(image.size for image in images), strict=True)
+    )
     scale = min(1.0, LONGEST / max(height, width))
     sides = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
     return 1 if is_greyscale(encoded) else 3, *sides  # type: ignore[return-value]
@@ -200,8 +209,8 @@ def _of_file(files: Files, name: str) -> Annotations:
     if name.endswith(".parquet"):
         return read_objects(files, [name])
     raise DataError(
-        f"data.source='{files.uri}' is of no known kind: name a COCO .json, a YOLO .yaml, a .parquet with objects, or a "
-        "folder of one of these or of Pascal VOC .xml files"
+        f"data.source='{files.uri}' is of no known kind: name a COCO .json, a YOLO .yaml, a .parquet with objects, or "
+        "a folder of one of these or of Pascal VOC .xml files"
     )
 
 
@@ -217,8 +226,8 @@ def _of_folder(files: Files) -> Annotations:
     if files.ending(".parquet"):
         return read_objects(files, files.ending(".parquet"))
     raise DataError(
-        f"data.source='{files.uri}' holds no annotations: put COCO's .json, Pascal VOC's .xml, YOLO's .yaml and .txt, or "
-        ".parquet files with objects into it"
+        f"data.source='{files.uri}' holds no annotations: put COCO's .json, Pascal VOC's .xml, YOLO's .yaml and .txt, "
+        "or .parquet files with objects into it"
     )
 
 

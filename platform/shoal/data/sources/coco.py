@@ -47,16 +47,12 @@ def read_coco(files: Files, names: list[str]) -> Annotations:
                 refuse_twice(files.uri, path)
             else:
                 seen.add(path)
-                images.append(
-                    AnnotatedImage(path, files.reader(path), boxes, size, split, files.sizes[path])
-                )
+                images.append(AnnotatedImage(path, files.reader(path), boxes, size, split, files.sizes[path]))
     refuse_missing(files.uri, missing)
     return Annotations(images, dropped)
 
 
-def _images(
-    files: Files, name: str, dropped: Dropped
-) -> list[tuple[str, str | None, tuple[Box, ...], Size]]:
+def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | None, tuple[Box, ...], Size]]:
     """Return of each image its name, its path or None, its boxes and its size."""
     where = f"'{name}' of data.source='{files.uri}'"
     try:
@@ -66,9 +62,7 @@ def _images(
         boxes: dict[Any, list[Box]] = {number: [] for number in listed}
         for annotation in data["annotations"]:
             _add(annotation, boxes, labels, listed, dropped, where)
-        return [
-            _image(files, name, one, boxes[number], dropped) for number, one in listed.items()
-        ]
+        return [_image(files, name, one, boxes[number], dropped) for number, one in listed.items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{where} is no COCO JSON ({type(error).__name__}: {error}): it needs images with id, file_name, width and "
@@ -87,7 +81,9 @@ def _add(
     image, category = annotation["image_id"], annotation["category_id"]
     if image not in listed or category not in labels:
         what = f"image {image}" if image not in listed else f"category {category}"
-        raise DataError(f"{where} has an annotation of {what}, which it does not list: add it, or remove the annotation")
+        raise DataError(
+            f"{where} has an annotation of {what}, which it does not list: add it, or remove the annotation"
+        )
     title = str(listed[image]["file_name"])
     if annotation.get("iscrowd"):
         dropped.add("it is a crowd (iscrowd), not one object", title)

@@ -40,7 +40,7 @@ def _rows(files: Files, name: str, split: str | None, dropped: Dropped) -> list[
         raise DataError(f"{where} is no parquet file ({error}): fix or remove it") from None
     column = _image_column(file.schema_arrow, where)
     labels = _names(file.schema_arrow)
-    found = []
+    found: list[AnnotatedImage] = []
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=[column, OBJECTS])
         rows = zip(table.column(column).to_pylist(), table.column(OBJECTS).to_pylist(), strict=True)
@@ -65,7 +65,7 @@ def _image_column(schema: pa.Schema, where: str) -> str:
             f"{where} has the columns {', '.join(schema.names)}: it needs one of images, and '{OBJECTS}' with "
             f"{BOX} and category"
         )
-    return columns[0]
+    return str(columns[0])
 
 
 def _names(schema: pa.Schema) -> list[str]:
@@ -118,8 +118,8 @@ def _boxes(objects: Any, names: list[str], title: str, where: str) -> list[Box]:
         left, top, width, height = four_numbers(box, title)
         if isinstance(label, int) and label not in range(len(names)):
             raise DataError(
-                f"{where}: image '{title}' has an object of class {label}, which has no name: write {OBJECTS}' category "
-                "as text, or as a ClassLabel with names"
+                f"{where}: image '{title}' has an object of class {label}, which has no name: write {OBJECTS}' "
+                "category as text, or as a ClassLabel with names"
             )
         name = names[label] if isinstance(label, int) else str(label)
         found.append(Box(name, left, top, left + width, top + height))

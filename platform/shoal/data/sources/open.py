@@ -11,8 +11,8 @@ from shoal.config.import_path import is_path, missing_colon
 from shoal.config.secrets import reveal
 from shoal.data.images import SUFFIXES as IMAGE_SUFFIXES
 from shoal.data.read_options import DETECTED, ReadOptions
-from shoal.data.sources.base import Source
 from shoal.data.sources.annotated import BOXES
+from shoal.data.sources.base import Source
 from shoal.data.sources.boxes import open_boxes_source
 from shoal.data.sources.files import SUFFIXES, open_files
 from shoal.data.sources.function import open_function

@@ -1,4 +1,4 @@
-"""Reads `synthetic:detection?...`: pictures of scikit-learn's handwritten digits, scattered by a seed, with their boxes."""
+"""Reads `synthetic:detection?...`: pictures of scikit-learn's handwritten digits, scattered by a seed, and boxes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -110,7 +110,7 @@ def enlarged(digit: np.ndarray, side: int) -> np.ndarray:
     ink = drawn >= INK
     rows_with, columns_with = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     cut = drawn[rows_with[0] : rows_with[-1] + 1, columns_with[0] : columns_with[-1] + 1]
-    return cut * (255 / 16)
+    return np.asarray(cut * (255 / 16))
 
 
 @cache

@@ -32,7 +32,10 @@ def read_yolo(files: Files, name: str) -> Annotations:
     try:
         data = yaml.safe_load(files.text(name))
         listed = data["names"]
-        classes = {int(key): str(value) for key, value in (listed if isinstance(listed, dict) else dict(enumerate(listed))).items()}
+        classes = {
+            int(key): str(value)
+            for key, value in (listed if isinstance(listed, dict) else dict(enumerate(listed))).items()
+        }
         places = {split: data[key] for key in data if (split := split_named(key)) and data[key]}
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -48,10 +51,14 @@ def read_yolo(files: Files, name: str) -> Annotations:
             seen.add(path)
             size = _size(files, path)
             boxes = usable(_boxes(files, path, size, classes), size, path, dropped)
-            images.append(AnnotatedImage(path, files.reader(path), tuple(boxes), size, split, files.sizes[path]))
+            images.append(
+                AnnotatedImage(path, files.reader(path), tuple(boxes), size, split, files.sizes[path])
+            )
     refuse_missing(files.uri, missing)
     if not images:
-        raise DataError(f"{where} names folders without images: train, val and test are below the file's own folder")
+        raise DataError(
+            f"{where} names folders without images: train, val and test are below the file's own folder"
+        )
     return Annotations(images, dropped)
 
 
@@ -65,7 +72,9 @@ def _images_of(files: Files, name: str, data: dict[str, Any], place: object, mis
                 image = files.find_image(line, path)
                 (found if image else missing).append(image or line)
         else:
-            inside = [image for image in files.ending(*SUFFIXES) if image.startswith(f"{path}/" if path else "")]
+            inside = [
+                image for image in files.ending(*SUFFIXES) if image.startswith(f"{path}/" if path else "")
+            ]
             found += inside
             if not inside:
                 missing.append(f"{one}/*")
@@ -76,7 +85,10 @@ def _resolved(files: Files, name: str, root: str, place: str) -> str:
     """Return a place below the listed folder: exporters write roots of other machines, or ../ of none."""
     beside = posixpath.dirname(name)
     tried = [posixpath.join(beside, root, place), posixpath.join(beside, place)]
-    tried += [posixpath.join(beside, place.lstrip("./")), posixpath.join(beside, posixpath.basename(root), place)]
+    tried += [
+        posixpath.join(beside, place.lstrip("./")),
+        posixpath.join(beside, posixpath.basename(root), place),
+    ]
     for path in map(posixpath.normpath, tried):
         if path in files.sizes or any(one.startswith(f"{path}/") for one in files.sizes):
             return path
@@ -90,7 +102,9 @@ def _size(files: Files, path: str) -> Size:
         with PIL.Image.open(io.BytesIO(files.read(path))) as image:
             return Size(*upright_size(image))
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"data.source='{files.uri}': image '{path}' cannot be read ({error}): fix or remove it") from None
+        raise DataError(
+            f"data.source='{files.uri}': image '{path}' cannot be read ({error}): fix or remove it"
+        ) from None
 
 
 def _boxes(files: Files, path: str, size: Size, classes: dict[int, str]) -> list[Box]:
@@ -104,7 +118,9 @@ def _boxes(files: Files, path: str, size: Size, classes: dict[int, str]) -> list
         title = f"{path} (line {number})"
         label = classes.get(int(words[0])) if words[0].isdecimal() else None
         if label is None:
-            raise DataError(f"'{name}', line {number} is of class {words[0]}, which names does not have: add it there")
+            raise DataError(
+                f"'{name}', line {number} is of class {words[0]}, which names does not have: add it there"
+            )
         found.append(Box(label, *_sides(words[1:], title, size)))
     return found
 

@@ -67,7 +67,9 @@ def describe(model: ServedModel) -> dict[str, Any]:
     kind = _datatype(np.asarray(signature.classes)) if signature.classes else "FP64"
     outputs = [{"name": "prediction", "datatype": "BYTES" if signature.params else kind, "shape": [-1]}]
     if signature.finds_boxes:
-        outputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("prediction", "boxes", "scores")]
+        outputs = [
+            {"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("prediction", "boxes", "scores")
+        ]
     elif signature.classes:
         outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, len(signature.classes)]})
     return {
