@@ -43,7 +43,7 @@ class Settings:
     params: Mapping[str, Any]
 
 
-class Prepared(NamedTuple):
+class RowsToPredict(NamedTuple):
     """Rows as they are predicted.
 
     Attributes:
@@ -181,22 +181,22 @@ class BatchPredictor:
             return self._settings.text not in block
         return transform.image_bits is not None and transform.columns[0].name not in block
 
-    def _prepared(self, block: Block) -> Prepared:
+    def _prepared(self, block: Block) -> RowsToPredict:
         transform, reasons = self._predictor.transform, Reasons()
         if transform.tokenizer:
-            return Prepared({TEXT: self._texts(block, reasons)}, block, reasons)
+            return RowsToPredict({TEXT: self._texts(block, reasons)}, block, reasons)
         column = transform.columns[0].name
         if transform.image_bits is not None and (self._takes_files(block) or holds_images(block[column])):
             passing = {name: values for name, values in block.items() if name != column}
             pixels, sizes = self._pixels(block, column, reasons)
-            return Prepared({column: pixels}, passing, reasons, sizes if transform.categories else None)
+            return RowsToPredict({column: pixels}, passing, reasons, sizes if transform.categories else None)
         for one in transform.columns:
             if one.kind == "number":
                 values = block[one.name]
                 for row in np.flatnonzero(one.misfits(values)):
                     reasons[int(row)] = f"column '{one.name}' holds '{values[row]}', which is no number"
         taken = {one.name: block[one.name] for one in transform.columns}
-        return Prepared(taken, block, reasons)
+        return RowsToPredict(taken, block, reasons)
 
     def _pixels(self, block: Block, column: str, reasons: Reasons) -> tuple[np.ndarray, np.ndarray]:
         """Decode images one by one: a broken one is rejected. Return pixels, and the heights and widths there were."""
