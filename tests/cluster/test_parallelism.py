@@ -118,7 +118,7 @@ class NextToken:
     """The task of predicting each token from those before it."""
 
     held_out_rows = EvaluationRows(1024, 1024)
-    view = None
+    view, counts_terms = None, False
 
     name, sums_size, measures = "causal_lm", 2, ()
 

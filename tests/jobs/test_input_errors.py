@@ -37,6 +37,8 @@ CASES = {
     "tracking URI without a scheme": (["track.tracking_uri=host:5000"], ["write http://host:5000"]),
     "registered name": (["track.registered_model_name=a/b"], ["registered_model_name='a/b'", "no slash"]),
     "apostrophe": (["track.registered_model_name=it's"], ["apostrophe"]),
+    "no boxes": (["task=object_detection", "model.name=detector"], ["sklearn:digits", "boxes:PATH"]),
+    "no annotations": (["task=object_detection", "data.source=boxes:."], ["boxes:.", "holds no annotations"]),
     "unknown target": (["train.target={val/acc: 0.9}"], ["did you mean 'val/accuracy'"]),
 }
 

@@ -15,7 +15,7 @@
 - `labels`: the label to targets, and back; `weights`: of samples, stored behind their targets
 - `tree`: inputs and targets of several tensors; `template`: which columns they are; `packing`: one row of bytes of them
 - `random_state`: what a user's own code draws from, seeded for a while
-- `text`, `tokenizer`, `chat`, `images`, `augment`: for rows of text and images
+- `text`, `tokenizer`, `chat`, `images`, `boxes`, `augment`: for rows of text and images
 - `audio`, `units`, `spec_augment`, `formants`: for recordings: spectrograms, what texts are made of, blanks in
   training, a synthesiser
 

@@ -46,6 +46,33 @@ def augment(images: Tensor, rows: Indices, epoch: int, seed: int, flip: bool, pa
     return picked.view_as(images)
 
 
+def augment_with_boxes(
+    images: Tensor, boxes: Tensor, rows: Indices, epoch: int, seed: int, flip: bool, pad: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `augment` does, and the boxes that moved with the pixels.
+
+    Args:
+        boxes: [n, most, 5], class, left, top, right, bottom in pixels, padded with zeros.
+
+    Returns:
+        the images, and the boxes cut at the edges; those of which less than a pixel is left are zeros.
+    """
+    if not flip and not pad:
+        return images, boxes
+    mirrored, down, right = (
+        torch.from_numpy(draw).to(boxes.device)[:, None] for draw in _draws(rows, epoch, seed, pad)
+    )
+    kinds, x1, y1, x2, y2 = boxes.unbind(-1)
+    height, width = images.shape[2:]
+    x1, x2 = ((x + pad - right).clamp(0, width) for x in (x1, x2))
+    y1, y2 = ((y + pad - down).clamp(0, height) for y in (y1, y2))
+    if flip:
+        x1, x2 = torch.where(mirrored, width - x2, x1), torch.where(mirrored, width - x1, x2)
+    is_seen = (x2 - x1 >= 1) & (y2 - y1 >= 1) & (boxes[..., 3] > boxes[..., 1])
+    moved = torch.stack([kinds, x1, y1, x2, y2], dim=-1) * is_seen[..., None]
+    return augment(images, rows, epoch, seed, flip, pad), moved
+
+
 def _draws(rows: Indices, epoch: int, seed: int, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return for each row whether it is mirrored, and the crop's offsets down and right, 0 to 2 * pad."""
     key = mix(np.uint64(epoch) ^ mix(np.uint64(seed) + np.uint64(SALT)))

@@ -23,8 +23,8 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 class DataConfig(Section):
     source: str = Field(
         "sklearn:digits",
-        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, text:PATH, audio:PATH, "
-        "huggingface:NAME, synthetic:classification?rows=..., or package.module:function",
+        description="sklearn:NAME, csv:, parquet:, json: or npz:PATH, images:FOLDER, boxes:PATH, text:PATH, "
+        "audio:PATH, huggingface:NAME, synthetic:classification?rows=..., or package.module:function",
     )
     label: Text | tuple[Text, ...] | None = Field(
         "target",
@@ -45,12 +45,12 @@ class DataConfig(Section):
         description="shape of one sample, e.g. [1, 8, 8] for images in flat rows; encoded images are resized to it",
     )
     flip: bool = Field(
-        False, description="task=image_classification: mirror training images left to right at random"
+        False, description="of images: mirror those of training left to right at random, and their boxes"
     )
     pad: int = Field(
         0,
         ge=0,
-        description="task=image_classification: shift training images at random, by at most this many pixels",
+        description="of images: shift those of training at random, and their boxes, by at most this many pixels",
     )
     sample_rate: int | None = Field(
         None,

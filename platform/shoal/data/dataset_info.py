@@ -74,12 +74,14 @@ class DatasetInfo(BaseModel):
             for alike in _alike(label.classes)[:3]
         ]
         if self.classes_without_training:
+            what = "boxes" if self.transform.categories else "rows"
             some = ", ".join(
-                f"{name!r} ({count} rows)" for name, count in list(self.classes_without_training.items())[:5]
+                f"{name!r} ({count} {what})"
+                for name, count in list(self.classes_without_training.items())[:5]
             )
             count = len(self.classes_without_training)
-            what = "1 class has" if count == 1 else f"{count} classes have"
-            lines.append(f"{what} no training rows and cannot be learnt: {some}")
+            which = "1 class has" if count == 1 else f"{count} classes have"
+            lines.append(f"{which} no training {what} and cannot be learnt: {some}")
         lines += [
             f"{found.share:.1%} of the {found.split} rows are training rows too: their metrics are too good"
             for found in self.duplicates
@@ -116,7 +118,7 @@ def fit_dataset_info(
     if not summary.columns:
         raise DataError(f"'{data.source}' has no column besides the label '{data.label}': add features")
     label = _fit_label(summary, unlabelled, preprocessing) if preprocessing.has_label else Label(name="")
-    targets = tuple(_fit_target(name, summary) for name in summary.targets)
+    targets = tuple(_fit_target(name, summary, preprocessing) for name in summary.targets)
     rows = {name: 0 if name in unlabelled else count for name, count in summary.rows.items()}
     _check_splits(rows, data, unlabelled)
     columns, summaries = fit_columns(
@@ -332,9 +334,13 @@ def _fit_weight(summary: DatasetSummary, data: DataConfig) -> Weight | None:
     return Weight(name=data.weight, mean=mean)
 
 
-def _fit_target(name: str, summary: DatasetSummary) -> Column:
+def _fit_target(name: str, summary: DatasetSummary, preprocessing: PreprocessingSpec) -> Column:
     """Fit a column that is compared with as it is; its moments are those of all its numbers in training."""
     column = summary.targets[name].fit(name)
+    if preprocessing.categories:  # other data may have other numbers of boxes
+        return column.model_copy(
+            update={"is_ragged": True, "shape": (max(1, column.shape[0]), *column.shape[1:])}
+        )
     if name not in summary.target_moments:
         return column
     mean, std = summary.target_moments[name].fitted()
@@ -345,6 +351,8 @@ def _fit_label(
     summary: DatasetSummary, unlabelled: tuple[str, ...], preprocessing: PreprocessingSpec
 ) -> Label:
     data = preprocessing.data
+    if preprocessing.categories:
+        return _fit_boxes(summary, preprocessing)
     if preprocessing.keeps_targets:
         return Label(name=", ".join(data.labels))
     if not preprocessing.is_classification:
@@ -367,6 +375,17 @@ def _fit_label(
     trained = summary.label_counts.get(TRAIN, Counter())
     counts = tuple(trained[name] for name in classes)
     return Label(name=data.labels[0], classes=tuple(classes), counts=counts, unlabelled=unlabelled)
+
+
+def _fit_boxes(summary: DatasetSummary, preprocessing: PreprocessingSpec) -> Label:
+    trained = summary.label_counts[TRAIN]
+    if not trained.total():
+        raise DataError(
+            f"the {summary.rows[TRAIN]} training images of '{preprocessing.data.source}' have no boxes: name data "
+            "with objects to be found"
+        )
+    counts = tuple(trained[name] for name in preprocessing.categories)
+    return Label(name=preprocessing.data.labels[0], classes=preprocessing.categories, counts=counts)
 
 
 def _fit_number(summary: DatasetSummary, unlabelled: tuple[str, ...], data: DataConfig) -> Label:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Shape = tuple[int, int, int]  # (channels, height, width)
+SizedPixels = tuple[tuple[int, int], np.ndarray]  # (height, width) that an image had; its pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -101,7 +102,7 @@ def native_shape(encoded: Sequence[EncodedImage]) -> Shape:
     Raises:
         DataError: all images of the sample are broken.
     """
-    looks = _look_at(encoded, _upright_size)
+    looks = _look_at(encoded, upright_size)
     return _channels(looks), *looks[0][1]
 
 
@@ -184,6 +185,31 @@ def read_pixels(
     return _collect(encoded, lambda image: _to_array(image, size, channels, bits))
 
 
+def read_fitted(
+    encoded: Sequence[EncodedImage], size: tuple[int, int], channels: int, bits: int = DEEPEST
+) -> tuple[list[SizedPixels], list[str]]:
+    """Do as `read_pixels`; also return the (height, width) that each image had, upright."""
+    return _collect(encoded, lambda image: (upright_size(image), _to_array(image, size, channels, bits)))
+
+
+def read_stretched(
+    encoded: Sequence[EncodedImage], size: tuple[int, int], channels: int, bits: int = DEEPEST
+) -> tuple[list[SizedPixels], list[str]]:
+    """Do as `read_fitted`, but resize each direction by itself, so that nothing is cropped."""
+    return _collect(
+        encoded, lambda image: (upright_size(image), _to_array(image, size, channels, bits, crops=False))
+    )
+
+
+def is_greyscale(encoded: Sequence[EncodedImage]) -> bool:
+    """Whether every image of a sample is greyscale.
+
+    Raises:
+        DataError: all images of the sample are broken.
+    """
+    return _channels(_look_at(encoded, upright_size)) == 1
+
+
 def item_pixels(image: "Image") -> np.ndarray:
     """Return the pixels of an opened image, [channels, height, width]: uint8, or float32 of more than 8 bits."""
     if image.mode in ("I", "F") or image.mode.startswith(SIXTEEN_BITS):
@@ -257,13 +283,15 @@ def _is_grey(image: "Image") -> bool:
     return image.mode in GREY_MODES or image.mode.startswith(SIXTEEN_BITS)
 
 
-def _upright_size(image: "Image") -> tuple[int, int]:
+def upright_size(image: "Image") -> tuple[int, int]:
     """Return (height, width) as `_to_array` makes them."""
     is_turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
-def _to_array(image: "Image", size: tuple[int, int] | None, channels: int, bits: int = DEEPEST) -> np.ndarray:
+def _to_array(
+    image: "Image", size: tuple[int, int] | None, channels: int, bits: int = DEEPEST, crops: bool = True
+) -> np.ndarray:
     """Return [channels, height, width] uint8."""
     import PIL.Image
     import PIL.ImageOps
@@ -275,7 +303,9 @@ def _to_array(image: "Image", size: tuple[int, int] | None, channels: int, bits:
     if image.mode.startswith(SIXTEEN_BITS):  # Pillow's own conversion would clip 16 bits at 255
         image = PIL.Image.fromarray(np.minimum(np.asarray(image) >> (bits - 8), 255).astype(np.uint8))
     image = PIL.ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-    if size:
+    if size and crops:
         image = PIL.ImageOps.fit(image, (size[1], size[0]), PIL.Image.Resampling.BILINEAR)
+    elif size:
+        image = image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR)
     pixels = np.array(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

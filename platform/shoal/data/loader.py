@@ -30,6 +30,7 @@ class Batch:
         is_filler: the worker has no row in this short batch; `inputs` holds one row, whose loss must not count.
         first: place of the first row in the worker's part, of which this may be a part itself.
         weights: [n] of the samples' losses, float64; None: all are 1.
+        terms: that the loss of the global batch has, over all workers; None: a term for each sample.
     """
 
     inputs: Tree
@@ -38,6 +39,12 @@ class Batch:
     is_filler: bool = False
     first: int = 0
     weights: Tensor | None = None
+    terms: float | None = None
+
+    @property
+    def divisor(self) -> float:
+        """What a sum of losses over the global batch is divided by."""
+        return self.count if self.terms is None else self.terms
 
 
 class Shard(Protocol):

@@ -212,6 +212,11 @@ class Transform(BaseModel):
         return self.label.name != ""
 
     @property
+    def categories(self) -> tuple[str, ...]:
+        """The names of the classes of boxes; none where the label is no boxes."""
+        return tuple(map(str, self.label.classes)) if self.target_columns else ()
+
+    @property
     def vocabulary(self) -> int:
         """The number of token ids; 0 if rows are not tokens."""
         return tokenizer_from_json(self.tokenizer).vocabulary if self.tokenizer else 0
@@ -270,6 +275,8 @@ class Transform(BaseModel):
         """How many numbers the model must return per sample, per token, or per piece of a recording."""
         if self.audio is not None:
             return self.audio.tokenizer.vocabulary
+        if self.categories:
+            return len(self.categories)
         if self.target_columns:
             return sum(int(np.prod(column.shape)) for column in self.target_columns)
         if self.has_label or self.tokenizer:

@@ -25,6 +25,7 @@ class PreprocessingSpec:
         are_binary: each label is 0 or 1.
         audio: how recordings become spectrograms.
         parts_of_items: which columns each named part of an item is made of; None: the columns are in no tree.
+        categories: names of the classes of boxes, by number, where the label is boxes.
     """
 
     data: DataConfig
@@ -38,6 +39,7 @@ class PreprocessingSpec:
     are_binary: bool = False
     parts_of_items: dict[str, Template] | None = None
     audio: AudioFormat | None = None
+    categories: tuple[str, ...] = ()
 
     @property
     def split_rule(self) -> SplitRule:

@@ -140,6 +140,7 @@ def _summarise_with_targets(
         rows=count_splits(split),
         names=tuple(block),
         columns=_columns(block, split, preprocessing),
+        label_counts=_count_boxes(block[columns[0]], split, preprocessing.categories),
         targets={name: ArrayStats.of(block[name]) for name in columns},
         target_moments={
             name: Moments.of(as_numbers(block[name][split == 0].reshape(-1)))
@@ -147,6 +148,17 @@ def _summarise_with_targets(
             if not is_ragged(block[name])
         },
     )
+
+
+def _count_boxes(
+    boxes: np.ndarray, split: np.ndarray, categories: tuple[str, ...]
+) -> dict[str, Counter[bool | int | str]]:
+    """Return the boxes of each class, by split; nothing where the label is no boxes."""
+    counts: dict[str, Counter[bool | int | str]] = {}
+    for number, name in enumerate(SPLITS if categories else ()):
+        found = Counter(int(row[0]) for rows in boxes[split == number] for row in rows)
+        counts[name] = Counter({categories[place]: count for place, count in found.items()})
+    return counts
 
 
 def _check_target(name: str, values: np.ndarray, is_binary: bool) -> None:

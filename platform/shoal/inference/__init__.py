@@ -7,7 +7,7 @@
 - `artifact_code`: the code that a saved model names, and who may run it
 - `evaluation`: the task's sums over the rows of a split; `held_out`: opens the rows that a model is looked at on
 - `batch`: many rows of a source predicted, without Ray; `batch_input`, `batch_output`: where they come from and go to
-- `generation`: text from a language model
+- `generation`: text from a language model; `detection`: boxes in images, `detection_pictures`: drawn
 
-Depends on `data`, `models` and `tasks`; independent of training, Ray and MLflow.
+Depends on `data`, `models`, `tasks` and `plots`; independent of training, Ray and MLflow.
 """

@@ -7,12 +7,12 @@ fragment alone, not on the process that writes it, or on how often it was killed
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from shoal.data.images import encoded_column, holds_images, read_pixels
+from shoal.data.images import DEEPEST, encoded_column, holds_images, read_fitted, read_stretched
 from shoal.data.packing import as_ragged
 from shoal.data.sources.base import Block
 from shoal.data.sources.encoded_audio import Encoded
@@ -22,6 +22,7 @@ from shoal.data.sources.text_column import texts_of
 from shoal.errors import DataError
 from shoal.inference.batch_input import PATH, rows_of_slice
 from shoal.inference.batch_output import Done, Output, Reject, as_table
+from shoal.inference.detection import resized
 from shoal.inference.predictor import Predictor
 from shoal.inference.recordings import encoded_wave, wave_of
 from shoal.inference.rows import TEXT
@@ -43,6 +44,23 @@ class Settings:
 
     text: str
     params: Mapping[str, Any]
+
+
+class RowsToPredict(NamedTuple):
+    """Rows as they are predicted.
+
+    Attributes:
+        inputs: what the model takes.
+        passing: the columns that pass through.
+        reasons: why rows are bad.
+        sizes: [n, 2] heights and widths of the images in which boxes are found, before they were resized; None: there
+            are no such images.
+    """
+
+    inputs: Block
+    passing: Block
+    reasons: Reasons
+    sizes: np.ndarray | None = None
 
 
 class BatchPredictor:
@@ -104,7 +122,7 @@ class BatchPredictor:
         """
         self.check(block)
         rows = len(next(iter(block.values())))
-        inputs, passing, reasons = self._prepared(block)
+        inputs, passing, reasons, sizes = self._prepared(block)
         kept = np.array([row for row in range(rows) if row not in reasons], dtype=np.int64)
         parts = list(self._predicted(inputs, kept, reasons)) if len(kept) else []
         rejects = [
@@ -115,6 +133,10 @@ class BatchPredictor:
             return None, rejects
         good = np.concatenate([numbers for numbers, _ in parts])
         answers = {name: np.concatenate([part[name] for _, part in parts]) for name in parts[0][1]}
+        if sizes is not None:
+            answers["boxes"] = resized(
+                answers["boxes"], self._predictor.transform.input_shape[1:], sizes[good]
+            )
         table = as_table({name: column[good] for name, column in passing.items()} | answers)
         classes = json.dumps([str(name) for name in self._predictor.transform.label.classes])
         return table.replace_schema_metadata({"shoal.classes": classes}), rejects
@@ -163,28 +185,28 @@ class BatchPredictor:
         takes_files = transform.image_bits is not None or transform.audio is not None
         return takes_files and transform.columns[0].name not in block
 
-    def _prepared(self, block: Block) -> tuple[Block, Block, Reasons]:
-        """Return what the model takes, the columns that pass through, and why rows are bad."""
+    def _prepared(self, block: Block) -> RowsToPredict:
         transform, reasons = self._predictor.transform, Reasons()
         if transform.tokenizer:
-            return {TEXT: self._texts(block, reasons)}, block, reasons
+            return RowsToPredict({TEXT: self._texts(block, reasons)}, block, reasons)
         column = transform.columns[0].name
         if transform.audio is not None:
             passing = {name: values for name, values in block.items() if name != column}
-            return {column: self._recordings(block, column, reasons)}, passing, reasons
+            return RowsToPredict({column: self._recordings(block, column, reasons)}, passing, reasons)
         if transform.image_bits is not None and (self._takes_files(block) or holds_images(block[column])):
             passing = {name: values for name, values in block.items() if name != column}
-            return {column: self._pixels(block, column, reasons)}, passing, reasons
+            pixels, sizes = self._pixels(block, column, reasons)
+            return RowsToPredict({column: pixels}, passing, reasons, sizes if transform.categories else None)
         for one in transform.columns:
             if one.kind == "number":
                 values = block[one.name]
                 for row in np.flatnonzero(one.misfits(values)):
                     reasons[int(row)] = f"column '{one.name}' holds '{values[row]}', which is no number"
         taken = {one.name: block[one.name] for one in transform.columns}
-        return taken, block, reasons
+        return RowsToPredict(taken, block, reasons)
 
-    def _pixels(self, block: Block, column: str, reasons: Reasons) -> np.ndarray:
-        """Decode images one by one: a broken one is rejected."""
+    def _pixels(self, block: Block, column: str, reasons: Reasons) -> tuple[np.ndarray, np.ndarray]:
+        """Decode images one by one: a broken one is rejected. Return pixels, and the heights and widths there were."""
         transform = self._predictor.transform
         channels, height, width = transform.input_shape
         if column in block:
@@ -192,13 +214,16 @@ class BatchPredictor:
         else:
             encoded = encoded_files([ImageFile(path, "") for path in block[PATH]])
         pixels = np.zeros((len(encoded), channels, height, width), dtype=np.uint8)
+        sizes = np.zeros((len(encoded), 2))
+        # As for training: an image that boxes are found in keeps its edges, another one its proportions.
+        read = read_stretched if transform.categories else read_fitted
         for row, image in enumerate(encoded):
-            found, broken = read_pixels([image], (height, width), channels, transform.image_bits or 16)
+            found, broken = read([image], (height, width), channels, transform.image_bits or DEEPEST)
             if broken:
                 reasons[row] = f"image {broken[0].removeprefix(image.name).strip()[1:-1]}"
             else:
-                pixels[row] = found[0]
-        return pixels
+                sizes[row], pixels[row] = found[0]
+        return pixels, sizes
 
     def _recordings(self, block: Block, column: str, reasons: Reasons) -> np.ndarray:
         """Decode recordings one by one: a broken one is rejected."""

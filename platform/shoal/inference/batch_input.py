@@ -14,6 +14,7 @@ import numpy as np
 
 from shoal.config.secrets import reveal
 from shoal.data.read_options import ReadOptions
+from shoal.data.sources.annotated import BOXES
 from shoal.data.sources.base import Block, Chunks, OtherTypesError, Part, Source, file_size
 from shoal.data.sources.encoded_audio import SUFFIXES
 from shoal.data.sources.files import list_files
@@ -65,6 +66,11 @@ def open_input(predictor: Predictor, uri: str, kinds: dict[str, str]) -> Source:
             raise DataError(f"'{uri}' holds texts, and the model takes none: name a source of its columns")
         paths, _ = list_files(uri, TEXT, location)
         return _files(uri, [(path, file_size(path)) for path in paths], SLICE_TEXTS)
+    if scheme == BOXES:
+        raise DataError(
+            f"'{uri}' is of annotated images, and prediction reads images alone: name images:FOLDER; jobs/evaluate.py "
+            "measures a model on annotated ones"
+        )
     return open_source(uri, options=_options(predictor, kinds))
 
 

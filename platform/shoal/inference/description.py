@@ -55,6 +55,7 @@ class Description(BaseModel):
             transform.tokenizer,
             transform.image_bits,
             transform.audio,
+            transform.categories,
         )
 
     def build(self, builder: Callable[..., Any] | None = None) -> nn.Module:

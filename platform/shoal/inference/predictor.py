@@ -35,6 +35,7 @@ from shoal.inference.artifact_code import (
     is_trusted_by_environment,
 )
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
+from shoal.inference.detection import boxes_by_image, fingerprint_of
 from shoal.inference.generation import MASK_WORD, fill_in, stream_text, text_loss
 from shoal.inference.golden import Golden
 from shoal.inference.recordings import as_waves, joined
@@ -48,6 +49,7 @@ from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
 from shoal.tasks.multilabel_classification import MultilabelClassification
+from shoal.tasks.object_detection import ObjectDetection
 from shoal.tasks.objective import Find, use_objective
 from shoal.tasks.outputs import logits_of, tensors_of
 from shoal.tasks.registry import make_task
@@ -172,6 +174,8 @@ class Predictor:
 
     def golden_answers(self, rows: Any) -> pd.DataFrame:
         """Predict golden rows; a language model by its likeliest tokens, and with the loss of each text."""
+        if isinstance(self.task, ObjectDetection):
+            return fingerprint_of(self.outputs(as_block(rows, self.transform)))
         if not self._writes_text:
             return pd.DataFrame(self.answers(as_block(rows, self.transform)))
         losses = [self._loss(text) for text in rows[TEXT]]
@@ -211,7 +215,9 @@ class Predictor:
         Returns:
             One row per input row: `prediction`, and for a classification `probabilities`, one per class in the
             order of the label's classes. Of several labels `prediction` is a list, in the order of `data.label`, and so
-            are the `probabilities` of a multilabel classification. A custom task predicts what the model returned: a
+            are the `probabilities` of a multilabel classification. Of an object detection `prediction` lists the
+            classes of what was found in an image, the best first, and `boxes` (left, top, right, bottom, in pixels)
+            and `scores` what belongs to each. A custom task predicts what the model returned: a
             column for each key of a dict, `output_0` and so on of a tuple.
             A language model predicts text: a causal one the continuation, with the
             parameters `max_new_tokens`, `temperature` (0: the likeliest token) and `seed`; a masked one the text with
@@ -264,6 +270,8 @@ class Predictor:
         if isinstance(self.task, MultilabelClassification):
             probabilities = outputs.sigmoid()
             found = {"prediction": (probabilities > 0.5).long(), "probabilities": probabilities}
+        elif isinstance(self.task, ObjectDetection):
+            return boxes_by_image(self.task, outputs)
         else:
             assert isinstance(self.task, Regression)
             found = {"prediction": outputs * self.task.scale + self.task.mean}

@@ -1,8 +1,8 @@
 """Models: plain `nn.Module`s, each with a width and a depth.
 
 - `registry`: by name, or a user's own by import path
-- `mlp`, `gpt`, `bert`, `resnet`, `inception`, `speech`, `huggingface`: one per file; `transformer` and `convolution`
-  are shared
+- `mlp`, `gpt`, `bert`, `resnet`, `inception`, `detector`, `speech`, `huggingface`: one per file; `transformer` and
+  `convolution` are shared
 - `mup`: the maximal update parametrization; `weight_decay`: which parameters it spares
 - `inputs`: stored rows as a model takes them; `call`: how these reach its forward
 - `patterns`: parameters by patterns of their names

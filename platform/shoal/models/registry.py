@@ -18,6 +18,7 @@ from shoal.models import huggingface, huggingface_config
 from shoal.models.bert import BERT
 from shoal.models.call import call_model
 from shoal.models.config import ModelConfig
+from shoal.models.detector import Detector
 from shoal.models.freezing import freeze
 from shoal.models.gpt import GPT
 from shoal.models.inception import Inception
@@ -34,6 +35,7 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "bert": BERT,
     "resnet": ResNet,
     "inception": Inception,
+    "detector": Detector,
     "speech": Speech,
 }
 TAKE_TOKENS = ("gpt", "bert")

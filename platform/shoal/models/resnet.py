@@ -42,20 +42,10 @@ class ResNet(nn.Module):
         """
         super().__init__()
         channels, _, _ = image_shape_of(inputs)
-        is_published, stages = depth in STAGES, stages_of(depth)
-        self.stem = stem(channels, width, quarters=is_published and is_large(inputs))
-        blocks: list[nn.Module] = []
-        channels = width
-        for stage, count in enumerate(stages):
-            for number in range(count):
-                stride = 2 if stage and number == 0 else 1
-                build = bottleneck if depth == 50 else basic
-                branch = build(channels, width << stage, stride)
-                after = (width << stage) * (EXPANSION if depth == 50 else 1)
-                blocks.append(ResidualBlock(branch, shortcut(channels, after, stride, is_published)))
-                channels = after
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(channels, outputs)
+        self.stem = stem(channels, width, quarters=depth in STAGES and is_large(inputs))
+        blocks = residual_stages(width, depth)
+        self.blocks = nn.Sequential(*(block for stage in blocks for block in stage))
+        self.head = nn.Linear(channels_of(width, depth)[-1], outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, channels, height, width] to [n, outputs]."""
@@ -111,6 +101,34 @@ def stages_of(depth: int) -> tuple[int, ...]:
             "(8, 14, 20, 26, 32, 38, 44, 56, ...)"
         )
     return (count,) * 3
+
+
+def residual_stages(width: int, depth: int) -> list[list[nn.Module]]:
+    """Return the blocks of each stage: [n, width, h, w] to [n, channels, h / 2, w / 2], from the second stage on.
+
+    Args:
+        width: channels of the stem and of the first stage, before a bottleneck's expansion.
+        depth: as `ResNet`.
+
+    Raises:
+        ModelError: there is no such depth.
+    """
+    channels, build = width, bottleneck if depth == 50 else basic
+    stages: list[list[nn.Module]] = []
+    for stage, (count, after) in enumerate(zip(stages_of(depth), channels_of(width, depth), strict=True)):
+        blocks: list[nn.Module] = []
+        for number in range(count):
+            stride = 2 if stage and number == 0 else 1
+            branch = build(channels, width << stage, stride)
+            blocks.append(ResidualBlock(branch, shortcut(channels, after, stride, depth in STAGES)))
+            channels = after
+        stages.append(blocks)
+    return stages
+
+
+def channels_of(width: int, depth: int) -> list[int]:
+    """Return the channels that each stage returns."""
+    return [(width << stage) * (EXPANSION if depth == 50 else 1) for stage in range(len(stages_of(depth)))]
 
 
 def basic(inputs: int, width: int, stride: int) -> nn.Sequential:

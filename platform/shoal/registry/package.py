@@ -59,7 +59,11 @@ def save_model(
     golden.save(data, predictor.golden_rows(example), predictor.golden_answers)
     rows = as_rows({name: column[:EXAMPLE_ROWS] for name, column in example.items()}, predictor.transform)
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
-        signature = infer_signature(rows, predictor.predict(rows), predictor.params or None)
+        finds_boxes = bool(predictor.transform.categories)
+        answers = None if finds_boxes else predictor.predict(rows)
+        signature = infer_signature(rows, answers, predictor.params or None)
+        if finds_boxes:
+            signature.outputs = _boxes_schema()
         _loosen(signature, predictor.transform)
         pyfunc.save_model(
             path,
@@ -80,6 +84,20 @@ def save_model(
     for cache in path.rglob("__pycache__"):
         shutil.rmtree(cache, ignore_errors=True)
     write_manifest(path)
+
+
+def _boxes_schema() -> Any:
+    """Return the columns of a detection, which of images without boxes alone cannot be inferred."""
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    return Schema(
+        [
+            ColSpec(Array(DataType.string), "prediction"),
+            ColSpec(Array(Array(DataType.double)), "boxes"),
+            ColSpec(Array(DataType.double), "scores"),
+        ]
+    )
 
 
 def _loosen(signature: Any, transform: Transform) -> None:

@@ -125,6 +125,8 @@ def evaluate_saved_model(model: str, split: str, most: int | None, rows: str | N
 
 
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+    if other.dtype == object and len({np.shape(row) for row in other if isinstance(row, list)}) > 1:
+        return all(_agree(np.array(a), np.array(b)) for a, b in zip(one, other, strict=True))
     if other.dtype.kind == "f":
         return bool(np.allclose(one.astype(float), other, rtol=1e-5))
     if len(other) and isinstance(other[0], list):

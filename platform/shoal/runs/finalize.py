@@ -15,12 +15,14 @@ from shoal.data.sampler import SPLITS, TEST, VALIDATION
 from shoal.data.sources.base import Block, Source
 from shoal.errors import VerificationError
 from shoal.inference.description import DESCRIPTION, describe_model
+from shoal.inference.detection_pictures import drawn_boxes
 from shoal.inference.evaluation import evaluate_on_blocks, first_rows, split_blocks
 from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor
 from shoal.inference.recordings import joined
 from shoal.inference.rows import TEXT
 from shoal.plots.confusion_matrix import confusion_matrix
+from shoal.plots.detection import found_boxes, precision_recall
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier, difference, write_rows
@@ -34,6 +36,7 @@ from shoal.tracking.journal import JournalReader
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
 SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
+DRAWN = 8  # images with what was found in them
 BESIDE = 32  # rows that are compared alone and beside each other
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,8 @@ def package_and_verify(
                 data=dataset_info.fingerprint,
                 held_out=held_out_rows(preprocessing, config.task, split),
             )
+        if TASKS[config.task].takes_boxes:
+            _draw_boxes(folder, model.with_name("weights"), example)
         if config.task == "causal_lm":
             folder.write(SAMPLE, sample(model.with_name("weights")).encode())
         if TASKS[config.task].takes_recordings:
@@ -188,7 +193,7 @@ def _save(
 
 
 def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:
-    """Draw the loss curve, the confusion matrix of a classification, and the data."""
+    """Draw the loss curve, the confusion matrix of a classification, the precision of a detection, and the data."""
     points: dict[str, list[tuple[int, float]]] = {}
     for point in JournalReader(folder).read():
         points.setdefault(point.key, []).append((point.step, point.value))
@@ -202,7 +207,18 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
             counts, dataset_info.transform.label.classes, f"{title}: {outcome.split} split"
         )
         folder.write(f"{PICTURES}/confusion_matrix.png", matrix)
+    if outcome.precision_recall:
+        png = precision_recall(outcome.precision_recall, f"{title}: {outcome.split} split")
+        folder.write(f"{PICTURES}/precision_recall.png", png)
     draw_data(folder, dataset_info, title)
+
+
+def _draw_boxes(folder: RunFolder, weights: Path, example: Block) -> None:
+    """Draw what the model finds in some images."""
+    found = drawn_boxes(
+        Predictor.load_own(weights), {name: column[:DRAWN] for name, column in example.items()}
+    )
+    folder.write(f"{PICTURES}/found_boxes.png", found_boxes(found, folder.identity().name))
 
 
 def _example(source: Source, preprocessing: PreprocessingSpec, split: str) -> dict[str, np.ndarray]:

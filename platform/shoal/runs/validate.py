@@ -23,6 +23,7 @@ from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.machine import Connect, check_cluster, check_local, cluster_address
 from shoal.runs.probe import probe, training_rows
 from shoal.tasks.open_data import open_data, preprocessing_spec
+from shoal.tasks.registry import TASKS
 from shoal.tracking.config import TrackConfig
 from shoal.training.loop import total_steps
 from shoal.training.lr_schedule import check_schedule
@@ -68,6 +69,7 @@ def validate(config: RunConfig, connect: Connect, compared: Sequence[tuple[str, 
     check_local(config.scale, address)
     if config.scale.num_workers and address is not None:
         check_cluster(address)
+    TASKS[config.task].check_installed()
     find_builder(config.model.name)
     check_optimizer(config.optim)
     check_callbacks(config.train.callbacks)

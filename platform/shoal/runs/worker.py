@@ -26,6 +26,7 @@ from shoal.runs.selection import select_weights
 from shoal.storage.folder import Folder
 from shoal.storage.records import Ending, Outcome, Progress
 from shoal.storage.run_folder import RunFolder
+from shoal.tasks.average_precision import curves_of
 from shoal.tasks.classification import Classification
 from shoal.tracking.journal import Journal, NoJournal
 from shoal.tracking.system_metrics import SystemMonitor
@@ -88,6 +89,7 @@ class FinalMetrics:
     Attributes:
         split: what `confusion` is of: the test split, or the validation split where there is none.
         confusion: [true class][predicted class] counts of a classification.
+        precision_recall: precision by class and recall of a detection.
         sampled_rows: of the split that the saved model is verified on, where all its rows would take too long.
         sampled_metrics: measured on those.
     """
@@ -96,6 +98,7 @@ class FinalMetrics:
     test_metrics: dict[str, float] = field(default_factory=dict)
     val_metrics: dict[str, float] = field(default_factory=dict)
     confusion: list[list[int]] | None = None
+    precision_recall: dict[str, list[float]] | None = None
     sampled_rows: int | None = None
     sampled_metrics: dict[str, float] = field(default_factory=dict)
 
@@ -288,6 +291,7 @@ def _outcome(
         test_metrics=final.test_metrics,
         val_metrics=final.val_metrics,
         confusion=final.confusion,
+        precision_recall=final.precision_recall,
         sampled_rows=final.sampled_rows,
         sampled_metrics=final.sampled_metrics,
         selected_step=selected_step,
@@ -304,6 +308,7 @@ def _final_evaluation(loop: TrainingLoop, spec: WorkerSpec) -> FinalMetrics:
     metrics = {split: found.results() for split, found in added.items()}
     split = next(iter(added))
     counts = loop.task.confusion(added[split].sums) if isinstance(loop.task, Classification) else None
+    curves = curves_of(added[split].measures)
     verified = VALIDATION if VALIDATION in added else TEST
     most = rows_to_verify(spec.flops_per_sample)
     sampled = most if most < rows[verified] else None
@@ -312,6 +317,7 @@ def _final_evaluation(loop: TrainingLoop, spec: WorkerSpec) -> FinalMetrics:
         {f"test/{name}": value for name, value in metrics.get(TEST, {}).items()},
         {f"val/{name}": value for name, value in metrics.get(VALIDATION, {}).items()},
         None if counts is None else counts.tolist(),
+        None if curves is None else curves.precision,
         sampled,
         evaluate_split(loop, verified, first=sampled).results() if sampled else {},
     )

@@ -11,6 +11,7 @@ from shoal.data.preprocessing import Column, Transform
 from shoal.inference.predictor import Predictor
 from shoal.inference.recordings import as_base64
 from shoal.inference.rows import TEXT
+from shoal.tasks.registry import TASKS
 
 LARGEST_EXAMPLE = 4096  # numbers of an array that is written out
 
@@ -140,6 +141,10 @@ class Signature:
     def only(self) -> Field | None:
         """The one field that values without a column's name are of; None: there are several."""
         return self.fields[0] if len(self.fields) == 1 else None
+
+    @property
+    def finds_boxes(self) -> bool:
+        return TASKS[self.task].takes_boxes
 
     @property
     def continues_text(self) -> bool:

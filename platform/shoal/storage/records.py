@@ -404,6 +404,7 @@ class Outcome(Record):
         rates: samples, tokens and FLOPs per second, MFU.
         peak_memory_bytes: by rank.
         confusion: [true class][predicted class] counts on `split`.
+        precision_recall: precision by class, for a recall of 0 to 1 in equal steps, of a detection on `split`.
         sampled_rows, sampled_metrics: so many of the first rows of the split that a clean process measures the saved
             model on, and what was measured on them; None: it measures on all.
         selected_step: of the weights that are the result and were measured; None: the last ones.
@@ -432,6 +433,7 @@ class Outcome(Record):
     test_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     val_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     confusion: list[list[int]] | None = None
+    precision_recall: dict[str, list[float]] | None = None
     sampled_rows: int | None = None
     sampled_metrics: dict[str, NullableFloat] = Field(default_factory=dict)
     selected_step: int | None = None

@@ -13,6 +13,7 @@ from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import first_tensor, only_tensor, row_count
 from shoal.errors import ModelError
+from shoal.tasks.libraries import Library
 from shoal.tasks.measures import Kind, Measure
 from shoal.tasks.metrics import BY_NAME, Directions, is_higher_better
 from shoal.tasks.outputs import logits_of
@@ -72,6 +73,9 @@ class Task(ABC):
         metric_kind: the kind of torchmetrics' metrics for its predictions; None: it does not say what they are.
         decodes_images: encoded images among the columns are decoded.
         takes_recordings: rows are recordings with their texts.
+        takes_boxes: rows are images with boxes of objects.
+        libraries: that it needs besides those that all tasks do.
+        counts_terms: a loss is divided by the `terms` of a global batch, not by its rows.
         sums_size: length of what `sums` returns.
         held_out_rows: how many rows are evaluated at a time; `make_task` sets it by `evaluation_rows`.
         view: makes what the model receives of a stored batch; None: the batch as it is.
@@ -93,6 +97,9 @@ class Task(ABC):
     takes_text: ClassVar[bool] = False
     decodes_images: ClassVar[bool] = False
     takes_recordings: ClassVar[bool] = False
+    takes_boxes: ClassVar[bool] = False
+    libraries: ClassVar[tuple[Library, ...]] = ()
+    counts_terms: ClassVar[bool] = False
     metric_kind: ClassVar[str | None] = None
 
     sums_size: int
@@ -115,6 +122,16 @@ class Task(ABC):
         few = (FEW_TOKENS if cls.takes_text else FEW_INPUTS) // size
         return EvaluationRows(max(1, few), max(1, min(MAX_ROWS, MAX_INPUTS // size)))
 
+    @classmethod
+    def check_installed(cls) -> None:
+        """Refuse to start without a library that the task needs besides those that all have.
+
+        Raises:
+            ConfigError: it cannot be imported; with the command that installs it.
+        """
+        for library in cls.libraries:
+            library.check(f"task={cls.name}")
+
     @property
     def kind(self) -> Kind | None:
         """What torchmetrics calls its predictions."""
@@ -130,6 +147,10 @@ class Task(ABC):
             return self.own_total(logits_of(outputs), batch)
         total = torch.stack(list(self.sample_losses(outputs, batch).values())).sum(dim=0)
         return (total if weights is None else total * weights).sum()
+
+    def terms(self, batch: Batch) -> Tensor:
+        """Return how many terms the loss of a batch's rows has, a float64 scalar."""
+        return torch.tensor(float(row_count(batch.inputs)), dtype=torch.float64)
 
     def sample_losses(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Return named losses [n] of the samples, without weights; their sum is minimized."""

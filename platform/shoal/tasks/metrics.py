@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 HIGHER_IS_BETTER = ("accuracy", "r2", "precision", "recall", "f1", "f1_macro")
+AVERAGE_PRECISION = "map"  # and map_50, map_class_NAME, ...
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "perplexity", "bits_per_byte", "wer", "cer")
 
 # Whether a metric is better when it is larger, of those that say so themselves, without "val/".
@@ -21,12 +22,19 @@ BY_NAME: Directions = {}
 def is_higher_better(name: str, said: Directions = BY_NAME) -> bool:
     """Whether a metric such as 'val/accuracy' is better when it is larger."""
     short = name.rpartition("/")[2]
-    return said.get(short, short.endswith(HIGHER_IS_BETTER))
+    return said.get(short, short.endswith(HIGHER_IS_BETTER) or _is_average_precision(short))
 
 
 def says_direction(name: str) -> bool:
     """Whether a metric's name says in which direction it is better."""
-    return name.endswith((*HIGHER_IS_BETTER, *LOWER_IS_BETTER))
+    return name.endswith((*HIGHER_IS_BETTER, *LOWER_IS_BETTER)) or _is_average_precision(
+        name.rpartition("/")[2]
+    )
+
+
+def _is_average_precision(short: str) -> bool:
+    """Whether a name is `map` or one of it with a suffix; mape, an error, is none."""
+    return short.partition("_")[0] == AVERAGE_PRECISION
 
 
 def is_better(name: str, value: float, than: float | None, said: Directions = BY_NAME) -> bool:

@@ -77,7 +77,7 @@ def use_objective(
     own = [measures.make_measure(spelled, task.kind, task.predictions, find) for spelled in objective.metrics]
     if objective.is_own or is_weighted:
         own.insert(0, measures.SampleMeans("", task.weighted_losses))
-    task.measures = tuple(own)
+    task.measures = (*own, *task.measures)
     task.directions = {**task.directions, **directions(objective, task.metric_kind)}
 
 

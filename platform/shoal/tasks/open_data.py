@@ -8,8 +8,10 @@ from shoal.data.audio import AudioFormat
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import blocks_with_splits
 from shoal.data.preprocessing_spec import PreprocessingSpec
+from shoal.data.sources.annotated import BOXES
 from shoal.data.sources.audio import list_recordings
 from shoal.data.sources.base import Source
+from shoal.data.sources.boxes import open_boxes
 from shoal.data.sources.image_column import decode_image_column
 from shoal.data.sources.open import AUDIO, IMAGES, TEXT, open_source
 from shoal.data.sources.recordings import recordings_of_columns
@@ -30,6 +32,7 @@ def open_data(
     tokenizer: str | None = None,
     image_bits: int | None = None,
     audio: AudioFormat | None = None,
+    categories: tuple[str, ...] = (),
 ) -> Source:
     """Open the source of a config as its task needs it.
 
@@ -40,6 +43,7 @@ def open_data(
         tokenizer: a trained model's, as JSON; then none is fitted.
         image_bits: that values of 16-bit images use, as a trained model's; None: those that a sample uses.
         audio: a trained model's format of recordings; None: it is chosen by them.
+        categories: of a trained model's boxes; empty: those that the data have.
 
     Raises:
         DataError: the source does not exist, or the task cannot use it.
@@ -48,6 +52,8 @@ def open_data(
     if kind.takes_recordings:
         return open_recordings(data, seed, audio)
     scheme, _, location = reveal(data.source).partition(":")
+    if kind.takes_boxes:
+        return _open_boxes(data, task, location, image_bits, categories)
     if scheme == IMAGES and not kind.takes_text:
         return open_source(data.source, shape=data.shape, bits=image_bits, options=data.read_options)
     if scheme != TEXT and not kind.takes_text:
@@ -108,12 +114,31 @@ def open_recordings(data: DataConfig, seed: int, audio: AudioFormat | None = Non
     return speech_source(data.source, scheme, found, options)
 
 
+def _open_boxes(
+    data: DataConfig, task: TaskName, location: str, bits: int | None, categories: tuple[str, ...]
+) -> Source:
+    """Open images with boxes.
+
+    Raises:
+        DataError: the source holds none.
+    """
+    if data.source.startswith(f"{BOXES}:"):
+        return open_boxes(data.source, location, data.shape, bits, categories)
+    source = open_source(data.source, options=data.read_options)
+    if not source.categories:
+        raise DataError(
+            f"task={task} learns from images with boxes, and data.source='{data.source}' has none: set "
+            "data.source=boxes:PATH (COCO, Pascal VOC, YOLO or Hugging Face's objects), or synthetic:detection"
+        )
+    return source
+
+
 def preprocessing_spec(data: DataConfig, task: TaskName, seed: int, source: Source) -> PreprocessingSpec:
     """Return what determines how the rows of a source are preprocessed."""
     spec = make_preprocessing_spec(
         data, task, seed, source.is_ready, source.tokenizer, source.image_bits, source.audio
     )
-    return replace(spec, parts_of_items=source.parts_of_items)
+    return replace(spec, parts_of_items=source.parts_of_items, categories=source.categories)
 
 
 def make_preprocessing_spec(
@@ -124,6 +149,7 @@ def make_preprocessing_spec(
     tokenizer: str | None,
     image_bits: int | None = None,
     audio: AudioFormat | None = None,
+    categories: tuple[str, ...] = (),
 ) -> PreprocessingSpec:
     """Return what determines how rows are preprocessed, where their source is not open."""
     kind = TASKS[task]
@@ -138,6 +164,7 @@ def make_preprocessing_spec(
         kind.keeps_targets or isinstance(data.label, tuple),
         kind.metric_kind == "multilabel",
         audio=audio,
+        categories=categories,
     )
 
 
@@ -159,5 +186,11 @@ def reopen_source(
     if shape:
         data = data.model_copy(update={"shape": shape})
     return open_data(
-        data, task, preprocessing.seed, preprocessing.tokenizer, preprocessing.image_bits, preprocessing.audio
+        data,
+        task,
+        preprocessing.seed,
+        preprocessing.tokenizer,
+        preprocessing.image_bits,
+        preprocessing.audio,
+        preprocessing.categories,
     )

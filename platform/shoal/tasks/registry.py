@@ -11,6 +11,7 @@ from shoal.tasks.custom import Custom
 from shoal.tasks.image_classification import ImageClassification
 from shoal.tasks.language import CausalLM, MaskedLM
 from shoal.tasks.multilabel_classification import MultilabelClassification
+from shoal.tasks.object_detection import ObjectDetection
 from shoal.tasks.objective import Find, ObjectiveConfig, use_objective
 from shoal.tasks.regression import Regression
 from shoal.tasks.sequence_classification import SequenceClassification
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
         SequenceClassification,
         ImageClassification,
         MultilabelClassification,
+        ObjectDetection,
         Custom,
         SpeechRecognition,
     )

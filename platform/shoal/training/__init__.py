@@ -6,6 +6,7 @@
 - `early_stopping`: ends it; `user_callbacks`: a user's own code at named moments
 - `accumulation`, `activation_checkpointing`, `mixed_precision`, `ema`, `compile`: techniques, one per file
 - `checkpoint`: what is saved, how, and how it is loaded
+- `counted`: batches that know what their loss is divided by
 - `dependence`: what makes the result depend on the number of workers
 - `device_memory`, `clock`, `throughput`, `profiler`: what a step takes
 

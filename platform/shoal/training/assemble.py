@@ -29,6 +29,7 @@ from shoal.tasks.registry import TaskName, make_task
 from shoal.training.accumulation import make_accumulation, split_batch
 from shoal.training.activation_checkpointing import checkpoint_blocks
 from shoal.training.compile import compile_model
+from shoal.training.counted import CountedShard
 from shoal.training.dependence import Dependence
 from shoal.training.ema import EMA
 from shoal.training.loop import TrainConfig, TrainingLoop, rows_of, total_steps
@@ -151,6 +152,8 @@ def assemble_loop(
     parameters that it has afterwards.
     """
     shard = ViewedShard(shard, task.view) if task.view else shard
+    if task.counts_terms and task.own_loss is None:
+        shard = CountedShard(shard, task.terms, collective)
     _replace_layers(model, train, collective, sync_batchnorm)
     _prepare(model, task, train, collective, device)
     forward = _wrap(model, train, task, shard, collective, seed)

@@ -186,7 +186,7 @@ def train(loop: TrainingLoop, callbacks: Callbacks, progress: TrainingProgress, 
     while progress.step < last and not progress.has_ended:
         epoch, number = divmod(progress.step, per_epoch)
         for batch in _timed(loop.shard.batches(epoch, number), clock):
-            losses.add(update(loop, batch, progress.step, clock), batch.count)
+            losses.add(update(loop, batch, progress.step, clock), batch.divisor)
             callbacks.after_step()
             progress.step += 1
             progress.samples += batch.count
@@ -260,9 +260,9 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
         if micro_batch.is_filler:
             loss = loss * 0.0
         loss = loop.collective.before_backward(loop.forward, loss)
-        # Gradients are summed over workers: dividing by the global count makes the sum the mean over the batch.
+        # Gradients are summed over workers: dividing by the global divisor makes the sum the mean over the batch.
         # Not as the gradient that backward receives: to compare shapes, torch would import sympy in the first step.
-        scaled = loop.scaler.scale(loss * (1.0 / micro_batch.count))
+        scaled = loop.scaler.scale(loss * (1.0 / micro_batch.divisor))
         # Of the edge, not the tensor: that would leave the mode in which activations computed again draw by row.
         torch.autograd.backward(get_gradient_edge(scaled))
     return loss.detach()
@@ -291,12 +291,12 @@ class PendingLosses:
 
     def __init__(self, loop: TrainingLoop, callbacks: Callbacks, clock: Clock, step: int) -> None:
         self._loop, self._callbacks, self._clock = loop, callbacks, clock
-        self._waiting: list[tuple[Tensor, int, float]] = []  # loss sum, samples, Unix seconds
+        self._waiting: list[tuple[Tensor, float, float]] = []  # loss sum, divisor, Unix seconds
         self._due = step + 1
         self._rate = Rate()
 
-    def add(self, loss_sum: Tensor, count: int) -> None:
-        self._waiting.append((loss_sum, count, time.time()))
+    def add(self, loss_sum: Tensor, divisor: float) -> None:
+        self._waiting.append((loss_sum, divisor, time.time()))
 
     def are_due(self, step: int) -> bool:
         return step >= self._due
@@ -321,7 +321,7 @@ class PendingLosses:
     def _log(self, first: int, sums: list[float]) -> None:
         """Log the mean losses of the steps from `first` on."""
         metric_log, log_every = self._callbacks.metric_log, self._callbacks.log_every
-        for step, (total, (_, count, at_s)) in enumerate(zip(sums, self._waiting, strict=True), first):
+        for step, (total, (_, divisor, at_s)) in enumerate(zip(sums, self._waiting, strict=True), first):
             if not math.isfinite(total):
                 metric_log.flush()
                 raise DivergedError(
@@ -330,7 +330,7 @@ class PendingLosses:
                     "in the data"
                 )
             if step % log_every == 0:
-                metric_log.log(step, {"train/loss": total / count}, at_s)
+                metric_log.log(step, {"train/loss": total / divisor}, at_s)
         metric_log.flush()
 
     def _control_flags(self) -> tuple[float, float, float]:

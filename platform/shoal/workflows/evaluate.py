@@ -12,8 +12,10 @@ from shoal.inference.evaluation import evaluate_on_split
 from shoal.inference.held_out import open_rows, splits_to_try
 from shoal.inference.predictor import Predictor
 from shoal.plots.confusion_matrix import confusion_matrix
+from shoal.plots.detection import precision_recall
 from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
 from shoal.storage.records import EvaluationResult, Metadata
+from shoal.tasks.average_precision import Curves, curves_of
 from shoal.tasks.classification import Classification
 from shoal.tasks.metrics import per_class
 from shoal.tracking.config import StoreConfig
@@ -46,6 +48,7 @@ class Evaluation:
         metrics: loss, accuracy, ... over all rows.
         classes: per class precision, recall and support, by column; None for a regression.
         confusion: [true class, predicted class] counts.
+        curves: of a detection.
     """
 
     rows: int
@@ -55,6 +58,7 @@ class Evaluation:
     names: tuple[Any, ...]
     classes: dict[str, list[float]] | None
     confusion: np.ndarray | None
+    curves: Curves | None = None
 
 
 def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
@@ -84,6 +88,7 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
             break
     if found is None or added is None:
         raise DataError(f"'{source.uri}' has no held-out rows: name other data with data.source=...")
+    curves = curves_of(added.measures)
     confusion = predictor.task.confusion(added.sums) if isinstance(predictor.task, Classification) else None
     return Evaluation(
         rows=added.rows,
@@ -93,6 +98,7 @@ def evaluate(predictor: Predictor, config: EvaluateConfig) -> Evaluation:
         names=label.classes,
         classes=per_class(confusion) if confusion is not None else None,
         confusion=confusion.numpy() if confusion is not None else None,
+        curves=curves,
     )
 
 
@@ -110,6 +116,9 @@ def log_evaluation(
     if measured.confusion is not None:
         title = f"{name}: {measured.split}"
         pictures["confusion_matrix"] = confusion_matrix(measured.confusion, measured.names, title)
+    if measured.curves is not None:
+        title = f"{name}: {measured.split}"
+        pictures["precision_recall"] = precision_recall(measured.curves.precision, title)
     result = {
         "model": model,
         "data_source": measured.source,
@@ -125,6 +134,8 @@ def log_evaluation(
 
 
 def _by_class(measured: Evaluation) -> dict[str, dict[str, float]] | None:
+    if measured.curves is not None:
+        return measured.curves.columns
     if measured.classes is None:
         return None
     return {

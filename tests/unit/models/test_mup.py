@@ -13,6 +13,7 @@ from shoal.data.sampler import Lanes
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import ConfigError, ModelError
 from shoal.models.config import ModelConfig
+from shoal.models.detector import Detector
 from shoal.models.mup import parametrize, roles, width_scalings
 from shoal.models.registry import build_model
 from shoal.training.assemble import assemble_loop
@@ -411,7 +412,7 @@ def deep_mlp(width, seed):
 class MeanLoss:
     """A task whose loss is a function's: of the outputs and targets of a batch that counts as one sample."""
 
-    view = None
+    view, counts_terms = None, False
 
     def __init__(self, loss):
         self._loss = loss
@@ -605,3 +606,26 @@ def test_the_picture_has_a_panel_for_each_module_that_does_not_pass_on_anothers_
     assert all((panel.get_xscale(), panel.get_yscale()) == ("log", "log") for panel in axes)
     parted = coordinate_figure(records, exponents | {"model": 0.51}, "title").axes
     assert [panel.get_title() for panel in parted[:3]][-1] == "model: width^0.51"
+
+
+def detector(width, seed):
+    torch.manual_seed(seed)
+    return Detector((1, 32, 32), 3, width=width)
+
+
+def test_activations_of_a_detector_move_alike_at_every_width_under_mup():
+    from shoal.tasks.object_detection import ObjectDetection
+
+    draw = torch.Generator().manual_seed(0)
+    boxes = torch.tensor(
+        [[[0.0, 2, 2, 14, 16], [2.0, 16, 8, 28, 20]], [[1.0, 8, 8, 24, 24], [0, 0, 0, 0, 0]]]
+    )
+    batch = Batch(torch.randn(8, 1, 32, 32, generator=draw), boxes.repeat(4, 1, 1), count=12)
+    task, optim = ObjectDetection(("a", "b", "c"), (32, 32)), OptimConfig(name="adam", lr=1e-3)
+
+    def loop(width, seed):
+        model, shard = in_mup(detector, width, 16, seed), ResidentShard(Lanes(1, 1, seed=0), None, {})
+        return assemble_loop(model, task, shard, optim, TrainConfig(), SingleProcess(), torch.device("cpu"))
+
+    found = growth(coordinate_check(loop, [batch], [16, 32, 64], seeds=(0,)))
+    assert verdict(found).passes, verdict(found)

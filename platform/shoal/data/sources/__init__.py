@@ -8,6 +8,8 @@
 - `sklearn`, `synthetic`, `huggingface`, `images`, `function`: rows
 - `forms`, `items`, `stream`, `values`: for `function`, what users return: by form, item by item, one after the other,
   value by value
+- `boxes`: images with boxes of objects, as `annotated` by the readers `coco`, `voc`, `yolo` and `objects_column`;
+  `synthetic_boxes` makes some
 - `text`, `text_column`: rows of tokens, by `corpus`
 - `speech`: rows of recordings; `recordings`: these with their texts, of files (`audio`, decoded by `encoded_audio`), of
   columns, of a synthesiser (`spoken_digits`), or strung together (`strings`)

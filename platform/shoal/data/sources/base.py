@@ -124,6 +124,7 @@ class Source:
         audio: how its recordings became spectrograms.
         notes: a line for each thing that was detected and may be wrong, e.g. how a file is read.
         parts_of_items: which columns each named part of an item is made of; None: its columns are in no tree.
+        categories: names of the classes of boxes, by number; empty where rows are no images with boxes.
     """
 
     uri: str
@@ -137,6 +138,7 @@ class Source:
     audio: AudioFormat | None = None
     notes: tuple[str, ...] = ()
     parts_of_items: dict[str, Template] | None = None
+    categories: tuple[str, ...] = ()
     _cache: dict[int, list[Block]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -175,6 +177,7 @@ class Source:
         if self.digest:
             return self.digest
         hasher = hashlib.sha256(self.scheme.encode())
+        hasher.update("\x1f".join(self.categories).encode())
         if any(part.paths for part in self.parts):
             _hash_files(hasher, self.parts)
         elif self.is_small:

@@ -11,7 +11,9 @@ from shoal.config.import_path import is_path, missing_colon
 from shoal.config.secrets import reveal
 from shoal.data.images import SUFFIXES as IMAGE_SUFFIXES
 from shoal.data.read_options import DETECTED, ReadOptions
+from shoal.data.sources.annotated import BOXES
 from shoal.data.sources.base import Source
+from shoal.data.sources.boxes import open_boxes_source
 from shoal.data.sources.files import SUFFIXES, open_files
 from shoal.data.sources.function import open_function
 from shoal.data.sources.huggingface import open_huggingface
@@ -32,6 +34,7 @@ READERS: dict[str, Callable[[str, str, ReadOptions], Source]] = {
     "json": partial(open_files, "json"),
     "npz": partial(open_files, "npz"),
     IMAGES: open_image_source,
+    BOXES: open_boxes_source,
     "huggingface": open_huggingface,
     "synthetic": open_synthetic,
 }

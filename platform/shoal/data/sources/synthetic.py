@@ -9,9 +9,18 @@ import numpy as np
 
 from shoal.data.read_options import DETECTED, ReadOptions
 from shoal.data.sources.base import Block, Chunks, Part, Source
+from shoal.data.sources.synthetic_boxes import open_synthetic_boxes
 from shoal.errors import DataError, nearest
 
 SYNTHETIC_CHUNK = 4096  # rows that share a generator: a row is a function of its number alone
+DETECTION = "detection"
+ROWS = {"rows": 20000, "features": 1000, "classes": 10, "seed": 0}
+# The options of each kind, whole numbers, and what they are if they are not set.
+KINDS = {
+    "classification": ROWS,
+    "regression": ROWS,
+    DETECTION: {"rows": 2500, "size": 64, "seed": 0},
+}
 BLOCK_BYTES = 64 << 20  # read at a time
 
 
@@ -44,18 +53,18 @@ def synthetic_block(kind: str, first: int, rows: int, features: int, classes: in
 
 
 def synthetic_options(uri: str) -> dict[str, Any]:
-    """Parse `synthetic:KIND?rows=...&features=...&classes=...&seed=...`."""
+    """Parse `synthetic:KIND?NAME=...&NAME=...`, of the options of the kind."""
     kind, _, query = uri.removeprefix("synthetic:").partition("?")
-    options = {"rows": 20000, "features": 1000, "classes": 10, "seed": 0}
     if kind == "speech":
         raise DataError(
             f"data.source='{uri}' holds recordings: set task=speech_recognition, or name other data"
         )
-    if kind not in ("classification", "regression"):
+    if kind not in KINDS:
         raise DataError(
-            f"data.source='{uri}': '{kind}' is not a synthetic set"
-            f"{nearest(kind, ('classification', 'regression'))}: write synthetic:classification or :regression"
+            f"data.source='{uri}': '{kind}' is not a synthetic set{nearest(kind, KINDS)}: write "
+            f"{', '.join(f'synthetic:{name}' for name in KINDS)}"
         )
+    options = dict(KINDS[kind])
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in options or not text.isdecimal() or (name != "seed" and int(text) < 1):
             raise DataError(
@@ -68,6 +77,8 @@ def synthetic_options(uri: str) -> dict[str, Any]:
 
 def open_synthetic(uri: str, _: str, __: ReadOptions = DETECTED) -> Source:
     options = synthetic_options(uri)
+    if options["kind"] == DETECTION:
+        return open_synthetic_boxes(uri, options["rows"], options["size"], options["seed"])
     rows, size = options.pop("rows"), options["features"] * 4 + 8
     step = max(SYNTHETIC_CHUNK, BLOCK_BYTES // size // SYNTHETIC_CHUNK * SYNTHETIC_CHUNK)
 

@@ -1,5 +1,6 @@
 """The open inference protocol, version 2, in JSON: `/v2/models/NAME/infer`."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,11 @@ def describe(model: ServedModel) -> dict[str, Any]:
     ]
     kind = _datatype(np.asarray(signature.classes)) if signature.classes else "FP64"
     outputs = [{"name": "prediction", "datatype": "BYTES" if signature.params else kind, "shape": [-1]}]
-    if signature.classes:
+    if signature.finds_boxes:
+        outputs = [
+            {"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("prediction", "boxes", "scores")
+        ]
+    elif signature.classes:
         outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, len(signature.classes)]})
     return {
         "name": model.name,
@@ -111,6 +116,8 @@ def _misshapen(name: str, shape: list[int], count: int) -> RequestError:
 def _tensor(name: str, values: Any) -> dict[str, Any]:
     array = np.asarray(values)
     flat = plain(array.reshape(-1))
+    if flat and isinstance(flat[0], list):  # a length of its own for each row, which a tensor does not have
+        flat = [json.dumps(row) for row in flat]
     return {"name": name, "shape": list(array.shape), "datatype": _datatype(array), "data": flat}
 
 

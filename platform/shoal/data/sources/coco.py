@@ -1,0 +1,99 @@
+"""Annotations in COCO's JSON: images, categories and annotations, a file for each split or for all."""
+
+import json
+from typing import Any
+
+from shoal.data.boxes import Box, Dropped, Size, four_numbers, usable
+from shoal.data.sources.annotated import (
+    AnnotatedImage,
+    Annotations,
+    Files,
+    refuse_missing,
+    refuse_twice,
+    split_of_path,
+)
+from shoal.errors import DataError
+
+
+def is_coco(files: Files, name: str) -> bool:
+    """Whether a JSON file holds annotations of this kind."""
+    head = files.text(name)
+    return '"images"' in head and '"categories"' in head and '"annotations"' in head
+
+
+def read_coco(files: Files, names: list[str]) -> Annotations:
+    """Read JSON files.
+
+    Args:
+        names: of the files; with several, each names its split.
+
+    Raises:
+        DataError: a file is damaged, images are missing or annotated twice, a box has not four numbers, or an
+            annotation is of no image or category.
+    """
+    dropped, images, missing = Dropped(), [], []
+    seen: set[str] = set()
+    for name in names:
+        split = split_of_path(name) if len(names) > 1 else None
+        if len(names) > 1 and split is None:
+            raise DataError(
+                f"data.source='{files.uri}' has {len(names)} files of annotations, and '{name}' names no split: "
+                "name one file, or call them instances_train.json, instances_val.json, instances_test.json"
+            )
+        for title, path, boxes, size in _images(files, name, dropped):
+            if path is None:
+                missing.append(title)
+            elif path in seen:
+                refuse_twice(files.uri, path)
+            else:
+                seen.add(path)
+                images.append(AnnotatedImage(path, files.reader(path), boxes, size, split, files.sizes[path]))
+    refuse_missing(files.uri, missing)
+    return Annotations(images, dropped)
+
+
+def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | None, tuple[Box, ...], Size]]:
+    """Return of each image its name, its path or None, its boxes and its size."""
+    where = f"'{name}' of data.source='{files.uri}'"
+    try:
+        data = json.loads(files.text(name))
+        labels = {one["id"]: str(one["name"]) for one in data["categories"]}
+        listed = {one["id"]: one for one in data["images"]}
+        boxes: dict[Any, list[Box]] = {number: [] for number in listed}
+        for annotation in data["annotations"]:
+            _add(annotation, boxes, labels, listed, dropped, where)
+        return [_image(files, name, one, boxes[number], dropped) for number, one in listed.items()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where} is no COCO JSON ({type(error).__name__}: {error}): it needs images with id, file_name, width and "
+            "height, categories with id and name, and annotations with image_id, category_id and bbox"
+        ) from None
+
+
+def _add(
+    annotation: dict[str, Any],
+    boxes: dict[Any, list[Box]],
+    labels: dict[Any, str],
+    listed: dict[Any, Any],
+    dropped: Dropped,
+    where: str,
+) -> None:
+    image, category = annotation["image_id"], annotation["category_id"]
+    if image not in listed or category not in labels:
+        what = f"image {image}" if image not in listed else f"category {category}"
+        raise DataError(
+            f"{where} has an annotation of {what}, which it does not list: add it, or remove the annotation"
+        )
+    title = str(listed[image]["file_name"])
+    if annotation.get("iscrowd"):
+        dropped.add("it is a crowd (iscrowd), not one object", title)
+        return
+    left, top, width, height = four_numbers(annotation["bbox"], title)
+    boxes[image].append(Box(labels[category], left, top, left + width, top + height))
+
+
+def _image(
+    files: Files, name: str, one: dict[str, Any], boxes: list[Box], dropped: Dropped
+) -> tuple[str, str | None, tuple[Box, ...], Size]:
+    title, size = str(one["file_name"]), Size(int(one["height"]), int(one["width"]))
+    return title, files.find_image(title, name), tuple(usable(boxes, size, title, dropped)), size
