@@ -41,7 +41,7 @@ class Rotation:
         if context is not None and torch.compiler.is_dynamo_compiling():
             # Compiled, each block would compute them anew for each element of queries and keys: 28 ms of a step's 120
             # (354 million parameters on an H200).
-            self.cos, self.sin = _table(context, head_dim, str(positions.device))[:, positions]
+            self.cos, self.sin = table_of_angles(context, head_dim, str(positions.device))[:, positions]
         else:
             self.cos, self.sin = _cos_and_sin(positions, head_dim)
 
@@ -58,9 +58,8 @@ def _cos_and_sin(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-@torch.compiler.assume_constant_result
-def _table(context: int, head_dim: int, device: str) -> Tensor:
-    """Return [2, context, head_dim / 2]: cosines and sines, which a compiled graph holds as a constant."""
+def table_of_angles(context: int, head_dim: int, device: str) -> Tensor:
+    """Return [2, context, head_dim / 2], cosines and sines; `shoal.training.compile` makes it a constant of graphs."""
     return torch.stack(_cos_and_sin(torch.arange(context, device=device), head_dim))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from shoal.distributed.torch_private import keep_graphs_whole
 from shoal.errors import ConfigError
+from shoal.models.transformer import table_of_angles
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:
@@ -21,6 +22,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     """
     _check_compiler(device)
     keep_graphs_whole()
+    torch.compiler.assume_constant_result(table_of_angles)  # type: ignore[no-untyped-call]
     # Not `model.compile()`, which leaves a model that is one of torch.nn's own classes as it is.
     model.forward = torch.compile(model.forward)
 
