@@ -12,7 +12,7 @@ from shoal.data.sources.recordings import Recording
 from shoal.errors import DataError
 
 NAME = "speech"
-OPTIONS = {"rows": 2000, "voices": 50, "seed": 0}
+OPTIONS = {"rows": 1000, "voices": 50, "seed": 0}
 FEWEST, MOST = 3, 7  # digits of a string
 TAKES = 3  # of a word by a voice
 WORDS, VOICES, STRINGS = 1, 2, 3  # keep the draws of each apart
