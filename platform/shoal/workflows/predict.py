@@ -41,6 +41,11 @@ class PredictOptions(Section):
     seed: int | None = Field(
         None, ge=0, description="of the tokens that a causal_lm draws, for each row; null: 0"
     )
+    beam: int | None = Field(
+        None,
+        ge=0,
+        description="texts that a model of speech weighs at a time; null: 0, the likeliest unit of each output",
+    )
 
 
 class PredictData(Section):
@@ -194,17 +199,18 @@ def _each(
 
 
 def _params(predictor: Predictor, config: PredictConfig) -> Mapping[str, Any]:
-    """Return the parameters of generated text.
+    """Return the parameters of texts that are generated, or heard.
 
     Raises:
-        ConfigError: one is set, and the model generates none.
+        ConfigError: one is set that the model does not have.
     """
-    names = ("max_new_tokens", "temperature", "seed")
+    names = ("max_new_tokens", "temperature", "seed", "beam")
     chosen = {name: value for name in names if (value := getattr(config.predict, name)) is not None}
-    if chosen and not predictor.params:
-        name = next(iter(chosen))
+    name = next((name for name in chosen if name not in predictor.params), None)
+    if name is not None:
+        whose = "speech" if name == "beam" else "models that generate text"
         raise ConfigError(
-            f"predict.{name}={chosen[name]} is of models that generate text, and this one has learnt "
+            f"predict.{name}={chosen[name]} is of {whose}, and this one has learnt "
             f"task={predictor.task.name}: leave it out"
         )
     return predictor.params | chosen
