@@ -88,7 +88,7 @@ def test_strings_of_real_digits_are_learnt(place: Place) -> None:
     settings = (f"data.source=audio:{DIGITS}", "data.compose=3-7", "run_name=run")
     result = place.train(CONFIG, *settings)
     assert result["is_verified"]
-    assert result["metrics"]["test/wer"] <= 0.06
+    assert result["metrics"]["test/wer"] <= 0.1
 
 
 @pytest.mark.long
