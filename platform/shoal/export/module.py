@@ -235,6 +235,11 @@ def _answers_of(predictor: Predictor, example: Any) -> Gives:
             for name, value in named.items()
         )
         return made, lambda outputs: tuple(_squeezed(tensors_of(outputs)[name]) for name in names)
+    if task.takes_boxes:
+        raise ModelError(
+            f"a model of task={task.name} is not exported: its boxes are chosen by Shoal, not by the model; serve it, "
+            "or call it by load_model"
+        )
     if isinstance(task, MultilabelClassification):
         shape = (BATCH, task.labels)
         return (
