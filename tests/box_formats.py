@@ -126,7 +126,6 @@ def write_objects(folder: Path, made: Sequence[Picture]) -> Path:
     folder.mkdir(parents=True)
     kind = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("category", pa.list_(pa.int64()))])
     feature = {"bbox": {"feature": {}}, "category": {"feature": {"names": names, "_type": "ClassLabel"}}}
-    about = {"info": {"features": {"objects": {"feature": feature}}}}
     about = {"info": {"features": {"objects": {**feature, "_type": "Sequence"}}}}
     for split, name in (("train", "train"), ("val", "validation")):
         some = [picture for picture in made if picture.split == split]

@@ -11,6 +11,8 @@ from shoal.data.sources.synthetic_boxes import picture
 
 CONFIG = str(ROOT / "jobs" / "configs" / "detection.yaml")
 SMALL = ("data.source=synthetic:detection?rows=300&size=48", "run_name=run", "optim.warmup_steps=5")
+# At the shipped learning rate float32 drifts apart: 0.9% of the loss after 30 steps, 8e-11 in float64.
+STABLE = ("optim.lr=0.001", "train.max_steps=20")
 
 
 @pytest.mark.long
@@ -51,7 +53,7 @@ def assert_predicts_pictures(place: Place) -> None:
 
 @pytest.mark.long
 def test_one_two_and_three_workers_find_the_same(shared: Place) -> None:
-    settings = (CONFIG, *SMALL, "train.max_steps=30", "data.flip=true", "data.pad=2")
+    settings = (CONFIG, *SMALL, *STABLE, "data.flip=true", "data.pad=2")
     alone = shared.train(*settings, "scale.num_workers=0", "experiment_name=none")
     trace = Trace.of(shared.folder("run", "none"))
     for workers in (2, 3):
@@ -67,10 +69,10 @@ def test_one_two_and_three_workers_find_the_same(shared: Place) -> None:
 
 @pytest.mark.long
 def test_a_killed_training_goes_on_and_sharded_weights_train_alike(shared: Place) -> None:
-    settings = (CONFIG, *SMALL, "train.max_steps=60", "checkpoint.every_steps=10")
+    settings = (CONFIG, *SMALL, *STABLE, "checkpoint.every_steps=5")
     shared.train(*settings, "scale.num_workers=0", "experiment_name=whole")
     process = shared.start("train", *settings, "scale.num_workers=2", "experiment_name=shoal")
-    shared.wait_for_step(process, "run", 30)
+    shared.wait_for_step(process, "run", 8)
     process.kill()
     process.communicate()
     shared.train(*settings, "scale.num_workers=0", "experiment_name=shoal")

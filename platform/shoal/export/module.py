@@ -241,6 +241,11 @@ def _answers_of(predictor: Predictor, example: Any) -> Gives:
             f"task={task.name} turns outputs into texts, Python that no graph can hold: export the weights alone with "
             "export.formats=safetensors"
         )
+    if task.takes_boxes:
+        raise ModelError(
+            f"a model of task={task.name} is not exported: its boxes are chosen by Shoal, not by the model; serve it, "
+            "or call it by load_model"
+        )
     if isinstance(task, MultilabelClassification):
         shape = (BATCH, task.labels)
         return (

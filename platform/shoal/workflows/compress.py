@@ -24,7 +24,7 @@ from shoal.compression.variants import (
     student_name,
 )
 from shoal.data.sampler import TEST, VALIDATION
-from shoal.errors import DataError
+from shoal.errors import DataError, ModelError
 from shoal.export import onnx_file
 from shoal.inference.description import DESCRIPTION, Description
 from shoal.inference.evaluation import split_blocks
@@ -80,6 +80,11 @@ def _check_model(
 ) -> None:
     """Refuse a model that cannot be compressed as it is asked for, before anything is made."""
     name = description.model.name
+    if predictor.task.takes_boxes:
+        raise ModelError(
+            f"a model of task={predictor.task.name} is not compressed: its outputs are maps of cells, which agreement "
+            "and students do not know; train a narrower one (model.width)"
+        )
     students = distillation.check_model(predictor, description, options) if options.distill.sizes else []
     if options.prune and options.method == "structured":
         example = predictor.inputs(rows.few)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from shoal.serving.protocols.v2 import _tensor
 from shoal.serving.server import listen
 
 ROWS = {
@@ -209,3 +210,15 @@ def test_a_model_of_a_table_completes_nothing(serving, table):
     with serving(table) as client:
         status, answer, _ = client.post("/v1/completions", {"prompt": "a"})
     assert (status, "continues no text" in answer["error"]["message"]) == (400, True)
+
+
+def test_answers_of_a_length_of_their_own_are_json_text_in_version_2():
+    values = np.empty(2, dtype=object)
+    values[:] = [[[1.0, 2.0, 3.5, 4.0]], []]
+    tensor = _tensor("boxes", values)
+    assert tensor == {
+        "name": "boxes",
+        "shape": [2],
+        "datatype": "BYTES",
+        "data": ["[[1.0, 2.0, 3.5, 4.0]]", "[]"],
+    }
