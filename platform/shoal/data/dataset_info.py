@@ -11,14 +11,13 @@ from functools import reduce
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from shoal.data.audio import BANDS, AudioFormat
 from shoal.data.config import STANDARD, DataConfig
 from shoal.data.glance import Duplicates, Outlying, Suspect
 from shoal.data.labels import Label, Weight
 from shoal.data.preprocessing import Column, Transform
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, Lanes
-from shoal.data.schema import ColumnSummary, column_notes, fit_columns
+from shoal.data.schema import ColumnSummary, column_notes, fit_columns, heard, of_any_length
 from shoal.data.sources.base import FILE_SCHEMES, Block, Source, read_again
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.data.template import Template, joined, keep
@@ -128,7 +127,7 @@ def fit_dataset_info(
         reader_drops=data.source.partition(":")[0] in FILE_SCHEMES,
     )
     if preprocessing.audio:
-        columns, targets = _heard(columns, preprocessing.audio), _of_any_length(targets)
+        columns, targets = heard(columns, preprocessing.audio), of_any_length(targets)
     transform = Transform(
         columns=columns,
         label=label,
@@ -162,21 +161,6 @@ def fit_dataset_info(
         outlying=tuple(glance.outlying(columns)),
         examples=tuple(glance.examples()),
     )
-
-
-def _heard(columns: tuple[Column, ...], audio: AudioFormat) -> tuple[Column, ...]:
-    """Return the columns of waves as the spectrograms that they become."""
-    return tuple(
-        column.model_copy(
-            update={"shape": (audio.frames(column.shape[0]), BANDS), "dtype": "float16", "is_ragged": True}
-        )
-        for column in columns
-    )
-
-
-def _of_any_length(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    """Return the columns of units, which differ in number even where those of training do not."""
-    return tuple(column.model_copy(update={"is_ragged": True}) for column in columns)
 
 
 def _check_label(summary: DatasetSummary, unlabelled: tuple[str, ...], label: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from shoal.data.array_stats import ArrayStats
+from shoal.data.audio import BANDS, AudioFormat
 from shoal.data.preprocessing import MAX_CATEGORIES, Column, ColumnOptions
 from shoal.data.statistics import UNKNOWN, ColumnStats
 from shoal.data.values import BUCKETS
@@ -207,3 +208,18 @@ def _joined(names: list[str], one: str, many: str) -> list[str]:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     listed = ", ".join(f"'{name}'" for name in names[:NAMED])
     return [f"columns {listed}{more} {many.format(name=names[0])}"]
+
+
+def heard(columns: tuple[Column, ...], audio: AudioFormat) -> tuple[Column, ...]:
+    """Return the columns of waves as the spectrograms that they become."""
+    return tuple(
+        column.model_copy(
+            update={"shape": (audio.frames(column.shape[0]), BANDS), "dtype": "float16", "is_ragged": True}
+        )
+        for column in columns
+    )
+
+
+def of_any_length(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Return the columns of units, which differ in number even where those of training do not."""
+    return tuple(column.model_copy(update={"is_ragged": True}) for column in columns)

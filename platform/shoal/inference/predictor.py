@@ -38,7 +38,7 @@ from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.inference.detection import boxes_by_image, fingerprint_of
 from shoal.inference.generation import MASK_WORD, fill_in, stream_text, text_loss
 from shoal.inference.golden import Golden
-from shoal.inference.recordings import as_waves, joined
+from shoal.inference.recordings import joined, transcripts, waves_of_block
 from shoal.inference.rows import TEXT, as_block, as_rows
 from shoal.models.call import call_model
 from shoal.models.cpu_kernels import use_onednn
@@ -253,7 +253,8 @@ class Predictor:
         if self.task.name == Custom.name:
             return self._arrays_as_returned(block)
         if isinstance(self.task, SpeechRecognition):
-            return {"prediction": self._transcripts(self.task, block, params or {})}
+            heard = self.heard(waves_of_block(block, self.transform))
+            return {"prediction": transcripts(self.task, heard, int((params or {}).get("beam", 0)))}
         outputs = self.outputs(block)
         if self.transform.target_columns or not self.transform.has_label:
             return self._arrays_of_targets(outputs)
@@ -290,14 +291,6 @@ class Predictor:
             name: (values.squeeze(1) if values.shape[1:] == (1,) else values).numpy()
             for name, values in found.items()
         }
-
-    def _transcripts(self, task: SpeechRecognition, block: Block, params: Mapping[str, Any]) -> np.ndarray:
-        """Return the text of each recording, which may be encoded."""
-        column, audio, beam = self.transform.columns[0].name, self.transform.audio, params.get("beam", 0)
-        assert audio is not None
-        found = self.heard({column: as_waves(block[column], audio)})
-        texts = [text for view, out in found for text in task.transcribe(out, view, int(beam))]
-        return np.array(texts, dtype=object)
 
     def heard(self, block: Block) -> list[tuple[Batch, Tensor]]:
         """Return what the task views of recordings, some at a time, with the model's outputs."""

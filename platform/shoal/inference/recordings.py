@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.data.audio import AudioFormat, as_16_bits
+from shoal.data.loader import Batch
 from shoal.data.packing import as_ragged
+from shoal.data.preprocessing import Transform
 from shoal.data.sources.encoded_audio import Encoded
 from shoal.errors import DataError
+from shoal.tasks.speech_recognition import SpeechRecognition
 
 
 def as_waves(cells: Iterable[Any], audio: AudioFormat) -> np.ndarray:
@@ -32,6 +35,19 @@ def as_waves(cells: Iterable[Any], audio: AudioFormat) -> np.ndarray:
         DataError: one cannot be decoded; the message has its number.
     """
     return as_ragged([wave_of(f"recording {row}", cell, audio) for row, cell in enumerate(cells)])
+
+
+def waves_of_block(block: Mapping[str, Any], transform: Transform) -> dict[str, np.ndarray]:
+    """Return the column of recordings, which may be encoded, as waves; the errors are those of `as_waves`."""
+    column, audio = transform.columns[0].name, transform.audio
+    assert audio is not None
+    return {column: as_waves(block[column], audio)}
+
+
+def transcripts(task: SpeechRecognition, heard: Iterable[tuple[Batch, Tensor]], beam: int) -> np.ndarray:
+    """Return the text of each recording [rows], of views with a model's outputs."""
+    texts = [text for view, outputs in heard for text in task.transcribe(outputs, view, beam)]
+    return np.array(texts, dtype=object)
 
 
 def wave_of(name: str, cell: Any, audio: AudioFormat) -> np.ndarray:
