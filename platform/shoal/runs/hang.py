@@ -23,7 +23,8 @@ PATIENT = (STORAGE, "decide", "profile")
 CALLBACK = "on_"  # how the sections of a user's callbacks begin
 PATIENT_S = OUTAGE_S + 60.0
 SILENT_S = 4.0  # without a word from a worker, though it says one every half second
-OWN = ("data", "epoch start")  # sections in which a worker waits for no other one
+# Sections in which a worker waits for no other one, unless its stack says so: a batch may be counted by all of them.
+OWN = ("data", "epoch start")
 ENDED = "ended"
 # Where a worker waits for the others: files of the innermost frame of its stack.
 WAITS_IN = ("/shoal/distributed/", "/torch/distributed/", "/torch/autograd/")
@@ -122,7 +123,11 @@ def find_hang(statuses: Sequence[WorkerStatus], size: int) -> Hang | None:
     overdue = [status for status in working if status.is_overdue]
     # Where any other moves, so does one whose words do not arrive.
     none_moves = all(status.stayed_s > SILENT_S for status in working)
-    alone = [one for one in overdue if (one.is_silent and none_moves) or one.section in OWN]
+    alone = [
+        one
+        for one in overdue
+        if (one.is_silent and none_moves) or (one.section in OWN and not _waits(one.stack))
+    ]
     if alone:
         return Hang(max(alone, key=lambda one: (one.is_silent, one.stayed_s)), working)
     return Hang(_odd_one(working), working) if len(overdue) == len(working) else None

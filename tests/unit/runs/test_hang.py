@@ -72,6 +72,7 @@ def test_where_all_wait_in_a_collective_none_is_named():
         [status(0, "storage", 500.0, 0.01), status(1, stay_s=500.0)],
         [status(0, "on_epoch_end", 500.0, 0.01), status(1, stay_s=500.0)],
         [status(0, "decide", 500.0, 0.01), status(1, "decide", 500.0, 0.01)],
+        [status(0, "storage", 500.0, 0.01), status(1, "data", 500.0, stack=WAITING)],
         [MOVING, status(1, silent_s=30.0)],
         [WAITS],
         [status(0, "ended", 30.0), status(1, "ended", 30.0)],
@@ -79,6 +80,7 @@ def test_where_all_wait_in_a_collective_none_is_named():
     ],
     ids=[
         "moving", "floor", "five times", "first", "one's first", "evaluation", "storage", "callback", "decision",
+        "a batch is counted",
         "words do not arrive",
         "one has not begun", "all ended", "the interpreter's lock is held at the start",
     ],
