@@ -78,7 +78,9 @@ def save_model(
             input_example=rows,
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name)}"
-                for name in _requirements(model_name, objective, predictor.transform)
+                for name in _requirements(
+                    model_name, objective, takes_recordings=predictor.transform.audio is not None
+                )
             ],
         )
     for cache in path.rglob("__pycache__"):
@@ -133,9 +135,11 @@ def _widest(kind: Any) -> Any:
     return Array(_widest(kind.dtype) if isinstance(kind.dtype, Array) else widest.get(kind.dtype, kind.dtype))
 
 
-def _requirements(model_name: str, objective: ObjectiveConfig, transform: Transform) -> tuple[str, ...]:
+def _requirements(
+    model_name: str, objective: ObjectiveConfig, takes_recordings: bool = False
+) -> tuple[str, ...]:
     needed = ("transformers",) if model_name.startswith(SCHEME) else ()
-    decodes = ("scipy", "soundfile") if transform.audio is not None else ()
+    decodes = ("scipy", "soundfile") if takes_recordings else ()
     return (*REQUIREMENTS, *needed, *decodes, *(("torchmetrics",) if objective.metrics else ()))
 
 
