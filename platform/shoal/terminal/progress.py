@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
 LIVE_S = 0.2
 PLAIN_S = 10.0
 RATE_S = 10.0
-SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse")
+SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse", "val/wer", "val/map")
 IN_HISTORY = (*SHOWN, "val/bits_per_byte")
 BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
 MOST_RUNNING = 8

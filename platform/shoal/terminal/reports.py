@@ -293,7 +293,7 @@ def _metrics_table(metrics: Mapping[str, float | None]) -> str:
 
 def _test_line(result: TrainResult, test_loss: float) -> str:
     line = f"test loss {test_loss:.4f}"
-    for name in ("accuracy", "bits_per_byte"):
+    for name in ("accuracy", "bits_per_byte", "wer", "map"):
         value = result.metrics.get(f"test/{name}")
         line += "" if value is None else f", {name.replace('_', ' ')} {value:.4f}"
     return line
