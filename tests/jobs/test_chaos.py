@@ -60,7 +60,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_driver_resumed_by_the_same_com
     process.kill()
     out, err = process.communicate()
     assert re.search(
-        r"lost worker: worker 1 on \S+ was lost .*; resuming from the checkpoint of step \d+", err
+        r"lost worker: worker [01] on \S+ was lost .*; resuming from the checkpoint of step \d+", err
     )
     assert "(raylet)" not in out + err
     folder = place.folder("run")
