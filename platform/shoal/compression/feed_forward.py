@@ -48,11 +48,9 @@ def _find_in(block: nn.Module, prefix: str) -> HiddenUnits:
     found = [
         HiddenUnits(writers, reader, inputs)
         for reader, (inputs, outputs) in sizes.items()
-        if inputs != outputs
+        if inputs > outputs
         and (writers := tuple(name for name, size in sizes.items() if size == (outputs, inputs)))
     ]
-    # A wide layer and a narrow one that leads back: the wide one has no more inputs than outputs.
-    found = [units for units in found if units.count > sizes[units.reader][1]]
     if len(found) != 1:
         raise ModelError(
             f"its block '{prefix}' has {len(found)} pairs of linear layers into hidden units and back, and not one"

@@ -111,12 +111,12 @@ def prune(model: nn.Module, ratio: float, example: Tensor, unpruned: nn.Module |
     Raises:
         ModelError: no layer is wide enough.
     """
-    widths = _widths(model, unpruned or model)
+    unpruned = unpruned or model
     before = sum(parameter.numel() for parameter in model.parameters())
     if isinstance(model, HuggingFace):
-        prune_hidden_units(model, lambda width: width_after(width, ratio), unpruned or copy.deepcopy(model))
+        prune_hidden_units(model, lambda width: width_after(width, ratio), unpruned)
     else:
-        _prune_layers(model, ratio, example, widths)
+        _prune_layers(model, ratio, example, _widths(model, unpruned))
     if sum(parameter.numel() for parameter in model.parameters()) == before:
         raise ModelError(
             f"compress.prune={ratio} removes nothing: no layer has so many channels that {1 - ratio:.0%} of them, "
