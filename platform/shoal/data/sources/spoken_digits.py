@@ -2,13 +2,13 @@
 
 import functools
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
 
 import numpy as np
 
 from shoal.data.audio import resampled
 from shoal.data.formants import DIGITS, RATE, Voice, joined, spoken, with_noise
 from shoal.data.sources.recordings import Recording
+from shoal.data.sources.synthetic import parse_options
 from shoal.errors import DataError
 
 NAME = "speech"
@@ -69,13 +69,6 @@ def list_spoken(uri: str, location: str) -> tuple[Recording, ...]:
     kind, _, query = location.partition("?")
     if kind != NAME:
         raise DataError(f"data.source='{uri}' is not of recordings: write synthetic:{NAME}, or audio:PATH")
-    options = dict(OPTIONS)
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in options or not text.isdecimal() or (name != "seed" and int(text) < 1):
-            raise DataError(
-                f"data.source='{uri}': {name}={text or '(nothing)'} is not understood: "
-                f"set {', '.join(options)} to whole numbers from 1"
-            )
-        options[name] = int(text)
+    options = parse_options(uri, query, OPTIONS)
     strings = (DigitString(row, options["voices"], options["seed"]) for row in range(options["rows"]))
     return tuple(Recording(string, " ".join(string.digits())) for string in strings)

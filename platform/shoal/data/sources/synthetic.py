@@ -1,7 +1,7 @@
 """Reads `synthetic:KIND?...`: rows made from a seed."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -64,7 +64,16 @@ def synthetic_options(uri: str) -> dict[str, Any]:
             f"data.source='{uri}': '{kind}' is not a synthetic set{nearest(kind, KINDS)}: write "
             f"{', '.join(f'synthetic:{name}' for name in KINDS)}"
         )
-    options = dict(KINDS[kind])
+    return {"kind": kind, **parse_options(uri, query, KINDS[kind])}
+
+
+def parse_options(uri: str, query: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse `NAME=...&NAME=...`, whole numbers, of the options that there are.
+
+    Raises:
+        DataError: a name is not known, or a number is out of its range.
+    """
+    options = dict(defaults)
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in options or not text.isdecimal() or (name != "seed" and int(text) < 1):
             raise DataError(
@@ -72,7 +81,7 @@ def synthetic_options(uri: str) -> dict[str, Any]:
                 f"set {', '.join(options)} to whole numbers from 1"
             )
         options[name] = int(text)
-    return {"kind": kind, **options}
+    return options
 
 
 def open_synthetic(uri: str, _: str, __: ReadOptions = DETECTED) -> Source:
