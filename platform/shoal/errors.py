@@ -72,6 +72,12 @@ class Interrupted(ShoalError, KeyboardInterrupt):
     exit_code = 130
 
 
+def value_and_remedy(error: ShoalError) -> tuple[str, str]:
+    """Return what an error says of the input, and what to do: messages end with ": " and the remedy."""
+    value, _, remedy = str(error).rpartition(": ")
+    return value, remedy
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a " (did you mean 'x'?)" for the closest known word, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

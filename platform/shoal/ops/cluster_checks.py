@@ -1,6 +1,6 @@
 """What is there once for a cluster: the tracking server, room for the workers, the upload of a job."""
 
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, value_and_remedy
 from shoal.ops.node_checks import MIB
 from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources
@@ -58,7 +58,7 @@ def check_room(scale: ScaleConfig, cpus: float, gpus: int, nodes: int) -> list[F
     try:
         check_resources(scale, cpus, gpus, "the cluster" if nodes > 1 else "this machine")
     except ConfigError as error:
-        value, _, remedy = str(error).rpartition(": ")
+        value, remedy = value_and_remedy(error)
         rule = "all workers run at the same time"
         return [Finding(check="workers", level="fatal", where="all", value=value, rule=rule, remedy=remedy)]
     value = f"{scale.num_workers} workers; {nodes} nodes with {cpus:g} CPUs and {gpus} GPUs"

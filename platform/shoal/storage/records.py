@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -842,6 +842,10 @@ class ServeResult(Result):
     is_delivered: bool | None = None
 
 
+Level = Literal["ok", "warning", "fatal"]
+LEVELS: tuple[Level, ...] = get_args(Level)  # the worst last
+
+
 class Finding(Part):
     """What a check found, of a cluster or of a part of it.
 
@@ -855,7 +859,7 @@ class Finding(Part):
     """
 
     check: str
-    level: Literal["ok", "warning", "fatal"] = "ok"
+    level: Level = "ok"
     where: str = ""
     value: str
     rule: str = ""

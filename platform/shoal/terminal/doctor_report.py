@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from shoal.storage.records import DoctorResult, Finding, ReapResult
+from shoal.storage.records import LEVELS, DoctorResult, Finding, ReapResult
 from shoal.terminal.reports import result_line
 from shoal.terminal.tables import table
 
-LEVELS = ("ok", "warning", "fatal")
 MOST_VALUE = 80  # characters of a value in the table
 
 

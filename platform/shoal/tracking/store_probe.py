@@ -9,7 +9,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from shoal.config.secrets import mask, reveal
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, value_and_remedy
 from shoal.registry.client import connect
 from shoal.registry.preflight import authorization, check_tracking_uri
 from shoal.tracking.background import first_cause
@@ -48,7 +48,7 @@ def probe_store(uri: str, experiment: str, artifact_location: str | None) -> Sto
         client = connect(uri)
         calls, seconds = _record(client, experiment_id(client, experiment, artifact_location))
     except ConfigError as error:
-        value, _, remedy = str(error).rpartition(": ")
+        value, remedy = value_and_remedy(error)
         return StoreProbe(uri, mask(value), remedy)
     except Exception as error:
         return StoreProbe(uri, mask(first_cause(error)))

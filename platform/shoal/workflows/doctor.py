@@ -8,13 +8,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from shoal.cluster import session
 from shoal.cluster.node_actors import Call, Node, NodeActors
 from shoal.cluster.ray_private import upload_size
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, value_and_remedy
 from shoal.ops import cluster_checks, network_probe, node_checks, storage_probe
 from shoal.ops.network_probe import Pair, PairSpeed
 from shoal.ops.node import NodeReport, report_node
@@ -23,13 +24,12 @@ from shoal.runs.config import RunConfig
 from shoal.runs.job_result import write_plain_result
 from shoal.runs.locations import artifact_location, resolve_tracking_uri, storage_uri
 from shoal.runs.machine import check_cluster, cluster_address, local_gpus
-from shoal.storage.records import DoctorResult, Finding
+from shoal.storage.records import LEVELS, DoctorResult, Finding
 from shoal.tracking.store_probe import probe_store
 
 DRIVER = "driver"
 RAY_FOLDER = "/tmp/ray"
 CLOCK_READS = 5
-LEVELS = ("fatal", "warning", "ok")
 
 Say = Callable[[str], None]
 
@@ -89,7 +89,7 @@ def diagnose(config: RunConfig, say: Say = lambda text: None) -> Diagnosis:
     say("MLflow: a probe run")
     findings += _check_tracking(config)
     findings += _check_upload()
-    findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    findings.sort(key=lambda finding: LEVELS.index(finding.level), reverse=True)
     return Diagnosis(findings, names, time.monotonic() - began_s)
 
 
@@ -104,7 +104,7 @@ def _open_nodes(config: RunConfig, findings: list[Finding], stack: contextlib.Ex
         stack.callback(session.disconnect)
         session.join()
     except ConfigError as error:
-        value, _, remedy = str(error).rpartition(": ")
+        value, remedy = value_and_remedy(error)
         rule = "the driver of a training joins it"
         findings.append(
             Finding(check="cluster", level="fatal", where=DRIVER, value=value, rule=rule, remedy=remedy)
@@ -221,7 +221,7 @@ def _worse(sides: Sequence[PairSpeed | Exception]) -> PairSpeed:
 def _check_tracking(config: RunConfig) -> list[Finding]:
     uri = resolve_tracking_uri(config.track)
     probe = probe_store(uri, config.experiment_name, artifact_location(uri))
-    return cluster_checks.check_store(probe, report_node([]).versions["mlflow"])
+    return cluster_checks.check_store(probe, version("mlflow"))
 
 
 def _check_upload() -> list[Finding]:
