@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shoal.data.sources.base import Block
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.models.layer_sizes import changed_shapes
-from shoal.models.weights import as_int8, load_weights
+from shoal.models.weights import Narrow, load_weights
 from shoal.registry.package import save_model
 from shoal.storage.run_folder import MODEL
 
@@ -37,19 +36,13 @@ def write_model(folder: Path, description: Description, model: nn.Module, exampl
     return _write(folder, description, model.state_dict(), example)
 
 
-def write_bf16(folder: Path, source: Path, example: Block) -> Path:
-    """Save a model with its float32 weights as bfloat16, as `write_pruned`; loading makes them float32 again."""
-    tensors = load_weights(source / WEIGHTS)
-    halved = {
-        name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
-        for name, tensor in tensors.items()
-    }
-    return _write(folder, Description.load(source / DESCRIPTION), halved, example)
+def write_narrow(folder: Path, source: Path, narrow: Narrow, example: Block) -> Path:
+    """Save a model with its float32 weights in fewer bits, as `write_pruned`; loading makes them float32 again.
 
-
-def write_int8_weights(folder: Path, source: Path, example: Block) -> Path:
-    """Save a model with its matrices as 8-bit integers, as `write_pruned`; loading makes them float32 again."""
-    tensors = as_int8(load_weights(source / WEIGHTS))
+    Args:
+        narrow: `shoal.models.weights.as_bf16` or `as_int8`.
+    """
+    tensors = narrow(load_weights(source / WEIGHTS))
     return _write(folder, Description.load(source / DESCRIPTION), tensors, example)
 
 

@@ -29,8 +29,15 @@ from shoal.inference.golden import COUNT
 from shoal.inference.predictor import Predictor, weights_folder
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.models.size import measure_size
+from shoal.models.weights import Narrow, as_bf16, as_int8
 from shoal.storage.records import MeasuredModel
 from shoal.storage.run_folder import EXPORTS, MODEL, RunFolder
+
+# How weights are stored in fewer bits, and the words for it.
+NARROW: dict[str, tuple[Narrow, str]] = {
+    "int8-weight-only": (as_int8, "8-bit integers"),
+    "bf16": (as_bf16, "bfloat16"),
+}
 
 ONNX: Format = "onnx"
 
@@ -238,24 +245,18 @@ class Maker:
         weights = weights_folder(folder.get_folder(MODEL, self._folder / name / MODEL))
         return SavedModel(Predictor.load(weights, trust_code=True), weights)
 
-    def as_bf16(self, of: SavedModel, after: str = "") -> Variant:
-        """Store the weights of a model as bfloat16.
+    def stored_narrow(self, of: SavedModel, kind: str, after: str = "") -> Variant:
+        """Store the weights of a model in fewer bits.
 
         Args:
+            kind: of `NARROW`.
             after: the name of the variant that the model is.
         """
-        name = joined(after, "bf16")
-        folder = files.write_bf16(self._folder / name, of.folder, self._rows.some)
+        narrow, words = NARROW[kind]
+        name = joined(after, kind)
+        folder = files.write_narrow(self._folder / name, of.folder, narrow, self._rows.some)
         return self._of_torch(
-            name, _in_words(after, "weights stored as bfloat16"), folder, is_for_speed=False
-        )
-
-    def as_int8_weights(self, of: SavedModel, after: str = "") -> Variant:
-        """Store the matrices of a model as 8-bit integers, as `as_bf16`."""
-        name = joined(after, "int8-weight-only")
-        folder = files.write_int8_weights(self._folder / name, of.folder, self._rows.some)
-        return self._of_torch(
-            name, _in_words(after, "weights stored as 8-bit integers"), folder, is_for_speed=False
+            name, _in_words(after, f"weights stored as {words}"), folder, is_for_speed=False
         )
 
     def as_int8(self, of: SavedModel, after: str = "") -> Variant:

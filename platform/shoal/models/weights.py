@@ -1,9 +1,9 @@
-"""Weights in a safetensors file: as they are, or as 8-bit integers with a scale for each output channel.
+"""Weights in a safetensors file: as they are, in bfloat16, or as 8-bit integers with scales.
 
 Depends on tensors alone; independent of models and descriptions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 SCALE = ".int8_scale"  # after a tensor's name: its scales
 MOST = 127
+
+Narrow = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def load_weights(file: Path) -> dict[str, Tensor]:
@@ -25,6 +27,14 @@ def load_weights(file: Path) -> dict[str, Tensor]:
         name: _widened(tensor, tensors[name + SCALE]) if name + SCALE in tensors else tensor
         for name, tensor in tensors.items()
         if not name.endswith(SCALE)
+    }
+
+
+def as_bf16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with those in float32 as bfloat16."""
+    return {
+        name: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in tensors.items()
     }
 
 

@@ -146,12 +146,10 @@ def steps_of(maker: Maker, config: CompressConfig, listen: Listener) -> list[lis
         return Step(pruned_name(ratio, is_structured), make, is_followed=options.gradual)
 
     def quantized(kind: str) -> Step:
-        quantize = {
-            "int8": maker.as_int8,
-            "int8-weight-only": maker.as_int8_weights,
-            "bf16": maker.as_bf16,
-        }[kind]
-        return Step(kind, lambda of, after, folder: quantize(of, after))
+        def make(of: SavedModel, after: str, folder: RunFolder) -> Variant:
+            return maker.as_int8(of, after) if kind == "int8" else maker.stored_narrow(of, kind, after)
+
+        return Step(kind, make)
 
     found = (
         [student(size) for size in options.distill.sizes],

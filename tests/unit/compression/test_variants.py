@@ -61,10 +61,10 @@ def test_zeros_stay_zeros_through_fine_tuning(subject, table):
     assert weight.shape == before.shape
 
 
-@pytest.mark.parametrize(("kind", "share"), [("as_bf16", 0.5), ("as_int8_weights", 0.27)])
+@pytest.mark.parametrize(("kind", "share"), [("bf16", 0.5), ("int8-weight-only", 0.27)])
 def test_narrow_weights_take_fewer_bytes_and_are_computed_with_in_float32(subject, table, kind, share):
     one = subject(table, label="y", settings={"width": 256})
-    made = getattr(one.maker, kind)(one.saved)
+    made = one.maker.stored_narrow(one.saved, kind)
     original, variant, *_ = made.measure(one.rows)
     assert variant.bytes == pytest.approx(original.bytes * share, rel=0.04)
     assert next(made.predictor.model.parameters()).dtype == torch.float32
