@@ -4,7 +4,7 @@ The loss is that of Tian et al. 2019, "FCOS" (sections 3.1 and 4.1.3, without ce
 global batch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -15,12 +15,13 @@ from shoal.data.augment import augment_with_boxes
 from shoal.data.config import DataConfig
 from shoal.data.loader import Batch
 from shoal.data.preprocessing import Transform
+from shoal.data.sampler import Indices
 from shoal.data.tree import only_tensor
 from shoal.errors import ModelError
 from shoal.tasks.average_precision import LIBRARY, MOST, AveragePrecision
 from shoal.tasks.base import RowTerms, Task
 from shoal.tasks.boxes import Found, are_boxes, assign, boxes_of, centres, find_boxes, generalized_overlap
-from shoal.tasks.content_hash import row_keys
+from shoal.tasks.image_classification import Augmented
 from shoal.tasks.metrics import AVERAGE_PRECISION as NAME
 from shoal.tasks.outputs import logits_of
 
@@ -109,18 +110,10 @@ def focal_loss(logits: Tensor, expected: Tensor) -> Tensor:
     return (ALPHA * expected + (1 - ALPHA) * (1 - expected)) * wrong**GAMMA * entropy
 
 
-@dataclass(frozen=True)
-class AugmentedBoxes:
+class AugmentedBoxes(Augmented):
     """Views of images and their boxes in training: mirrored and shifted, by their content, the epoch and the seed."""
 
-    flip: bool
-    pad: int
-    seed: int
-
-    def __call__(self, batch: Batch, epoch: int | None) -> Batch:
-        if epoch is None or not (self.flip or self.pad):
-            return batch
-        images, targets = only_tensor(batch.inputs), only_tensor(batch.targets)
-        keys = row_keys(images.contiguous().view(torch.int32).long(), self.seed).cpu().numpy()
-        images, targets = augment_with_boxes(images, targets, keys, epoch, self.seed, self.flip, self.pad)
-        return replace(batch, inputs=images, targets=targets)
+    def viewed(self, batch: Batch, images: Tensor, keys: Indices, epoch: int) -> Batch:
+        boxes = only_tensor(batch.targets)
+        images, boxes = augment_with_boxes(images, boxes, keys, epoch, self.seed, self.flip, self.pad)
+        return replace(batch, inputs=images, targets=boxes)
