@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from shoal.cluster.status_board import on_node
+
 START_S = 120.0  # a worker process imports Shoal; a busy node takes its time
 CALL_S = 60.0
 
@@ -40,7 +42,6 @@ class NodeActors:
 
     def __init__(self) -> None:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         alive = [node for node in ray.nodes() if node["Alive"]]
         alive.sort(key=lambda node: (node["NodeManagerHostname"], node["NodeID"]))
@@ -50,8 +51,7 @@ class NodeActors:
         for node in alive:
             host, node_id = node["NodeManagerHostname"], node["NodeID"]
             name = host if times[host] == 1 else f"{host}-{node_id[:6]}"
-            place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            self._actors[name] = remote.options(scheduling_strategy=place).remote()
+            self._actors[name] = remote.options(scheduling_strategy=on_node(node_id)).remote()
             has = node["Resources"]
             self.nodes[name] = Node(
                 node["NodeManagerAddress"], int(has.get("GPU", 0)), int(has.get("object_store_memory", 0))

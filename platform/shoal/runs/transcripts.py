@@ -28,7 +28,7 @@ def write_transcripts(folder: RunFolder, predictor: Predictor, rows: Block, titl
     assert transform.audio is not None
     audio, label = transform.columns[0].name, transform.label.name
     some = {name: rows[name][:SHOWN] for name in (audio, label)}
-    said = [" ".join(transform.audio.tokenizer.decode(ids).split()) for ids in some[label]]
+    said = [task.text(list(ids)) for ids in some[label]]
     heard = [str(text) for text in predictor.arrays(some)["prediction"]]
     cells: list[list[Any]] = [list(pair) for pair in zip(said, heard, strict=True)]
     folder.write(TABLE, json.dumps({"columns": ["reference", "transcript"], "data": cells}).encode())

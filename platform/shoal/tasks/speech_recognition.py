@@ -104,7 +104,7 @@ class SpeechRecognition(Task):
         else:
             likely = outputs.double().log_softmax(-1).cpu().numpy()
             found = [beam_search(row[:count], beam) for row, count in zip(likely, counts, strict=True)]
-        return [self._text(ids) for ids in found]
+        return [self.text(ids) for ids in found]
 
     def emitted(self, outputs: Tensor, batch: Batch) -> list[list[tuple[int, str]]]:
         """Return where each row's likeliest path begins which unit: (number of the output, unit)."""
@@ -114,14 +114,14 @@ class SpeechRecognition(Task):
             for row, count in zip(best, counts, strict=True)
         ]
 
-    def _text(self, ids: list[int]) -> str:
+    def text(self, ids: list[int]) -> str:
         """Return a text with single blanks between its words, as references are written."""
         return " ".join(self.tokenizer.decode(ids).split())
 
     def references(self, batch: Batch) -> list[str]:
         """Return what was said in each row."""
         rows = only_tensor(batch.targets).cpu().numpy()
-        return [self._text(row[row >= 0].tolist()) for row in rows]
+        return [self.text(row[row >= 0].tolist()) for row in rows]
 
     def own_sums(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return rows, losses, edits of words, words, edits of characters, characters, blank outputs, outputs."""
