@@ -56,6 +56,13 @@ def open_answers(number: str) -> TextIO:
     return os.fdopen(int(number), "w")
 
 
+def began_ms() -> int:
+    """Return when this process began, in Unix milliseconds."""
+    import psutil
+
+    return int(psutil.Process().create_time() * 1000)
+
+
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
     """Block the signals that ask to stop: a process that is started meanwhile never receives them.

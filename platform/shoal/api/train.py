@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from shoal.api.config import ConfigLike, make_config
@@ -15,6 +16,7 @@ from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.resolve import finished_result, resolve_run_folder
 from shoal.runs.validate import RunPlan, check_tracking, validate
 from shoal.storage import records
+from shoal.storage.lease import now_ms
 from shoal.storage.run_folder import RunFolder
 from shoal.terminal.errors import interruptible, warnings_on_stderr
 from shoal.terminal.progress import ProgressLine
@@ -60,12 +62,14 @@ def open_run(config: RunConfig) -> tuple[RunFolder, records.TrainResult | None]:
     return folder, done
 
 
-def check_run(config: RunConfig, trains: bool = True) -> RunPlan:
+def check_run(config: RunConfig, trains: bool = True, submitted_ms: int | None = None) -> RunPlan:
     """Check all that can be checked before anything starts; print the data and the model.
 
     Args:
         trains: large data are then read, and checked, once there is a cluster to train on; else here.
+        submitted_ms: when the run was submitted; by default now.
     """
+    submitted_ms = submitted_ms or now_ms()
     check_tracking(config.track)
     plan = validate(config, session.connect)
     if plan.dataset_info is None and not trains:
@@ -73,7 +77,7 @@ def check_run(config: RunConfig, trains: bool = True) -> RunPlan:
         plan = workflow.read_and_check(plan)
     if plan.dataset_info and plan.size:
         print(plan_report(config, plan.dataset_info, plan.size, data_notes(plan.source, plan.dataset_info)))
-    return plan
+    return replace(plan, submitted_ms=submitted_ms)
 
 
 def train_checked(plan: RunPlan, folder: RunFolder) -> records.TrainResult:

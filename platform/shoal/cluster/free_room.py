@@ -140,3 +140,8 @@ class RoomWatch:
             self._say(words)
             self._say_s = now + SAY_EVERY_S
         self._said = words
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a cluster lacked room when it was looked at last."""
+        return self._said is not None

@@ -63,6 +63,11 @@ class GroupWatch:
     def hosts(self) -> frozenset[str]:
         return frozenset(status.host for status in self.statuses.values())
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no worker has spoken yet, since the cluster lacks room."""
+        return not self.statuses and self._room.is_waiting
+
     def check(self, judges: bool) -> None:
         """Look, a few times a second at most.
 

@@ -5,6 +5,7 @@ import itertools
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from shoal.errors import Interrupted, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.failure_policy import account_of
+from shoal.runs.timeline import Timeline
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.failures import STOPPED_OUTAGE_S
 from shoal.storage.records import ErrorRecord, FailureRecord, Outcome
@@ -38,15 +40,21 @@ class WorkerGroup:
     """The Ray Train workers of one run, in an open Ray session."""
 
     def __init__(
-        self, scale: ScaleConfig, use_gpu: bool, shard_refs: ShardRefs, command: str | None = None
+        self,
+        scale: ScaleConfig,
+        use_gpu: bool,
+        shard_refs: ShardRefs,
+        command: str | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         """Take what the workers need.
 
         Args:
             command: that a person gives to go on after a failure.
+            timeline: of a run; a trial has none.
         """
         self._scale, self._use_gpu, self._shard_refs = scale, use_gpu, shard_refs
-        self._command = command
+        self._command, self._timeline = command, timeline
 
     def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
         """Run `run_worker` on all workers until it ends; after a loss or a hang, run it again.
@@ -63,8 +71,10 @@ class WorkerGroup:
         hosts: frozenset[str] = frozenset()
         for number in itertools.count():
             room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
+            if self._timeline:
+                self._timeline.mark("start", workers=number, why=earlier.message if earlier else "")
             with GroupWatch(self._scale.num_workers, room) as watch:
-                error = self._attempt(spec, folder, number, decide, watch)
+                error = self._attempt(replace(spec, start=number), folder, decide, watch)
                 if error is None:
                     return
                 if folder.is_stop_requested(by_others=False):
@@ -73,6 +83,8 @@ class WorkerGroup:
             earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
             with contextlib.suppress(OSError):  # it may be what failed
                 folder.save(earlier)
+            if self._timeline:
+                self._timeline.mark("down", lost="hang" if earlier.kind == "hang" else "down")
             if not decision.retries:
                 raise error_of(decision, folder) from error
             logger.warning("%s", earlier.message)
@@ -83,7 +95,7 @@ class WorkerGroup:
         return {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
 
     def _attempt(
-        self, spec: WorkerSpec, folder: RunFolder, number: int, decide: DecideFn | None, watch: GroupWatch
+        self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -108,7 +120,7 @@ class WorkerGroup:
                 resources_per_worker=self._needs,
             ),
             run_config=RunConfig(
-                name=f"attempt-{spec.attempt}-{number}",
+                name=f"attempt-{spec.attempt}-{spec.start}",
                 storage_path=path,
                 storage_filesystem=None if folder.is_local else filesystem,
                 failure_config=FailureConfig(max_failures=0),
@@ -133,6 +145,8 @@ class WorkerGroup:
                 outcome.append(None)
                 break
             watch.check(judges=not patience.is_waiting)
+            if self._timeline:
+                self._timeline.enter("waiting" if watch.is_waiting else "start")
         with contextlib.suppress(OSError):
             folder.delete(RAY_STATE)
         return outcome[0]

@@ -3,6 +3,7 @@
 from shoal.api.train import check_run, open_run, train_checked
 from shoal.config.loading import load
 from shoal.models.memory_estimate import MFU
+from shoal.processes import began_ms
 from shoal.runs.config import RunConfig
 from shoal.terminal.arguments import JobParser, file_and_settings
 from shoal.terminal.estimate_report import estimate_report
@@ -30,7 +31,7 @@ def main(arguments: list[str], program: str = "shoal train") -> int:
     if done:
         print(train_report(done))
         return 0
-    plan = check_run(config, trains=not options.check)
+    plan = check_run(config, trains=not options.check, submitted_ms=began_ms())
     if options.check:
         assert plan.dataset_info is not None
         print(schema_report(plan.dataset_info))

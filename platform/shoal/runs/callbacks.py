@@ -13,6 +13,7 @@ import torch
 
 from shoal.data.dataset_info import DatasetInfo
 from shoal.distributed.dtensor_io import gather_full_tensors
+from shoal.runs.timeline import WorkerTimeline
 from shoal.storage.run_folder import SAVING, STOP_POLL_S, RunFolder
 from shoal.tracking.journal import Journal, NoJournal
 from shoal.training.checkpoint.background import BackgroundSaver
@@ -61,6 +62,7 @@ class CheckpointWriter:
         attempt: Attempt,
         metadata: dict[str, Any],
         dataset_info: DatasetInfo,
+        timeline: WorkerTimeline,
     ) -> None:
         """Take what goes into every checkpoint besides the loop's state.
 
@@ -68,8 +70,9 @@ class CheckpointWriter:
             metadata: of the run and the attempt; the MLflow run's id is added once it is known.
         """
         self._loop, self._store, self._folder, self._journal = loop, store, folder, journal
-        self._attempt, self._metadata = attempt, metadata
-        self._saver = BackgroundSaver(store, metadata, dataset_info.model_dump_json().encode(), self._prepare)
+        self._attempt, self._metadata, self._timeline = attempt, metadata, timeline
+        info = dataset_info.model_dump_json().encode()
+        self._saver = BackgroundSaver(store, metadata, info, self._prepare)
 
     @property
     def blocked_s(self) -> float:
@@ -99,6 +102,7 @@ class CheckpointWriter:
     def _prepare(self) -> None:
         """Bring the journal to the disk, in the saver's thread: what a checkpoint counts as trained must be in it."""
         self._journal.sync()
+        self._timeline.sync()
         if self._metadata.get("mlflow_run_id") is None:
             self._metadata["mlflow_run_id"] = self._folder.tracked().run_id
 
@@ -131,8 +135,10 @@ class CheckpointWriter:
 class ThroughputLog:
     """A metric log that adds throughput and peak memory to the metrics of each evaluation."""
 
-    def __init__(self, journal: Journal | NoJournal, attempt: Attempt, device: torch.device) -> None:
-        self._journal, self._attempt, self._device = journal, attempt, device
+    def __init__(
+        self, journal: Journal | NoJournal, attempt: Attempt, device: torch.device, timeline: WorkerTimeline
+    ) -> None:
+        self._journal, self._attempt, self._device, self._timeline = journal, attempt, device, timeline
         self._samples, self._busy_s = attempt.samples_before, 0.0
 
     def log(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
@@ -147,7 +153,10 @@ class ThroughputLog:
 
     def flush(self) -> None:
         with self._attempt.clock.on(STORAGE):
+            since = time.perf_counter()
             self._journal.flush()
+            self._attempt.clock.spent["journal"] += time.perf_counter() - since
+        self._timeline.steps(self._attempt.progress.step)
 
 
 class StopFile:

@@ -23,16 +23,19 @@ from shoal.inference.recordings import joined
 from shoal.inference.rows import TEXT
 from shoal.plots.confusion_matrix import confusion_matrix
 from shoal.plots.detection import found_boxes, precision_recall
+from shoal.plots.goodput import goodput_bars
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier, difference, write_rows
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import draw_data
+from shoal.runs.goodput import spans
+from shoal.runs.timeline import read_timeline
 from shoal.runs.transcripts import write_transcripts
-from shoal.storage.records import Identity, Outcome, Verified
+from shoal.storage.records import Goodput, Identity, Outcome, Verified
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, PICTURES, SAMPLE, RunFolder
 from shoal.tasks.registry import TASKS, TaskName
-from shoal.tracking.journal import JournalReader
+from shoal.tracking.journal import Journal, JournalReader
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
 SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
@@ -211,6 +214,22 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
         png = precision_recall(outcome.precision_recall, f"{title}: {outcome.split} split")
         folder.write(f"{PICTURES}/precision_recall.png", png)
     draw_data(folder, dataset_info, title)
+
+
+def show_goodput(folder: RunFolder, attempt: int, step: int, found: Goodput) -> None:
+    """Have MLflow show what the seconds of a finished run went to; a picture where it took several attempts."""
+    journal = Journal(folder, attempt)
+    seconds = {f"goodput/{name}_s": value for name, value in found.seconds.items()}
+    journal.log(step, {"goodput/share": found.share, "goodput/wall_s": found.wall_s, **seconds})
+    journal.sync()
+    if len(found.attempts) > 1:
+        marks = read_timeline(folder)
+        end_ms = marks[0].at_ms + round(1000 * found.wall_s)
+        begun_s = [one.at_ms / 1000 for one in found.attempts]
+        title = f"{folder.identity().name}: goodput {found.share:.0%}"
+        folder.write(
+            f"{PICTURES}/goodput.png", goodput_bars(spans(marks, end_ms), begun_s, found.seconds, title)
+        )
 
 
 def _draw_boxes(folder: RunFolder, weights: Path, example: Block) -> None:

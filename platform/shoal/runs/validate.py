@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 
 from shoal.config.import_path import find
@@ -22,6 +22,7 @@ from shoal.runs.config import RunConfig
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.machine import Connect, check_cluster, check_local, cluster_address
 from shoal.runs.probe import probe, training_rows
+from shoal.storage.lease import now_ms
 from shoal.tasks.open_data import open_data, preprocessing_spec
 from shoal.tasks.registry import TASKS
 from shoal.tracking.config import TrackConfig
@@ -44,6 +45,7 @@ class RunPlan:
     preprocessing: PreprocessingSpec
     dataset_info: DatasetInfo | None  # None: the data is too large to look at before there is a cluster
     size: ModelSize | None
+    submitted_ms: int = field(default_factory=now_ms)  # Unix milliseconds
 
 
 def check_tracking(track: TrackConfig) -> None:

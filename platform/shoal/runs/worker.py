@@ -23,6 +23,7 @@ from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog
 from shoal.runs.config import RunConfig
 from shoal.runs.selection import select_weights
+from shoal.runs.timeline import WorkerTimeline, worker_file
 from shoal.storage.folder import Folder
 from shoal.storage.records import Ending, Outcome, Progress
 from shoal.storage.run_folder import RunFolder
@@ -69,6 +70,7 @@ class WorkerSpec:
     )  # that were passed from Python: pickles
     search_path: tuple[str, ...] = field(default_factory=import_path.search_path, repr=False)
     sweep_folder: str | None = None  # of a trial: the folder that holds the lease of the attempt
+    start: int = 0  # how often workers of this attempt were started before
 
     def enter_process(self) -> None:
         """Let this process have the addresses' secrets, the objects and the modules of the driver."""
@@ -133,19 +135,23 @@ def run_worker(
         config, spec.dataset_info.transform, shard, collective, device, has_validation=rows[VALIDATION] > 0
     )
     store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
+    timeline = _timeline(spec, folder, collective.rank, clock)
+    timeline.enter("restore")
     progress = resume_or_start(loop, store, config.seed)
+    timeline.enter("steps", progress.step)
     attempt = Attempt(progress, _workload(spec, collective.size, device), clock)
     journal = Journal(folder, spec.attempt) if collective.rank == 0 else NoJournal()
     with contextlib.ExitStack() as stack:
         stack.callback(journal.sync)
+        stack.callback(timeline.sync)
         if watches_system and isinstance(journal, Journal):
             _watch_system(stack, journal, identity.start_ms)
         metadata = {"attempt": spec.attempt, "num_workers": collective.size, "run_key": identity.key}
         checkpoints = stack.enter_context(
-            CheckpointWriter(loop, store, folder, journal, attempt, metadata, spec.dataset_info)
+            CheckpointWriter(loop, store, folder, journal, attempt, metadata, spec.dataset_info, timeline)
         )
         callbacks = Callbacks(
-            metric_log=ThroughputLog(journal, attempt, device),
+            metric_log=ThroughputLog(journal, attempt, device, timeline),
             save=checkpoints.save,
             is_stop_requested=StopFile(folder) if collective.rank == 0 else (lambda: False),
             is_save_due=checkpoints.is_due,
@@ -156,13 +162,23 @@ def run_worker(
         )
         ended = train(loop, callbacks, attempt.progress, clock)
         clock.enter("finish")
+        timeline.enter("checkpoint", attempt.progress.step)
         checkpoints.finish()
+        timeline.enter("evaluation" if _is_complete(ended) else "down")
         selected = select_weights(loop, store, attempt.progress) if _is_complete(ended) else None
         outcome = _outcome(loop, ended, attempt, spec, device, selected)
         if selected is not None:
+            timeline.enter("delivery")
             checkpoints.add_full_weights(selected)
     if collective.rank == 0:
         _write(outcome, checkpoints.blocked_s, folder, journal, clock)
+
+
+def _timeline(spec: WorkerSpec, folder: RunFolder, rank: int, clock: Clock) -> WorkerTimeline:
+    """Return where worker 0 of a run, but not of a trial, says what its time goes to."""
+    if rank or spec.sweep_folder:
+        return WorkerTimeline(clock)
+    return WorkerTimeline(clock, folder, worker_file(spec.attempt, spec.start))
 
 
 def _watch_system(stack: contextlib.ExitStack, journal: Journal, start_ms: int) -> None:

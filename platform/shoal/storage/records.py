@@ -557,6 +557,35 @@ class FailureRecord(Record):
     next_command: str | None = None
 
 
+class AttemptBegun(Part):
+    """An attempt at a run: a submission, or workers that were started again.
+
+    Attributes:
+        why: the run was submitted, or what ended the attempt before.
+        step: that it went on from; null where its workers never came so far.
+    """
+
+    at_ms: int
+    why: str
+    step: int | None = None
+
+
+class Goodput(Part):
+    """What the seconds of a run went to, from its first submission on, over all attempts.
+
+    Attributes:
+        share: of the seconds, those of steps that count.
+        wall_s: all seconds.
+        seconds: by class; they sum to `wall_s`.
+        attempts: in order.
+    """
+
+    share: float
+    wall_s: float
+    seconds: dict[str, float]
+    attempts: list[AttemptBegun]
+
+
 # -- results ---------------------------------------------------------------------------------------------------
 
 
@@ -622,6 +651,8 @@ class TrainResult(Result):
         is_verified: whether a clean process reproduced the model's metric.
         sample: what a causal language model writes; null for others.
         attempt: from 1.
+        goodput: what each second since the first submission went to, over all attempts: `share` of steps that count,
+            `wall_s`, `seconds` by class, `attempts` with the reason of each.
     """
 
     checkpoint: str | None = None
@@ -654,6 +685,7 @@ class TrainResult(Result):
     is_verified: bool = False
     sample: str | None = None
     attempt: int = 1
+    goodput: Goodput | None = None
 
 
 class TrialResult(Result):

@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from shoal.runs.locations import is_upload, resolve_tracking_uri, sync_command
-from shoal.storage.records import ExplainResult, ExportResult, SweepResult, TrainResult, TransferResult
-from shoal.terminal.tables import table, trial_table
+from shoal.storage.records import (
+    ExplainResult,
+    ExportResult,
+    Goodput,
+    SweepResult,
+    TrainResult,
+    TransferResult,
+)
+from shoal.terminal.tables import duration, table, trial_table
 from shoal.tracking.config import StoreConfig
 from shoal.tune.report.text import params_text
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
 
 MOST_MODULES = 30
 MOST_LISTED, MOST_NAME = 10, 40  # columns that matter most, and characters of their names
+LEAST_SHARE = 0.005  # of the time, that is shown
 LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 MOST_COLUMNS, MOST_CLASSES = 30, 10  # that --check shows
 
@@ -97,6 +105,8 @@ def train_report(result: TrainResult) -> str:
             f"{result.samples_per_second:,.0f} samples/s; bottleneck: {result.bottleneck} ({shares})"
         )
         lines.append(efficiency(result))
+    if result.goodput:
+        lines += goodput_lines(result.goodput)
     if result.test_loss is not None:
         lines.append(_test_line(result, result.test_loss))
     if result.is_verified:
@@ -124,6 +134,24 @@ def _how_it_ended(result: TrainResult) -> list[str]:
             f"the model is that of step {result.selected_step} of {result.steps}, the best by "
             "train.early_stopping.metric (train.select=best)"
         )
+    return lines
+
+
+def goodput_lines(goodput: Goodput) -> list[str]:
+    """Return what the seconds since the first submission went to, and why each attempt after the first began."""
+    largest = sorted(goodput.seconds.items(), key=lambda item: -item[1])
+    shares = ", ".join(
+        f"{name.replace('_', ' ')} {seconds / goodput.wall_s:.0%}"
+        for name, seconds in largest
+        if seconds >= LEAST_SHARE * goodput.wall_s
+    )
+    lines = [f"goodput {goodput.share:.0%} of {duration(goodput.wall_s)} since the submission ({shares})"]
+    begun = [(number, one) for number, one in enumerate(goodput.attempts, 1) if number > 1]
+    if len(begun) > MOST_LISTED:
+        lines.append(f"  {len(begun)} more attempts; the last ones:")
+    for number, one in begun[-MOST_LISTED:]:
+        place = "" if one.step is None else f", from step {one.step}"
+        lines.append(f"  attempt {number}{place}: {one.why}")
     return lines
 
 

@@ -24,12 +24,14 @@ from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
 from shoal.runs.data_notes import data_notes, write_data_report
 from shoal.runs.failure_policy import KINDS, account_of, decide, describe, fault_of
-from shoal.runs.finalize import package_and_verify
+from shoal.runs.finalize import package_and_verify, show_goodput
+from shoal.runs.goodput import measure_goodput, why_submitted
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.locations import this_command
 from shoal.runs.machine import local_gpus
 from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.resolve import as_begun
+from shoal.runs.timeline import Timeline
 from shoal.runs.validate import RunPlan, check_training
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.failures import storage_error
@@ -109,7 +111,11 @@ class _TrainingRun(RunLifecycle):
         self._resumes_at = (checkpoint_step(checkpoint) if checkpoint else None) or 0
         if self.plan.dataset_info:
             self._check_unchanged(self.plan.dataset_info)
+        why = why_submitted(self.folder)
         super().__enter__()
+        self.timeline = Timeline(self.folder, self.attempt)
+        lost = "down" if self.attempt > 1 else None
+        self.timeline.mark("start", at_ms=self.plan.submitted_ms, why=why, lost=lost)
         for complaint in complaints:
             logger.warning("%s; an earlier one is used", complaint)
         return self
@@ -121,10 +127,15 @@ class _TrainingRun(RunLifecycle):
         self.folder.forget_stop()
         for leftover in (Outcome.file, ErrorRecord.file, FailureRecord.file):
             self.folder.delete(leftover)
-        if self.config.scale.num_workers == 0:
-            self._train_here()
-        else:
-            self._train_on_cluster()
+        try:
+            if self.config.scale.num_workers == 0:
+                self._train_here()
+            else:
+                self._train_on_cluster()
+        except BaseException:
+            self.timeline.mark("down", lost="down")
+            raise
+        self.timeline.mark("delivery")
         outcome = self._outcome()
         if outcome.ended == "interrupted":
             self.folder.forget_stop()
@@ -177,6 +188,7 @@ class _TrainingRun(RunLifecycle):
         if redrawn := RedrawnRows.of(self.plan.source, self.plan.preprocessing, dataset_info):
             shard = RedrawnShard(shard, redrawn, device)
         clock = Clock()
+        self.timeline.mark("start", workers=0)
         with self._watching(dataset_info):
             try:
                 run_worker(spec, shard, SingleProcess(), device, clock=clock)
@@ -217,7 +229,7 @@ class _TrainingRun(RunLifecycle):
             size = check_training(plan.config, dataset_info, plan.source, plan.preprocessing)
             self._write_metadata(dataset_info, size)
         with self._watching(dataset_info):
-            group = WorkerGroup(scale, use_gpu, shard_refs, this_command())
+            group = WorkerGroup(scale, use_gpu, shard_refs, this_command(), self.timeline)
             group.train(self._worker_spec(dataset_info), self.folder)
 
     def _worker_spec(self, dataset_info: DatasetInfo) -> WorkerSpec:
@@ -240,6 +252,9 @@ class _TrainingRun(RunLifecycle):
     def write_result(self, status: Status, reason: str | None = None) -> TrainResult:
         """Write `result.json`, as docs/reference/result.md describes it."""
         outcome = self.folder.load(Outcome)
+        goodput = measure_goodput(self.folder, self.timeline.mark("down"))
+        if goodput and outcome and status == "FINISHED":
+            show_goodput(self.folder, self.attempt, outcome.progress.step, goodput)
         names = CheckpointStore(self.folder).names()
         result = TrainResult(
             status=status,
@@ -254,6 +269,7 @@ class _TrainingRun(RunLifecycle):
             is_verified=self.is_verified,
             sample=self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
             attempt=self.attempt,
+            goodput=goodput,
         )
         self.folder.save(result)
         return result
