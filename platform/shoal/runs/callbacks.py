@@ -18,6 +18,7 @@ from shoal.storage.run_folder import SAVING, STOP_POLL_S, RunFolder
 from shoal.tracking.journal import Journal, NoJournal
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
+from shoal.training.checkpoint.interval import Pause
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.clock import STORAGE, Clock
 from shoal.training.device_memory import peak_bytes
@@ -63,16 +64,18 @@ class CheckpointWriter:
         metadata: dict[str, Any],
         dataset_info: DatasetInfo,
         timeline: WorkerTimeline,
+        pause: Pause | None = None,
     ) -> None:
         """Take what goes into every checkpoint besides the loop's state.
 
         Args:
+            pause: between two checkpoints, from how long the last one took.
             metadata: of the run and the attempt; the MLflow run's id is added once it is known.
         """
         self._loop, self._store, self._folder, self._journal = loop, store, folder, journal
         self._attempt, self._metadata, self._timeline = attempt, metadata, timeline
         info = dataset_info.model_dump_json().encode()
-        self._saver = BackgroundSaver(store, metadata, info, self._prepare)
+        self._saver = BackgroundSaver(store, metadata, info, self._prepare, pause)
 
     @property
     def blocked_s(self) -> float:
@@ -90,6 +93,7 @@ class CheckpointWriter:
         progress.seconds = self._attempt.seconds_before + self._attempt.seconds
         if not (collective.rank == 0 or collective.is_sharded):
             return
+        since = time.perf_counter()
         spare = self._saver.take_spare()
         own = loop.user_callbacks.state_dict()
         taken = snapshot(loop.model, loop.optimizer, progress, states, loop.scaler, loop.ema, spare, own)
@@ -97,7 +101,7 @@ class CheckpointWriter:
             self._saver.hold(taken)
             return
         with self._attempt.clock.on(STORAGE):
-            self._saver.save(taken)
+            self._saver.save(taken, time.perf_counter() - since)
 
     def _prepare(self) -> None:
         """Bring the journal to the disk, in the saver's thread: what a checkpoint counts as trained must be in it."""

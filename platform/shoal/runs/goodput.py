@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from shoal.runs.timeline import Mark, read_timeline
+from shoal.storage.lease import now_ms
 from shoal.storage.records import AttemptBegun, Goodput, Identity
 from shoal.storage.run_folder import RunFolder
+from shoal.training.checkpoint.interval import mean_time_between_failures_s
 
 KEPT, REPEATED = "kept_steps", "repeated_steps"
 # In the order in which they are shown.
@@ -53,6 +55,16 @@ def measure_goodput(folder: RunFolder, end_ms: int) -> Goodput | None:
         seconds=seconds,
         attempts=attempts(marks),
     )
+
+
+def observed_mtbf_s(folder: RunFolder) -> float:
+    """Return the mean seconds between failures of a run so far; a stop that was asked for is none."""
+    marks = read_timeline(folder)
+    if not marks:
+        return mean_time_between_failures_s(0.0, 0)
+    seconds = seconds_by_class(marks, now_ms())
+    failures = sum(not one.why.startswith("interrupted") for one in attempts(marks)[1:])
+    return mean_time_between_failures_s(sum(seconds.values()) - seconds["down"], failures)
 
 
 def seconds_by_class(marks: Sequence[Mark], end_ms: int) -> dict[str, float]:

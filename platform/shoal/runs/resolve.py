@@ -26,6 +26,8 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 # Keys that earlier versions did not have, with what they did.
 BEFORE: dict[str, Any] = {
+    "checkpoint.every_s": None,
+    "checkpoint.mtbf_s": None,
     "data.arrays": {},
     "data.collate": "standard",
     "data.columns": {},

@@ -22,6 +22,7 @@ from shoal.data.sampler import TEST, TRAIN, VALIDATION
 from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog
 from shoal.runs.config import RunConfig
+from shoal.runs.goodput import observed_mtbf_s
 from shoal.runs.selection import select_weights
 from shoal.runs.timeline import WorkerTimeline, worker_file
 from shoal.storage.folder import Folder
@@ -33,6 +34,7 @@ from shoal.tracking.journal import Journal, NoJournal
 from shoal.tracking.system_metrics import SystemMonitor
 from shoal.training.assemble import assemble
 from shoal.training.checkpoint.contents import TrainingProgress
+from shoal.training.checkpoint.interval import make_pause
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
 from shoal.training.clock import STORAGE, Clock
 from shoal.training.device_memory import free_bytes, peak_bytes, reset_peak
@@ -146,9 +148,12 @@ def run_worker(
         stack.callback(timeline.sync)
         if watches_system and isinstance(journal, Journal):
             _watch_system(stack, journal, identity.start_ms)
+        pause = make_pause(config.checkpoint, folder.is_local, lambda: observed_mtbf_s(folder))
         metadata = {"attempt": spec.attempt, "num_workers": collective.size, "run_key": identity.key}
         checkpoints = stack.enter_context(
-            CheckpointWriter(loop, store, folder, journal, attempt, metadata, spec.dataset_info, timeline)
+            CheckpointWriter(
+                loop, store, folder, journal, attempt, metadata, spec.dataset_info, timeline, pause
+            )
         )
         callbacks = Callbacks(
             metric_log=ThroughputLog(journal, attempt, device, timeline),

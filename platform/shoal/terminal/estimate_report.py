@@ -13,9 +13,14 @@ from shoal.models.memory_estimate import (
 from shoal.models.size import readable
 from shoal.runs.config import RunConfig
 from shoal.terminal.tables import duration, table
+from shoal.training.checkpoint.interval import best_interval_s, expected_goodput
 from shoal.training.optimizer import OptimConfig
 from shoal.training.throughput import peak_flops
 from shoal.workflows.estimate import DataShape, data_shape, estimate_for
+
+# Of storage that hosts share; of what follows a failure, until the first step.
+WRITTEN_PER_S, RESTART_S = 200e6, 60.0
+MTBF_S = (3600.0, 6 * 3600.0, 24 * 3600.0, 7 * 24 * 3600.0)
 
 
 def estimate_report(config: RunConfig, mfu: float = MFU) -> str:
@@ -35,6 +40,7 @@ def estimate_report(config: RunConfig, mfu: float = MFU) -> str:
     data = data_shape(config)
     estimate = estimate_for(config, data)
     parts = [_about(config, estimate, data), _memory(config, estimate), _time(config, estimate, data, mfu)]
+    parts.append(_goodput(config, estimate))
     return "\n\n".join([*parts, f"verdict  {verdict(estimate)}"])
 
 
@@ -139,6 +145,23 @@ def _time(config: RunConfig, estimate: RunEstimate, data: DataShape, mfu: float)
         lines.append((name, *(_time_text(estimate.seconds(steps, peak, mfu)) for peak in peaks.values())))
     devices = f"on {estimate.num_workers} devices" if estimate.num_workers > 1 else "on one device"
     return f"time     {devices} that reach {mfu:.0%} of their peak (--mfu)\n\n{table(lines)}"
+
+
+def _goodput(config: RunConfig, estimate: RunEstimate) -> str:
+    """Say which share of the time becomes kept steps, by how often the job fails."""
+    plain = estimate.layouts[0].plain  # a checkpoint holds what one worker of ddp does
+    nbytes = plain.weights + plain.optimizer
+    save_s = nbytes / WRITTEN_PER_S
+    every_s, mtbf_s = config.checkpoint.every_s, config.checkpoint.mtbf_s
+    lines: list[tuple[str, ...]] = [("a failure every", "a checkpoint every", "goodput")]
+    for failure_s in [mtbf_s] if mtbf_s else MTBF_S:
+        interval_s = every_s if isinstance(every_s, float) else best_interval_s(save_s, failure_s)
+        share = expected_goodput(interval_s, save_s, RESTART_S, failure_s)
+        lines.append((duration(failure_s), _time_text(interval_s), f"{share:.1%}"))
+    pace = f"={every_s:g}" if isinstance(every_s, float) else "=auto"
+    written = f"{readable(nbytes)}B in {_time_text(save_s)} ({WRITTEN_PER_S / 1e6:.0f} MB/s)"
+    head = f"goodput  with checkpoints of {written} and checkpoint.every_s{pace}, {RESTART_S:.0f} s for a new start"
+    return f"{head}\n\n{table(lines)}"
 
 
 def _time_text(seconds: float) -> str:

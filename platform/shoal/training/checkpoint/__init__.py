@@ -3,6 +3,6 @@
 - `contents`: what a checkpoint holds; `plain`: what of a user's own state it can hold
 - `files`: the files of one, read and checked
 - `store`: those of a run folder
-- `background`: writing them while training goes on
+- `background`: writing them while training goes on; `interval`: how often, and what failures cost
 - `restore`: back into a model and its optimizer
 """

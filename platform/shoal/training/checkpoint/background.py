@@ -6,11 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shoal.training.checkpoint.contents import Snapshot
+from shoal.training.checkpoint.interval import Pause, default_pause
 from shoal.training.checkpoint.store import CheckpointStore
-
-# By default a checkpoint follows another after these seconds, by whether the run folder is on a disk, and after this
-# many times the seconds that it took. In an object store it is a dozen requests.
-SAVE_EVERY_S, SAVE_EVERY_TIMES = {True: 1.0, False: 300.0}, 20.0
 
 
 class BackgroundSaver:
@@ -29,14 +26,16 @@ class BackgroundSaver:
         metadata: Mapping[str, Any],
         dataset_info: bytes,
         prepare: Callable[[], None] = lambda: None,
+        pause: Pause | None = None,
     ) -> None:
         """Set up.
 
         Args:
             prepare: called in the thread before each checkpoint.
+            pause: between two checkpoints, from how long the last one took.
         """
         self._store, self._metadata, self._dataset_info = store, metadata, dataset_info
-        self._prepare = prepare
+        self._prepare, self._pause = prepare, pause or default_pause(store.is_local)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._best: Snapshot | None = None
@@ -59,8 +58,12 @@ class BackgroundSaver:
         """Write a snapshot together with the next one, unless there is a better one by then."""
         self._best = best
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, and before it the best one that still waits."""
+    def save(self, snapshot: Snapshot, taken_s: float = 0.0) -> None:
+        """Write a snapshot, and before it the best one that still waits.
+
+        Args:
+            taken_s: for which training was held up to take it.
+        """
         if self._store.is_away and self._thread and self._thread.is_alive():
             self._waiting = snapshot
             return
@@ -70,7 +73,7 @@ class BackgroundSaver:
         held, self._best = self._best, None
         snapshots = [snapshot] if held is None or is_best else [held, snapshot]
         self._due_s = float("inf")
-        self._thread = threading.Thread(target=self._work, args=(snapshots,), name="shoal-checkpoint")
+        self._thread = threading.Thread(target=self._work, args=(snapshots, taken_s), name="shoal-checkpoint")
         self._thread.start()
 
     def drop(self) -> None:
@@ -95,7 +98,7 @@ class BackgroundSaver:
             error, self._error = self._error, None
             raise error
 
-    def _work(self, snapshots: Sequence[Snapshot]) -> None:
+    def _work(self, snapshots: Sequence[Snapshot], taken_s: float) -> None:
         since = time.monotonic()
         try:
             self._prepare()
@@ -105,4 +108,4 @@ class BackgroundSaver:
         except BaseException as error:
             self._error = error
         ended = time.monotonic()
-        self._due_s = ended + max(SAVE_EVERY_S[self._store.is_local], SAVE_EVERY_TIMES * (ended - since))
+        self._due_s = ended + self._pause(taken_s + ended - since)

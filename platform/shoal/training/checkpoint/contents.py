@@ -3,11 +3,11 @@
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -33,7 +33,26 @@ class CheckpointConfig(Section):
         description="steps between checkpoints; null: the first at once, then every second or so, in an object "
         "store every 5 minutes",
     )
+    every_s: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
+        None,
+        description="seconds between checkpoints, instead of every_steps; auto: those at which least is lost, "
+        "sqrt(2 x seconds of a checkpoint x mtbf_s)",
+    )
+    mtbf_s: float | None = Field(
+        None,
+        gt=0,
+        description="mean seconds between failures of the job, for every_s=auto and --plan; null: of the run so far",
+    )
     keep: int = Field(2, ge=1, description="how many of the latest are kept, besides the best")
+
+    @model_validator(mode="after")
+    def _has_one_pace(self) -> "CheckpointConfig":
+        if self.every_s is not None and self.every_steps is not None:
+            raise ValueError(
+                f"checkpoint.every_s={self.every_s} and checkpoint.every_steps={self.every_steps}: a checkpoint is "
+                "written after seconds or after steps: leave one of them out"
+            )
+        return self
 
 
 @dataclass
