@@ -52,6 +52,21 @@ class TrainingError(ShoalError, RuntimeError):
     """The training itself failed: user code raised, or workers were lost too often."""
 
 
+class WeightsDifferError(TrainingError):
+    """The weights are not the same on all workers.
+
+    Attributes:
+        rank, host: of the worker whose weights differ from those of the others; None: none stands out.
+    """
+
+    def __init__(self, message: str, rank: int | None = None, host: str | None = None) -> None:
+        super().__init__(message, rank, host)  # all of them, so that it can be pickled
+        self.message, self.rank, self.host = message, rank, host
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class ClusterError(ShoalError, RuntimeError):
     """A check of the cluster found what a training would fail of."""
 

@@ -43,7 +43,10 @@ def find_faults(
     record = load_error(folder)
     if record is None:
         return faults
-    own = found.get(record.rank)
+    if record.symptom == "weights differ":  # which all workers say
+        others = [fault.worker for rank, fault in found.items() if rank != record.rank]
+        return [fault_of(record), *(Fault(worker, "lost its peer") for worker in others)]
+    own = None if record.rank is None else found.get(record.rank)
     if is_peer_error(record) and own is not None and own.symptom in DEATHS:
         return faults
     return [fault_of(record), *(fault for fault in faults if fault is not own and found)]

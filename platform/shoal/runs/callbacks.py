@@ -16,6 +16,7 @@ from shoal.distributed.dtensor_io import gather_full_tensors
 from shoal.runs.timeline import WorkerTimeline
 from shoal.storage.run_folder import SAVING, STOP_POLL_S, RunFolder
 from shoal.tracking.journal import Journal, NoJournal
+from shoal.training.checkpoint.agreement import check_agreement, weight_sums
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
 from shoal.training.checkpoint.interval import Pause
@@ -89,7 +90,7 @@ class CheckpointWriter:
         """Snapshot the loop's state; write it now, or (not `is_due`) together with the next one."""
         loop, collective = self._loop, self._loop.collective
         # One state per part of the data: workers of a tensor-parallel group share theirs.
-        states = collective.gather(random_state())[:: collective.size // collective.data_size]
+        states = self._random_states(progress.step)
         progress.seconds = self._attempt.seconds_before + self._attempt.seconds
         if not (collective.rank == 0 or collective.is_sharded):
             return
@@ -102,6 +103,15 @@ class CheckpointWriter:
             return
         with self._attempt.clock.on(STORAGE):
             self._saver.save(taken, time.perf_counter() - since)
+
+    def _random_states(self, step: int) -> list[dict[str, Any]]:
+        """Return the random states of the data's parts, once all workers were seen to hold the same weights."""
+        loop, collective = self._loop, self._loop.collective
+        if collective.is_sharded or collective.size == 1:
+            return collective.gather(random_state())[:: collective.size // collective.data_size]
+        found = collective.gather((random_state(), weight_sums(loop.model)))
+        check_agreement(loop.model, [sums for _, sums in found], step)
+        return [state for state, _ in found]
 
     def _prepare(self) -> None:
         """Bring the journal to the disk, in the saver's thread: what a checkpoint counts as trained must be in it."""

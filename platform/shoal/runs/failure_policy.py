@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.errors import DataError
+from shoal.errors import DataError, WeightsDifferError
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, FailedWorker, FailureKind, FailureRecord
 from shoal.training.clock import Clock
@@ -19,6 +19,7 @@ from shoal.training.device_memory import is_out_of_memory
 # only be a consequence; where one raised, another that lost its connection is one.
 Symptom = Literal[
     "storage failed",
+    "weights differ",
     "hung",
     "preempted",
     "killed for memory",
@@ -33,6 +34,7 @@ Symptom = Literal[
 ORDER: tuple[Symptom, ...] = Symptom.__args__  # type: ignore[attr-defined]
 KINDS: dict[Symptom, FailureKind] = {
     "storage failed": "storage",
+    "weights differ": "bad host",
     "hung": "hang",
     "preempted": "preemption",
     "killed for memory": "out of memory",
@@ -46,6 +48,7 @@ KINDS: dict[Symptom, FailureKind] = {
 }
 # The next attempt may go well. Of the others it would end alike.
 RETRIED: tuple[Symptom, ...] = (
+    "weights differ",
     "hung",
     "preempted",
     "killed for memory",
@@ -60,6 +63,7 @@ REMEDIES: dict[FailureKind, str] = {
     "hang": "see in failure.json where each worker was",
     "out of memory": "give each worker more memory, or run fewer on a host",
     "data": "see that the source can be reached",
+    "bad host": "leave the host out and test its memory",
 }
 
 # What a worker sees when another one dies; the death itself is the cause.
@@ -94,7 +98,10 @@ def account_of(error: Exception, clock: Clock, rank: int = 0) -> ErrorRecord:
     """Return a worker's own account of what it raised, which its process alone can give."""
     section = clock.at[0]
     symptom = symptom_of(error, section)
-    return ErrorRecord.from_exception(error, rank).replace(symptom=symptom, section=section, step=clock.step)
+    record = ErrorRecord.from_exception(error, rank)
+    if isinstance(error, WeightsDifferError):  # all workers raise it, whichever of them it is about
+        record = record.replace(rank=error.rank, host=error.host)
+    return record.replace(symptom=symptom, section=section, step=clock.step)
 
 
 def fault_of(record: ErrorRecord) -> Fault:
@@ -116,6 +123,8 @@ def symptom_of(error: BaseException, section: str = "") -> Symptom:
     )
     if storage_error(error):
         return "storage failed"
+    if isinstance(error, WeightsDifferError):
+        return "weights differ"
     if any(word in str(error) for word in TIMEOUTS):
         return "timed out"
     if is_source:
@@ -205,7 +214,7 @@ def _is_same(worker: FailedWorker, earlier: FailedWorker | None) -> bool:
 def describe(fault: Fault) -> str:
     """Return who failed and how, in a line."""
     worker, message = fault.worker, " ".join(fault.worker.message.split())
-    if fault.symptom == "hung":
+    if fault.symptom in ("hung", "weights differ"):
         return message
     who = "a worker" if worker.rank is None else f"worker {worker.rank}"
     host = f" on {worker.host}" if worker.host else ""

@@ -31,7 +31,9 @@ from shoal.config.secrets import mask
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
 # What ended an attempt of workers.
-FailureKind = Literal["user error", "data", "storage", "out of memory", "lost worker", "hang", "preemption"]
+FailureKind = Literal[
+    "user error", "data", "storage", "out of memory", "lost worker", "hang", "preemption", "bad host"
+]
 
 # A number that a file has as null where it is not finite; it is read again as not a number.
 NullableFloat = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -473,7 +475,7 @@ class ErrorRecord(Record):
     type: str
     message: str
     where: str = ""
-    rank: int = 0
+    rank: int | None = 0
     host: str | None = None
     traceback: str = ""
     exit_code: int = 1

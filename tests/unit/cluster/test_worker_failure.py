@@ -23,11 +23,12 @@ from shoal.cluster.worker_failure import (
     group_stacks,
     load_error,
 )
-from shoal.errors import StorageError
-from shoal.runs.failure_policy import PEER_ERRORS, Fault, decide
+from shoal.errors import StorageError, WeightsDifferError
+from shoal.runs.failure_policy import PEER_ERRORS, Fault, account_of, decide
 from shoal.runs.hang import Hang, WorkerStatus
 from shoal.storage.records import ErrorRecord, FailedWorker
 from shoal.storage.run_folder import RunFolder
+from shoal.training.clock import Clock
 
 LOSSES = [
     RayActorError(),
@@ -247,3 +248,17 @@ def test_every_symptom_of_a_record_is_known(folder):
     [fault] = find_faults(group_error(RuntimeError("buried")), folder, {}, ())
     assert isinstance(fault, Fault)
     assert fault.symptom == "raised"
+
+
+@pytest.mark.parametrize(("rank", "cascade"), [(2, [0, 1]), (None, [0, 1, 2])])
+def test_of_workers_whose_weights_differ_the_odd_one_is_the_root_whoever_says_it(tmp_path, rank, cascade):
+    folder = RunFolder(str(tmp_path))
+    error = WeightsDifferError("weights at step 7 differ", rank, rank and "w2")
+    folder.save(account_of(error, Clock(), rank=1))
+    statuses = {number: status(number, f"w{number}") for number in range(3)}
+    faults = find_faults(group_error(error, error, error), folder, statuses, [])
+    decision = decide(faults, None, None, max_failures=1)
+    record = decision.record
+    assert decision.retries
+    assert (record.kind, record.root.rank, record.root.host) == ("bad host", rank, rank and "w2")
+    assert [worker.rank for worker in record.cascade] == cascade
