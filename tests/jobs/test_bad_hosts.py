@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ def make(place: Place) -> Path:
     return flips
 
 
+def without(trace: Trace, steps: range) -> Trace:
+    points = {(key, step): value for (key, step), value in trace.points.items() if step not in steps}
+    return replace(trace, points=points)
+
+
 @pytest.mark.parametrize("workers", [3, 2])
 def test_a_flipped_bit_is_refused_and_the_run_ends_like_its_twin(
     place: Place, tmp_path_factory: pytest.TempPathFactory, workers: int
@@ -88,4 +94,6 @@ def test_a_flipped_bit_is_refused_and_the_run_ends_like_its_twin(
     twin = Place(tmp_path_factory.mktemp("twin"), {})
     make(twin)
     twin.train(*settings)
-    assert_equal(Trace.of(place.folder("run")), Trace.of(twin.folder("run")))
+    # The points of steps between were recorded before it was known, and a point that is recorded stays.
+    spoilt = range(resumed + 1, refused + 1)
+    assert_equal(*(without(Trace.of(one.folder("run")), spoilt) for one in (place, twin)))

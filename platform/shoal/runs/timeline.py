@@ -8,7 +8,7 @@ is in `shoal.runs.goodput`.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -153,19 +153,19 @@ def read_timeline(folder: RunFolder) -> list[Mark]:
     marks: list[Mark] = []
     for name in sorted(name for name in files if "-" not in name):
         attempt = int(name.removesuffix(SUFFIX))
-        marks += in_order(
-            files[name], lambda number, attempt=attempt: files.get(worker_file(attempt, number), [])
-        )  # type: ignore[misc]
+        own = [one for one in files if one.startswith(f"{attempt:04d}-")]
+        workers = {int(one.removesuffix(SUFFIX).partition("-")[2]): files[one] for one in own}
+        marks += in_order(files[name], workers)
     return rising(marks)
 
 
-def in_order(driver: Sequence[Mark], workers: Callable[[int], Sequence[Mark]]) -> list[Mark]:
+def in_order(driver: Sequence[Mark], workers: Mapping[int, Sequence[Mark]]) -> list[Mark]:
     """Return the driver's marks, and those of each start of workers before the one that ended them.
 
     Not by their times alone: the clock of another host may be off.
 
     Args:
-        workers: returns the marks of a start of workers.
+        workers: the marks of each start of workers, by its number.
     """
     marks: list[Mark] = []
     running: Sequence[Mark] = ()
@@ -173,7 +173,7 @@ def in_order(driver: Sequence[Mark], workers: Callable[[int], Sequence[Mark]]) -
         is_before_work = mark.workers is None and mark.lost is None and mark.state in ("start", "waiting")
         if not (running and is_before_work):
             marks += [replace(one, at_ms=min(one.at_ms, mark.at_ms)) for one in running]
-            running = () if mark.workers is None else workers(mark.workers)
+            running = () if mark.workers is None else workers.get(mark.workers, ())
         marks.append(mark)
     return [*marks, *running]
 

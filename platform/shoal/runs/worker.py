@@ -138,22 +138,15 @@ def run_worker(
     )
     store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
     timeline = _timeline(spec, folder, collective.rank, clock)
-    timeline.enter("restore")
-    progress = resume_or_start(loop, store, config.seed)
-    timeline.enter("steps", progress.step)
-    attempt = Attempt(progress, _workload(spec, collective.size, device), clock)
+    attempt = _restore(loop, store, spec, device, timeline, clock)
     journal = Journal(folder, spec.attempt) if collective.rank == 0 else NoJournal()
     with contextlib.ExitStack() as stack:
         stack.callback(journal.sync)
         stack.callback(timeline.sync)
         if watches_system and isinstance(journal, Journal):
             _watch_system(stack, journal, identity.start_ms)
-        pause = make_pause(config.checkpoint, folder.is_local, lambda: observed_mtbf_s(folder))
-        metadata = {"attempt": spec.attempt, "num_workers": collective.size, "run_key": identity.key}
         checkpoints = stack.enter_context(
-            CheckpointWriter(
-                loop, store, folder, journal, attempt, metadata, spec.dataset_info, timeline, pause
-            )
+            _checkpoint_writer(spec, loop, store, folder, journal, attempt, timeline, identity.key)
         )
         callbacks = Callbacks(
             metric_log=ThroughputLog(journal, attempt, device, timeline),
@@ -166,10 +159,7 @@ def run_worker(
             log_every=log_every(config, loop.total_steps),
         )
         ended = train(loop, callbacks, attempt.progress, clock)
-        clock.enter("finish")
-        timeline.enter("checkpoint", attempt.progress.step)
-        checkpoints.finish()
-        timeline.enter("evaluation" if _is_complete(ended) else "down")
+        _finish(checkpoints, ended, attempt, timeline)
         selected = select_weights(loop, store, attempt.progress) if _is_complete(ended) else None
         outcome = _outcome(loop, ended, attempt, spec, device, selected)
         if selected is not None:
@@ -177,6 +167,53 @@ def run_worker(
             checkpoints.add_full_weights(selected)
     if collective.rank == 0:
         _write(outcome, checkpoints.blocked_s, folder, journal, clock)
+
+
+def _restore(
+    loop: TrainingLoop,
+    store: CheckpointStore,
+    spec: WorkerSpec,
+    device: torch.device,
+    timeline: WorkerTimeline,
+    clock: Clock,
+) -> Attempt:
+    """Start, or go on from the last checkpoint; return the account of the attempt that begins with it."""
+    timeline.enter("restore")
+    progress = resume_or_start(loop, store, spec.config.seed)
+    timeline.enter("steps", progress.step)
+    return Attempt(progress, _workload(spec, loop.collective.size, device), clock)
+
+
+def _checkpoint_writer(
+    spec: WorkerSpec,
+    loop: TrainingLoop,
+    store: CheckpointStore,
+    folder: RunFolder,
+    journal: Journal | NoJournal,
+    attempt: Attempt,
+    timeline: WorkerTimeline,
+    key: str,
+) -> CheckpointWriter:
+    config = spec.config.checkpoint
+    return CheckpointWriter(
+        loop,
+        store,
+        folder,
+        journal,
+        attempt,
+        {"attempt": spec.attempt, "num_workers": loop.collective.size, "run_key": key},
+        spec.dataset_info,
+        timeline,
+        make_pause(config, folder.is_local, lambda: observed_mtbf_s(folder)),
+    )
+
+
+def _finish(checkpoints: CheckpointWriter, ended: Ending, attempt: Attempt, timeline: WorkerTimeline) -> None:
+    """Wait for the checkpoints."""
+    attempt.clock.enter("finish")
+    timeline.enter("checkpoint", attempt.progress.step)
+    checkpoints.finish()
+    timeline.enter("evaluation" if _is_complete(ended) else "down")
 
 
 def _timeline(spec: WorkerSpec, folder: RunFolder, rank: int, clock: Clock) -> WorkerTimeline:

@@ -179,7 +179,7 @@ def test_marks_of_workers_lie_between_those_of_the_driver_though_their_clock_is_
     ]
     late, early = [mark(106, "restore"), mark(107, "steps", 0)], [mark(-94, "restore"), mark(-93, "steps", 0)]
     for workers in (late, early):
-        found = rising(in_order(driver, {0: workers}.__getitem__))
+        found = rising(in_order(driver, {0: workers}))
         assert [one.state for one in found] == [
             "start",
             "start",
