@@ -4,8 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from shoal.storage.records import BestTrial, Comparison, SweepResult, TrainResult, TransferResult, TrialRow
-from shoal.terminal.reports import efficiency, look_at_it, sweep_report, train_report, transfer_report
+from shoal.storage.records import (
+    AttemptBegun,
+    BestTrial,
+    Comparison,
+    Goodput,
+    SweepResult,
+    TrainResult,
+    TransferResult,
+    TrialRow,
+)
+from shoal.terminal.reports import (
+    efficiency,
+    goodput_lines,
+    look_at_it,
+    sweep_report,
+    train_report,
+    transfer_report,
+)
 from shoal.terminal.tables import duration, table, trial_table
 
 WHERE = {"status": "FINISHED", "run_name": "run-1", "run_folder": "/runs/e/run-1"}
@@ -174,3 +190,18 @@ def test_a_table_aligns_its_first_column_left_and_the_others_right_without_trail
 @pytest.mark.parametrize(("seconds", "text"), [(0.9, "0:00"), (65, "1:05"), (3725, "1:02:05")])
 def test_durations_are_written_as_clocks_show_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_goodput_has_what_took_most_first_and_the_reasons_of_later_attempts():
+    seconds = {"kept_steps": 70.0, "down": 20.0, "start": 9.7, "tracking": 0.3}
+    begun = [
+        AttemptBegun(at_ms=0, why="submitted", step=0),
+        AttemptBegun(at_ms=9, why="the driver died", step=40),
+        AttemptBegun(at_ms=99, why="hang: worker 1"),
+    ]
+    goodput = Goodput(share=0.7, wall_s=100.0, seconds=seconds, attempts=begun)
+    assert goodput_lines(goodput) == [
+        "goodput 70% of 1:40 since the submission (kept steps 70%, down 20%, start 10%)",
+        "  attempt 2, from step 40: the driver died",
+        "  attempt 3: hang: worker 1",
+    ]
