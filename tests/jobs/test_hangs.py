@@ -98,6 +98,7 @@ def test_a_worker_that_moves_no_more_is_replaced(place: Place, twin: Trace, how:
     line = next(line for line in done.err.splitlines() if "hang: " in line)
     seconds = int(re.search(r" for (\d+) s ", line).group(1))  # type: ignore[union-attr]
     assert 7 <= seconds <= 12, line
+    assert done.result["goodput"]["seconds"]["hang"] >= seconds - 2
     assert re.search(r"resuming from the checkpoint of step \d+, failure 1 of 3$", line), line
     said = {"stopped": "does not answer: it is stopped (SIGSTOP)", "data": "a wait for", "model": "a"}
     assert said[how] in line
