@@ -19,6 +19,7 @@ from shoal.explain.rows import Features, answer, choose, read_features, target_o
 from shoal.explain.subject import check_installed, check_kind, make_subject, writes_text
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.held_out import open_rows, splits_to_try
+from shoal.inference.onnx_module import check_is_torch
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
@@ -125,6 +126,7 @@ def explain(uri: str, name: str, config: ExplainConfig, tracking_uri: str) -> Ex
     with tempfile.TemporaryDirectory(prefix="shoal-explain-") as downloads:
         source = resolve_model(uri, tracking_uri, downloads)
         predictor = Predictor.load(source, trust_code=config.trust_code)
+        check_is_torch(predictor.model, "is not explained")
         check_kind(predictor)
         _check_options(predictor, config.explain)
         held_out = read_again(lambda: _held_out(predictor, config))
