@@ -45,7 +45,7 @@ class ExplainOptions(Section):
     )
     target: str | int | float | bool | None = Field(
         None,
-        description="the class whose logit is explained; null: the one that the model predicts for each row",
+        description="the class or label whose logit is explained; null: the likeliest one of each row",
     )
     rows: tuple[int, ...] = Field(
         (), description="numbers of rows to explain one by one, from 0 in the order in which they are read"
@@ -175,7 +175,7 @@ def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
 
 def _explain(predictor: Predictor, features: Features, options: ExplainOptions) -> Found:
     subject = make_subject(predictor, features.inputs)
-    target = target_of(options.target, subject.outputs, subject.is_classification)
+    target = target_of(options.target, subject.outputs, subject.answers)
     rows = answer(subject, features, target)
     chosen = choose(options.rows, options.worst, options.random, rows.losses, options.seed)
     found = explain_rows(subject, predictor.transform, rows, options.method, chosen, options.seed)
