@@ -16,6 +16,7 @@ from shoal.export.comparison import Compared, compare, model_answers
 from shoal.export.interface import Format, Interface
 from shoal.export.module import ModelWithTransform, arrays_of, columns_passed_as_features, is_language_model
 from shoal.export.tracing import trace
+from shoal.inference import onnx_module
 from shoal.inference.onnx_module import OnnxModule
 from shoal.inference.predictor import Predictor
 
@@ -64,7 +65,7 @@ class Writer:
         transform = self.predictor.transform
         interface = Interface(
             format=name,
-            file=onnx_file.FILE if name == "onnx" else torch_file.FILE,
+            file=onnx_module.FILE if name == "onnx" else torch_file.FILE,
             task=self.predictor.task.name,
             inputs=inputs,
             outputs=outputs,

@@ -143,8 +143,8 @@ def _widest(kind: Any) -> Any:
 def _requirements(
     model_name: str, objective: ObjectiveConfig, takes_recordings: bool = False, runs_onnx: bool = False
 ) -> tuple[str, ...]:
-    needed = ("transformers",) if model_name.startswith(SCHEME) else ()
-    needed = RUNTIME if runs_onnx else needed
+    builds = ("transformers",) if model_name.startswith(SCHEME) else ()
+    needed = RUNTIME if runs_onnx else builds
     decodes = ("scipy", "soundfile") if takes_recordings else ()
     return (*REQUIREMENTS, *needed, *decodes, *(("torchmetrics",) if objective.metrics else ()))
 

@@ -18,6 +18,7 @@ from shoal.export import onnx_file, torch_file
 from shoal.export.comparison import BATCHES, ROWS, TOLERANCE
 from shoal.export.interface import Format
 from shoal.export.writer import Writer
+from shoal.inference import onnx_module
 from shoal.inference.description import WEIGHTS
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.held_out import open_rows, splits_to_try
@@ -156,9 +157,9 @@ def _some(blocks: Callable[[], Iterator[Block]]) -> Iterator[Block]:
 
 def _file(folder: Path, difference: float) -> ExportedFile:
     opset = None
-    if (folder / onnx_file.FILE).is_file():
+    if (folder / onnx_module.FILE).is_file():
         opset = folders.read_interface(folder).opset
-    names = [onnx_file.FILE, torch_file.FILE, WEIGHTS]
+    names = [onnx_module.FILE, torch_file.FILE, WEIGHTS]
     return ExportedFile(
         file=f"{EXPORTS}/{folder.name}/{next(name for name in names if (folder / name).is_file())}",
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
