@@ -33,14 +33,18 @@ def train(folder, source, task="classification", steps=0, seed=0, model="mlp", w
     if steps:
         inputs = torch.cat([torch.from_numpy(info.transform.features(block)) for block in blocks])
         targets = torch.cat([torch.from_numpy(info.transform.targets(block)) for block in blocks])
+        if info.transform.target_tree is not None:
+            found, _ = info.transform.packing(is_target=True).unpack(targets)
+            targets = torch.stack([part.float() for part in found.values()], dim=1)
         optimizer = torch.optim.Adam(net.parameters(), 0.02)
         for _ in range(steps):
             outputs = net(inputs)
-            loss = (
-                torch.nn.functional.cross_entropy(outputs, targets)
-                if info.transform.label.classes
-                else (outputs.reshape(-1) - targets).square().mean()
-            )
+            if info.transform.target_tree is not None:
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets)
+            elif info.transform.label.classes:
+                loss = torch.nn.functional.cross_entropy(outputs, targets)
+            else:
+                loss = (outputs.reshape(-1) - targets).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -51,11 +55,12 @@ def train(folder, source, task="classification", steps=0, seed=0, model="mlp", w
     (weights / DESCRIPTION).write_text(describe_model(settings, info.transform, task, config, seed))
     predictor = Predictor.load_own(weights)
     found = evaluate_on_blocks(predictor, split_blocks(rows, spec, VALIDATION))
-    metric = predictor.task.compared_by
+    results = found.results()
+    metric = predictor.task.compared_by if predictor.task.compared_by in results else "loss"
     save_model(folder / MODEL, weights, blocks[0], settings.name)
     return Verified(
         metric=f"val/{metric}",
-        value=found.results()[metric],
+        value=results[metric],
         data=info.fingerprint,
         held_out=held_out_rows(spec, task, VALIDATION),
     )

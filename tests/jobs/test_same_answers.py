@@ -182,7 +182,9 @@ def weights_of(model: str) -> Path:
     return next(Path(model, "model", "data").iterdir())
 
 
-def assert_same_everywhere(place: Place, kind: Kind, model: str) -> np.ndarray:
+def assert_same_everywhere(
+    place: Place, kind: Kind, model: str, formats: tuple[str, ...] = ("onnx", "torch_export")
+) -> np.ndarray:
     """Ask a model in each way; return the probabilities."""
     done = place.run("predict", model, kind.source, f"out-{Path(model).name}", "scale.num_workers=0")
     assert done.code == 0, done.out + done.err
@@ -191,13 +193,12 @@ def assert_same_everywhere(place: Place, kind: Kind, model: str) -> np.ndarray:
     assert expected.shape[0] == ROWS
     assert done.result["rejected"] == 0
     predictor = Predictor.load_own(weights_of(model))
-    exported = place.run("export", model, "export.formats=onnx,torch_export")
+    exported = place.run("export", model, f"export.formats={','.join(formats)}")
     assert exported.code == 0, exported.out + exported.err
     folder = Path(exported.result["run_folder"], "export")
     found = {
         "pyfunc": by_pyfunc(place, model, kind.data),
-        "onnx": by_export(folder / "onnx", predictor, kind.data),
-        "torch_export": by_export(folder / "torch_export", predictor, kind.data),
+        **{name: by_export(folder / name, predictor, kind.data) for name in formats},
         **by_http(place, model, kind),
     }
     for name, probabilities in found.items():
@@ -246,10 +247,12 @@ def test_every_way_to_ask_a_variant_gives_the_same_probabilities(place: Place, m
         measured = place.run("evaluate", one["run_folder"])
         assert measured.result["metrics"] == pytest.approx(one["variant"]["metrics"], rel=1e-6)
     (int8,) = [one for name, one in variants.items() if name.endswith("int8")]
-    (pruned,) = [one for name, one in variants.items() if name.endswith("prune-0.5")]
-    predictor = Predictor.load_own(weights_of(pruned["run_folder"]))
+    assert_same_everywhere(place, kind, int8["run_folder"], ("onnx",))
+    measured = place.run("evaluate", int8["run_folder"])
+    assert measured.result["metrics"] == pytest.approx(int8["variant"]["metrics"], rel=1e-6)
+    predictor = Predictor.load_own(weights_of(int8["run_folder"]))
     # The scale of 8 bits is that of the batch: beside a row of 1e30 all others would be 0.
     usual = np.array([row != HUGE for row in range(ROWS)] if make is table else [True] * ROWS)
-    rounded = by_export(Path(int8["run_folder"], int8["file"]).parent, predictor, kind.data[usual])
+    rounded = np.stack(predictor.predict(kind.data[usual])["probabilities"])
     np.testing.assert_allclose(rounded, exact["prune-0.5"][usual], rtol=0, atol=0.1)
     np.testing.assert_allclose(exact["prune-0.5-bf16"], exact["prune-0.5"], rtol=0, atol=0.02)

@@ -191,6 +191,7 @@ BAD = {
     "negative samples": (["tune.num_samples=-3"], ["tune.num_samples=-3"]),
     "value out of bounds": (["optim.lr=0.1,-0.1"], ["optim.lr=-0.1", "greater than 0"]),
     "fractions of a width": (["model.width=uniform(32,256)"], ["model.width", "randint(32, 257)"]),
+    "a compression": (["it", "compress.prune=0.3,0.5"], ["jobs/compress.py it compress.prune=0.3,0.5"]),
     "several data sets": (["data.source=sklearn:digits,sklearn:wine"], ["data.source", "other rows"]),
 }
 

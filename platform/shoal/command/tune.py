@@ -1,6 +1,9 @@
 """Sweep over learning rate, width or any other key: shoal tune [CONFIG.yaml] [key=value | key=range ...]"""
 
+from collections.abc import Sequence
+
 from shoal.api.tune import check_sweep, open_sweep, sweep_checked
+from shoal.errors import ConfigError
 from shoal.terminal.arguments import JobParser, file_and_settings
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.reports import sweep_report
@@ -26,6 +29,7 @@ def main(arguments: list[str], program: str = "shoal tune") -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="CONFIG.yaml | key=value | key=range")
     options = parser.parse_intermixed_args(arguments)
+    _check_is_training(options.settings)
     config = load_sweep(*file_and_settings(options.settings))
 
     plan = check_sweep(config)
@@ -35,3 +39,18 @@ def main(arguments: list[str], program: str = "shoal tune") -> int:
     folder, done = open_sweep(config, plan)
     print(sweep_report(done or sweep_checked(plan, folder)))
     return 0
+
+
+def _check_is_training(settings: Sequence[str]) -> None:
+    """Refuse keys of `compress`, whose values are compared beside one original, not as trials of one metric.
+
+    Raises:
+        ConfigError: with the command that takes them.
+    """
+    asked = [text for text in settings if text.partition("=")[0].strip().partition(".")[0] == "compress"]
+    if asked:
+        model = next((text for text in settings if "=" not in text), "MODEL")
+        raise ConfigError(
+            f"{asked[0]}: a sweep trains models, and compression makes a variant of each value by itself: run "
+            f"jobs/compress.py {model} {' '.join(asked)}"
+        )

@@ -19,7 +19,8 @@ def attribution_agreement(original: Predictor, variant: Predictor, block: Block)
 
     An attribution is gradient x input (Shrikumar et al. 2016, "Not Just a Black Box") of what the original predicts:
     of the logarithms of the probabilities of its class or tokens (logits may differ by what is common to all classes,
-    which no answer depends on), or of its numbers. Units are features, pixels or tokens.
+    which no answer depends on), or of its numbers. Of tokens those count that both predict: why a model would say what
+    it does not say is no reason for an answer. Units are features, pixels or tokens.
 
     Returns:
         None where inputs have no gradient (several arrays, whole numbers that no embedding takes), or outputs have
@@ -29,18 +30,27 @@ def attribution_agreement(original: Predictor, variant: Predictor, block: Block)
     if not isinstance(inputs, Tensor) or original.task.name == Custom.name:
         return None
     with torch.no_grad():
-        outputs = logits_of(call_model(original.model, inputs))
+        outputs, others = (logits_of(call_model(one.model, inputs)) for one in (original, variant))
     is_of_classes = bool(original.transform.label.classes) or original.transform.tokenizer is not None
     chosen = outputs.argmax(dim=-1, keepdim=True) if is_of_classes else None
-    maps = [_attributions(one, inputs, chosen) for one in (original, variant)]
+    is_counted = torch.ones_like(outputs[..., :1])
+    if chosen is not None and outputs.ndim > 2:
+        is_counted = (others.argmax(dim=-1, keepdim=True) == chosen).float()
+    maps = [_attributions(one, inputs, chosen, is_counted) for one in (original, variant)]
     if maps[0] is None or maps[1] is None:
         return None
     found = rank_correlations(maps[0], maps[1])
     return None if np.isnan(found).all() else float(np.nanmean(found))
 
 
-def _attributions(predictor: Predictor, inputs: Tensor, chosen: Tensor | None) -> np.ndarray | None:
-    """Return gradient x input [n, units], NaN at padding, of chosen outputs; None: of all."""
+def _attributions(
+    predictor: Predictor, inputs: Tensor, chosen: Tensor | None, is_counted: Tensor
+) -> np.ndarray | None:
+    """Return gradient x input [n, units], NaN at padding, of chosen outputs; None: of all.
+
+    Args:
+        is_counted: [n, ..., 1], 1 of the outputs that are attributed, and 0.
+    """
     model, embedded = predictor.model, []
     handles = []
     if inputs.is_floating_point():
@@ -51,7 +61,8 @@ def _attributions(predictor: Predictor, inputs: Tensor, chosen: Tensor | None) -
     try:
         with torch.enable_grad():
             outputs = logits_of(call_model(model, inputs))
-            total = (outputs if chosen is None else outputs.log_softmax(dim=-1).gather(-1, chosen)).sum()
+            wanted = outputs if chosen is None else outputs.log_softmax(dim=-1).gather(-1, chosen)
+            total = (wanted * is_counted).sum()
             [gradient] = torch.autograd.grad(total, embedded[:1], allow_unused=True) if embedded else [None]
     finally:
         for handle in handles:

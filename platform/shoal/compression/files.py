@@ -1,5 +1,6 @@
 """A compressed model as files: weights and description in a saved MLflow model, as training writes them."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shoal.data.sources.base import Block
+from shoal.inference import onnx_module
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.models.layer_sizes import changed_shapes
 from shoal.models.weights import Narrow, load_weights
@@ -46,6 +48,19 @@ def write_narrow(folder: Path, source: Path, narrow: Narrow, example: Block) -> 
     return _write(folder, Description.load(source / DESCRIPTION), tensors, example)
 
 
+def write_onnx(folder: Path, source: Path, file: Path, example: Block) -> Path:
+    """Save a model of which ONNX Runtime computes a file, as `write_pruned`.
+
+    Args:
+        file: `model.onnx`, which takes features and returns raw outputs.
+    """
+    description = Description.load(source / DESCRIPTION).model_copy(update={"runtime": "onnxruntime"})
+    data = folder / "weights"
+    data.mkdir(parents=True)
+    shutil.copyfile(file, data / onnx_module.FILE)
+    return _save(folder, description, example)
+
+
 def _write(folder: Path, description: Description, tensors: Mapping[str, Tensor], example: Block) -> Path:
     data = folder / "weights"
     data.mkdir(parents=True)
@@ -53,6 +68,11 @@ def _write(folder: Path, description: Description, tensors: Mapping[str, Tensor]
     save_file(
         {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, data / WEIGHTS
     )
+    return _save(folder, description, example)
+
+
+def _save(folder: Path, description: Description, example: Block) -> Path:
+    data = folder / "weights"
     (data / DESCRIPTION).write_text(description.to_json())
     save_model(folder / MODEL, data, example, description.model.name)
     return folder / MODEL

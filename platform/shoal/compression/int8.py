@@ -1,4 +1,4 @@
-"""8-bit integers by ONNX Runtime: an exported model whose linear layers or convolutions compute with them.
+"""8-bit integers by ONNX Runtime: a file of ONNX whose linear layers or convolutions compute with them.
 
 Linear layers are quantized dynamically: the scale of their inputs is that of the batch. Convolutions are quantized
 statically (QDQ), with scales from training rows. Weights have 7 bits of the 8: sums of products then fit 16 bits on
@@ -14,14 +14,13 @@ import numpy as np
 from torch import nn
 
 from shoal.errors import ModelError
-from shoal.export import folder as folders
-from shoal.export import onnx_file
 from shoal.export.tracing import quiet, reason
+from shoal.inference.onnx_module import FILE
 from shoal.inference.predictor import Predictor
 from shoal.models.layer_sizes import CONVOLUTIONS
 from shoal.tasks.custom import Custom
+from shoal.tasks.speech_recognition import SpeechRecognition
 
-FOLDER = "onnx-int8"
 CALIBRATION_ROWS = 256
 
 Arrays = Mapping[str, np.ndarray]
@@ -43,7 +42,7 @@ def has_convolutions(model: nn.Module) -> bool:
 
 
 def check_model(predictor: Predictor, name: str) -> None:
-    """Refuse a model that has nothing to quantize, or that cannot be measured afterwards.
+    """Refuse a model that has nothing to quantize, or no form in ONNX.
 
     Raises:
         ModelError: with the reason.
@@ -54,16 +53,21 @@ def check_model(predictor: Predictor, name: str) -> None:
         )
     if predictor.task.name == Custom.name:
         raise ModelError(
-            "compress.quantize=int8 with task=custom, whose loss an exported model cannot be measured by: export it "
-            "and quantize it with tools of ONNX Runtime"
+            "compress.quantize=int8 with task=custom, whose loss takes what the model returns, and ONNX Runtime "
+            "returns arrays alone: set compress.quantize=int8-weight-only"
+        )
+    if isinstance(predictor.task, SpeechRecognition):
+        raise ModelError(
+            f"compress.quantize=int8 with task={predictor.task.name}, whose recordings differ in length, which ONNX "
+            "Runtime is not told: set compress.quantize=int8-weight-only"
         )
 
 
 def write(exported: Path, folder: Path, is_convolutional: bool, calibration: Iterable[Arrays]) -> None:
-    """Quantize an export of ONNX into another folder, with golden rows of its own answers.
+    """Quantize a file of ONNX into a folder.
 
     Args:
-        exported: the folder of the float32 model.
+        exported: the float32 model, `model.onnx`.
         calibration: batches of training rows, by input; read where there are convolutions.
 
     Raises:
@@ -72,22 +76,16 @@ def write(exported: Path, folder: Path, is_convolutional: bool, calibration: Ite
     folder.mkdir(parents=True)
     try:
         with quiet(), tempfile.TemporaryDirectory() as scratch:
-            _quantize(exported / onnx_file.FILE, Path(scratch), folder, is_convolutional, calibration)
+            _quantize(exported, Path(scratch), folder, is_convolutional, calibration)
     except Exception as error:  # of ONNX Runtime, in many classes
         raise ModelError(f"ONNX Runtime cannot quantize the model ({reason(error)})") from error
-    interface = folders.read_interface(exported)
-    interface = interface.model_copy(update={"opset": _opset(folder / onnx_file.FILE)})
-    arrays = folders.golden_inputs(exported, interface)
-    answers = onnx_file.OnnxFile(folder).run(arrays)
-    tokenizer = exported / folders.TOKENIZER
-    folders.seal(folder, interface, arrays, answers, tokenizer.read_text() if tokenizer.is_file() else None)
 
 
 def _quantize(
     source: Path, scratch: Path, folder: Path, is_convolutional: bool, calibration: Iterable[Arrays]
 ) -> None:
     quantization = importlib.import_module("onnxruntime.quantization")
-    prepared, made = scratch / onnx_file.FILE, folder / onnx_file.FILE
+    prepared, made = scratch / FILE, folder / FILE
     # Symbolic shape inference knows no texts; fused operators of the optimizer would tie the file to one version.
     quantization.quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
     kinds = quantization.QuantType
@@ -112,9 +110,3 @@ def _quantize(
             reduce_range=True,
             weight_type=kinds.QInt8,
         )
-
-
-def _opset(file: Path) -> dict[str, int]:
-    onnx = importlib.import_module("onnx")
-    model = onnx.load(str(file), load_external_data=False)
-    return {one.domain or "ai.onnx": one.version for one in model.opset_import}

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,32 +13,28 @@ from shoal.compression import distillation, files, int8, magnitude, measure, str
 from shoal.compression.agreement import attribution_agreement
 from shoal.compression.config import StudentSize
 from shoal.compression.fine_tuning import FineTuning, fine_tune
-from shoal.compression.loaded import LoadedModel, OnnxModel, TorchModel, flips
+from shoal.compression.loaded import LoadedModel, flips
 from shoal.data.sampler import TRAIN
 from shoal.data.sources.base import Block, Source
 from shoal.data.tree import only_tensor
-from shoal.export import onnx_file
-from shoal.export.folder import ExportedModel, read_interface
-from shoal.export.interface import Format
-from shoal.export.module import arrays_of
-from shoal.export.writer import Writer
+from shoal.export.bare import write_bare
+from shoal.inference import onnx_module
 from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.golden import COUNT
+from shoal.inference.onnx_module import OnnxModule
 from shoal.inference.predictor import Predictor, weights_folder
 from shoal.models.cpu_kernels import use_torch_linear
 from shoal.models.size import measure_size
 from shoal.models.weights import Narrow, as_bf16, as_int8
 from shoal.storage.records import MeasuredModel
-from shoal.storage.run_folder import EXPORTS, MODEL, RunFolder
+from shoal.storage.run_folder import MODEL, RunFolder
 
 # How weights are stored in fewer bits, and the words for it.
 NARROW: dict[str, tuple[Narrow, str]] = {
     "int8-weight-only": (as_int8, "8-bit integers"),
     "bf16": (as_bf16, "bfloat16"),
 }
-
-ONNX: Format = "onnx"
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Variant:
         original_predictor, predictor: of torch, whose parameters they have.
         folder: its files, to be kept.
         file: of the weights, below the run folder.
-        saved: as a model of Shoal; None: it is an export.
+        saved: as a model of Shoal.
         is_for_speed: whether it has failed when it is slower.
         steps: of fine-tuning.
     """
@@ -115,7 +110,7 @@ class Variant:
     predictor: Predictor
     folder: Path
     file: str
-    saved: SavedModel | None
+    saved: SavedModel
     is_for_speed: bool
     steps: int = 0
 
@@ -138,7 +133,6 @@ class Variant:
             one_row, most_rows = (
                 predictor.inputs(measure.rows_of(rows.some, count)) for count in (1, measure.BATCHES[-1])
             )
-            is_of_torch = isinstance(one, TorchModel)
             found.append(
                 MeasuredModel(
                     runtime=one.runtime,
@@ -148,7 +142,9 @@ class Variant:
                     zeros=zeros,
                     latency=dict(zip(timed, latency, strict=True)),
                     flops=measure_size(predictor.model, one_row).flops_per_sample,
-                    memory_bytes=measure.memory_of(predictor.model, most_rows) if is_of_torch else None,
+                    memory_bytes=measure.memory_of(predictor.model, most_rows)
+                    if one.runtime == "torch"
+                    else None,
                 )
             )
         original, variant = found
@@ -156,7 +152,7 @@ class Variant:
             original,
             variant,
             flips(*loaded, rows.blocks()) if self.original.has_classes else None,
-            attribution_agreement(*predictors, rows.some) if self.saved else None,
+            attribution_agreement(*predictors, rows.some) if self.variant.runtime == "torch" else None,
         )
 
 
@@ -183,18 +179,13 @@ class Maker:
         original: the model.
     """
 
-    def __init__(
-        self, original: SavedModel, uri: str, rows: HeldOut, folder: Path, closing: ExitStack
-    ) -> None:
+    def __init__(self, original: SavedModel, rows: HeldOut, folder: Path) -> None:
         """Set up, without making anything.
 
         Args:
-            uri: of the model, for the record of exports.
             folder: for files.
-            closing: what closes what was loaded.
         """
-        self.original = original
-        self._uri, self._rows, self._folder, self._closing = uri, rows, folder, closing
+        self.original, self._rows, self._folder = original, rows, folder
 
     def student(self, of: SavedModel, after: str, size: StudentSize, tuning: FineTuning) -> Variant:
         """Train a smaller model by the outputs of a model; the arguments are those of `pruned`.
@@ -260,30 +251,34 @@ class Maker:
         )
 
     def as_int8(self, of: SavedModel, after: str = "") -> Variant:
-        """Export a model with 8-bit integers; it is compared with the export of the original.
+        """Make a model that ONNX Runtime computes with 8-bit integers; it is compared with float32 in ONNX Runtime.
 
         Raises:
-            ModelError: it cannot be exported or quantized.
+            ModelError: it has no form in ONNX, or cannot be quantized.
         """
-        name = joined(after, "int8")
-        folder = self._folder / name / EXPORTS / int8.FOLDER
-        original = self._exported_original
-        exported = original if of is self.original else self._export(of, f"{name}-float32")
+        name, folder = joined(after, "int8"), self._folder
+        is_original = of is self.original
+        bare = self._bare_original if is_original else self._write_bare(of, f"{name}-float32")
         is_convolutional = int8.has_convolutions(of.predictor.model)
-        int8.write(exported, folder, is_convolutional, self._calibration(exported, of.predictor))
+        int8.write(bare, folder / f"{name}-onnx", is_convolutional, self._calibration(bare, of.predictor))
+        made = folder / f"{name}-onnx" / onnx_module.FILE
+        saved = files.write_onnx(folder / name, of.folder, made, self._rows.some)
+        weights = weights_folder(saved)
+        with measure.one_thread():
+            loaded = Predictor.load(weights, trust_code=True)
         scales = "static" if is_convolutional else "dynamic"
         return Variant(
             name,
             _in_words(after, f"8-bit integers ({scales} quantization)"),
-            self._load(original),
-            self._load(folder),
-            original / onnx_file.FILE,
-            folder / onnx_file.FILE,
+            LoadedModel(self._original_in_onnx),
+            LoadedModel(loaded),
+            self._bare_original,
+            weights / onnx_module.FILE,
             self.original.predictor,
             of.predictor,
-            folder.parent,
-            f"{EXPORTS}/{int8.FOLDER}/{onnx_file.FILE}",
-            saved=None,
+            saved,
+            f"{MODEL}/data/{weights.name}/{onnx_module.FILE}",
+            SavedModel(loaded, weights),
             is_for_speed=True,
         )
 
@@ -294,8 +289,8 @@ class Maker:
         return Variant(
             name,
             method,
-            TorchModel(self.original.predictor),
-            TorchModel(saved.predictor),
+            LoadedModel(self.original.predictor),
+            LoadedModel(saved.predictor),
             self.original.folder / WEIGHTS,
             weights / WEIGHTS,
             self.original.predictor,
@@ -308,29 +303,26 @@ class Maker:
         )
 
     @cached_property
-    def _exported_original(self) -> Path:
-        """The export that all 8-bit variants are compared with."""
-        return self._export(self.original, "original-float32")
+    def _bare_original(self) -> Path:
+        """The float32 model as ONNX, with which all 8-bit variants are compared."""
+        return self._write_bare(self.original, "original-float32")
 
-    def _export(self, of: SavedModel, name: str) -> Path:
-        folder = self._folder / name
-        with Writer(of.predictor, of.folder, folder, self._uri, self._rows.some) as writer:
-            writer.write(ONNX)
-        return folder / ONNX
-
-    def _load(self, folder: Path) -> OnnxModel:
+    @cached_property
+    def _original_in_onnx(self) -> Predictor:
         with measure.one_thread():
-            exported = ExportedModel(folder)
-        self._closing.callback(exported.close)
-        exported.check_golden()
-        return OnnxModel(exported, self.original.predictor)
+            return self.original.predictor.of_other_model(OnnxModule(self._bare_original))
 
-    def _calibration(self, exported: Path, predictor: Predictor) -> Iterator[int8.Arrays]:
-        """Yield training rows as an export takes them."""
-        inputs = read_interface(exported).inputs
+    def _write_bare(self, of: SavedModel, name: str) -> Path:
+        """Write a model without its transform as ONNX."""
+        write_bare(of.predictor, of.predictor.inputs(self._rows.few), self._folder / name)
+        return self._folder / name / onnx_module.FILE
+
+    def _calibration(self, bare: Path, predictor: Predictor) -> Iterator[int8.Arrays]:
+        """Yield training rows as a file takes them."""
+        module = OnnxModule(bare)
         rows = split_blocks(self._rows.source, predictor.preprocessing, TRAIN)
         for block in first_rows(rows, int8.CALIBRATION_ROWS):
-            yield arrays_of(block, predictor.transform, inputs)
+            yield module.arrays(predictor.inputs(block))
 
 
 def _in_words(after: str, method: str) -> str:

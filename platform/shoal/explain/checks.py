@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -73,7 +74,10 @@ def randomised_weights(correlation: float) -> ExplanationCheck:
 
 def learned(rows: Rows) -> ExplanationCheck:
     """Check that the model's mean loss is below that of the constant answer that is best on these rows."""
-    if rows.is_classification:
+    if rows.answers == "labels":
+        shares = rows.labels.mean(dim=0).clamp(1e-12, 1 - 1e-12)
+        constant = float(F.binary_cross_entropy(shares, shares))
+    elif rows.answers == "class":
         shares = torch.bincount(rows.labels).double() / len(rows.labels)
         shares = shares[shares > 0]
         constant = float(-(shares * shares.log()).sum())

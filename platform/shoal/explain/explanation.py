@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import PAD, tokenizer_from_json
@@ -121,7 +122,7 @@ def _local(
         why=why,
         target=subject.outputs[int(rows.targets[number])],
         predicted=_predicted(subject, transform, rows, number),
-        label=_text(transform, rows.features.labels[number].item()),
+        label=_label(subject, transform, rows.features.labels[number]),
         loss=float(rows.losses[number]),
         attributions={names[unit]: float(values[unit]) for unit in order if values[unit]},
         checks=[checks.completeness(here), checks.randomised_weights(correlation), learned],
@@ -131,10 +132,22 @@ def _local(
 
 def _predicted(subject: Subject, transform: Transform, rows: Rows, number: int) -> str:
     outputs = rows.outputs[number]
-    if not subject.is_classification:
+    if subject.answers == "labels":
+        return _there(subject, outputs > 0)
+    if subject.answers == "number":
         return f"{float(outputs[0]) + float(transform.label.mean):.4g}"
     best = int(outputs.argmax())
     return f"{subject.outputs[best]} ({float(outputs.softmax(dim=0)[best]):.1%})"
+
+
+def _there(subject: Subject, is_there: Tensor) -> str:
+    """Return the labels [labels] that a row has."""
+    names = [name for name, one in zip(subject.outputs, is_there.tolist(), strict=True) if one]
+    return ", ".join(names) or "none"
+
+
+def _label(subject: Subject, transform: Transform, label: Tensor) -> str:
+    return _there(subject, label > 0) if subject.answers == "labels" else _text(transform, label.item())
 
 
 def _text(transform: Transform, label: float) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.explain.rows import Rows
+from shoal.explain.rows import Rows, shown_of
 from shoal.explain.subject import Subject
 
 ROWS, POINTS, RANDOM_ORDERS = 64, 20, 5
@@ -19,7 +19,7 @@ NUMBERS_AT_A_TIME = 1 << 22  # of inputs
 class Curves(NamedTuple):
     """The mean output over rows [points] as a share of units [points] is deleted or inserted.
 
-    Classes: the probability of the class that is explained. Numbers: in their unit, less the label's mean.
+    Classes: the probability of the class or label that is explained. Numbers: in their unit, less the label's mean.
     """
 
     shares: Tensor
@@ -60,8 +60,7 @@ def curves(subject: Subject, rows: Rows, values: Tensor, seed: int) -> Curves:
         found = []
         for some in is_left_out.split(at_a_time):
             repeated = inputs.repeat(len(some), *(1,) * (inputs.dim() - 1))
-            outputs = subject.run(subject.without(repeated, some.flatten(0, 1)))
-            outputs = outputs.softmax(dim=1) if rows.is_classification else outputs
+            outputs = shown_of(subject.run(subject.without(repeated, some.flatten(0, 1))), rows.answers)
             found.append(
                 outputs.gather(1, targets.repeat(len(some))[:, None]).view(len(some), count).mean(dim=1)
             )

@@ -219,9 +219,9 @@ def _curves(explanation: Explanation) -> Picture:
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
     panels[0, 0].set_ylabel(
-        "probability of the explained class"
-        if explanation.subject.is_classification
-        else "output less the label's mean"
+        "output less the label's mean"
+        if explanation.subject.answers == "number"
+        else "probability of what is explained"
     )
     return _finish(
         figure, "Faithfulness: deletion should fall, insertion rise sooner than random", explanation.failed

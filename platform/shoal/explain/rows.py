@@ -15,7 +15,7 @@ from shoal.data.preprocessing import Transform
 from shoal.data.sources.base import Block
 from shoal.data.weights import without_weights
 from shoal.errors import ConfigError, nearest
-from shoal.explain.subject import Subject
+from shoal.explain.subject import Answers, Subject
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Features:
     Attributes:
         block: raw columns.
         inputs: [n, ...] features or token ids.
-        labels: [n], numbers of classes, or standardized values.
+        labels: [n], numbers of classes, or standardized values; of several labels [n, labels], 1 or 0.
     """
 
     block: Block
@@ -41,9 +41,9 @@ class Rows:
     """Rows and what the model makes of them.
 
     Attributes:
-        labels: [n], numbers of classes, or values in their unit less the mean.
+        labels: [n], numbers of classes, or values in their unit less the mean; of several labels [n, labels], 1 or 0.
         outputs: float64 [n, outputs], as the subject returns them.
-        losses: float64 [n], cross entropy or squared error.
+        losses: float64 [n], cross entropy (of several labels the mean) or squared error.
         targets: [n], the output of each that is explained.
     """
 
@@ -52,7 +52,7 @@ class Rows:
     outputs: Tensor
     losses: Tensor
     targets: Tensor
-    is_classification: bool
+    answers: Answers
 
     @property
     def inputs(self) -> Tensor:
@@ -84,6 +84,10 @@ def read_features(transform: Transform, blocks: Iterable[Block]) -> Features | N
 def _arrays(transform: Transform, block: Block) -> tuple[Tensor, Tensor]:
     inputs = torch.from_numpy(transform.features(block))
     labels = torch.from_numpy(transform.targets(block))  # [n, 0] of a language model
+    if transform.target_tree is not None:
+        found, _ = transform.packing(is_target=True).unpack(labels)
+        labels = torch.cat([part.reshape(len(part), -1) for part in found.values()], dim=1).double()
+        return inputs, labels
     if transform.weight is not None:
         labels, _ = without_weights(labels, torch.int64 if transform.label.classes else torch.float32)
     return (inputs.long() if transform.tokenizer is not None else inputs), labels
@@ -93,31 +97,41 @@ def answer(subject: Subject, features: Features, target: int | None) -> Rows:
     """Run the model on rows.
 
     Args:
-        target: the class that is explained; None: the one that the model predicts for each row.
+        target: the class or label that is explained; None: the one that is likeliest for each row.
     """
     outputs = subject.run(features.inputs)
-    labels = features.labels if subject.is_classification else features.labels.double() * subject.scale
+    labels = features.labels.double() * subject.scale if subject.answers == "number" else features.labels
     chosen = outputs.argmax(dim=1) if target is None else torch.full((len(outputs),), target)
-    losses = losses_of(outputs, labels, subject.is_classification)
-    return Rows(features, labels, outputs, losses, chosen, subject.is_classification)
+    losses = losses_of(outputs, labels, subject.answers)
+    return Rows(features, labels, outputs, losses, chosen, subject.answers)
 
 
-def losses_of(outputs: Tensor, labels: Tensor, is_classification: bool) -> Tensor:
+def losses_of(outputs: Tensor, labels: Tensor, answers: Answers) -> Tensor:
     """Return the loss of each row [n]: cross entropy, or squared error in the unit of the label."""
-    if is_classification:
+    if answers == "labels":
+        losses = F.binary_cross_entropy_with_logits(outputs.double(), labels, reduction="none")
+        return losses.mean(dim=1)
+    if answers == "class":
         return F.cross_entropy(outputs.double(), labels, reduction="none")
     return (outputs[:, 0] - labels).square()
 
 
-def target_of(value: Any, outputs: Sequence[str], is_classification: bool) -> int | None:
-    """Return the number of a class by its name, or by what YAML reads its name as: `yes` is true.
+def shown_of(outputs: Tensor, answers: Answers) -> Tensor:
+    """Return what outputs [n, outputs] are shown as: probabilities, or the numbers themselves."""
+    if answers == "labels":
+        return outputs.sigmoid()
+    return outputs.softmax(dim=1) if answers == "class" else outputs
+
+
+def target_of(value: Any, outputs: Sequence[str], answers: Answers) -> int | None:
+    """Return the number of a class or label by its name, or by what YAML reads its name as: `yes` is true.
 
     Raises:
         ConfigError: there is no such class, or a number is predicted.
     """
     if value is None:
         return None
-    if not is_classification:
+    if answers == "number":
         raise ConfigError(
             f"explain.target={value}: the model predicts the number '{outputs[0]}', no classes: leave it out"
         )
@@ -125,9 +139,10 @@ def target_of(value: Any, outputs: Sequence[str], is_classification: bool) -> in
         name for name in outputs if read(None, [f"name={name}"])["name"] is value
     ]
     if not found:
+        one, several = ("label", "labels") if answers == "labels" else ("class", "classes")
         raise ConfigError(
-            f"explain.target={value} is not a class of the model{nearest(str(value), outputs)}: "
-            f"the classes are {', '.join(outputs[:20])}{', ...' if len(outputs) > 20 else ''}"
+            f"explain.target={value} is not a {one} of the model{nearest(str(value), outputs)}: "
+            f"the {several} are {', '.join(outputs[:20])}{', ...' if len(outputs) > 20 else ''}"
         )
     return outputs.index(found[0])
 

@@ -2,17 +2,18 @@
 
 import copy
 import importlib
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from shoal.data.preprocessing import Transform
+from shoal.data.preprocessing import Column, Transform
 from shoal.data.tokenizer import PAD
 from shoal.errors import ModelError, UserError
 from shoal.explain.columns import columns_of, pixels_of
@@ -21,7 +22,11 @@ from shoal.models.call import call_model
 from shoal.tasks.outputs import logits_of
 
 Kind = Literal["table", "image", "text"]
-TASKS = ("classification", "image_classification", "regression", "sequence_classification")
+Answers = Literal[
+    "class", "labels", "number"
+]  # one of several classes, each of several labels or not, a number
+LABELS = "multilabel_classification"
+TASKS = ("classification", "image_classification", "regression", "sequence_classification", LABELS)
 LANGUAGE = ("causal_lm", "masked_lm")
 MEMORY_BYTES = 128 << 20  # that activations of the rows run at a time may hold
 MOST_AT_A_TIME = 4096
@@ -33,7 +38,8 @@ class Subject:
 
     Attributes:
         model: its weights take no gradients.
-        outputs: names of the classes, or of the label that is a number.
+        outputs: names of the classes or labels, or of the label that is a number.
+        answers: what the outputs are of.
         units: names of the columns, pixels or places of tokens.
         groups: [features], the unit of each feature of a row.
         baseline: [*shape of a row], what a feature is that is not there.
@@ -44,6 +50,7 @@ class Subject:
     kind: Kind
     model: nn.Module
     outputs: tuple[str, ...]
+    answers: Answers
     units: tuple[str, ...]
     groups: Tensor
     baseline: Tensor
@@ -55,10 +62,6 @@ class Subject:
         outputs = logits_of(call_model(self.model, inputs))
         outputs = outputs.reshape(len(inputs), -1)
         return outputs if self.scale == 1.0 else outputs * self.scale
-
-    @property
-    def is_classification(self) -> bool:
-        return len(self.outputs) > 1
 
     @cached_property
     def rows_at_a_time(self) -> int:
@@ -181,8 +184,8 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
     """
     transform = predictor.transform
     model = copy.deepcopy(predictor.model).requires_grad_(False).eval()
-    outputs: Any = tuple(map(str, transform.label.classes)) or (transform.label.name,)
-    scale = 1.0 if transform.label.classes else float(transform.label.std)
+    outputs, answers = outputs_of(predictor)
+    scale = float(transform.label.std) if answers == "number" else 1.0
     if transform.tokenizer is not None:
         places = transform.input_shape[0]
         names = tuple(f"token {place}" for place in range(places))
@@ -193,7 +196,9 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
                 f"the model has no torch.nn.Embedding of the {transform.vocabulary} token ids, whose vectors a text is "
                 "explained by: embed the tokens with one"
             )
-        return Subject("text", model, outputs, names, torch.arange(places), blank, embedding=embedding)
+        return Subject(
+            "text", model, outputs, answers, names, torch.arange(places), blank, embedding=embedding
+        )
     if not rows.is_floating_point():
         raise ModelError(
             "the model takes whole numbers, which have no gradients: models of decimal numbers, categories, images "
@@ -201,8 +206,28 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
         )
     baseline = rows.double().mean(dim=0).float()
     if len(transform.input_shape) == 1:
-        return Subject("table", model, outputs, *columns_of(transform), baseline, scale)
-    return Subject("image", model, outputs, *pixels_of(transform.input_shape), baseline, scale)
+        return Subject("table", model, outputs, answers, *columns_of(transform), baseline, scale)
+    return Subject("image", model, outputs, answers, *pixels_of(transform.input_shape), baseline, scale)
+
+
+def outputs_of(predictor: Predictor) -> tuple[tuple[str, ...], Answers]:
+    """Return the names of a model's outputs, and what they are of."""
+    label = predictor.transform.label
+    if predictor.task.name == LABELS:
+        return tuple(
+            name for column in predictor.transform.target_columns for name in names_of(column)
+        ), "labels"
+    if label.classes:
+        return tuple(map(str, label.classes)), "class"
+    return (label.name,), "number"
+
+
+def names_of(column: Column) -> list[str]:
+    """Return a name for each number of a column: its own, or with the place in an array."""
+    if not column.shape:
+        return [column.name]
+    places = itertools.product(*map(range, column.shape))
+    return [f"{column.name}[{', '.join(map(str, place))}]" for place in places]
 
 
 def check_kind(predictor: Predictor) -> None:
@@ -217,7 +242,7 @@ def check_kind(predictor: Predictor) -> None:
     if task not in TASKS:
         known = ", ".join((*TASKS, *LANGUAGE))
         raise ModelError(f"a model of task={task} is not explained: only those of {known} are")
-    if transform.target_columns:
+    if transform.target_columns and task != LABELS:
         raise ModelError(
             "a model that predicts several labels is not explained: train one model for each label"
         )

@@ -4,6 +4,7 @@
 - `columns`: each raw column as an input, and the part of the graph that makes features of it
 - `module`: the whole graph: raw columns in, predictions out
 - `tracing`: a graph recorded by torch, for any number of rows; or why it cannot be
+- `bare`: a model without its transform as ONNX, and joined with it again
 - `onnx_file`, `torch_file`, `weights_file`: one format each: written, checked, loaded
 - `torch_process`: the process that loads a file of torch.export
 - `comparison`: an exported model beside the model itself, on the same rows

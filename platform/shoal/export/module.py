@@ -54,10 +54,10 @@ class ModelWithTransform(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(predictor.model).eval()
         use_torch_linear(self.model)
-        self.inputs, self.features = _features_of(predictor.transform, self.model)
+        self.inputs, self.features = features_of(predictor.transform, self.model)
         with torch.no_grad():
             example = call_model(self.model, self.features(*example_inputs(self.inputs)))
-        self.outputs, self._answers = _answers_of(predictor, example)
+        self.outputs, self._answers = answers_of(predictor, example)
 
     def forward(self, *raw: Tensor) -> tuple[Tensor, ...]:
         """Map raw columns, as `inputs` says, to predictions, as `outputs` says."""
@@ -111,7 +111,12 @@ def arrays_of(block: Block, transform: Transform, inputs: Sequence[Input]) -> di
     }
 
 
-def _features_of(transform: Transform, model: nn.Module) -> Takes:
+def features_of(transform: Transform, model: nn.Module) -> Takes:
+    """Return what is passed, and what makes the model's inputs of it.
+
+    Raises:
+        ModelError: a function of the user's own makes them, in Python.
+    """
     if transform.collate is not None:
         raise ModelError(
             f"the model's inputs are made by data.collate='{transform.collate}', Python that no graph can hold: have "
@@ -214,7 +219,7 @@ class _Tree(nn.Module):
         return with_lengths(self._tree, inputs, lengths, self._taken) if lengths else inputs
 
 
-def _answers_of(predictor: Predictor, example: Any) -> Gives:
+def answers_of(predictor: Predictor, example: Any) -> Gives:
     """Return what is returned, and how it is made of what the model returned, e.g. of an example."""
     transform, task, label = predictor.transform, predictor.task, predictor.transform.label
     if is_language_model(transform):

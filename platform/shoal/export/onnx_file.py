@@ -16,12 +16,11 @@ from torch.export import ExportedProgram
 from shoal.errors import ModelError, UserError
 from shoal.export.interface import TEXT, Input, Output
 from shoal.export.tracing import quiet, reason
-from shoal.inference.artifact import check_file_format
+from shoal.inference.onnx_module import FILE, open_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INNER = "/graph/"  # begins the names of values inside
 LOOKUP, LOOKUP_OPSET = "ai.onnx.ml", 3
@@ -60,7 +59,7 @@ def write(
     Raises:
         ModelError: ONNX has no form of an operation of the model.
     """
-    names = _output_names(inputs, outputs)
+    names = output_names(inputs, outputs)
     try:
         with quiet():
             made = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -91,7 +90,7 @@ def write(
     )
 
 
-def _output_names(inputs: Sequence[Input], outputs: Sequence[Output]) -> list[str]:
+def output_names(inputs: Sequence[Input], outputs: Sequence[Output]) -> list[str]:
     """Return names that no column has."""
     columns, names = {one.name for one in inputs}, []
     for one in outputs:
@@ -185,21 +184,7 @@ class OnnxFile:
             UserError: a package is not installed.
         """
         check_installed()
-        import onnxruntime
-
-        check_file_format(folder / FILE)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()  # it does not heed OMP_NUM_THREADS
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # of threads that wait
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder / FILE), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # classes of its own, without a common base
-            raise ModelError(
-                f"'{folder / FILE}' does not load in ONNX Runtime ({reason(error)}): export the model again"
-            ) from error
+        self._session = open_session(folder / FILE)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs [rows, ...] in order."""

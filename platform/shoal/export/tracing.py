@@ -5,26 +5,28 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from shoal.errors import ModelError
-from shoal.export.interface import BATCH, TOKENS
-from shoal.export.module import ModelWithTransform, example_inputs
+from shoal.export.interface import BATCH, TOKENS, Input
+from shoal.export.module import example_inputs
 
 SHOAL = Path(__file__).resolve().parents[1]
 TORCH = Path(torch.__file__).resolve().parent
 WEIGHTS_ALONE = "export the weights alone with export.formats=safetensors"
 
 
-def trace(module: ModelWithTransform, context: int | None) -> ExportedProgram:
-    """Record what a model computes.
+def trace(module: nn.Module, inputs: Sequence[Input], context: int | None) -> ExportedProgram:
+    """Record what a module computes.
 
     Args:
+        inputs: that its forward takes, by place.
         context: the most tokens of a row; None: rows are no tokens.
 
     Raises:
@@ -34,9 +36,9 @@ def trace(module: ModelWithTransform, context: int | None) -> ExportedProgram:
     if context is not None:
         dims[TOKENS] = Dim(TOKENS, min=2, max=context)
     shapes = tuple(
-        {place: dims[size] for place, size in enumerate(one.shape) if size in dims} for one in module.inputs
+        {place: dims[size] for place, size in enumerate(one.shape) if size in dims} for one in inputs
     )
-    examples = example_inputs(module.inputs)
+    examples = example_inputs(inputs)
 
     def record(is_strict: bool) -> ExportedProgram:
         with quiet(), torch.no_grad():

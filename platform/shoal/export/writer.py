@@ -11,10 +11,13 @@ from typing import Any
 from shoal.data.sources.base import Block
 from shoal.export import folder as folders
 from shoal.export import onnx_file, torch_file, weights_file
+from shoal.export.bare import Written, write_joined
 from shoal.export.comparison import Compared, compare, model_answers
 from shoal.export.interface import Format, Interface
 from shoal.export.module import ModelWithTransform, arrays_of, columns_passed_as_features, is_language_model
 from shoal.export.tracing import trace
+from shoal.inference import onnx_module
+from shoal.inference.onnx_module import OnnxModule
 from shoal.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -58,16 +61,11 @@ class Writer:
         if name == "safetensors":
             self._written[name] = self._write_weights(folder)
             return
-        module, program = self._graph = self._graph or self._trace()
-        if name == "onnx":
-            inputs, outputs, opset = onnx_file.write(program, module.inputs, module.outputs, folder)
-        else:
-            torch_file.write(program, folder)
-            inputs, outputs, opset = module.inputs, module.outputs, {}
+        inputs, outputs, opset = self._write_graph(name, folder)
         transform = self.predictor.transform
         interface = Interface(
             format=name,
-            file=onnx_file.FILE if name == "onnx" else torch_file.FILE,
+            file=onnx_module.FILE if name == "onnx" else torch_file.FILE,
             task=self.predictor.task.name,
             inputs=inputs,
             outputs=outputs,
@@ -95,6 +93,16 @@ class Writer:
             one.check_golden()
         return found
 
+    def _write_graph(self, name: Format, folder: Path) -> Written:
+        """Write a graph of operations; return what it takes and returns, and its opset."""
+        if isinstance(self.predictor.model, OnnxModule):
+            return write_joined(self.predictor, folder)
+        module, program = self._graph = self._graph or self._trace()
+        if name == "onnx":
+            return onnx_file.write(program, module.inputs, module.outputs, folder)
+        torch_file.write(program, folder)
+        return module.inputs, module.outputs, {}
+
     def _trace(self) -> tuple[ModelWithTransform, Any]:
         transform = self.predictor.transform
         for column in columns_passed_as_features(transform):
@@ -104,7 +112,7 @@ class Writer:
                 column.width,
             )
         module = ModelWithTransform(self.predictor)
-        return module, trace(module, transform.input_shape[0] if transform.tokenizer else None)
+        return module, trace(module, module.inputs, transform.input_shape[0] if transform.tokenizer else None)
 
     def _write_weights(self, folder: Path) -> Compared:
         weights_file.write(self.source, folder)

@@ -3,18 +3,23 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from torch import nn
 
 from shoal.data.config import DataConfig
 from shoal.data.preprocessing import Transform
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.errors import ModelError
+from shoal.inference import onnx_module
+from shoal.inference.onnx_module import OnnxModule
 from shoal.models.config import ModelConfig
+from shoal.models.cpu_kernels import use_onednn
 from shoal.models.layer_sizes import resize
 from shoal.models.registry import build_model_for
+from shoal.models.weights import load_weights
 from shoal.tasks.objective import ObjectiveConfig
 from shoal.tasks.open_data import make_preprocessing_spec
 from shoal.tasks.registry import TaskName
@@ -30,6 +35,7 @@ class Description(BaseModel):
         seed: of the splits.
         objective: what was minimized, and what is measured.
         shapes: of the weights, by name, that are smaller than the model's builder makes them: it was pruned.
+        runtime: what computes the model: torch, from `model.safetensors`, or ONNX Runtime, from `model.onnx`.
     """
 
     model_config = ConfigDict(protected_namespaces=())
@@ -41,6 +47,7 @@ class Description(BaseModel):
     seed: int
     objective: ObjectiveConfig = ObjectiveConfig()
     shapes: dict[str, tuple[int, ...]] = {}
+    runtime: Literal["torch", "onnxruntime"] = "torch"
 
     @property
     def preprocessing(self) -> PreprocessingSpec:
@@ -90,6 +97,30 @@ class Description(BaseModel):
                 f"'{path}' is damaged ({reason}): restore the file from a copy, or train the model again with "
                 "if_exists=new"
             ) from None
+
+
+def load_model(folder: Path, find: Callable[[str, str], Callable[..., Any]]) -> tuple[Description, nn.Module]:
+    """Return the description in a folder, and the model with its weights, by whatever computes it.
+
+    Args:
+        find: returns the builder that `model.name` names.
+
+    Raises:
+        ModelError: a file is missing or damaged, or ONNX Runtime is not installed.
+    """
+    try:
+        description = Description.load(folder / DESCRIPTION)
+        if description.runtime == "onnxruntime":
+            return description, OnnxModule(folder / onnx_module.FILE)
+        weights = load_weights(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
+        ) from None
+    model = description.build(find(description.model.name, "model.name"))
+    model.load_state_dict(weights)
+    use_onednn(model)
+    return description, model
 
 
 def describe_model(

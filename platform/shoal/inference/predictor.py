@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from shoal.config import import_path, objects
@@ -34,17 +33,15 @@ from shoal.inference.artifact_code import (
     code_of_artifact,
     is_trusted_by_environment,
 )
-from shoal.inference.description import DESCRIPTION, WEIGHTS, Description
+from shoal.inference.description import DESCRIPTION, load_model
 from shoal.inference.detection import boxes_by_image, fingerprint_of
 from shoal.inference.generation import MASK_WORD, fill_in, stream_text, text_loss
 from shoal.inference.golden import Golden
 from shoal.inference.recordings import joined, transcripts, waves_of_block
 from shoal.inference.rows import TEXT, as_block, as_rows
 from shoal.models.call import call_model
-from shoal.models.cpu_kernels import use_onednn
 from shoal.models.inputs import blank_targets, view_of_rows
 from shoal.models.registry import find_builder
-from shoal.models.weights import load_weights
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
 from shoal.tasks.custom import Custom
@@ -135,27 +132,26 @@ class Predictor:
     def _load(cls, folder: Path, find: Find, find_code: Find) -> "Predictor":
         """Check the files, load them, and have the golden rows answered as when the model was saved."""
         digest = check_model(folder)
-        predictor = cls._build(*_read(folder), find, find_code)
+        predictor = cls._build(folder, find, find_code)
         predictor.digest, predictor.golden = digest, Golden.load(folder)
         if predictor.golden:
             predictor.golden.check(predictor.golden_answers, folder)
         return predictor
 
     @classmethod
-    def _build(
-        cls, description: Description, weights: dict[str, Tensor], find: Find, find_code: Find
-    ) -> "Predictor":
+    def _build(cls, folder: Path, find: Find, find_code: Find) -> "Predictor":
+        description, model = load_model(folder, find)
         transform, data, task = description.transform, description.data, description.task
-        builder = find(description.model.name, "model.name")
-        model = description.build(builder)
-        model.load_state_dict(weights)
-        use_onednn(model)
         objective = partial(
             use_objective, label=transform.label, is_weighted=transform.weight is not None, find=find_code
         )
         made = make_task(task, transform, data, description.seed)
         complete = partial(objective, made, description.objective)
         return cls(model, transform, made, description.preprocessing, complete, find_code)
+
+    def of_other_model(self, model: torch.nn.Module) -> "Predictor":
+        """Return another model for the same rows and task."""
+        return Predictor(model, self.transform, self.task, self.preprocessing, self._complete, self._find)
 
     def of_other_rows(self, transform: Transform, preprocessing: PreprocessingSpec) -> "Predictor":
         """Return the same model for rows whose label has another name."""
@@ -372,16 +368,6 @@ class Predictor:
             list(map(str, texts)),
             self.transform.input_shape[0],
         )
-
-
-def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
-    try:
-        weights = load_weights(folder / WEIGHTS)
-        return Description.load(folder / DESCRIPTION), weights
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"'{folder}' holds no Shoal model ({error}): name a folder that training wrote"
-        ) from None
 
 
 def weights_folder(model: str | Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shoal.errors import ModelError
 from shoal.inference.description import WEIGHTS
+from shoal.inference.onnx_module import FILE
 from shoal.inference.predictor import weights_folder
 from shoal.registry.client import connect
 from shoal.storage.records import Identity
@@ -37,7 +38,7 @@ def resolve_model(uri: str, tracking_uri: str, scratch: str) -> Path:
             f"run folder '{uri}' holds no model yet: let the run finish first (the same command resumes)"
         )
     found = weights_folder(folder.get_folder(MODEL, Path(tempfile.mkdtemp(dir=scratch)) / MODEL))
-    if not (found / WEIGHTS).is_file():
+    if not any((found / name).is_file() for name in (WEIGHTS, FILE)):
         raise ModelError(
             f"run folder '{uri}' holds a model without {WEIGHTS}: train it again with if_exists=new"
         )

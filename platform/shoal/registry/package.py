@@ -22,6 +22,7 @@ from shoal.inference import golden
 from shoal.inference.artifact import write_manifest
 from shoal.inference.artifact_code import LIBRARIES
 from shoal.inference.description import DESCRIPTION, Description
+from shoal.inference.onnx_module import OnnxModule
 from shoal.inference.predictor import Predictor
 from shoal.inference.rows import as_rows
 from shoal.models.huggingface_config import SCHEME
@@ -29,6 +30,7 @@ from shoal.tasks.objective import ObjectiveConfig
 from shoal.version import VERSION
 
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "PyYAML", "psutil")
+RUNTIME: tuple[str, ...] = ("onnx", "onnxruntime")  # of 8-bit integers
 EXAMPLE_ROWS = 5
 PACKAGE = '''"""Shoal as it was when the model was saved; its modules are in `shoal.zip`."""
 
@@ -79,7 +81,10 @@ def save_model(
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name)}"
                 for name in _requirements(
-                    model_name, objective, takes_recordings=predictor.transform.audio is not None
+                    model_name,
+                    objective,
+                    takes_recordings=predictor.transform.audio is not None,
+                    runs_onnx=isinstance(predictor.model, OnnxModule),
                 )
             ],
         )
@@ -136,9 +141,10 @@ def _widest(kind: Any) -> Any:
 
 
 def _requirements(
-    model_name: str, objective: ObjectiveConfig, takes_recordings: bool = False
+    model_name: str, objective: ObjectiveConfig, takes_recordings: bool = False, runs_onnx: bool = False
 ) -> tuple[str, ...]:
-    needed = ("transformers",) if model_name.startswith(SCHEME) else ()
+    builds = ("transformers",) if model_name.startswith(SCHEME) else ()
+    needed = RUNTIME if runs_onnx else builds
     decodes = ("scipy", "soundfile") if takes_recordings else ()
     return (*REQUIREMENTS, *needed, *decodes, *(("torchmetrics",) if objective.metrics else ()))
 

@@ -1242,11 +1242,10 @@ class CompressedVariant(Part):
         original, variant: as measured, by the same runtime.
         flips: share of rows whose predicted class is another one; null where there are no classes.
         attribution_agreement: rank correlation of gradient x input with the original's, over some rows; null where
-            there are no gradients, as of an export.
+            there are no gradients, as of 8-bit integers.
         steps: of fine-tuning.
         isa: what the CPU that it was measured on has for 8-bit products: `avx512_vnni`, `avx_vnni` or `none`.
         file: of its weights, below its run folder.
-        is_export: whether it is an export, and no model that Shoal loads and registers.
         rejected: what speaks against it, so that it is not registered; null: nothing.
         run_folder: of the variant's own run.
     """
@@ -1258,7 +1257,6 @@ class CompressedVariant(Part):
     steps: int
     isa: str
     file: str
-    is_export: bool
     rejected: str | None
     run_folder: str
     attribution_agreement: float | None = None

@@ -84,6 +84,4 @@ def _outcome(name: str, one: CompressedVariant, result: CompressionResult, regis
         return f"not registered: {misses}"
     if result.fits is not None and name != result.picked:
         return f"not registered: it fits, and {result.picked} is better"
-    if one.is_export:
-        return "good enough; an export is not registered: versions are models that Shoal loads"
     return f"registered as {registered}" if registered else "good enough for track.registered_model_name=NAME"

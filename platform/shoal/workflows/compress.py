@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,12 @@ from shoal.export import onnx_file
 from shoal.inference.description import DESCRIPTION, Description
 from shoal.inference.evaluation import split_blocks
 from shoal.inference.held_out import open_rows
+from shoal.inference.onnx_module import check_is_torch
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import unused_folders
 from shoal.storage.records import CompressedVariant, CompressionResult, VariantState
-from shoal.storage.run_folder import CHECKPOINTS, EXPORTS, MODEL, MODEL_CARD, RunFolder
+from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, RunFolder
 from shoal.workflows.compression_runs import Subject, log_compression
 
 logger = logging.getLogger(__name__)
@@ -56,14 +57,14 @@ def compress(
         DivergedError: fine-tuning did.
     """
     _check_packages(config.compress)
-    with tempfile.TemporaryDirectory(prefix="shoal-compress-") as scratch, ExitStack() as closing:
+    with tempfile.TemporaryDirectory(prefix="shoal-compress-") as scratch:
         source = resolve_model(uri, tracking_uri, scratch)
         predictor = Predictor.load(source, trust_code=config.trust_code)
         description = Description.load(source / DESCRIPTION)
         rows = _held_out(predictor, config.trust_code)
         _check_model(predictor, description, config.compress, rows)
         subject = Subject(uri, name, description.model.name, predictor, rows)
-        maker = Maker(SavedModel(predictor, source), uri, rows, Path(scratch) / "variants", closing)
+        maker = Maker(SavedModel(predictor, source), rows, Path(scratch) / "variants")
         variants = dict(variants_of(maker, subject, config, listen))
     return log_compression(subject, config, tracking_uri, variants)
 
@@ -80,6 +81,7 @@ def _check_model(
 ) -> None:
     """Refuse a model that cannot be compressed as it is asked for, before anything is made."""
     name = description.model.name
+    check_is_torch(predictor.model, "is not compressed again")
     if predictor.task.takes_boxes:
         raise ModelError(
             f"a model of task={predictor.task.name} is not compressed: its outputs are maps of cells, which agreement "
@@ -238,7 +240,6 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig, folder: RunFol
         steps=one.steps,
         isa=measure.isa(),
         file=one.file,
-        is_export=one.saved is None,
         rejected="; ".join(filter(None, reasons)) or None,
         run_folder=folder.uri,
     )
@@ -248,8 +249,7 @@ def _keep(one: Variant, subject: Subject, config: CompressConfig, folder: RunFol
 
 
 def _put(one: Variant, folder: RunFolder) -> None:
-    where, last = (MODEL, MODEL_CARD) if one.saved else (EXPORTS, None)
-    folder.delete(where)  # of a job that was killed before the variant was measured
-    with folder.scratch(where) as scratch:
-        shutil.copytree(one.folder, scratch / where)
-        folder.put_folder(scratch / where, where, last)
+    folder.delete(MODEL)  # of a job that was killed before the variant was measured
+    with folder.scratch(MODEL) as scratch:
+        shutil.copytree(one.folder, scratch / MODEL)
+        folder.put_folder(scratch / MODEL, MODEL, MODEL_CARD)

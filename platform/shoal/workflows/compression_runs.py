@@ -119,7 +119,7 @@ def _of_variant(
     tags |= {"shoal.rejected": variant.rejected} if variant.rejected else {}
     name = config.track.registered_model_name
     identity = {}
-    if name and is_good and not variant.is_export:
+    if name and is_good:
         identity = {
             "registered_model_name": name,
             "verified": _verify(subject, RunFolder(variant.run_folder)),

@@ -19,6 +19,7 @@ from shoal.explain.rows import Features, answer, choose, read_features, target_o
 from shoal.explain.subject import check_installed, check_kind, make_subject, writes_text
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.held_out import open_rows, splits_to_try
+from shoal.inference.onnx_module import check_is_torch
 from shoal.inference.predictor import Predictor
 from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import JobResult, job_dataset, log_job_result, unused_folder
@@ -44,7 +45,7 @@ class ExplainOptions(Section):
     )
     target: str | int | float | bool | None = Field(
         None,
-        description="the class whose logit is explained; null: the one that the model predicts for each row",
+        description="the class or label whose logit is explained; null: the likeliest one of each row",
     )
     rows: tuple[int, ...] = Field(
         (), description="numbers of rows to explain one by one, from 0 in the order in which they are read"
@@ -125,6 +126,7 @@ def explain(uri: str, name: str, config: ExplainConfig, tracking_uri: str) -> Ex
     with tempfile.TemporaryDirectory(prefix="shoal-explain-") as downloads:
         source = resolve_model(uri, tracking_uri, downloads)
         predictor = Predictor.load(source, trust_code=config.trust_code)
+        check_is_torch(predictor.model, "is not explained")
         check_kind(predictor)
         _check_options(predictor, config.explain)
         held_out = read_again(lambda: _held_out(predictor, config))
@@ -173,7 +175,7 @@ def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
 
 def _explain(predictor: Predictor, features: Features, options: ExplainOptions) -> Found:
     subject = make_subject(predictor, features.inputs)
-    target = target_of(options.target, subject.outputs, subject.is_classification)
+    target = target_of(options.target, subject.outputs, subject.answers)
     rows = answer(subject, features, target)
     chosen = choose(options.rows, options.worst, options.random, rows.losses, options.seed)
     found = explain_rows(subject, predictor.transform, rows, options.method, chosen, options.seed)

@@ -18,9 +18,11 @@ from shoal.export import onnx_file, torch_file
 from shoal.export.comparison import BATCHES, ROWS, TOLERANCE
 from shoal.export.interface import Format
 from shoal.export.writer import Writer
+from shoal.inference import onnx_module
 from shoal.inference.description import WEIGHTS
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.held_out import open_rows, splits_to_try
+from shoal.inference.onnx_module import OnnxModule
 from shoal.inference.predictor import Predictor
 from shoal.inference.rows import as_block
 from shoal.registry.model_uri import resolve_model
@@ -100,6 +102,11 @@ def export(uri: str, name: str, config: ExportConfig, tracking_uri: str) -> Expo
     with tempfile.TemporaryDirectory(prefix="shoal-export-") as downloads:
         source = resolve_model(uri, tracking_uri, downloads)
         predictor = Predictor.load(source, trust_code=config.trust_code)
+        if isinstance(predictor.model, OnnxModule) and config.export.formats != ("onnx",):
+            raise ModelError(
+                f"export.formats={','.join(config.export.formats)}: ONNX Runtime computes a model of 8-bit integers, "
+                "which has no other form: set export.formats=onnx"
+            )
         rows = _rows(predictor, config)
         folder = unused_folder(config.storage_path, config.experiment_name, name)
         with folder.scratch(EXPORTS) as scratch:
@@ -150,9 +157,9 @@ def _some(blocks: Callable[[], Iterator[Block]]) -> Iterator[Block]:
 
 def _file(folder: Path, difference: float) -> ExportedFile:
     opset = None
-    if (folder / onnx_file.FILE).is_file():
+    if (folder / onnx_module.FILE).is_file():
         opset = folders.read_interface(folder).opset
-    names = [onnx_file.FILE, torch_file.FILE, WEIGHTS]
+    names = [onnx_module.FILE, torch_file.FILE, WEIGHTS]
     return ExportedFile(
         file=f"{EXPORTS}/{folder.name}/{next(name for name in names if (folder / name).is_file())}",
         bytes=sum(path.stat().st_size for path in folder.iterdir()),

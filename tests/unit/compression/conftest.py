@@ -1,6 +1,5 @@
 """A small model of each kind, with weights as they are drawn, as a saved model's files; and its held-out rows."""
 
-from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
@@ -28,8 +27,6 @@ from shoal.training.optimizer import OptimConfig
 def subject(tmp_path):
     """Make one: its predictor, its maker of variants, its held-out rows."""
 
-    closing = ExitStack()
-
     def make(source, task="classification", name="mlp", settings=None, **data):
         config = DataConfig(source=source, global_batch_size=8, test_fraction=0.3, **data)
         opened = open_data(config, task, 0)
@@ -43,7 +40,7 @@ def subject(tmp_path):
         (folder / DESCRIPTION).write_text(describe_model(about, info.transform, task, config, 0))
         saved = SavedModel(Predictor.load_own(folder), folder)
         rows = HeldOut(opened, partial(split_blocks, opened, spec, TEST), TEST)
-        maker = Maker(saved, "the model", rows, tmp_path / "variants", closing)
+        maker = Maker(saved, rows, tmp_path / "variants")
         numbers = count()
 
         def tuning(epochs=1):
@@ -62,11 +59,9 @@ def subject(tmp_path):
             maker=maker,
             tuning=tuning,
             pruned=pruned,
-            closing=closing,
         )
 
-    with closing:
-        yield make
+    return make
 
 
 @pytest.fixture

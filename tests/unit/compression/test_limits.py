@@ -27,7 +27,6 @@ def variant(accuracy, size, ms, rejected=None):
         steps=0,
         isa="none",
         file="",
-        is_export=False,
         rejected=rejected,
         run_folder="",
     )

@@ -9,7 +9,10 @@ import torch
 from shoal.compression import gate, int8, magnitude, measure
 from shoal.errors import ModelError
 from shoal.export import folder as folders
+from shoal.export.module import arrays_of
+from shoal.export.writer import Writer
 from shoal.inference.predictor import Predictor
+from shoal.inference.rows import as_rows
 from shoal.storage.records import LatencyRecord, MeasuredModel
 
 
@@ -105,8 +108,31 @@ def test_int8_of_linear_layers_answers_nearly_the_same(subject, tmp_path, task):
     assert variant.metrics["loss"] == pytest.approx(original.metrics["loss"], rel=0.05)
     assert variant.metrics["loss"] != original.metrics["loss"]
     assert (flips is None) == (task != "classification")
-    loaded = folders.load(made.folder / int8.FOLDER)  # whose golden rows are answered as it answers
-    assert loaded.interface.opset["ai.onnx"] >= 11
+    assert_used_as_any_model(one, made, tmp_path)
+
+
+def assert_used_as_any_model(one, made, tmp_path):
+    """It predicts the same by pyfunc, by ONNX Runtime from raw columns, and as it was measured."""
+    from mlflow import pyfunc
+
+    rows = one.rows.some
+    predictor = Predictor.load(made.saved.folder)
+    assert predictor.golden is not None
+    assert made.weights.read_bytes() == (made.folder / "data" / "weights" / "model.onnx").read_bytes()
+    expected = predictor.answers(rows)
+    raw = as_rows(rows, predictor.transform)
+    found = pyfunc.load_model(str(made.folder)).predict(raw)
+    for name, values in expected.items():
+        np.testing.assert_allclose(np.stack(found[name]), np.stack(list(values)), rtol=1e-6)
+    with Writer(predictor, made.saved.folder, tmp_path / "export", "it", rows) as writer:
+        writer.write("onnx")
+        writer.compare(one.rows.blocks())
+    exported = folders.load(tmp_path / "export" / "onnx")  # whose golden rows are answered as it answers
+    assert exported.interface.opset["ai.onnx"] >= 11
+    arrays = arrays_of(rows, predictor.transform, exported.interface.inputs)
+    answers = dict(zip(expected, exported.run(arrays), strict=True))
+    for name, values in expected.items():
+        np.testing.assert_allclose(answers[name], np.stack(list(values)), rtol=1e-5, atol=1e-6)
 
 
 def measured_by_torch(one):
@@ -115,13 +141,14 @@ def measured_by_torch(one):
     return evaluate_on_blocks(one.predictor, one.rows.blocks()).results()
 
 
-def test_int8_of_convolutions_is_calibrated_on_training_rows(subject, images):
+def test_int8_of_convolutions_is_calibrated_on_training_rows(subject, images, tmp_path):
     one = subject(images, name="resnet", settings={"width": 16, "depth": 8}, label="y")
     made = one.maker.as_int8(one.saved)
     original, variant, *_ = made.measure(one.rows)
     assert "static" in made.method
     assert variant.bytes < 0.6 * original.bytes
     assert variant.metrics["loss"] == pytest.approx(original.metrics["loss"], rel=0.1)
+    assert_used_as_any_model(one, made, tmp_path)
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,10 @@ from shoal.explain import checks
 from shoal.explain.attribution import METHODS, MOST_STEPS, STEPS, TOLERANCE, attribute, attribute_once
 from shoal.explain.pictures import draw
 from shoal.explain.subject import Subject, make_subject
+from shoal.inference.evaluation import split_blocks
+from shoal.inference.predictor import Predictor
+from shoal.tasks.open_data import reopen_source
+from trained_model import train
 
 PLANTED = {"x3", "x11", "color"}
 
@@ -36,6 +41,38 @@ def test_planted_columns_are_found_and_all_checks_pass(trained, explained, label
     # The intervals of columns that decide nothing hold 0, or nearly.
     noise = [one for one in explanation.importance if one.name not in PLANTED]
     assert max(one.permutation_low for one in noise) < 0.01 * explanation.importance[0].permutation
+
+
+def test_each_label_of_several_is_explained_by_its_own_columns(explained, tmp_path):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(900, 12)).astype(np.float32)
+    frame = pd.DataFrame({f"x{number}": x[:, number] for number in range(12)})
+    frame["tall"] = (x[:, 2] - x[:, 7] > 0).astype(int)
+    frame["red"] = (x[:, 9] + x[:, 4] > 0.5).astype(int)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    labels = ["tall", "red"]
+    train(tmp_path, f"csv:{tmp_path}/rows.csv", "multilabel_classification", steps=150, label=labels)
+    predictor = Predictor.load_own(tmp_path / "weights")
+    for target, planted in enumerate(({"x2", "x7"}, {"x9", "x4"})):
+        explanation = explained(predictor, target=target)
+        assert failed(explanation) == set()
+        assert {one.name for one in explanation.importance[:2]} == planted
+        assert {one.record.target for one in explanation.local} == {labels[target]}
+        row = explanation.local[0].record
+        expected = [name for name in labels if frame_of_row(predictor, row.row)[name]]
+        assert row.label == (", ".join(expected) or "none")
+    random = explained(predictor, target=0, model=rows_of_other_weights(explanation.subject))
+    assert "learned" in failed(random)
+
+
+def frame_of_row(predictor, number):
+    source = reopen_source(predictor.preprocessing, predictor.task.name)
+    block = next(split_blocks(source, predictor.preprocessing, "test"))
+    return {name: values[number] for name, values in block.items()}
+
+
+def rows_of_other_weights(subject):
+    return subject.with_redrawn_weights(1).model
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,7 +134,7 @@ class Stairs(nn.Module):
 
 def subject_of(model, features, outputs=("a", "b")):
     names = tuple(f"x{number}" for number in range(features))
-    return Subject("table", model, outputs, names, torch.arange(features), torch.zeros(features))
+    return Subject("table", model, outputs, "class", names, torch.arange(features), torch.zeros(features))
 
 
 def test_attributions_that_do_not_sum_to_the_output_are_reported():

@@ -29,7 +29,6 @@ def variant(accuracy, size, rejected=None):
         steps=1,
         isa="none",
         file="",
-        is_export=False,
         rejected=rejected,
         run_folder="runs/v",
         attribution_agreement=0.876,
