@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from shoal.data.audio import MAX_RATE, AudioFormat, as_16_bits, outputs_of
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
-from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source
 from shoal.data.sources.recordings import Recording
 from shoal.data.sources.strings import Compose, Held, composed
 from shoal.data.tokenizer import Ids, Tokenizer
@@ -91,6 +91,7 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         DataError: recordings cannot be used, or none is left.
     """
     bad: Bad = []
+    recordings = _held(recordings)
     rate = options.trained.rate if options.trained else options.rate or _lowest_rate(recordings)
     usable = _decoded(recordings, rate, options, bad)
     if options.compose:
@@ -114,6 +115,19 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         parts_of_items={AUDIO: AUDIO, options.label: options.label},
         audio=form,
     )
+
+
+def _held(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return recordings decoded, since each is heard several times, or as they are where that takes much memory."""
+    found, room = list(recordings), IN_DRIVER_BYTES
+    for number, one in enumerate(recordings):
+        with contextlib.suppress(ValueError):  # said where it is decoded again
+            wave, rate = one.sound.decoded()
+            found[number] = Recording(Held(one.sound.name, rate, wave), one.text, one.split, one.speaker)
+            room -= wave.nbytes
+        if room < 0:
+            return list(recordings)
+    return found
 
 
 def _lowest_rate(recordings: Sequence[Recording]) -> int:
@@ -140,6 +154,8 @@ def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions,
         elif not one.text:
             bad.append((name, "it has no text"))
         else:
+            if isinstance(one.sound, Held) and one.sound.own_rate != rate:
+                one = replace(one, sound=Held(name, rate, wave))
             found.append(Usable.of(one, split, wave))
     return found
 
