@@ -197,6 +197,11 @@ def place_of_sums(device: torch.device) -> torch.device:
     return device if has_float64(device) else CPU_DEVICE
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the host where its device has none."""
+    return tensor.to(place_of_sums(tensor.device)).double()
+
+
 def names() -> list[str]:
     """Return the names of the devices that this process sees, besides CPUs."""
     if torch.cuda.is_available():

@@ -9,7 +9,7 @@ import pytest
 from running import ROOT, Place, Trace, assert_close, assert_equal
 
 CONFIGS = ROOT / "jobs" / "configs"
-REHEARSED = ROOT / "tests" / "rehearsed"  # holds a torch_npu whose device is in the host's memory
+EMULATED = ROOT / "tests" / "emulated"  # holds a torch_npu whose device is in the host's memory
 HERE = ("scale.num_workers=0", "run_name=run")
 TRAININGS = {
     "digits": ("digits", "train.max_steps=60", "train.evaluate_every_steps=20"),
@@ -29,8 +29,8 @@ pytestmark = [
 def device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a job that may use the device."""
     before = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(REHEARSED), *([before] if before else [])])
-    return {"PYTHONPATH": path, "REHEARSED_BUILD": str(tmp_path_factory.mktemp("device"))}
+    path = os.pathsep.join([str(EMULATED), *([before] if before else [])])
+    return {"PYTHONPATH": path, "EMULATED_BUILD": str(tmp_path_factory.mktemp("device"))}
 
 
 @pytest.mark.parametrize("has_float64", ["1", "0"])
@@ -42,7 +42,7 @@ def test_the_losses_are_those_of_the_cpu(
     arguments = (str(CONFIGS / f"{config}.yaml"), *settings, *HERE)
     place.train(*arguments, "experiment_name=cpu", "scale.accelerator=cpu")
     result = place.train(
-        *arguments, "experiment_name=npu", "scale.accelerator=npu", **device, REHEARSED_FLOAT64=has_float64
+        *arguments, "experiment_name=npu", "scale.accelerator=npu", **device, EMULATED_FLOAT64=has_float64
     )
     assert result["device"] == "npu:0"
     assert result["is_verified"]

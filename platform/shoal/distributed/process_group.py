@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shoal.devices import fork_rng, place_of_sums
+from shoal.devices import fork_rng, wide
 from shoal.distributed.gradient_sum import EachParameter, SummedAfterBackward, drop_unused, sum_shared
 from shoal.distributed.shm_allreduce import SharedMemory
 
@@ -225,7 +225,7 @@ class ProcessGroup:
         with torch.no_grad():
             for buffer in buffers:
                 # float64 holds every float32 and every whole number that buffers count to.
-                mine = buffer.to(place_of_sums(self._device)).double()
+                mine = wide(buffer)
                 mine = mine if self.rank == 0 else torch.zeros_like(mine)
                 buffer.copy_(self.all_reduce(mine.contiguous()))
 

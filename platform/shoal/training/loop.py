@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 from shoal.data.loader import Batch, Shard
 from shoal.data.sampler import VALIDATION
 from shoal.data.tree import clone, first_tensor
-from shoal.devices import place_of_sums
+from shoal.devices import wide
 from shoal.distributed.process_group import Collective
 from shoal.errors import DivergedError
 from shoal.models.call import call_model
@@ -310,12 +310,10 @@ class PendingLosses:
             DivergedError: one of the losses is not finite.
         """
         with self._clock.on("tracking"):
-            losses = torch.stack([loss for loss, _, _ in self._waiting])
-            losses = losses.to(place_of_sums(losses.device)).double()
+            losses = wide(torch.stack([loss for loss, _, _ in self._waiting]))
             flags = torch.tensor(self._control_flags(), dtype=torch.float64, device=losses.device)
-            *sums, stop, save, interval = self._loop.collective.all_reduce(
-                torch.cat([losses, flags])
-            ).tolist()
+            agreed = torch.cat([losses, flags])
+            *sums, stop, save, interval = self._loop.collective.all_reduce(agreed).tolist()
             self._log(progress.step - len(sums) + 1, sums)
             self._waiting.clear()
             self._due = progress.step + int(interval)

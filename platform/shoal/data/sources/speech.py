@@ -8,6 +8,7 @@ they are listed and of models.
 import contextlib
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,7 +93,8 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
     """
     bad: Bad = []
     recordings = _held(recordings)
-    rate = options.trained.rate if options.trained else options.rate or _lowest_rate(recordings)
+    rates = _rates(recordings)
+    rate = options.trained.rate if options.trained else options.rate or min((MAX_RATE, *rates))
     usable = _decoded(recordings, rate, options, bad)
     if options.compose:
         usable = _strung(usable, rate, options.compose)
@@ -111,7 +113,7 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         nbytes=sum(row.samples for rows in by_split.values() for row in rows) * 2,
         is_ready=True,
         digest=_digest(by_split, form),
-        notes=(f"{_described(bad)}: left out",) if bad else (),
+        notes=(*_rate_notes(rates, rate), *((f"{_described(bad)}: left out",) if bad else ())),
         parts_of_items={AUDIO: AUDIO, options.label: options.label},
         audio=form,
     )
@@ -130,13 +132,21 @@ def _held(recordings: Sequence[Recording]) -> list[Recording]:
     return found
 
 
-def _lowest_rate(recordings: Sequence[Recording]) -> int:
-    """Return the lowest rate of the recordings, which the others hold as well; those that do not open are skipped."""
-    found = [MAX_RATE]
+def _rates(recordings: Sequence[Recording]) -> Counter[int]:
+    """Count recordings by their own rates; those that do not open are left out."""
+    found: Counter[int] = Counter()
     for one in recordings:
         with contextlib.suppress(ValueError):
-            found.append(one.sound.rate())
-    return min(found)
+            found[one.sound.rate()] += 1
+    return found
+
+
+def _rate_notes(rates: Counter[int], rate: int) -> tuple[str, ...]:
+    """Return a line on recordings of several rates."""
+    if len(rates) < 2:
+        return ()
+    counted = ", ".join(f"{number} at {own} Hz" for own, number in sorted(rates.items()))
+    return (f"recordings of several rates ({counted}) are brought to {rate} Hz",)
 
 
 def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions, bad: Bad) -> list[Usable]:

@@ -1,7 +1,7 @@
 """Stands in for Huawei's torch_npu where there is no NPU: a device of that name in the host's memory (`device.cpp`).
 
 Importing it makes torch know `npu`, as importing the real package does. It needs a C++ compiler; the library that it
-makes is kept in the folder that REHEARSED_BUILD names.
+makes is kept in the folder that EMULATED_BUILD names.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("device.cpp")
 
 def _library() -> Path:
     """Compile the device, once for all processes."""
-    folder = Path(os.environ["REHEARSED_BUILD"])
+    folder = Path(os.environ["EMULATED_BUILD"])
     library = folder / "device.so"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -62,7 +62,7 @@ class _Device(ModuleType):
         pass
 
     def get_device_name(self, device: object = None) -> str:
-        return "Rehearsed NPU"
+        return "Emulated NPU"
 
     def get_rng_state(self, device: object = None) -> torch.Tensor:
         return self.generator.get_state()

@@ -1,6 +1,6 @@
 // A device in the host's memory, on the dispatch key that torch keeps for devices it does not know. Every operation is
 // the CPU's, after a copy to it and before a copy back, so that what is not moved to the device raises, and what is has
-// the CPU's numbers. With REHEARSED_FLOAT64=0 it has no float64, as Apple's GPUs.
+// the CPU's numbers. With EMULATED_FLOAT64=0 it has no float64, as Apple's GPUs.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Tensor.h>
@@ -104,7 +104,7 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 const bool are_hooks_known = (at::RegisterPrivateUse1HooksInterface(new Hooks), true);
 
 c10::ScalarType checked(std::optional<c10::ScalarType> type) {
-  static const char* setting = std::getenv("REHEARSED_FLOAT64");
+  static const char* setting = std::getenv("EMULATED_FLOAT64");
   auto chosen = c10::dtype_or_default(type);
   TORCH_CHECK_TYPE(
       chosen != c10::ScalarType::Double || !setting || std::strcmp(setting, "0") != 0,
