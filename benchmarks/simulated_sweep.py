@@ -22,6 +22,7 @@ from shoal.cluster.dataset_cache import CachedDataset, DatasetCache
 from shoal.cluster.shard_store import ShardRefs
 from shoal.cluster.trial_actor import TrialEnded, TrialReport, TrialSpec, TrialStarted
 from shoal.data.dataset_info import DatasetInfo
+from shoal.devices import CPU
 from shoal.runs.validate import RunPlan
 from shoal.storage.records import Metadata, ModelRecord, Outcome, Progress
 from shoal.storage.run_folder import RunFolder
@@ -195,7 +196,7 @@ def simulate(
         datasets,
         Journal(run_folder, 1),
         attempt=1,
-        use_gpu=False,
+        kind=CPU,
         listen=listen,
     )
     loop.run()

@@ -21,6 +21,7 @@ PACKAGES = [
     "errors",
     "version",
     "processes",
+    "devices",
     "config",
     "storage",
     "distributed",
@@ -183,3 +184,8 @@ def test_importing_a_module_has_no_effect(name):
         and not ast.unparse(node).startswith("Loader.add_implicit_resolver")  # on the module's own class
     ]
     assert effects == []
+
+
+def test_only_devices_names_a_kind_of_device_of_torch():
+    named = {name for name, path in MODULES.items() if "torch.cuda" in path.read_text()}
+    assert named == {"shoal.devices"}

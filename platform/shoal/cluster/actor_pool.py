@@ -41,6 +41,7 @@ class ActorPool(Generic[Key]):
 
     def __init__(self, size: int, resources: dict[str, float]) -> None:
         options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+        options["resources"] = {name: n for name, n in resources.items() if name not in ("CPU", "GPU")}
         if (
             not resources
         ):  # it leads workers, and lives where the driver does: the loss of a host is that of workers alone

@@ -70,7 +70,7 @@ def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> int:
 
 def _amounts(needs: Mapping[str, float], missing: int, there: int, workers: int) -> str:
     """E.g. 1 CPU (1 of 2 there)."""
-    name = "GPU" if needs.get("GPU") else "CPU"
+    name = next((name for name, amount in needs.items() if amount and name != "CPU"), "CPU")
     each = needs[name]
     return f"{missing * each:g} {name} ({there * each:g} of {workers * each:g} there)"
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from shoal.cluster.ray_private import (
     START_TIMED_OUT,
     TRAIN_ENV,
@@ -18,6 +20,7 @@ from shoal.cluster.ray_private import (
     listening_on_loopback,
     silence_raylet,
 )
+from shoal.devices import CPU, Kind, assigned_device, find_in_cluster, load
 from shoal.errors import ConfigError, Interrupted
 from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
@@ -32,8 +35,8 @@ QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 logger = logging.getLogger(__name__)
 
 
-def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
-    """Join or start a cluster; return whether each worker gets a GPU.
+def connect(scale: ScaleConfig, spare_cpus: int) -> Kind:
+    """Join or start a cluster; return the kind of device that each worker gets.
 
     Args:
         spare_cpus: CPUs that Ray Data needs besides the workers; a cluster started here has them in addition.
@@ -43,10 +46,11 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> bool:
     """
     is_own = join(spare_cpus)
     has = resources()
-    cpus, gpus = has.get("CPU", 0.0), int(has.get("GPU", 0))
+    kind = find_in_cluster(scale.accelerator)
+    there = int(has.get(kind.resource, 0)) if kind.resource else 0
     spare = 0 if is_own else spare_cpus
-    check_resources(scale, cpus - spare, gpus, "the cluster", spare)
-    return bool(scale.use_gpu and gpus >= scale.num_workers)
+    check_resources(scale, has.get("CPU", 0.0) - spare, there, "the cluster", spare, kind.resource)
+    return kind if scale.use_gpu and there >= scale.num_workers else CPU
 
 
 def join(spare_cpus: int = 0) -> bool:
@@ -203,6 +207,19 @@ def disconnect() -> None:
     if _OPENED:
         _OPENED.clear()
         ray.shutdown()
+
+
+def own_device(kind: Kind) -> torch.device:
+    """Return the device that Ray assigned to this process.
+
+    Raises:
+        ConfigError: torch does not know such devices here.
+    """
+    import ray
+
+    load(kind)
+    ids = ray.get_runtime_context().get_accelerator_ids().get(kind.resource or "", [])
+    return assigned_device(kind, ids)
 
 
 def object_store_bytes() -> int:

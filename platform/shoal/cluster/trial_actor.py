@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
-import torch
 
+from shoal.cluster.session import own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.worker_failure import load_error
 from shoal.cluster.worker_group import WorkerGroup
+from shoal.devices import Kind
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, Interrupted, LeaseLostError
 from shoal.processes import lossy_streams
@@ -43,7 +44,7 @@ class TrialSpec:
     worker: WorkerSpec
     shard_refs: ShardRefs
     waits_for_decision: bool  # whether training waits at each report for the driver's decision
-    use_gpu: bool
+    kind: Kind  # of the device that each worker has
     is_distributed: bool
 
 
@@ -136,9 +137,9 @@ class TrialActor:
         worker = replace(spec.worker, flops_per_sample=write_metadata(spec.worker, folder))
         if spec.is_distributed:
             decide: DecideFn = _RemoteDecide(ray.get_runtime_context().current_actor)
-            WorkerGroup(worker.config.scale, spec.use_gpu, spec.shard_refs).train(worker, folder, decide)
+            WorkerGroup(worker.config.scale, spec.kind, spec.shard_refs).train(worker, folder, decide)
         else:
-            device = torch.device("cuda:0" if spec.use_gpu else "cpu")
+            device = own_device(spec.kind)
             shard = make_shard(worker, spec.shard_refs, rank=0, size=1, device=device)
             run_worker(worker, shard, SingleProcess(), device, self.report, watches_system=False)
         outcome = folder.load(Outcome)

@@ -12,10 +12,11 @@ import torch
 
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
-from shoal.cluster.session import GONE_PATIENCE_S, RayWatch
+from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.status_board import speaking
 from shoal.cluster.worker_failure import error_of, is_peer_error, load_error
+from shoal.devices import Kind
 from shoal.distributed.parallelism import make_group
 from shoal.distributed.shm_allreduce import COLLECTIVE_TIMEOUT_S
 from shoal.errors import Interrupted, StorageError
@@ -42,7 +43,7 @@ class WorkerGroup:
     def __init__(
         self,
         scale: ScaleConfig,
-        use_gpu: bool,
+        kind: Kind,
         shard_refs: ShardRefs,
         command: str | None = None,
         timeline: Timeline | None = None,
@@ -50,10 +51,11 @@ class WorkerGroup:
         """Take what the workers need.
 
         Args:
+            kind: of the device that each has.
             command: that a person gives to go on after a failure.
             timeline: of a run; a trial has none.
         """
-        self._scale, self._use_gpu, self._shard_refs = scale, use_gpu, shard_refs
+        self._scale, self._kind, self._shard_refs = scale, kind, shard_refs
         self._command, self._timeline = command, timeline
 
     def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
@@ -92,7 +94,7 @@ class WorkerGroup:
     @property
     def _needs(self) -> dict[str, float]:
         """What each worker asks of a node, by Ray's names."""
-        return {"CPU": self._scale.cpus_per_worker} | ({"GPU": 1} if self._use_gpu else {})
+        return {"CPU": self._scale.cpus_per_worker} | self._kind.resources
 
     def _attempt(
         self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
@@ -107,16 +109,15 @@ class WorkerGroup:
             _ray_worker,
             train_loop_config={
                 "spec": spec,
+                "kind": self._kind,
                 "shard_refs": self._shard_refs,
                 "decide": decide,
                 "board": watch.board,
             },
-            torch_config=TorchConfig(
-                backend="nccl" if self._use_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT_S)
-            ),
+            torch_config=TorchConfig(backend=self._kind.backend, timeout_s=int(COLLECTIVE_TIMEOUT_S)),
             scaling_config=ScalingConfig(
                 num_workers=self._scale.num_workers,
-                use_gpu=self._use_gpu,
+                use_gpu=self._kind.resource == "GPU",
                 resources_per_worker=self._needs,
             ),
             run_config=RunConfig(
@@ -225,16 +226,16 @@ def _ray_worker(config: dict[str, Any]) -> None:
     spec.enter_process()
     with speaking(config["board"], rank, clock):
         try:
-            _train(spec, config["shard_refs"], config["decide"], clock)
+            _train(spec, config["kind"], config["shard_refs"], config["decide"], clock)
         except Exception as error:
             _save_error(error, spec.open_folder(), rank, clock)
             raise
 
 
-def _train(spec: WorkerSpec, shard_refs: ShardRefs, decide: DecideFn | None, clock: Clock) -> None:
-    import ray.train.torch
-
-    device = ray.train.torch.get_device()
+def _train(
+    spec: WorkerSpec, kind: Kind, shard_refs: ShardRefs, decide: DecideFn | None, clock: Clock
+) -> None:
+    device = own_device(kind)
     torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
     group = make_group(device, spec.config.scale)
     clock.enter("setup")

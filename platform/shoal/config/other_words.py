@@ -4,12 +4,12 @@ from collections.abc import Container
 
 # By the last part of a key: the key that it stands for.
 MEANT = {
-    "accelerator": "scale.use_gpu",
+    "accelerator": "scale.accelerator",
     "batch_size": "data.global_batch_size",
     "check": "dry_run",
     "d_model": "model.width",
     "dataset": "data.source",
-    "device": "scale.use_gpu",
+    "device": "scale.accelerator",
     "dropout": "model.args.dropout",
     "file": "data.source",
     "fp16": "train.precision",

@@ -302,10 +302,13 @@ def _to_array(
         )
     if image.mode.startswith(SIXTEEN_BITS):  # Pillow's own conversion would clip 16 bits at 255
         image = PIL.Image.fromarray(np.minimum(np.asarray(image) >> (bits - 8), 255).astype(np.uint8))
-    image = PIL.ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-    if size and crops:
-        image = PIL.ImageOps.fit(image, (size[1], size[0]), PIL.Image.Resampling.BILINEAR)
-    elif size:
-        image = image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR)
+    # Each of these copies the image, also where nothing is to be done.
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode != (mode := "L" if channels == 1 else "RGB"):
+        image = image.convert(mode)
+    if size and size != (image.height, image.width):
+        resize = PIL.ImageOps.fit if crops else PIL.Image.Image.resize
+        image = resize(image, (size[1], size[0]), PIL.Image.Resampling.BILINEAR)
     pixels = np.array(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from shoal import devices
+
 
 def seed_random_states(seed: int) -> None:
     """Seed torch, NumPy and Python's `random`.
@@ -20,8 +22,7 @@ def seed_random_states(seed: int) -> None:
     """
     # torch.manual_seed takes 0.4 ms where CUDA is not in use yet, and grows a list of calls that wait for it.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    devices.seed_all(seed)
     # Both are the same generator, which would draw the same numbers from the same words.
     np.random.seed([seed & 0xFFFF_FFFF, seed >> 32, 1])
     random.seed(seed)
@@ -31,8 +32,7 @@ def seed_random_states(seed: int) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Have code inside draw from generators that begin at the seed; the states before are restored on exit."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
+    with devices.fork_rng(of_all=True):
         seed_random_states(seed)
         try:
             yield

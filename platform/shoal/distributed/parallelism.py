@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from shoal.devices import set_current
 from shoal.distributed.blocks import blocks_of
 from shoal.distributed.dtensor_io import is_dtensor
 from shoal.distributed.process_group import ProcessGroup
@@ -72,8 +73,7 @@ class ShardedProcessGroup(ProcessGroup):
         from torch.distributed.device_mesh import init_device_mesh
 
         super().__init__(device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # else the mesh chooses a device by rank
+        set_current(device)  # else the mesh chooses a device by rank
         self._scale = scale
         self._grid = init_device_mesh(
             device.type,

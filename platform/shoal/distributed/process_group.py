@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from shoal.devices import fork_rng, wide
 from shoal.distributed.gradient_sum import EachParameter, SummedAfterBackward, drop_unused, sum_shared
 from shoal.distributed.shm_allreduce import SharedMemory
 
@@ -134,6 +135,8 @@ class ProcessGroup:
         return "shared memory" if self._shared else str(dist.get_backend())
 
     def all_reduce(self, vector: Tensor) -> Tensor:
+        if vector.device.type != self._device.type:  # on the host, since the device has no float64
+            return torch.stack(self.gather(vector)).sum(dim=0)
         total = vector.clone()
         if self._shared:
             self._shared.all_reduce(total)
@@ -222,7 +225,8 @@ class ProcessGroup:
         with torch.no_grad():
             for buffer in buffers:
                 # float64 holds every float32 and every whole number that buffers count to.
-                mine = buffer.double() if self.rank == 0 else torch.zeros_like(buffer, dtype=torch.float64)
+                mine = wide(buffer)
+                mine = mine if self.rank == 0 else torch.zeros_like(mine)
                 buffer.copy_(self.all_reduce(mine.contiguous()))
 
     def before_backward(self, forward: nn.Module, loss: Tensor) -> Tensor:
@@ -251,8 +255,7 @@ class ProcessGroup:
 def preserve_state(model: nn.Module) -> Iterator[None]:
     """Restore the model's buffers and the random state on exit."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with fork_rng(of_all=False):
         yield
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shoal.config.schema import Section
 from shoal.data.config import DataConfig
+from shoal.devices import Accelerator
 from shoal.distributed.parallelism import Strategy
 from shoal.errors import nearest
 from shoal.models.config import ModelConfig
@@ -40,6 +41,9 @@ class ScaleConfig(Section):
     use_gpu: bool | Literal["auto"] = Field(
         "auto", description="a GPU for each worker; auto: if there are enough"
     )
+    accelerator: Accelerator = Field(
+        "auto", description="which kind of device those GPUs are; auto: what torch finds, else the CPU"
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="may be a fraction, e.g. 0.5")
     max_failures: int = Field(
         3,
@@ -64,6 +68,11 @@ class ScaleConfig(Section):
     )
 
     @property
+    def needs_accelerator(self) -> bool:
+        """Whether a run without a device of its own for each worker is refused."""
+        return self.use_gpu is True or self.accelerator not in ("auto", "cpu")
+
+    @property
     def tensor_size(self) -> int:
         """Workers of a tensor-parallel group."""
         return {"tp": self.num_workers, "fsdp+tp": self.tp_size or 2}.get(self.strategy, 1)
@@ -72,6 +81,22 @@ class ScaleConfig(Section):
     def data_size(self) -> int:
         """Into how many parts the data are divided."""
         return self.num_workers // self.tensor_size if self.num_workers else 0
+
+    @model_validator(mode="after")
+    def _has_one_device(self) -> "ScaleConfig":
+        chosen = f"scale.accelerator={self.accelerator}"
+        if self.accelerator == "cpu" and self.use_gpu is True:
+            raise ValueError(f"{chosen} with scale.use_gpu=true: the CPU is no GPU; leave one of them out")
+        if self.accelerator not in ("auto", "cpu") and self.use_gpu is False:
+            raise ValueError(
+                f"{chosen} with scale.use_gpu=false asks for a device and for none; leave one of them out"
+            )
+        if self.accelerator == "mps" and self.num_workers > 1:
+            raise ValueError(
+                f"{chosen} with scale.num_workers={self.num_workers}: a machine has one such device, and gloo does not "
+                "add its tensors over machines; set scale.num_workers=0 or 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_shared(self) -> "ScaleConfig":

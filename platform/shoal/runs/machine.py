@@ -5,11 +5,15 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from shoal import devices
+from shoal.devices import CPU, Kind
 from shoal.errors import ConfigError
 from shoal.runs.config import ScaleConfig
 
-# Joins or starts a Ray cluster, with so many spare CPUs; says whether each worker gets a GPU (`shoal.cluster.session`).
-Connect = Callable[[ScaleConfig, int], bool]
+# Joins or starts a Ray cluster, with so many spare CPUs; returns the device of each worker (`shoal.cluster.session`).
+Connect = Callable[[ScaleConfig, int], Kind]
 
 PROBE_S = 5.0
 # How a client of gRPC begins, and the type of the frame that a server answers with: HTTP/2's, with and without tokens.
@@ -87,23 +91,57 @@ def check_local(scale: ScaleConfig, cluster_address: str | None) -> None:
     Raises:
         ConfigError: with the arithmetic.
     """
-    if scale.num_workers == 0 or cluster_address is not None:
+    if cluster_address is not None and scale.num_workers:
         return
-    check_resources(scale, cpus=float(os.cpu_count() or 1), gpus=local_gpus(), where="this machine")
+    kind = devices.find(scale.accelerator)
+    if scale.num_workers:
+        cpus, there = float(os.cpu_count() or 1), _accelerators(kind)
+        check_resources(scale, cpus, there, "this machine", resource=kind.resource)
 
 
 def local_gpus() -> int:
-    import torch
+    """Return how many devices this machine has that `scale.accelerator=auto` takes."""
+    return _accelerators(devices.find("auto"))
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+def local_device(scale: ScaleConfig) -> torch.device:
+    """Return the device that a training in this process computes on.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    kind = devices.find(scale.accelerator) if scale.use_gpu else CPU
+    return devices.first_device(kind)
 
 
-def check_resources(scale: ScaleConfig, cpus: float, gpus: int, where: str, spare: int = 0) -> None:
+def _accelerators(kind: Kind) -> int:
+    return 0 if kind is CPU else devices.count(kind)
+
+
+def check_resources(
+    scale: ScaleConfig,
+    cpus: float,
+    accelerators: int,
+    where: str,
+    spare: int = 0,
+    resource: str | None = None,
+) -> None:
+    """Refuse workers that CPUs or accelerators do not suffice for.
+
+    Args:
+        where: that is.
+        spare: CPUs that are kept for others.
+        resource: Ray's name of the accelerators.
+
+    Raises:
+        ConfigError: with the arithmetic.
+    """
     workers = scale.num_workers
-    if scale.use_gpu is True and workers > gpus:
+    if scale.needs_accelerator and workers > accelerators:
+        key = "use_gpu=true" if scale.use_gpu is True else f"accelerator={scale.accelerator}"
         raise ConfigError(
-            f"scale.num_workers={workers} with scale.use_gpu=true needs {workers} GPUs and {where} has {gpus}: "
-            f"lower scale.num_workers, or set scale.use_gpu=auto"
+            f"scale.num_workers={workers} with scale.{key} needs {workers} {resource or 'GPU'}s and {where} has "
+            f"{accelerators}: lower scale.num_workers, or set scale.{key.partition('=')[0]}=auto"
         )
     needed = workers * scale.cpus_per_worker
     if needed > cpus + 1e-9:

@@ -8,15 +8,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-import torch
 from pydantic import JsonValue
 
+from shoal import devices
 from shoal.config.schema import flatten
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.preprocessing import Transform
 from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
-from shoal.runs.machine import local_gpus
 from shoal.runs.transcripts import TABLE_TAG
 from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
 from shoal.tasks.metrics import best_name
@@ -108,7 +107,7 @@ def _environment() -> Environment:
         python=sys.version.split()[0],
         platform=platform.platform(),
         processor=platform.machine(),
-        gpus=[torch.cuda.get_device_name(number) for number in range(local_gpus())],
+        gpus=devices.names(),
         git=_git(),
         argv=sys.argv,
         packages=dict(sorted(packages.items())),

@@ -48,6 +48,7 @@ BEFORE: dict[str, Any] = {
     "optim.args": {},
     "optim.decay": "all",
     "optim.groups": {},
+    "scale.accelerator": "auto",
     "scale.sync_batchnorm": False,
     "train.callbacks": [],
     "train.class_weight": None,

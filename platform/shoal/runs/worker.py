@@ -19,6 +19,7 @@ from shoal.data.loader import ResidentShard, Rows, Shard
 from shoal.data.partition import WorkerRows
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import TEST, TRAIN, VALIDATION
+from shoal.devices import cuda_name, free_bytes, reset_peak
 from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog
 from shoal.runs.config import RunConfig
@@ -37,7 +38,7 @@ from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.checkpoint.interval import make_pause
 from shoal.training.checkpoint.store import CheckpointStore, ShardedStore
 from shoal.training.clock import STORAGE, Clock
-from shoal.training.device_memory import free_bytes, peak_bytes, reset_peak
+from shoal.training.device_memory import peak_bytes
 from shoal.training.loop import Callbacks, Decision, TrainingLoop, evaluate_split, train
 from shoal.training.profiler import StepProfiler
 from shoal.training.resume import resume_or_start
@@ -273,8 +274,7 @@ def _make_deterministic(config: RunConfig, device: torch.device) -> None:
 
 
 def _workload(spec: WorkerSpec, workers: int, device: torch.device) -> Workload:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = peak_flops(name, spec.config.train.precision)
+    peak = peak_flops(cuda_name(device), spec.config.train.precision)
     transform = spec.dataset_info.transform
     tokens = transform.input_shape[0] if transform.tokenizer else None
     return Workload(spec.flops_per_sample, tokens, peak and peak * workers)

@@ -11,6 +11,7 @@
 - `transcripts`: texts from the outputs of a CTC model, and their errors
 - `object_detection`: boxes; `boxes`: what they are in a detector's outputs; `average_precision`: how good
 - `libraries`: that some tasks alone need
+- `float64`: outputs and rows where it is
 - `content_hash`: random numbers that are a function of a row
 - `open_data`: the source of a config, as its task needs it
 

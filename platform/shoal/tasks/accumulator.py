@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from shoal.data.loader import Batch
+from shoal.devices import place_of_sums
 from shoal.distributed.process_group import Collective
 from shoal.tasks.base import Task
+from shoal.tasks.float64 import where_float64_is
 
 
 class Part(NamedTuple):
@@ -27,12 +29,13 @@ class Accumulator:
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
-        self._task = task
+        self._task, device = task, place_of_sums(device)
         self.measures = [measure.fresh(device) for measure in task.measures]
         self.sums = torch.zeros(task.sums_size, dtype=torch.float64, device=device)
 
     def part(self, outputs: Any, batch: Batch) -> Part:
         """Return what there is to add of a batch and a model's outputs for it."""
+        outputs, batch = where_float64_is(outputs, batch)
         sums = self._task.sums(outputs, batch)
         return Part(sums, outputs if self.measures else None, batch)
 

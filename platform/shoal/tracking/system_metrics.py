@@ -4,8 +4,8 @@ import threading
 import time
 
 import psutil
-import torch
 
+from shoal import devices
 from shoal.tracking.journal import Journal
 
 EVERY_S = 10.0
@@ -43,8 +43,8 @@ class SystemMonitor:
             "system/network_receive_megabytes": (net.bytes_recv - self._net.bytes_recv) / 1e6,
             "system/network_transmit_megabytes": (net.bytes_sent - self._net.bytes_sent) / 1e6,
         }
-        if torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
+        if (memory_of_device := devices.memory_in_use()) is not None:
+            free, total = memory_of_device
             metrics["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
             metrics["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
         return metrics

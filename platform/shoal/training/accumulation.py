@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shoal.data.loader import Batch
 from shoal.data.tree import clone, first_tensor, row_count, select_rows
+from shoal.devices import empty_cache
 from shoal.distributed.process_group import Collective
 from shoal.errors import TrainingError
 from shoal.training.checkpoint.contents import random_state, set_random_state
@@ -129,8 +130,7 @@ class AutoMicroBatches(MicroBatches):
             parameter.grad = None
         for buffer, value in zip(self._forward.buffers(), buffers, strict=True):
             buffer.copy_(value)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
 
     def _halve(self, batch: Batch) -> None:
         size = min(self.size or self._largest(batch), self._largest(batch))

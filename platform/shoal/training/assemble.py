@@ -14,6 +14,7 @@ from shoal.data.config import DataConfig
 from shoal.data.loader import Shard, ViewedShard
 from shoal.data.preprocessing import Transform
 from shoal.data.tree import first_tensor, row_count
+from shoal.devices import move
 from shoal.distributed.process_group import Collective, preserve_state
 from shoal.distributed.sync_batchnorm import use_sync_batchnorm
 from shoal.errors import ModelError
@@ -25,6 +26,7 @@ from shoal.models.inputs import view_of_rows
 from shoal.models.registry import build_model_for
 from shoal.models.row_draws import announced
 from shoal.tasks.base import Task
+from shoal.tasks.float64 import view_with_float64, where_float64_is
 from shoal.tasks.registry import TaskName, make_task
 from shoal.training.accumulation import make_accumulation, split_batch
 from shoal.training.activation_checkpointing import checkpoint_blocks
@@ -151,7 +153,7 @@ def assemble_loop(
     The order matters: layers are replaced before the model is wrapped or sharded, and optimizer and EMA take the
     parameters that it has afterwards.
     """
-    shard = ViewedShard(shard, task.view) if task.view else shard
+    shard = ViewedShard(shard, view_with_float64(task.view, device)) if task.view else shard
     if task.counts_terms and task.own_loss is None:
         shard = CountedShard(shard, task.terms, collective)
     _replace_layers(model, train, collective, sync_batchnorm)
@@ -198,7 +200,7 @@ def _prepare(
     """Move the model to its device and set how its layers, and the loss, compute."""
     # A sharded model need not fit the device as a whole: `wrap` moves its shards.
     if not collective.is_sharded:
-        model.to(device)
+        move(model, device)
     if train.activation_checkpointing:
         checkpoint_blocks(model)
     if train.compile:
@@ -227,6 +229,6 @@ def _wrap(
             module.train()
             with autocast(train.precision, first_tensor(batch.inputs).device.type):
                 outputs = call_model(module, micro_batch.inputs, model)
-            task.loss(outputs, micro_batch).backward()
+            task.loss(*where_float64_is(outputs, micro_batch)).backward()
 
     return collective.wrap(model, warmup)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shoal.data.loader import Batch, Shard
 from shoal.distributed.process_group import Collective
+from shoal.tasks.float64 import with_float64
 
 
 class CountedShard:
@@ -25,7 +26,7 @@ class CountedShard:
 
     def _counted(self, batch: Batch) -> Batch:
         """Return the batch with its terms, at least 1: where there are none, the loss is a sum."""
-        mine = self._terms(batch).reshape(1)
+        mine = self._terms(with_float64(batch)).reshape(1)
         total = self._collective.all_reduce(torch.zeros_like(mine) if batch.is_filler else mine)
         return replace(batch, terms=max(1.0, total.item()))
 

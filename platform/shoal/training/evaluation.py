@@ -9,6 +9,7 @@ from torch import nn
 
 from shoal.data.loader import Batch, Shard
 from shoal.data.tree import clone, row_count
+from shoal.devices import empty_cache
 from shoal.distributed.process_group import Collective
 from shoal.errors import TrainingError
 from shoal.models.call import call_model
@@ -50,8 +51,7 @@ class RowLimit:
                     "smaller model"
                 )
             self.rows = rows // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            empty_cache()
             logger.warning("out of memory evaluating %d rows at a time; going on with %d", rows, self.rows)
 
 

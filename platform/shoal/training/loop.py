@@ -21,6 +21,7 @@ from torch.autograd.graph import get_gradient_edge
 from shoal.data.loader import Batch, Shard
 from shoal.data.sampler import VALIDATION
 from shoal.data.tree import clone, first_tensor
+from shoal.devices import wide
 from shoal.distributed.process_group import Collective
 from shoal.errors import DivergedError
 from shoal.models.call import call_model
@@ -28,6 +29,7 @@ from shoal.models.row_draws import RowsOfBatch
 from shoal.storage.records import Ending
 from shoal.tasks.accumulator import Accumulator
 from shoal.tasks.base import Task
+from shoal.tasks.float64 import where_float64_is
 from shoal.tasks.metrics import reaches, update_best
 from shoal.tasks.objective import ObjectiveConfig
 from shoal.training.accumulation import Accumulation
@@ -256,7 +258,7 @@ def _backward(loop: TrainingLoop, micro_batch: Batch, step: int) -> Tensor:
                 if dependence.is_watched
                 else dependence.watch(lambda: call_model(loop.forward, inputs, loop.model))
             )
-        loss = loop.task.loss(outputs, micro_batch)
+        loss = loop.task.loss(*where_float64_is(outputs, micro_batch))
         if micro_batch.is_filler:
             loss = loss * 0.0
         loss = loop.collective.before_backward(loop.forward, loss)
@@ -308,11 +310,10 @@ class PendingLosses:
             DivergedError: one of the losses is not finite.
         """
         with self._clock.on("tracking"):
-            losses = torch.stack([loss.double() for loss, _, _ in self._waiting])
+            losses = wide(torch.stack([loss for loss, _, _ in self._waiting]))
             flags = torch.tensor(self._control_flags(), dtype=torch.float64, device=losses.device)
-            *sums, stop, save, interval = self._loop.collective.all_reduce(
-                torch.cat([losses, flags])
-            ).tolist()
+            agreed = torch.cat([losses, flags])
+            *sums, stop, save, interval = self._loop.collective.all_reduce(agreed).tolist()
             self._log(progress.step - len(sums) + 1, sums)
             self._waiting.clear()
             self._due = progress.step + int(interval)

@@ -15,6 +15,7 @@ from shoal.storage.run_folder import PROFILE, RunFolder
 FIRST, STEPS = 10, 6  # the first steps warm caches up and are no measure
 TRACE, TABLE = "trace.json.gz", "operators.txt"
 ROWS = 30
+TRACED = ("cuda", "xpu")  # devices whose own kernels the profiler sees
 
 
 class StepProfiler:
@@ -29,7 +30,9 @@ class StepProfiler:
             steps: how many the attempt will make at most.
         """
         self._folder, self._device = folder, device
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+        activities = [ProfilerActivity.CPU] + [getattr(ProfilerActivity, device.type.upper())] * (
+            device.type in TRACED
+        )
         first = max(1, min(FIRST, steps // 2))
         self._profile = profile(
             activities=activities,
@@ -51,6 +54,6 @@ class StepProfiler:
             path = Path(scratch) / "trace.json"
             traced.export_chrome_trace(str(path))
             self._folder.write(f"{PROFILE}/{TRACE}", gzip.compress(path.read_bytes()))
-        order = f"self_{self._device.type}_time_total"
+        order = f"self_{self._device.type if self._device.type in TRACED else 'cpu'}_time_total"
         table = traced.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
         self._folder.write(f"{PROFILE}/{TABLE}", table.encode())

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from shoal.config.import_path import find_object, is_path, missing_colon
+from shoal.devices import place_of_sums
 from shoal.distributed.process_group import Collective
 from shoal.errors import UserError, nearest
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, set_random_state
@@ -185,7 +186,8 @@ class Moments:
         if collective.size == 1:
             return self._is_stop_asked
         device = next((parameter.device for parameter in self._loop.model.parameters()), None)
-        asks = torch.tensor([float(self._is_stop_asked)], dtype=torch.float64, device=device)
+        place = device and place_of_sums(device)
+        asks = torch.tensor([float(self._is_stop_asked)], dtype=torch.float64, device=place)
         return collective.all_reduce(asks).item() > 0
 
     def _ask_to_stop(self) -> None:

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from shoal.data.dataset_info import check_batch
+from shoal.devices import Kind
 from shoal.errors import ConfigError, UserError
 from shoal.models.huggingface_config import SCHEME
 from shoal.models.registry import build_model_for, find_builder
@@ -56,19 +57,20 @@ class SweepPlan:
         """Make the search; it suggests the same points each time."""
         return make_search(self.config.tune, self.config.domains, self.config.mode, self.config.seed)
 
-    def slots(self, has: dict[str, float], spare_cpus: int, use_gpu: bool) -> int:
+    def slots(self, has: dict[str, float], spare_cpus: int, kind: Kind) -> int:
         """Return how many trials run side by side.
 
         Args:
             has: resources of the cluster, by Ray's names.
             spare_cpus: CPUs kept for Ray Data.
+            kind: of the device that each worker has.
         """
         scale = self.config.scale
         fits = math.floor(
             (has.get("CPU", 0.0) - spare_cpus) / (scale.num_workers * scale.cpus_per_worker) + 1e-9
         )
-        if use_gpu:
-            fits = min(fits, math.floor(has.get("GPU", 0.0) / scale.num_workers))
+        for resource, amount in kind.resources.items():
+            fits = min(fits, math.floor(has.get(resource, 0.0) / (amount * scale.num_workers)))
         most = min(fits, self.config.tune.max_concurrent_trials or fits, self.total)
         learns = self.config.tune.search == "optuna"
         limit = self.config.tune.lag * self.config.tune.repeat if learns else most
@@ -82,11 +84,11 @@ class SweepPlan:
             )
         return max(1, min(most, limit))
 
-    def actor_resources(self, use_gpu: bool) -> dict[str, float]:
+    def actor_resources(self, kind: Kind) -> dict[str, float]:
         """Return the resources of a trial's actor, by Ray's names; a distributed trial's belong to its workers."""
         if self.config.is_distributed:
             return {}
-        return {"CPU": self.config.scale.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+        return {"CPU": self.config.scale.cpus_per_worker} | kind.resources
 
 
 def validate_sweep(config: SweepConfig, connect: Connect) -> SweepPlan:

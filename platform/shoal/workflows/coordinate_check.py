@@ -23,7 +23,7 @@ from shoal.plots.figure import to_png
 from shoal.runs.config import RunConfig
 from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
-from shoal.runs.machine import local_gpus
+from shoal.runs.machine import local_device
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import RunPlan, validate
 from shoal.runs.worker import WorkerSpec, resident_shard
@@ -127,7 +127,7 @@ def check_coordinates(
     plan = validate(config.replace(HERE), session.connect)
     assert plan.dataset_info is not None
     dataset_info, transform = plan.dataset_info, plan.dataset_info.transform
-    device = torch.device("cuda:0" if config.scale.use_gpu and local_gpus() else "cpu")
+    device = local_device(config.scale)
     spec = WorkerSpec(plan.config, "", 0, dataset_info, plan.preprocessing)
     rows = partition_source(plan.source, plan.preprocessing, dataset_info, 1)[0]
     shard = resident_shard(spec, rows, 0, 1, device)

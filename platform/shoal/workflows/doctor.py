@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from shoal.cluster import session
 from shoal.cluster.node_actors import Call, Node, NodeActors
 from shoal.cluster.ray_private import upload_size
+from shoal.devices import find_in_cluster
 from shoal.errors import ConfigError, value_and_remedy
 from shoal.ops import cluster_checks, network_probe, node_checks, storage_probe
 from shoal.ops.network_probe import Pair, PairSpeed
@@ -111,9 +112,9 @@ def _open_nodes(config: RunConfig, findings: list[Finding], stack: contextlib.Ex
         )
         return _Here()
     actors = stack.enter_context(NodeActors())
-    has = session.resources()
+    has, resource = session.resources(), find_in_cluster(config.scale.accelerator).resource
     room = cluster_checks.check_room(
-        config.scale, has.get("CPU", 0.0), int(has.get("GPU", 0)), len(actors.nodes)
+        config.scale, has.get("CPU", 0.0), int(has.get(resource or "", 0)), len(actors.nodes)
     )
     findings.extend(room)
     return actors

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
-
 from shoal.cluster import session
 from shoal.cluster.shard_store import put_shards, spare_cpus
 from shoal.data.dataset_info import DatasetInfo
@@ -28,7 +26,7 @@ from shoal.runs.finalize import package_and_verify, show_goodput
 from shoal.runs.goodput import measure_goodput, why_submitted
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.locations import this_command
-from shoal.runs.machine import local_gpus
+from shoal.runs.machine import local_device
 from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.resolve import as_begun
 from shoal.runs.timeline import Timeline
@@ -182,7 +180,7 @@ class _TrainingRun(RunLifecycle):
         dataset_info = self.plan.dataset_info
         assert dataset_info is not None
         spec = self._worker_spec(dataset_info)
-        device = torch.device("cuda:0" if self.config.scale.use_gpu and local_gpus() else "cpu")
+        device = local_device(self.config.scale)
         rows = partition_source(self.plan.source, self.plan.preprocessing, dataset_info, 1)[0]
         shard: Shard = resident_shard(spec, rows, 0, 1, device)
         if redrawn := RedrawnRows.of(self.plan.source, self.plan.preprocessing, dataset_info):
@@ -218,7 +216,7 @@ class _TrainingRun(RunLifecycle):
 
         scale = self.config.scale
         self.closing.callback(session.disconnect)
-        use_gpu = session.connect(scale, spare_cpus(self.plan))
+        kind = session.connect(scale, spare_cpus(self.plan))
         with self.stops_at_once():
             dataset_info, shard_refs = put_shards(self.plan, scale.data_size)
         if self.plan.dataset_info is None:
@@ -229,7 +227,7 @@ class _TrainingRun(RunLifecycle):
             size = check_training(plan.config, dataset_info, plan.source, plan.preprocessing)
             self._write_metadata(dataset_info, size)
         with self._watching(dataset_info):
-            group = WorkerGroup(scale, use_gpu, shard_refs, this_command(), self.timeline)
+            group = WorkerGroup(scale, kind, shard_refs, this_command(), self.timeline)
             group.train(self._worker_spec(dataset_info), self.folder)
 
     def _worker_spec(self, dataset_info: DatasetInfo) -> WorkerSpec:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shoal.devices import CPU, CUDA
 from shoal.errors import ConfigError
 from shoal.tune.config import load_sweep
 from shoal.tune.validate import validate_sweep
@@ -12,8 +13,8 @@ def test_no_more_of_optunas_points_run_side_by_side_than_its_lag_and_it_is_said(
     has = {"CPU": 32.0}
 
     def slots(*more: str) -> int:
-        return validate_sweep(load_sweep(None, [*settings, *more]), lambda scale, spare_cpus: False).slots(
-            has, 0, False
+        return validate_sweep(load_sweep(None, [*settings, *more]), lambda scale, spare_cpus: CPU).slots(
+            has, 0, CPU
         )
 
     assert slots() == 8
@@ -22,6 +23,15 @@ def test_no_more_of_optunas_points_run_side_by_side_than_its_lag_and_it_is_said(
     assert slots("tune.repeat=2") == 16, "of each point two seeds"
     assert slots("tune.max_concurrent_trials=4") == 4
     assert slots("tune.search=random") == 32
+
+
+def test_trials_run_side_by_side_as_far_as_there_are_devices_for_their_workers():
+    plan = validate_sweep(
+        load_sweep(None, ["optim.lr=0.1,0.2,0.3,0.4", "scale.num_workers=1"]), lambda scale, spare_cpus: CUDA
+    )
+    assert plan.slots({"CPU": 32.0, "GPU": 3.0}, 0, CUDA) == 3
+    assert plan.slots({"CPU": 32.0, "GPU": 3.0}, 0, CPU) == 4
+    assert plan.actor_resources(CUDA) == {"CPU": 1.0, "GPU": 1.0}
 
 
 MINE = """
@@ -46,7 +56,7 @@ def sweeps(user_module):
             f"train.metrics=[{module}:gini]", "optim.lr=0.1,0.2", "model.width=16",
         ]  # fmt: skip
         config = load_sweep(None, [*given, *settings])
-        validate_sweep(config, lambda scale, spare_cpus: False)
+        validate_sweep(config, lambda scale, spare_cpus: CPU)
         return config
 
     return validated
@@ -93,6 +103,6 @@ def test_a_range_of_fractions_is_refused_wherever_a_whole_number_is_declared(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError) as refused:
-        validate_sweep(load_sweep(None, settings), lambda scale, spare_cpus: False)
+        validate_sweep(load_sweep(None, settings), lambda scale, spare_cpus: CPU)
     for word in words:
         assert word in str(refused.value)

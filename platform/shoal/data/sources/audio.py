@@ -109,8 +109,11 @@ def _place(path: str, listed_in: str) -> str:
     folder = os.path.dirname(listed_in)
     if "://" in folder:
         return f"{folder}/{path}"
-    places = [os.path.join(folder, clips, path) for clips in CLIPS]
-    return next((place for place in (*places, os.path.abspath(path)) if os.path.isfile(place)), places[0])
+    for clips in CLIPS:
+        if os.path.isfile(place := os.path.join(folder, clips, path)):
+            return place
+    here = os.path.abspath(path)
+    return here if os.path.isfile(here) else os.path.join(folder, CLIPS[0], path)
 
 
 def _table(uri: str, path: str, split: str | None, label: str, options: ReadOptions) -> Iterator[Recording]:

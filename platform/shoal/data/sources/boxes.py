@@ -28,7 +28,7 @@ from shoal.data.images import (
 )
 from shoal.data.packing import as_ragged
 from shoal.data.read_options import DETECTED, ReadOptions
-from shoal.data.sampler import SPLITS
+from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.annotated import BOXES, AnnotatedImage, Annotations, Files
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source, filesystem_of
 from shoal.data.sources.coco import is_coco, read_coco
@@ -38,6 +38,7 @@ from shoal.data.sources.yolo import is_yolo, read_yolo
 from shoal.errors import DataError, nearest
 
 BLOCK_BYTES = 32 << 20
+NAMED = 10  # classes that a message names
 LONGEST, MULTIPLE = (
     256,
     16,
@@ -146,7 +147,13 @@ def open_boxes(
         found.nbytes,
         digest=None if is_small else found.digest,
         image_bits=bits,
-        notes=(*depth_notes(bits), *_empty_notes(images), *read.notes, *read.dropped.notes()),
+        notes=(
+            *depth_notes(bits),
+            *_empty_notes(images),
+            *_unlearnt_notes(images),
+            *read.notes,
+            *read.dropped.notes(),
+        ),
         categories=known,
     )
 
@@ -171,6 +178,18 @@ def _empty_notes(images: tuple[AnnotatedImage, ...]) -> tuple[str, ...]:
         if empty
         else ()
     )
+
+
+def _unlearnt_notes(images: tuple[AnnotatedImage, ...]) -> tuple[str, ...]:
+    """Return a line on classes that no image has which may be trained on, where images state their splits."""
+    trained = [image for image in images if image.split in (None, TRAIN)]
+    learnt = {box.label for image in trained for box in image.boxes}
+    others = sorted({box.label for image in images for box in image.boxes} - learnt)
+    if not trained or not others:
+        return ()
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    named = ", ".join(f"'{label}'" for label in others[:NAMED])
+    return (f"classes without a box in the training split cannot be learnt: {named}{more}",)
 
 
 def _shape(images: tuple[AnnotatedImage, ...], encoded: list[EncodedImage]) -> Shape:

@@ -63,6 +63,8 @@ def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | 
         for annotation in data["annotations"]:
             _add(annotation, boxes, labels, listed, dropped, where)
         return [_image(files, name, one, boxes[number], dropped) for number, one in listed.items()]
+    except DataError:
+        raise  # which is a ValueError
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{where} is no COCO JSON ({type(error).__name__}: {error}): it needs images with id, file_name, width and "

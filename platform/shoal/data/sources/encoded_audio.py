@@ -4,8 +4,8 @@ It knows bytes and files; independent of lists, of texts and of what a model tak
 """
 
 import io
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,11 @@ class Encoded:
         Raises:
             ValueError: the file cannot be read, or ends before its header says.
         """
+        samples, own = self.decoded()
+        return resampled(samples, own, rate)
+
+    def decoded(self) -> tuple[np.ndarray, int]:
+        """Return the samples at the recording's own rate, and that rate; errors are those of `wave`."""
         with _opened(self.data) as file:
             own, stated = int(file.samplerate), file.frames
             first = round(self.start_s * own)
@@ -59,10 +64,10 @@ class Encoded:
                     f"it ends after {(first + len(samples)) / own:.2f} s, and should have "
                     f"{(stated if count < 0 else first + count) / own:.2f}"
                 )
-        mixed = samples.mean(axis=1, dtype=np.float32)
+        mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mixed).all():
             raise ValueError("it holds samples that are no numbers")
-        return resampled(mixed, own, rate)
+        return mixed, own
 
 
 def _opened(data: str | bytes) -> Any:
@@ -78,7 +83,7 @@ def _opened(data: str | bytes) -> Any:
         raise DataError("recordings need the 'soundfile' package: pip install 'shoal[speech]'") from None
     try:
         if isinstance(data, str) and "://" not in data:
-            if not Path(data).stat().st_size:
+            if not os.path.getsize(data):
                 raise ValueError("it is empty (0 bytes)")
             return soundfile.SoundFile(data)
         return soundfile.SoundFile(io.BytesIO(data if isinstance(data, bytes) else _fetched(data)))
@@ -101,7 +106,8 @@ def _samples(file: Any, first: int, count: int) -> np.ndarray:
         ValueError: they cannot be decoded.
     """
     try:
-        file.seek(min(first, file.frames))
+        if first:
+            file.seek(min(first, file.frames))
         return np.asarray(file.read(count, dtype="float32", always_2d=True))
     except RuntimeError as error:
         raise ValueError(_reason(error)) from None

@@ -39,6 +39,10 @@ class Sound(Protocol):
         """
         ...
 
+    def decoded(self) -> tuple[np.ndarray, int]:
+        """Return its samples at its own rate, and that rate; it raises as `wave`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Recording:

@@ -8,8 +8,9 @@ they are listed and of models.
 import contextlib
 import hashlib
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from shoal.data.audio import MAX_RATE, AudioFormat, as_16_bits, outputs_of
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
-from shoal.data.sources.base import Block, Part, Source
+from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source
 from shoal.data.sources.recordings import Recording
 from shoal.data.sources.strings import Compose, Held, composed
 from shoal.data.tokenizer import Ids, Tokenizer
@@ -91,7 +92,9 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         DataError: recordings cannot be used, or none is left.
     """
     bad: Bad = []
-    rate = options.trained.rate if options.trained else options.rate or _lowest_rate(recordings)
+    recordings = _held(recordings)
+    rates = _rates(recordings)
+    rate = options.trained.rate if options.trained else options.rate or min((MAX_RATE, *rates))
     usable = _decoded(recordings, rate, options, bad)
     if options.compose:
         usable = _strung(usable, rate, options.compose)
@@ -110,19 +113,40 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         nbytes=sum(row.samples for rows in by_split.values() for row in rows) * 2,
         is_ready=True,
         digest=_digest(by_split, form),
-        notes=(f"{_described(bad)}: left out",) if bad else (),
+        notes=(*_rate_notes(rates, rate), *((f"{_described(bad)}: left out",) if bad else ())),
         parts_of_items={AUDIO: AUDIO, options.label: options.label},
         audio=form,
     )
 
 
-def _lowest_rate(recordings: Sequence[Recording]) -> int:
-    """Return the lowest rate of the recordings, which the others hold as well; those that do not open are skipped."""
-    found = [MAX_RATE]
+def _held(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return recordings decoded, since each is heard several times, or as they are where that takes much memory."""
+    found, room = list(recordings), IN_DRIVER_BYTES
+    for number, one in enumerate(recordings):
+        with contextlib.suppress(ValueError):  # said where it is decoded again
+            wave, rate = one.sound.decoded()
+            found[number] = Recording(Held(one.sound.name, rate, wave), one.text, one.split, one.speaker)
+            room -= wave.nbytes
+        if room < 0:
+            return list(recordings)
+    return found
+
+
+def _rates(recordings: Sequence[Recording]) -> Counter[int]:
+    """Count recordings by their own rates; those that do not open are left out."""
+    found: Counter[int] = Counter()
     for one in recordings:
         with contextlib.suppress(ValueError):
-            found.append(one.sound.rate())
-    return min(found)
+            found[one.sound.rate()] += 1
+    return found
+
+
+def _rate_notes(rates: Counter[int], rate: int) -> tuple[str, ...]:
+    """Return a line on recordings of several rates."""
+    if len(rates) < 2:
+        return ()
+    counted = ", ".join(f"{number} at {own} Hz" for own, number in sorted(rates.items()))
+    return (f"recordings of several rates ({counted}) are brought to {rate} Hz",)
 
 
 def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions, bad: Bad) -> list[Usable]:
@@ -140,6 +164,8 @@ def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions,
         elif not one.text:
             bad.append((name, "it has no text"))
         else:
+            if isinstance(one.sound, Held) and one.sound.own_rate != rate:
+                one = replace(one, sound=Held(name, rate, wave))
             found.append(Usable.of(one, split, wave))
     return found
 

@@ -45,6 +45,9 @@ class DigitString:
         wave = joined(words, draw.uniform(0.02, 0.15, len(words) + 1))
         return resampled(with_noise(wave, draw.uniform(0.1, 0.9), draw.uniform(15, 35), draw), RATE, rate)
 
+    def decoded(self) -> tuple[np.ndarray, int]:
+        return self.wave(RATE), RATE
+
     def _draw(self, stream: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, STRINGS, self.number, stream])
 

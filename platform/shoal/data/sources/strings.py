@@ -38,7 +38,7 @@ class Compose:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A decoded recording: each is heard in many strings."""
+    """A decoded recording, which is heard several times."""
 
     name: str
     own_rate: int
@@ -48,8 +48,10 @@ class Held:
         return self.own_rate
 
     def wave(self, rate: int) -> np.ndarray:
-        """Return its samples; the rate is its own."""
-        return self.samples
+        return resampled(self.samples, self.own_rate, rate)
+
+    def decoded(self) -> tuple[np.ndarray, int]:
+        return self.samples, self.own_rate
 
     def at_speed(self, tenths: int) -> "Held":
         """Return what it is when it is heard at another speed, and pitch."""
@@ -69,6 +71,9 @@ class Composite:
 
     def wave(self, rate: int) -> np.ndarray:
         return joined([part.wave(rate) for part in self.parts], np.array(self.gaps_s), rate)
+
+    def decoded(self) -> tuple[np.ndarray, int]:
+        return self.wave(self.rate()), self.rate()
 
 
 def composed(

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from shoal import devices
 from shoal.config.schema import Section
 from shoal.distributed import dtensor_io
 from shoal.training.ema import EMA
@@ -103,11 +104,11 @@ class Snapshot:
 
 
 def random_state() -> dict[str, Any]:
-    """Return this process's random states: torch, CUDA, NumPy, Python."""
+    """Return this process's random states: torch, its devices, NumPy, Python."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        **devices.rng_states(),
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "python": random.getstate(),
     }
@@ -115,8 +116,7 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    devices.set_rng_states(state)
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, words, gauss_next = state["python"]

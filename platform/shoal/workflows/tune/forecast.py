@@ -12,11 +12,11 @@ from math import ceil
 from pathlib import Path
 from statistics import fmean
 
+from shoal import devices
 from shoal.cluster.shard_store import spare_cpus
 from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.errors import TrainingError
 from shoal.runs.config import RunConfig
-from shoal.runs.machine import local_gpus
 from shoal.tune.engine import Engine, PlannedSearch, Report
 from shoal.tune.space.domains import Point
 from shoal.tune.validate import SweepPlan, evaluations
@@ -78,9 +78,9 @@ def forecast(plan: SweepPlan) -> Forecast:
             "tune.num_samples=1 and train.max_steps=100 to learn what a step costs"
         )
     scale = plan.config.scale
-    gpus = local_gpus()
-    has = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
-    slots = plan.slots(has, spare_cpus(plan.base), bool(scale.use_gpu and gpus))
+    kind = devices.find(scale.accelerator) if scale.use_gpu else devices.CPU
+    has = {"CPU": float(os.cpu_count() or 1)} | {name: float(devices.count(kind)) for name in kind.resources}
+    slots = plan.slots(has, spare_cpus(plan.base), kind)
     probes = probe(_samples(plan), slots, scale.num_workers)
     share = _share(plan)
     hours = share.map(lambda part: _worker_seconds(plan, probes, part, slots, has["CPU"]) / 3600)

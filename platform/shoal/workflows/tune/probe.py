@@ -22,7 +22,7 @@ from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, TrainingError
 from shoal.processes import open_answers, start_answering
 from shoal.runs.config import RunConfig
-from shoal.runs.machine import local_gpus
+from shoal.runs.machine import local_device
 from shoal.runs.validate import validate
 from shoal.runs.worker import WorkerSpec, log_every, resident_shard, run_worker
 from shoal.storage.records import Outcome
@@ -102,7 +102,7 @@ def _in_new_process(trees: list[dict[str, Any]], num_workers: int) -> list[Probe
 def _probe_all(configs: Sequence[RunConfig]) -> list[Probe]:
     """Probe one config after another; those that diverge are left out, since a sweep ends their trials early."""
     since, probes = time.monotonic(), list[Probe]()
-    device = torch.device("cuda:0" if configs[0].scale.use_gpu and local_gpus() else "cpu")
+    device = local_device(configs[0].scale)
     plan = validate(configs[0], session.connect)
     for config in configs:
         if probes and time.monotonic() - since > PROBE_S:

@@ -15,6 +15,7 @@ from shoal.cluster.dataset_cache import DatasetCache
 from shoal.cluster.shard_store import spare_cpus
 from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.data.dataset_info import DatasetInfo
+from shoal.devices import Kind
 from shoal.errors import TrainingError
 from shoal.runs.data_notes import write_data_report
 from shoal.runs.lifecycle import RunLifecycle
@@ -79,10 +80,10 @@ class _SweepRun(RunLifecycle):
             # MLflow is imported, and its tables made, while Ray starts.
             self._start_tracking(base.dataset_info)
         self.closing.callback(session.disconnect)
-        use_gpu = session.connect(self.config.scale, spare_cpus(base))
-        slots = self._plan.slots(session.resources(), spare_cpus(base), use_gpu)
+        kind = session.connect(self.config.scale, spare_cpus(base))
+        slots = self._plan.slots(session.resources(), spare_cpus(base), kind)
         # The actors start, and import torch, while the data set is put.
-        pool: ActorPool[Trial] = ActorPool(slots, self._plan.actor_resources(use_gpu))
+        pool: ActorPool[Trial] = ActorPool(slots, self._plan.actor_resources(kind))
         with self.stops_at_once():
             dataset_info = self._dataset_cache.put(base)
         if base.dataset_info is None:
@@ -94,7 +95,7 @@ class _SweepRun(RunLifecycle):
             self._dataset_cache,
             journal,
             self.attempt,
-            use_gpu,
+            kind,
             self._listen,
             self.mark_killed,
         )
@@ -166,7 +167,7 @@ def assemble(
     dataset_cache: DatasetCache,
     journal: Journal,
     attempt: int,
-    use_gpu: bool,
+    kind: Kind,
     listen: Listener = lambda status: None,
     on_interrupt: Callable[[], None] = lambda: None,
 ) -> SweepLoop:
@@ -175,7 +176,7 @@ def assemble(
     Args:
         journal: of the sweep.
         attempt: number of this attempt.
-        use_gpu: whether each worker has a GPU.
+        kind: of the device that each worker has.
         on_interrupt: called when the stop file is found.
     """
     plan, config, tune = state.plan, state.config, state.config.tune
@@ -196,7 +197,7 @@ def assemble(
         restore=restore,
         reuse=tune.scheduler != "pbt",  # which moves trials that begin at one point apart
     )
-    lifecycle = TrialLifecycle(state, engine, pool, dataset_cache, history, journal, attempt, use_gpu)
+    lifecycle = TrialLifecycle(state, engine, pool, dataset_cache, history, journal, attempt, kind)
     events = TrialEvents(state, engine, pool, lifecycle)
     stopping = Stopping(state, engine, pool, events.handle, lifecycle.close, on_interrupt)
     return SweepLoop(state, engine, pool, lifecycle, events, stopping, listen)

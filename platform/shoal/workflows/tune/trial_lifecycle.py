@@ -9,6 +9,7 @@ from shoal.cluster.dataset_cache import DatasetCache
 from shoal.cluster.trial_actor import TrialSpec
 from shoal.config.loading import to_yaml
 from shoal.config.objects import pickles, references
+from shoal.devices import Kind
 from shoal.errors import DamagedFileError, ShoalError, StorageError
 from shoal.runs.worker import WorkerSpec
 from shoal.storage.lease import now_ms
@@ -39,19 +40,19 @@ class TrialLifecycle:
         history: TrialHistory,
         journal: Journal,
         attempt: int,
-        use_gpu: bool,
+        kind: Kind,
     ) -> None:
         """Set up.
 
         Args:
             journal: of the sweep, which logs its best value.
             attempt: number of the sweep's attempt.
-            use_gpu: whether each worker has a GPU.
+            kind: of the device that each worker has.
         """
         self._state, self._config = state, state.config
         self._engine, self._pool = engine, pool
         self._dataset_cache, self._history, self._journal = dataset_cache, history, journal
-        self._attempt, self._use_gpu = attempt, use_gpu
+        self._attempt, self._kind = attempt, kind
 
     def start(self, trial: Trial) -> None:
         """Replay what an earlier attempt recorded of a trial, then train what is missing."""
@@ -238,7 +239,7 @@ class TrialLifecycle:
             worker,
             cached.shard_refs,
             waits_for_decision=self._config.tune.scheduler != "none",
-            use_gpu=self._use_gpu,
+            kind=self._kind,
             is_distributed=self._config.is_distributed,
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from benchmarks.simulated_sweep import SimulatedDatasets, Spent, simulate
 
+from shoal.devices import CPU
 from shoal.storage.records import TrialResult
 from shoal.tune.config import load_sweep
 from shoal.tune.trials import best
@@ -74,7 +75,7 @@ def test_data_that_no_trial_needs_any_more_are_freed(tmp_path: Path) -> None:
     points = [{"data.pad": pad, "optim.lr": lr} for pad in (0, 1, 2) for lr in (0.1, 0.2)]
     for point in points:
         datasets.expect(point)
-    datasets.put(validate_sweep(config, lambda scale, spare_cpus: False).base)
+    datasets.put(validate_sweep(config, lambda scale, spare_cpus: CPU).base)
     for number, point in enumerate(points):
         datasets.get(config.trial(point))
         assert len(datasets) == {0: 1, 1: 1, 2: 2, 3: 2, 4: 2, 5: 2}[number]

@@ -9,6 +9,7 @@ import pytest
 from shoal.cluster.actor_pool import Event
 from shoal.cluster.session import RayWatch
 from shoal.cluster.trial_actor import TrialEnded, TrialReport
+from shoal.devices import CPU
 from shoal.errors import Interrupted, TrainingError
 from shoal.storage.records import ErrorRecord
 from shoal.storage.run_folder import STOP, RunFolder
@@ -56,7 +57,7 @@ class Sweep:
 
     def __init__(self, folder: RunFolder, *settings: str) -> None:
         config = load_sweep(None, ["data.source=sklearn:digits", "optim.lr=0.1,0.2,0.3,0.4", *settings])
-        plan = validate_sweep(config, lambda scale, spare_cpus: False)
+        plan = validate_sweep(config, lambda scale, spare_cpus: CPU)
         self.scheduler = StopsPaused()
         self.engine, self.pool = Engine(plan.search(), self.scheduler), ScriptedPool()
         self.state = SweepState(plan, folder, attempt_started=0.0)

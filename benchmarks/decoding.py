@@ -1,0 +1,133 @@
+"""Reads recordings and pictures, as a run does, beside a bare loop over soundfile and over Pillow; in CPU time.
+
+    python benchmarks/decoding.py [--rows 3000] [--repeat 5] [--json FILE]
+
+What is read is all from the list of files to rows in memory: recordings with the checks that precede a training,
+pictures at their own size. In each round Shoal and its peer read in turn, each in a process of its own; imports do not
+count. The ratio is taken within a round.
+"""
+
+import json
+import sys
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+
+from harness import Figure, Report, Row, environment, print_report, progress, ratios, run
+
+RATE, SECONDS = 8000, 0.5
+CLASSES = 10
+SPEECH = "task=speech_recognition model.name=speech"
+IMAGES = "task=image_classification model.name=resnet"
+LEAST = 0.9  # of the rows that a bare loop reads in the same time
+
+SHOAL = """
+import json, sys, time
+from shoal.config.loading import load
+from shoal.runs.config import RunConfig
+from shoal.tasks.open_data import open_data
+import shoal.data.sources.boxes, shoal.data.sources.images, soundfile, PIL.Image, PIL.PngImagePlugin, scipy.signal
+config = load(RunConfig, None, sys.argv[1].split())
+cpu = time.process_time()
+source = open_data(config.data, config.task, config.seed)
+rows = sum(len(next(iter(block.values()))) for part in source.parts for block in part.read())
+print(json.dumps([rows, time.process_time() - cpu]))
+"""
+SOUNDFILE = """
+import csv, json, sys, time
+from pathlib import Path
+import numpy, soundfile
+cpu = time.process_time()
+folder = Path(sys.argv[1])
+waves = [soundfile.read(folder / row["path"], dtype="int16") for row in csv.DictReader((folder / "all.csv").open())]
+print(json.dumps([len(waves), time.process_time() - cpu]))
+"""
+PILLOW = """
+import json, sys, time
+from pathlib import Path
+import numpy, PIL.Image, PIL.PngImagePlugin
+cpu = time.process_time()
+found = [numpy.asarray(PIL.Image.open(path)) for path in sorted(Path(sys.argv[1]).glob("*/*.png"))]
+pixels = numpy.stack(found)
+print(json.dumps([len(pixels), time.process_time() - cpu]))
+"""
+
+
+def write_recordings(folder: Path, rows: int) -> None:
+    """Write recordings of half a second and their list."""
+    import soundfile
+
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    lines = ["path,sentence"]
+    for row in range(rows):
+        soundfile.write(folder / f"{row}.wav", random.normal(0, 0.1, int(RATE * SECONDS)), RATE, "PCM_16")
+        lines.append(f"{row}.wav,{['one', 'two', 'three'][row % 3]}")
+    (folder / "all.csv").write_text("\n".join(lines))
+
+
+def write_pictures(folder: Path, rows: int) -> None:
+    """Write pictures of 64 by 64 pixels, in a folder for each class."""
+    import PIL.Image
+
+    random = np.random.default_rng(0)
+    for row in range(rows):
+        path = folder / f"class{row % CLASSES}" / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smooth = random.integers(0, 255, (8, 8, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        PIL.Image.fromarray(smooth).save(path)
+
+
+def rate(script: str, argument: str, rows: int) -> float:
+    """Return the rows that a script read per second of CPU time."""
+    said = run([sys.executable, "-c", script, argument], environment(PYTHONPATH="platform"))
+    found, seconds = json.loads(said.splitlines()[-1])
+    assert found == rows, f"{found} of {rows} rows were read"
+    return rows / float(seconds)
+
+
+def measure(rows: int, repeat: int) -> Report:
+    """Read both kinds in rounds of Shoal, peer, peer, Shoal."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_recordings(folder / "recordings", rows)
+        write_pictures(folder / "pictures", rows)
+        kinds = {
+            "recordings": (
+                f"task=speech_recognition model.name=speech data.source=audio:{folder}/recordings",
+                SOUNDFILE,
+            ),
+            "pictures": (
+                f"task=image_classification model.name=resnet data.source=images:{folder}/pictures",
+                PILLOW,
+            ),
+        }
+        lines, figures = [], []
+        for kind, (settings, peer) in kinds.items():
+            own, bare = [], []
+            for number in range(repeat):
+                progress(f"{kind}: round {number + 1} of {repeat}")
+                sides = [(own, SHOAL, settings), (bare, peer, str(folder / kind))]
+                for rates, script, argument in sides if number % 2 == 0 else reversed(sides):
+                    rates.append(rate(script, argument, rows))
+            lines += [Row(f"{kind}, Shoal", own, "rows/s"), Row(f"{kind}, bare loop", bare, "rows/s")]
+            ratio = Row(f"{kind}, ratio", ratios(own, bare), "x")
+            lines.append(ratio)
+            figures.append(Figure(f"{kind} beside a bare loop", ratio.median, LEAST, is_at_least=True))
+    return Report(f"Reading {rows} recordings and pictures", lines, figures)
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=3000, help="of each kind (default %(default)d)")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds (default %(default)d)")
+    given = parser.parse_args()
+    report = measure(given.rows, given.repeat)
+    print_report(report)
+    return 0 if all(figure.passes for figure in report.figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
