@@ -78,3 +78,12 @@ def test_what_is_copied_is_there_and_enough_to_install():
         assert there == f"~/shoal/{here}"
     assert {"Makefile", "pyproject.toml", "constraints.txt", "README.md", "platform"} <= set(copied.values())
     assert CLUSTER["setup_commands"] == ["make -C ~/shoal setup"]
+
+
+def test_no_link_in_what_is_copied_leads_out_of_it():
+    """Ray's autoscaler reads all copied files on the head, and starts no worker where a link leads nowhere."""
+    copied = [(ROOT / here).resolve() for here in CLUSTER["file_mounts"].values() if not here.startswith("~")]
+    links = [path for folder in copied for path in folder.rglob("*") if path.is_symlink()]
+    assert links
+    for link in links:
+        assert any(link.resolve().is_relative_to(folder) for folder in copied), link
