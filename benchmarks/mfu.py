@@ -21,6 +21,7 @@ import torch
 from shoal.data.loader import ResidentShard, Rows
 from shoal.data.sampler import Lanes
 from shoal.data.tokenizer import SPECIALS
+from shoal.devices import reset_peak
 from shoal.distributed.process_group import SingleProcess
 from shoal.models.gpt import GPT
 from shoal.models.size import measure_size
@@ -28,7 +29,7 @@ from shoal.tasks.language import CausalLM
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.contents import TrainingProgress
 from shoal.training.clock import Clock
-from shoal.training.device_memory import peak_bytes, reset_peak
+from shoal.training.device_memory import peak_bytes
 from shoal.training.loop import Callbacks, TrainConfig, train
 from shoal.training.mixed_precision import Precision
 from shoal.training.optimizer import OptimConfig

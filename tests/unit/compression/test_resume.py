@@ -26,7 +26,7 @@ def test_what_a_killed_job_finished_is_not_made_again(subject, table, tmp_path):
     def begin(again, **changes):
         options = {"prune": 0.5, "quantize": "bf16", "epochs": 2} | changes
         config = CompressConfig(storage_path=str(tmp_path / "runs"), compress=options)
-        maker = Maker(one.saved, "the model", one.rows, tmp_path / again, one.closing)
+        maker = Maker(one.saved, one.rows, tmp_path / again)
         return variants_of(maker, about, config, lambda status: steps.append(status.step))
 
     killed = begin("first")
@@ -59,7 +59,7 @@ def test_each_step_is_applied_to_all_that_the_step_before_has_made(subject, tabl
     about = Subject("the model", "compress-m", "mlp", one.predictor, one.rows)
     options = {"distill": {"depth": 1}, "prune": "0.25,0.5", "quantize": "int8,bf16", "epochs": 0}
     config = CompressConfig(storage_path=str(tmp_path / "runs"), compress=options)
-    maker = Maker(one.saved, "the model", one.rows, tmp_path / "variants", one.closing)
+    maker = Maker(one.saved, one.rows, tmp_path / "variants")
     found = dict(variants_of(maker, about, config, lambda status: None))
     student, *pruned = "distill-depth-1", "distill-depth-1-prune-0.25", "distill-depth-1-prune-0.5"
     assert list(found) == [student, *(name + end for name in pruned for end in ("", "-int8", "-bf16"))]
