@@ -33,6 +33,8 @@ class Batcher:
         most_rows: of a batch of several requests.
         most_requests: at a time, those that are being read or answered included.
         measured: called with the rows and the seconds of each batch.
+        refused: how many requests were one too many.
+        alone_s: the mean time of a request that is a batch of its own.
     """
 
     engine: Engine
@@ -40,6 +42,8 @@ class Batcher:
     most_requests: int
     measured: Callable[[int, float], None] = lambda rows, seconds: None
     requests: int = 0
+    alone_s: float = 0.0
+    refused: int = 0
     _queue: deque[_Waiting] = field(default_factory=deque)
     _turns: deque["asyncio.Future[None]"] = field(default_factory=deque)
     _busy: int = 0
@@ -54,6 +58,7 @@ class Batcher:
             RequestError: 503 with Retry-After, where there are too many.
         """
         if self.requests >= self.most_requests:
+            self.refused += 1
             seconds = max(1, math.ceil(self.requests * self._seconds_per_request))
             raise RequestError(
                 503,
@@ -162,9 +167,14 @@ class Batcher:
 
     def _count(self, requests: int, rows: int, seconds: float) -> None:
         of_one = seconds / requests / self.engine.lanes
-        before = self._seconds_per_request or of_one
-        self._seconds_per_request = before + SMOOTHING * (of_one - before)
+        self._seconds_per_request = _mean(self._seconds_per_request, of_one)
+        if requests == 1:
+            self.alone_s = _mean(self.alone_s, seconds)
         self.measured(rows, seconds)
+
+
+def _mean(before: float, value: float) -> float:
+    return before + SMOOTHING * (value - before) if before else value
 
 
 def _joined(rows: list[Rows]) -> dict[str, np.ndarray]:

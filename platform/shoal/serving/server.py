@@ -5,12 +5,15 @@ import contextlib
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from shoal.errors import ConfigError
 from shoal.processes import STOP_SIGNALS
+from shoal.serving.shedding import Shedder
+from shoal.serving.uvicorn_private import SheddingProtocol
 
 BACKLOG = 2048
 GRACE_S = 30  # for what is being answered when the server ends
@@ -19,9 +22,16 @@ GRACE_S = 30  # for what is being answered when the server ends
 class Server(uvicorn.Server):
     """A server that leaves signals to its caller: uvicorn would raise them again once it has ended."""
 
-    def __init__(self, app: ASGIApp, grace_s: float = GRACE_S) -> None:
+    def __init__(self, app: ASGIApp, grace_s: float = GRACE_S, shedder: Shedder | None = None) -> None:
+        """Take an app.
+
+        Args:
+            grace_s: for what is being answered when the server ends.
+            shedder: refuses requests under overload; None: the app alone does.
+        """
         config = uvicorn.Config(
             app,
+            http=partial(SheddingProtocol, shedder=shedder) if shedder else "auto",  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,

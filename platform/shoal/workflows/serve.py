@@ -24,6 +24,7 @@ from shoal.serving.engine import LocalEngine
 from shoal.serving.metrics import Metrics
 from shoal.serving.models import Models, ServedModel, Start, Started, Version
 from shoal.serving.server import Server, listen, on_signals
+from shoal.serving.shedding import Shedder
 from shoal.serving.signature import Signature
 from shoal.serving.takeover import follow
 from shoal.storage.records import Metadata, ServeResult
@@ -134,7 +135,9 @@ async def _serve(
         for model in models.by_name.values()
         if locate(model.uri) != model.uri
     ]
-    server = Server(make_app(models, section, metrics), grace_s=section.timeout_s)
+    # What a lost replica leaves behind waits in the queue, which is no overload.
+    shedder = None if section.replicas else Shedder(models, metrics)
+    server = Server(make_app(models, section, metrics), section.timeout_s, shedder)
     running = asyncio.create_task(server.serve([listening]))
     address, since = _address(listening), time.monotonic()
     announce(address, models)

@@ -25,6 +25,7 @@ from shoal.serving.engine import LocalEngine
 from shoal.serving.metrics import Metrics
 from shoal.serving.models import Models, ServedModel, Version
 from shoal.serving.server import Server, listen
+from shoal.serving.shedding import Shedder
 from shoal.serving.signature import Signature
 
 
@@ -72,7 +73,8 @@ def running(versions, section=None):
     served = [ServedModel(name, version.uri, version) for name, version in versions.items()]
     models = Models(served, section.weights)
     listening = listen("127.0.0.1", 0)
-    server = Server(make_app(models, section, metrics), grace_s=1)
+    shedder = Shedder(models, metrics)
+    server = Server(make_app(models, section, metrics), 1, shedder)
     loops = []
 
     async def main():
@@ -82,7 +84,7 @@ def running(versions, section=None):
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     client = Client(listening.getsockname()[1])
-    client.models, client.metrics = models, metrics
+    client.models, client.metrics, client.shedder = models, metrics, shedder
     try:
         client.get("/health")
         client.loop = loops[0]

@@ -1,0 +1,93 @@
+"""Load shedding: a burst may fill the queue, and so may clients that wait for their answers; an overload may not.
+
+A queue that lasts adds its length to every answer and helps nobody. What tells overload from a burst is time, as in
+CoDel (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012); what tells it from clients that send
+their next request after an answer is that more requests come than are answered. By Little's law the last of n requests
+is answered after n / (answers per second).
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+
+from shoal.serving.metrics import Metrics
+from shoal.serving.models import Models
+
+WAIT_S, WAIT_BATCHES = 0.015, 4.0  # for which a request may wait under overload: the longer of both
+WINDOW_S, WINDOW_ANSWERS = 0.25, 8  # in which requests and answers are counted, at least
+EXCESS = 1.1  # requests for each answer, above which they are too many
+FEWEST = 4
+ROUTE = "overload"  # by which refusals are counted: their own were not read
+
+
+class Shedder:
+    """Decides whether a server has too many requests to take one more. All of it runs in the event loop.
+
+    Attributes:
+        inside: requests that are read and not answered yet.
+        is_shedding: whether the queue is kept short.
+    """
+
+    def __init__(
+        self, models: Models, metrics: Metrics, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.inside = 0
+        self.is_shedding = False
+        self._models, self._metrics, self._clock = models, metrics, clock
+        self._rate = 0.0  # answers per second
+        self._begin_window()
+
+    def refuses(self) -> bool:
+        """Count a request; return whether it is one too many."""
+        self._offered += 1
+        self._end_window()
+        if self.inside < self.lasting:
+            self._was_short = True
+            return False
+        return self.is_shedding
+
+    def entered(self) -> None:
+        """Count a request that was read."""
+        self.inside += 1
+
+    def left(self, requests: int = 1) -> None:
+        """Count answers, also those that a model refused."""
+        self.inside -= requests
+        self._answered += requests
+
+    @property
+    def _refused_by_models(self) -> int:
+        return sum(version.batcher.refused for version in self._models.identities.values())
+
+    @property
+    def lasting(self) -> int:
+        """How many requests may be inside under overload."""
+        alone_s = max(version.batcher.alone_s for version in self._models.identities.values())
+        return max(FEWEST, math.ceil(max(WAIT_S, WAIT_BATCHES * alone_s) * self._rate))
+
+    def _begin_window(self) -> None:
+        self._since, self._was_short = self._clock(), False
+        self._offered, self._answered, self._refused = 0, 0, self._refused_by_models
+
+    def _end_window(self) -> None:
+        """Decide once for each window: overload begins after one whose queue was never short."""
+        seconds = self._clock() - self._since
+        answered = self._answered - (self._refused_by_models - self._refused)
+        if seconds < WINDOW_S or answered < WINDOW_ANSWERS:
+            return
+        are_too_many = self._offered > EXCESS * answered
+        self.is_shedding = are_too_many and (self.is_shedding or not self._was_short)
+        self._rate = answered / seconds
+        self._begin_window()
+
+    def refusal(self) -> bytes:
+        """Return an answer with 503, head and body, and count it."""
+        self._metrics.answered(ROUTE, 503, 0.0)
+        seconds = max(1, math.ceil(self.inside / self._rate)) if self._rate else 1
+        message = f"the server has more requests than it can answer: try again in {seconds} s"
+        body = json.dumps({"error": {"status": 503, "message": message}}).encode()
+        head = (
+            f"content-type: application/json\r\nretry-after: {seconds}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        return b"HTTP/1.1 503 Service Unavailable\r\n" + head.encode() + body
