@@ -67,8 +67,10 @@ class Shedder:
         return max(FEWEST, math.ceil(max(WAIT_S, WAIT_BATCHES * alone_s) * self._rate))
 
     def _begin_window(self) -> None:
-        self._since, self._was_short = self._clock(), False
-        self._offered, self._answered, self._refused = 0, 0, self._refused_by_models
+        self._since = self._clock()
+        self._offered = self._answered = 0
+        self._refused = self._refused_by_models
+        self._was_short = False
 
     def _end_window(self) -> None:
         """Decide once for each window: overload begins after one whose queue was never short."""
