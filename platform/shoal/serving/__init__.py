@@ -10,7 +10,7 @@
 - `answer`: a request becomes an answer
 - `app`: the routes; `guard`: who may call them; `body`: what is read of a request; `metrics`: for Prometheus
 - `documents`: OpenAPI and the pages `/` and `/docs`
-- `server`: uvicorn around the app
+- `server`: uvicorn around the app; `shedding`: when it has too many requests; `shedding_protocol`: how it refuses them
 
 Depends on `inference` and `registry`; needs FastAPI and uvicorn. Independent of Ray, which `cluster.serving` adds.
 """

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from shoal.errors import ConfigError
 from shoal.processes import STOP_SIGNALS
 from shoal.serving.shedding import Shedder
-from shoal.serving.uvicorn_private import SheddingProtocol
+from shoal.serving.shedding_protocol import SheddingProtocol
 
 BACKLOG = 2048
 GRACE_S = 30  # for what is being answered when the server ends

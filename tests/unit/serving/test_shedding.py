@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from shoal.serving.shedding import ROUTE, WINDOW_S, Shedder
-from shoal.serving.uvicorn_private import plain_size
+from shoal.serving.shedding_protocol import plain_size
 
 GOOD = {"size": [1.0, 2.0], "count": [3, 4], "color": ["red", "blue"]}
 STEP_S = 0.001
