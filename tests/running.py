@@ -65,6 +65,11 @@ class Place:
         self.env = {**os.environ, **RAY_ENV, **env}
         self.env.pop("MLFLOW_TRACKING_URI", None)
 
+    def add_module(self, name: str, text: str) -> None:
+        """Write a module of the user's, which jobs and their workers can import."""
+        (self.path / f"{name}.py").write_text(text)
+        self.env["PYTHONPATH"] = f"{self.path}:{os.environ.get('PYTHONPATH', '')}"
+
     def start(self, job: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],

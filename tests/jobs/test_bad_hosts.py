@@ -1,6 +1,5 @@
 """A bit that flips in one worker's weights is noticed before a checkpoint is made of them, and the run resumes."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -52,9 +51,9 @@ SETTINGS = (
 
 
 def make(place: Place) -> Path:
-    (place.path / "flipping.py").write_text(MODULE)
+    place.add_module("flipping", MODULE)
     flips = place.path / "flips"
-    place.env |= {"FLIPS": str(flips), "PYTHONPATH": f"{place.path}:{os.environ.get('PYTHONPATH', '')}"}
+    place.env["FLIPS"] = str(flips)
     return flips
 
 

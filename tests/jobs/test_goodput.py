@@ -1,6 +1,5 @@
 """Where the seconds of a run went: after ten kills they sum to the wall clock, and each attempt has its reason."""
 
-import os
 import random
 import subprocess
 import time
@@ -51,8 +50,7 @@ def start(place: Place) -> subprocess.Popen[str]:
 
 def test_ten_kills_in_one_run_and_all_seconds_are_accounted_for(place: Place) -> None:
     draw = random.Random(0)
-    (place.path / "slow.py").write_text(MODULE)
-    place.env["PYTHONPATH"] = f"{place.path}:{os.environ.get('PYTHONPATH', '')}"
+    place.add_module("slow", MODULE)
     process, submitted_s = start(place), time.time()
     reasons = ["submitted"]
     for number in range(KILLS):

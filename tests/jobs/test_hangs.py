@@ -1,6 +1,5 @@
 """A worker that moves no more is noticed, and the run resumes by itself; it ends like its uninterrupted twin."""
 
-import os
 import re
 import signal
 from pathlib import Path
@@ -69,8 +68,8 @@ SETTINGS = (
 
 
 def make(place: Place) -> Path:
-    (place.path / "hanging.py").write_text(MODULE)
-    place.env |= {"HANGS": str(place.path), "PYTHONPATH": f"{place.path}:{os.environ.get('PYTHONPATH', '')}"}
+    place.add_module("hanging", MODULE)
+    place.env["HANGS"] = str(place.path)
     return place.path
 
 
