@@ -14,8 +14,11 @@ from collections.abc import Callable
 from shoal.serving.metrics import Metrics
 from shoal.serving.models import Models
 
-WAIT_S, WAIT_BATCHES = 0.015, 4.0  # for which a request may wait under overload: the longer of both
-WINDOW_S, WINDOW_ANSWERS = 0.25, 8  # in which requests and answers are counted, at least
+WAIT_S, WAIT_BATCHES = 0.007, 2.0  # for which a request may wait under overload: the longer of both
+LONG = 3.0  # times that wait: a queue that tells of overload
+WINDOW_S, WINDOW_ANSWERS = 0.06, 8  # in which requests and answers are counted, at least
+SHEDDING_WINDOW_S = 0.25  # under overload: answers come in batches, and a short window would end it by chance
+WINDOWS = 2  # in a row, that are needed to know of overload: one may begin in a stall
 EXCESS = 1.1  # requests for each answer, above which they are too many
 FEWEST = 4
 ROUTE = "overload"  # by which refusals are counted: their own were not read
@@ -36,16 +39,17 @@ class Shedder:
         self.is_shedding = False
         self._models, self._metrics, self._clock = models, metrics, clock
         self._rate = 0.0  # answers per second
+        self._alone_s = 0.0  # the time of a request before the overload, which makes all slower
+        self._overloaded = 0  # windows in a row
         self._begin_window()
 
     def refuses(self) -> bool:
         """Count a request; return whether it is one too many."""
         self._offered += 1
         self._end_window()
-        if self.inside < self.lasting:
+        if self.inside < LONG * self.lasting:
             self._was_short = True
-            return False
-        return self.is_shedding
+        return self.is_shedding and self.inside >= self.lasting
 
     def entered(self) -> None:
         """Count a request that was read."""
@@ -63,8 +67,7 @@ class Shedder:
     @property
     def lasting(self) -> int:
         """How many requests may be inside under overload."""
-        alone_s = max(version.batcher.alone_s for version in self._models.identities.values())
-        return max(FEWEST, math.ceil(max(WAIT_S, WAIT_BATCHES * alone_s) * self._rate))
+        return max(FEWEST, math.ceil(max(WAIT_S, WAIT_BATCHES * self._alone_s) * self._rate))
 
     def _begin_window(self) -> None:
         self._since = self._clock()
@@ -73,14 +76,17 @@ class Shedder:
         self._was_short = False
 
     def _end_window(self) -> None:
-        """Decide once for each window: overload begins after one whose queue was never short."""
+        """Decide once for each window: overload begins after some whose queue was never short."""
         seconds = self._clock() - self._since
         answered = self._answered - (self._refused_by_models - self._refused)
-        if seconds < WINDOW_S or answered < WINDOW_ANSWERS:
+        if seconds < (SHEDDING_WINDOW_S if self.is_shedding else WINDOW_S) or answered < WINDOW_ANSWERS:
             return
         are_too_many = self._offered > EXCESS * answered
-        self.is_shedding = are_too_many and (self.is_shedding or not self._was_short)
+        self._overloaded = self._overloaded + 1 if are_too_many and not self._was_short else 0
+        self.is_shedding = are_too_many and (self.is_shedding or self._overloaded >= WINDOWS)
         self._rate = answered / seconds
+        if not self._overloaded and not self.is_shedding:
+            self._alone_s = max(version.batcher.alone_s for version in self._models.identities.values())
         self._begin_window()
 
     def refusal(self) -> bytes:
