@@ -63,6 +63,7 @@ check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	MYPYPATH=platform:benchmarks:tests $(VENV)/bin/mypy --explicit-package-bases --follow-imports=silent benchmarks/*.py
 
 ui: setup ## open the MLflow UI on the store of the runs; STORE=sqlite:///PATH PORT=5000
 	@exec env PYTHONPATH=platform $(PYTHON) -m shoal ui '$(STORE)' --port $(PORT)

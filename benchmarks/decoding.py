@@ -106,7 +106,8 @@ def measure(rows: int, repeat: int) -> Report:
         }
         lines, figures = [], []
         for kind, (settings, peer) in kinds.items():
-            own, bare = [], []
+            own: list[float] = []
+            bare: list[float] = []
             for number in range(repeat):
                 progress(f"{kind}: round {number + 1} of {repeat}")
                 sides = [(own, SHOAL, settings), (bare, peer, str(folder / kind))]

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from harness import Figure, Report, Row, free_ports, main, progress, ratios, scratch
 from quiet import Quiet, Timing
@@ -79,7 +79,7 @@ def held_bytes(strategy: str) -> float:
     """Return the bytes of the worker that holds more."""
     with scratch() as folder:
         store = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-        mp.spawn(count_here, (strategy, store, f"{folder}/held"), nprocs=WORKERS)
+        spawn(count_here, (strategy, store, f"{folder}/held"), nprocs=WORKERS)
         return max(float(file.read_text()) for file in folder.glob("held-*"))
 
 

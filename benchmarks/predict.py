@@ -1,51 +1,46 @@
-"""Batch prediction beside a bare PyTorch loop over the same parquet: python benchmarks/predict.py [ROWS].
+"""Batch prediction beside a bare PyTorch loop over the same parquet.
 
-Each reads row groups, standardizes, predicts and writes all columns with the label and the probabilities. Rounds are
-ABBA; one process with one thread each, then two Ray actors with one thread each. Then the peak memory of predicting 100
-thousand and 2 million rows.
+Each reads row groups, standardizes, predicts and writes all columns with the label and the probabilities. The order of
+the three turns from round to round; one process with one thread each, then two Ray actors with one thread each. Then
+the peak memory of predicting 100 thousand and 2 million rows.
 """
 
 import json
 import resource
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 
-FEATURES, GROUP_ROWS, ROUNDS = 20, 1 << 16, 2
-LARGE, SMALL = 2_000_000, 100_000
+from harness import ROOT, Figure, Report, Row, environment, main, progress, ratios, run, scratch
+from quiet import Quiet, Timing
+from shoal.config.loading import load
+from shoal.inference.predictor import Predictor
+from shoal.workflows.predict import PredictConfig, check_prediction, predict
+
+FEATURES, GROUP_ROWS = 20, 1 << 16
+SMALL, ROWS, LARGE = 100_000, 1_000_000, 2_000_000
+CHILD = "--child"
 
 
-def write_input(path, rows):
+def write_input(path: Path, rows: int) -> None:
     """Write rows of `FEATURES` numbers and a label, group by group."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    draw, writer = np.random.default_rng(0), None
-    for first in range(0, rows, GROUP_ROWS):
-        x = draw.normal(size=(min(GROUP_ROWS, rows - first), FEATURES)).astype(np.float32)
-        columns = {f"x{number}": x[:, number] for number in range(FEATURES)}
-        table = pa.table(columns | {"target": (x[:, 0] > 0).astype(np.int64)})
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table, row_group_size=GROUP_ROWS)
-    writer.close()
+    draw = np.random.default_rng(0)
+    fields = [(f"x{number}", pa.float32()) for number in range(FEATURES)]
+    schema = pa.schema([*fields, ("target", pa.int64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for first in range(0, rows, GROUP_ROWS):
+            x = draw.normal(size=(min(GROUP_ROWS, rows - first), FEATURES)).astype(np.float32)
+            columns = [*x.T, (x[:, 0] > 0).astype(np.int64)]
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=GROUP_ROWS)
 
 
-def bare_loop(weights, source, output):
-    """What a person writes without Shoal: read, standardize, predict, write."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import torch
-
-    from shoal.inference.predictor import Predictor
-
+def bare_loop(weights: Path, source: Path, output: Path) -> float:
+    """What a person writes without Shoal: read, standardize, predict, write; return its seconds."""
     torch.set_num_threads(1)
     predictor = Predictor.load(weights)
     model, columns = predictor.model, predictor.transform.columns
@@ -56,28 +51,21 @@ def bare_loop(weights, source, output):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             x = np.stack([table.column(column.name).to_numpy() for column in columns], axis=1)
-            shares = torch.cat(
-                [model(part).softmax(1) for part in torch.from_numpy((x - mean) / std).split(4096)]
-            )
+            parts = torch.from_numpy((x - mean) / std).split(4096)
+            shares = torch.cat([model(part).softmax(1) for part in parts])
             table = table.append_column("prediction", pa.array(shares.argmax(1).numpy()))
             flat = pa.array(shares.double().numpy().reshape(-1))
-            table = table.append_column(
-                "probabilities", pa.FixedSizeListArray.from_arrays(flat, shares.shape[1])
-            )
+            lists = pa.FixedSizeListArray.from_arrays(flat, shares.shape[1])
+            table = table.append_column("probabilities", lists)
             writer = writer or pq.ParquetWriter(output, table.schema)
             writer.write_table(table)
+    assert writer is not None
     writer.close()
     return time.perf_counter() - since
 
 
-def shoal(weights, source, output, workers):
+def shoal(weights: Path, source: Path, output: Path, workers: int) -> float:
     """The same by `shoal.workflows.predict`; the seconds from the first fragment on, of actors the whole job's."""
-    import torch
-
-    from shoal.config.loading import load
-    from shoal.inference.predictor import Predictor
-    from shoal.workflows.predict import PredictConfig, check_prediction, predict
-
     torch.set_num_threads(1)
     config = load(PredictConfig, None, [f"scale.num_workers={workers}"])
     checked = check_prediction(Predictor.load(weights), weights, f"parquet:{source}", str(output), config)
@@ -90,64 +78,61 @@ def shoal(weights, source, output, workers):
     return (times[-1] - begun) * fragments / (fragments - workers)
 
 
-def measure(kind, *arguments):
-    """Run one of the functions in a process of its own; return what it returned and its peak memory in MiB."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--", kind, json.dumps([str(one) for one in arguments])],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def child(kind, arguments):
-    weights, source, output, *more = arguments
-    if kind == "bare":
-        seconds = bare_loop(Path(weights), source, output)
-    else:
-        seconds = shoal(Path(weights), source, output, int(more[0]))
+def child(weights: str, source: str, output: str, workers: str) -> None:
+    """Print the seconds of one of both and its peak memory in MiB; no workers given: the bare loop's."""
+    paths = Path(weights), Path(source), Path(output)
+    seconds = shoal(*paths, int(workers)) if workers else bare_loop(*paths)
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
-def main(rows):
+def in_child(weights: Path, source: Path, output: Path, workers: str) -> tuple[float, float]:
+    """Run one of both in a process of its own; return its seconds and its peak memory in MiB."""
+    command = [sys.executable, __file__, CHILD, str(weights), str(source), str(output), workers]
+    seconds, peak = json.loads(run(command, environment(PYTHONPATH=str(ROOT / "platform"))).splitlines()[-1])
+    return seconds, peak
+
+
+def measure(repeat: int) -> Report:
+    """Measure all three in turning order, then the memory."""
+    sys.path.insert(0, str(ROOT / "tests"))
     from saved_model import package
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sizes = {
-            SMALL: folder / "small.parquet",
-            rows: folder / "in.parquet",
-            LARGE: folder / "large.parquet",
+    quiet = Quiet()
+    contestants = {"bare loop": "", "Shoal, 1 worker": "0", "Shoal, 2 workers": "2"}
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    with scratch() as folder:
+        sources = {rows: folder / f"{rows}.parquet" for rows in (SMALL, ROWS, LARGE)}
+        for rows, path in sources.items():
+            write_input(path, rows)
+        weights = package(folder / "saved", f"parquet:{sources[SMALL]}", model={"width": 128, "depth": 2})
+        for number in range(repeat):
+            for name in contestants if number % 2 == 0 else reversed(contestants):
+
+                def once(name: str = name, output: Path = folder / f"{number}-{name}") -> Timing:
+                    since = time.time()
+                    seconds, _ = in_child(weights, sources[ROWS], output, contestants[name])
+                    return Timing(ROWS / seconds, since, time.time())
+
+                rates[name].append(quiet.value(once))
+                progress(f"round {number + 1}/{repeat}: {name} {rates[name][-1]:,.0f} rows/s")
+        peaks = {
+            rows: in_child(weights, sources[rows], folder / f"memory-{rows}", "0")[1]
+            for rows in (SMALL, LARGE)
         }
-        for size, path in sizes.items():
-            write_input(path, size)
-        model = {"width": 128, "depth": 2}
-        weights = package(folder / "saved", f"parquet:{sizes[SMALL]}", model=model)
-        seconds = {"bare": [], "1 worker": [], "2 workers": []}
-        for number in range(ROUNDS):
-            order = ["bare", "1 worker", "2 workers"]
-            for at, one in enumerate(order + order[::-1]):
-                output = folder / f"out-{number}-{at}"
-                if one == "bare":
-                    took, _ = measure("bare", weights, sizes[rows], output)
-                else:
-                    took, _ = measure("shoal", weights, sizes[rows], output, 0 if one == "1 worker" else 2)
-                seconds[one].append(took)
-        for one, took in seconds.items():
-            rate = rows / statistics.median(took)
-            share = statistics.median(seconds["bare"]) / statistics.median(took)
-            print(
-                f"{one:<10} {rate:>12,.0f} rows/s  {share:.2f} of the bare loop  {[round(x, 2) for x in took]}"
-            )
-        for size in (SMALL, LARGE):
-            took, peak = measure("shoal", weights, sizes[size], folder / f"memory-{size}", 0)
-            print(f"{size:>9,} rows: peak memory {peak:,.0f} MiB, {size / took:,.0f} rows/s")
+    one = ratios(rates["Shoal, 1 worker"], rates["bare loop"])
+    two = ratios(rates["Shoal, 2 workers"], rates["Shoal, 1 worker"])
+    figures = [
+        Figure("1 worker, of a bare loop's rows per second", Row("", one, "").median, 0.8, is_at_least=True),
+        Figure("2 workers against 1", Row("", two, "").median, 1.6, is_at_least=True),
+        Figure("peak memory of 20 times the rows", peaks[LARGE] / peaks[SMALL], 1.1, is_at_least=False),
+    ]
+    rows_of = [Row(name, values, "rows/s") for name, values in rates.items()]
+    rows_of += [Row(f"peak memory, {rows:,} rows", [peak], "MiB") for rows, peak in peaks.items()]
+    return Report("Batch prediction over parquet", rows_of, figures, [quiet.note])
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--"]:
-        child(sys.argv[2], json.loads(sys.argv[3]))
+    if sys.argv[1:2] == [CHILD]:
+        child(*sys.argv[2:])
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+        main(measure, repeat=4)

@@ -44,7 +44,7 @@ print(json.dumps([rows, time.process_time() - cpu]))
 def write_files(folder: Path, rows: int) -> list[str]:
     """Write the same table as CSV and Parquet; returns their URIs."""
     random = np.random.default_rng(0)
-    columns = {f"x{number}": random.normal(size=rows) for number in range(FLOATS)}
+    columns: dict[str, np.ndarray] = {f"x{number}": random.normal(size=rows) for number in range(FLOATS)}
     columns["count"] = random.integers(0, 100_000, rows)
     columns["target"] = np.array(["red", "blue", "a longer text"])[random.integers(0, 3, rows)]
     table = pa.table(columns)

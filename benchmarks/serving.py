@@ -4,7 +4,7 @@ The reference MLP, one row of 1,000 numbers a request. In each round every serve
 requests at fixed times at rising rates; the order of the servers turns round from round to round. Counted are the most
 requests per second whose p99 stays below 50 ms, and the CPU time of the server's whole process tree per request, at
 half that rate.
-LitServe is measured where it is installed (`pip install litserve`).
+LitServe is measured where it is installed, as `make bench` does.
 """
 
 import contextlib

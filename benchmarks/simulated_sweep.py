@@ -175,7 +175,7 @@ def simulate(
             *settings,
         ],
     )
-    plan = validate_sweep(config, lambda scale, spare_cpus: False)
+    plan = validate_sweep(config, lambda scale, spare_cpus: CPU)
     run_folder = RunFolder(str(folder / "simulated"))
     run_folder.create()
     run_folder.create_identity(name="simulated", experiment="shoal", is_sweep=True)

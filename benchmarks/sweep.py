@@ -183,7 +183,7 @@ def _watch(process: subprocess.Popen[bytes]) -> list[Sample]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SAMPLE_S)
     if process.poll() is None:
-        raise SystemExit(f"{process.args} took more than {TIMEOUT_S} s")
+        raise SystemExit(f"{process.args!r} took more than {TIMEOUT_S} s")
     return samples
 
 
