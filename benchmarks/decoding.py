@@ -1,7 +1,5 @@
 """Reads recordings and pictures, as a run does, beside a bare loop over soundfile and over Pillow; in CPU time.
 
-    python benchmarks/decoding.py [--rows 3000] [--repeat 5] [--json FILE]
-
 What is read is all from the list of files to rows in memory: recordings with the checks that precede a training,
 pictures at their own size. In each round Shoal and its peer read in turn, each in a process of its own; imports do not
 count. The ratio is taken within a round.
@@ -10,15 +8,14 @@ count. The ratio is taken within a round.
 import json
 import sys
 import tempfile
-from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 
-from harness import Figure, Report, Row, environment, print_report, progress, ratios, run
+from harness import Figure, Report, Row, environment, main, progress, ratios, run
 
 RATE, SECONDS = 8000, 0.5
-CLASSES = 10
+CLASSES, ROWS = 10, 3000
 SPEECH = "task=speech_recognition model.name=speech"
 IMAGES = "task=image_classification model.name=resnet"
 LEAST = 0.9  # of the rows that a bare loop reads in the same time
@@ -88,12 +85,12 @@ def rate(script: str, argument: str, rows: int) -> float:
     return rows / float(seconds)
 
 
-def measure(rows: int, repeat: int) -> Report:
+def measure(repeat: int) -> Report:
     """Read both kinds in rounds of Shoal, peer, peer, Shoal."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_recordings(folder / "recordings", rows)
-        write_pictures(folder / "pictures", rows)
+        write_recordings(folder / "recordings", ROWS)
+        write_pictures(folder / "pictures", ROWS)
         kinds = {
             "recordings": (
                 f"task=speech_recognition model.name=speech data.source=audio:{folder}/recordings",
@@ -112,23 +109,13 @@ def measure(rows: int, repeat: int) -> Report:
                 progress(f"{kind}: round {number + 1} of {repeat}")
                 sides = [(own, SHOAL, settings), (bare, peer, str(folder / kind))]
                 for rates, script, argument in sides if number % 2 == 0 else reversed(sides):
-                    rates.append(rate(script, argument, rows))
+                    rates.append(rate(script, argument, ROWS))
             lines += [Row(f"{kind}, Shoal", own, "rows/s"), Row(f"{kind}, bare loop", bare, "rows/s")]
             ratio = Row(f"{kind}, ratio", ratios(own, bare), "x")
             lines.append(ratio)
             figures.append(Figure(f"{kind} beside a bare loop", ratio.median, LEAST, is_at_least=True))
-    return Report(f"Reading {rows} recordings and pictures", lines, figures)
-
-
-def main() -> int:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=3000, help="of each kind (default %(default)d)")
-    parser.add_argument("--repeat", type=int, default=5, help="rounds (default %(default)d)")
-    given = parser.parse_args()
-    report = measure(given.rows, given.repeat)
-    print_report(report)
-    return 0 if all(figure.passes for figure in report.figures) else 1
+    return Report(f"Reading {ROWS} recordings and pictures", lines, figures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(measure)

@@ -286,6 +286,7 @@ class ShoalRun:
     started_s: float
     result: dict[str, Any]
     step_ends_s: dict[int, float]  # when each recorded optimizer step ended
+    evaluation_ends_s: dict[int, float]  # when each evaluation on the validation split ended
 
     def epoch_ends_s(self, epochs: int) -> list[float]:
         """Return when the last step of each epoch ended."""
@@ -303,9 +304,9 @@ def reference_source(rows: int = ROWS) -> str:
     return f"synthetic:classification?rows={rows}&features={FEATURES}&classes={CLASSES}"
 
 
-def run_shoal(folder: Path, cluster_address: str, *settings: str) -> ShoalRun:
-    """Run `jobs/train.py` as a user does, on a cluster, with the reference config and a new tracking store."""
-    command = [sys.executable, "jobs/train.py", "jobs/configs/reference.yaml", f"scale.num_workers={WORKERS}"]
+def run_shoal(folder: Path, cluster_address: str, *settings: str, config: str = "reference") -> ShoalRun:
+    """Run `jobs/train.py` as a user does, on a cluster, with one of its configs and a new tracking store."""
+    command = [sys.executable, "jobs/train.py", f"jobs/configs/{config}.yaml", f"scale.num_workers={WORKERS}"]
     command += [f"data.global_batch_size={WORKERS * BATCH_PER_WORKER}", "if_exists=new"]
     command += [f"storage_path={folder}/runs", f"track.tracking_uri=sqlite:///{folder}/mlflow.db", *settings]
     before = set(folder.glob("runs/*/*"))
@@ -315,8 +316,11 @@ def run_shoal(folder: Path, cluster_address: str, *settings: str) -> ShoalRun:
     lines = [
         json.loads(line) for file in made.glob("journal/*.jsonl") for line in file.open() if line.strip()
     ]
-    ends = {line["step"]: line["ms"] / 1000 for line in lines if "train/loss" in line["metrics"]}
-    return ShoalRun(started_s, json.loads((made / "result.json").read_text()), ends)
+    steps, evaluations = (
+        {line["step"]: line["ms"] / 1000 for line in lines if metric in line["metrics"]}
+        for metric in ("train/loss", "val/loss")
+    )
+    return ShoalRun(started_s, json.loads((made / "result.json").read_text()), steps, evaluations)
 
 
 def write_reference_data(path: Path, rows: int = ROWS) -> None:
