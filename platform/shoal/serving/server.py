@@ -17,6 +17,8 @@ from shoal.serving.shedding_protocol import SheddingProtocol
 
 BACKLOG = 2048
 GRACE_S = 30  # for what is being answered when the server ends
+# Of an idle connection. Proxies keep theirs for 60 s: one that they use while it is closed here is a request lost.
+KEEP_ALIVE_S = 75
 
 
 class Server(uvicorn.Server):
@@ -38,6 +40,7 @@ class Server(uvicorn.Server):
             lifespan="off",
             ws="none",
             timeout_graceful_shutdown=int(grace_s),
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         super().__init__(config)
 

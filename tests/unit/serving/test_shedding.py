@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 
@@ -117,6 +118,15 @@ def test_a_server_under_overload_refuses_and_goes_on_on_the_same_connection(serv
         assert _answer(connection, request)[0] == 200
         assert f'shoal_requests_total{{route="{ROUTE}",status="503"}} 4.0' in client.get("/metrics")[1]
         assert shedder.inside == 0
+
+
+def test_an_idle_connection_outlasts_those_that_proxies_keep(serving, table):
+    body = json.dumps(GOOD).encode()
+    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with serving(table) as client, socket.create_connection(("127.0.0.1", client.port)) as connection:
+        assert _answer(connection, request)[0] == 200
+        time.sleep(6)  # uvicorn's own limit is 5 s
+        assert _answer(connection, request)[0] == 200
 
 
 def test_requests_of_a_connection_that_is_lost_are_inside_no_more(serving, table):
