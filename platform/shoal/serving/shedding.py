@@ -18,7 +18,7 @@ WAIT_S, WAIT_BATCHES = 0.007, 2.0  # for which a request may wait under overload
 LONG = 3.0  # times that wait: a queue that tells of overload
 WINDOW_S, WINDOW_ANSWERS = 0.06, 8  # in which requests and answers are counted, at least
 SHEDDING_WINDOW_S = 0.25  # under overload: answers come in batches, and a short window would end it by chance
-WINDOWS = 2  # in a row, that are needed to know of overload: one may begin in a stall
+WINDOWS = 2  # in a row, that are needed to know of overload, or of its end: one may begin in a stall
 EXCESS = 1.1  # requests for each answer, above which they are too many
 FEWEST = 4
 ROUTE = "overload"  # by which refusals are counted: their own were not read
@@ -40,7 +40,7 @@ class Shedder:
         self._models, self._metrics, self._clock = models, metrics, clock
         self._rate = 0.0  # answers per second
         self._alone_s = 0.0  # the time of a request before the overload, which makes all slower
-        self._overloaded = 0  # windows in a row
+        self._against = 0  # windows in a row that speak against what is thought
         self._begin_window()
 
     def refuses(self) -> bool:
@@ -76,16 +76,18 @@ class Shedder:
         self._was_short = False
 
     def _end_window(self) -> None:
-        """Decide once for each window: overload begins after some whose queue was never short."""
+        """Decide once for each window: overload begins after some with too many, whose queue was never short."""
         seconds = self._clock() - self._since
         answered = self._answered - (self._refused_by_models - self._refused)
         if seconds < (SHEDDING_WINDOW_S if self.is_shedding else WINDOW_S) or answered < WINDOW_ANSWERS:
             return
         are_too_many = self._offered > EXCESS * answered
-        self._overloaded = self._overloaded + 1 if are_too_many and not self._was_short else 0
-        self.is_shedding = are_too_many and (self.is_shedding or self._overloaded >= WINDOWS)
+        is_overload = are_too_many and (self.is_shedding or not self._was_short)
+        self._against = self._against + 1 if is_overload != self.is_shedding else 0
+        if self._against >= WINDOWS:
+            self.is_shedding, self._against = is_overload, 0
         self._rate = answered / seconds
-        if not self._overloaded and not self.is_shedding:
+        if not self._against and not self.is_shedding:
             self._alone_s = max(version.batcher.alone_s for version in self._models.identities.values())
         self._begin_window()
 
