@@ -11,12 +11,14 @@ PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint
 ARGS ?=
 PORT ?= 5000
 STORE ?=
+ROUNDS ?= 50
+SEED ?= 1
 
 # Containers often set it; each of a job's and the tests' processes would then compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train tune test test-long check ui tracking bench docs
+.PHONY: help setup train tune test test-long chaos check ui tracking bench docs
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
@@ -58,6 +60,9 @@ test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks 
 
 test-long: setup ## run the tests that kill processes, take services away or go through runs of earlier versions
 	@$(PYTEST) -m long $(ARGS)
+
+chaos: setup ## disturb jobs at random moments, and compare them with uninterrupted ones; ROUNDS=50 SEED=1
+	@$(PYTHON) tests/chaos.py $(ROUNDS) $(SEED)
 
 check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .
