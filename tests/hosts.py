@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+import pytest
 
 from running import ROOT, eventually
 
@@ -78,30 +80,36 @@ class Hosts:
         return None if done.returncode == 0 else f"unshare --net is not permitted: {done.stderr.strip()}"
 
     def __enter__(self) -> "Hosts":
-        _run("ip", "netns", "add", self._switch)
-        _run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
-        _run("ip", "-n", self._switch, "link", "set", "br0", "up")
+        self._at_sigterm = signal.signal(signal.SIGTERM, _leave)
+        try:
+            _run("ip", "netns", "add", self._switch)
+            _run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
+            _run("ip", "-n", self._switch, "link", "set", "br0", "up")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._pids):
+        for name in list(self._parents):
             self.off(name)
         for name in [*self.addresses, "switch"]:
             with contextlib.suppress(subprocess.CalledProcessError):
-                _run("ip", "netns", "del", f"{self._prefix}-{name}")
+                _run("ip", "netns", "del", self._space(name))
         shutil.rmtree(self._folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, self._at_sigterm)
 
     def remains(self) -> list[str]:
-        """What is left on the machine when all is over: names of namespaces and links, processes, the folder."""
+        """What is left on the machine when all is over: processes, namespaces, links, mounts, the folder."""
         found = [f"process {pid}" for pid in psutil.pids() if _network_of(pid) in self._networks]
-        for kind in ("netns", "link"):
-            listed = subprocess.run(["ip", kind], capture_output=True, text=True).stdout
-            found += [line for line in listed.splitlines() if self._prefix in line]
+        for command in (["ip", "netns"], ["ip", "link"], ["cat", "/proc/self/mounts"]):
+            listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+            found += [line for line in listed if self._prefix in line or str(self._folder) in line]
         return [*found, str(self._folder)] if self._folder.exists() else found
 
     @property
     def _switch(self) -> str:
-        return f"{self._prefix}-switch"
+        return self._space("switch")
 
     def _space(self, name: str) -> str:
         return f"{self._prefix}-{name}"
@@ -176,9 +184,14 @@ class Hosts:
         return name in self._pids
 
     def off(self, name: str) -> None:
-        """Power a host off: all its processes end at once."""
-        psutil.Process(self._pids.pop(name)).kill()
-        self._parents.pop(name).wait(timeout=30)
+        """Power a host off, or one that has not started: all its processes end at once."""
+        parent = self._parents.pop(name)
+        if name in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pids.pop(name), signal.SIGKILL)  # the parent waits for all that run there
+        else:
+            parent.kill()
+        parent.wait(timeout=30)
 
     def is_on(self, name: str) -> bool:
         return name in self._pids
@@ -265,6 +278,11 @@ class Hosts:
         own |= {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         kept = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
         return {**own, **kept, **more}
+
+
+def _leave(*_: object) -> None:
+    """End the tests as Ctrl-C does: what fixtures opened is closed."""
+    pytest.exit("ended by SIGTERM", returncode=143)
 
 
 def _network_of(pid: int) -> int | None:

@@ -98,10 +98,22 @@ class UpCluster:
         eventually(lambda: len(self.state()["nodes"]) == count, seconds, f"{count} nodes are there")
 
     def submit(self, log: Path, *command: str) -> "subprocess.Popen[str]":
-        """Submit a job, as `ray job submit` from a user's own folder; it ends with the job."""
-        address = f"http://{self.hosts.addresses[HEAD]}:8265"
-        submit = [*RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *command]
+        """Submit a job, as `ray job submit` from a user's own folder; it ends with the job.
+
+        Args:
+            log: where its output goes; the job is called as it is.
+        """
+        own = ["--submission-id", log.stem, "--working-dir", ".", "--", "python", *command]
+        submit = [*RAY, "job", "submit", *self._address, *own]
         return self.hosts.start(DESK, *submit, folder=self.project, log=log, **self._auth)
+
+    def stop(self, name: str) -> None:
+        """Stop a job, as `ray job stop`, which waits until it has ended."""
+        self.hosts.run(DESK, *RAY, "job", "stop", *self._address, name, **self._auth)
+
+    @property
+    def _address(self) -> list[str]:
+        return ["--address", f"http://{self.hosts.addresses[HEAD]}:8265"]
 
     @property
     def project(self) -> Path:
