@@ -22,7 +22,7 @@ from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
 from tracking_host import TrackingHost
 
-pytestmark = [pytest.mark.long, pytest.mark.hosts]
+pytestmark = pytest.mark.long
 
 WORKERS, MLFLOW = ["worker-1", "worker-2"], "mlflow"
 # The user's own model: it takes its time, so that a small run lasts long enough to lose a host.
