@@ -148,19 +148,19 @@ def kill_raylet_of_host(target: Target) -> None:
 
 def power_off(target: Target) -> None:
     place, host = target.await_host()
-    place.off(host)
+    place.hosts.off(host)
 
 
 def cut_off(target: Target) -> None:
     place, host = target.await_host()
-    place.link(host, "down")
+    place.hosts.cut(host)
 
 
 def cut_off_and_heal(target: Target) -> None:
     place, host = target.await_host()
-    place.link(host, "down")
+    place.hosts.cut(host)
     time.sleep(CUT_S)
-    place.link(host, "up")
+    place.hosts.heal(host)
 
 
 def drain(target: Target) -> None:
@@ -173,13 +173,13 @@ def drain(target: Target) -> None:
     deadline = ("--deadline-remaining-seconds", str(int(DRAIN_S)))
     place.hosts.run(host, *ray, "drain-node", "--node-id", number, *why, *deadline)
     time.sleep(DRAIN_S)
-    place.off(host)
+    place.hosts.off(host)
 
 
 def power_off_head(target: Target) -> None:
     """The driver's host, which comes back."""
     place, _ = target.await_host()
-    place.off(HEAD)
+    place.hosts.off(HEAD)
     place.restart_head()
 
 

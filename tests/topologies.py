@@ -81,7 +81,7 @@ class ThreeHosts(OneHost):
 
     def __init__(self, place: Place, name: str, hosts: Hosts) -> None:
         super().__init__(place, name)
-        self.hosts, self._off = hosts, set[str]()
+        self.hosts = hosts
         self._env = {"PYTHONPATH": f"{place.path}:{ROOT / 'platform'}"}
 
     @classmethod
@@ -99,8 +99,7 @@ class ThreeHosts(OneHost):
         return self.hosts.start(HEAD, *command, **self._env, **address)
 
     def power_on(self, host: str) -> None:
-        self.hosts.on(host, ADDRESSES[host])
-        self._off.discard(host)
+        self.hosts.on(host, None if host in self.hosts.addresses else ADDRESSES[host])
         self.start_ray(host)
 
     def start_ray(self, host: str) -> None:
@@ -120,23 +119,12 @@ class ThreeHosts(OneHost):
         """Return the processes with a word in their command lines, as their host numbers them."""
         return self.hosts.run(host, "pgrep", "-f", word, check=False).stdout.split()
 
-    def off(self, host: str) -> None:
-        self.hosts.off(host)
-        self._off.add(host)
-
     def left(self) -> list[str]:
         workers = [
             f"{host}: process {pid}"
-            for host in ADDRESSES.keys() - self._off
+            for host in filter(self.hosts.is_on, ADDRESSES)
             for pid in self.pids(host, WORKING)
         ]
         done = self.hosts.run(HEAD, sys.executable, "-c", STATE, **self._env)
         jobs = [" ".join(process.cmdline())[:80] for process in self.processes()]
         return [*done.stdout.splitlines(), *jobs, *workers]
-
-    def link(self, host: str, state: str) -> None:
-        """Take a host's network away at the switch, silently ("down"), or give it back ("up")."""
-        prefix = self.hosts._prefix
-        link = f"{prefix}{host}"[-15:]
-        command = ["ip", "-n", f"{prefix}-switch", "link", "set", link, state]
-        subprocess.run(command, check=True, capture_output=True)

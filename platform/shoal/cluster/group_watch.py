@@ -11,16 +11,10 @@ from typing import Any
 from shoal.cluster import session
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.status_board import open_board
-from shoal.cluster.worker_failure import (
-    DEATHS,
-    add_lost_peers,
-    faults_of_hang,
-    find_faults,
-    stacks_of,
-)
+from shoal.cluster.worker_failure import add_lost_peers, faults_of_hang, find_faults, stacks_of
 from shoal.cluster.worker_process import ProcessReport, StoppedWorkers, end_workers, last_lines
 from shoal.errors import StorageError
-from shoal.runs.failure_policy import Decision, Fault, decide
+from shoal.runs.failure_policy import DEATHS, Decision, Fault, decide
 from shoal.runs.hang import Hang, WorkerStatus, find_hang
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord
