@@ -70,13 +70,14 @@ class LostError(AssertionError):
 
 @dataclass(frozen=True)
 class Remains:
-    """What a job left: the weights of its model, and of each run (a trial, or the only one) its points.
+    """What a job left, of each run: a trial by its name, or the only one.
 
     Attributes:
+        weights: of the model; of a sweep, the best trial has one.
         tracked: status and points in MLflow.
     """
 
-    weights: bytes
+    weights: dict[str, bytes]
     points: dict[str, dict[tuple[str, int], float]]
     tracked: dict[str, dict[tuple[str, int], float]]
 
@@ -94,7 +95,8 @@ class Remains:
         }
         if {run.info.status for run in runs} != {"FINISHED"}:
             raise LostError(f"in MLflow: {[run.info.status for run in runs]}")
-        return cls(folder.read(WEIGHTS), points, tracked)
+        weights = {name: one.read(WEIGHTS) for name, one in inner.items() if one.exists(WEIGHTS)}
+        return cls(weights, points, tracked)
 
     def check_like(self, twin: "Remains") -> None:
         """Compare, bit for bit.
