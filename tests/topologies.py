@@ -71,7 +71,11 @@ class OneHost:
         return found
 
     def left(self) -> list[str]:
-        return [" ".join(process.cmdline())[:80] for process in self.processes()]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                found.append(" ".join(process.cmdline())[:80])
+        return found
 
 
 class ThreeHosts(OneHost):
@@ -126,5 +130,4 @@ class ThreeHosts(OneHost):
             for pid in self.pids(host, WORKING)
         ]
         done = self.hosts.run(HEAD, sys.executable, "-c", STATE, **self._env)
-        jobs = [" ".join(process.cmdline())[:80] for process in self.processes()]
-        return [*done.stdout.splitlines(), *jobs, *workers]
+        return [*done.stdout.splitlines(), *super().left(), *workers]
