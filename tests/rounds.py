@@ -60,6 +60,7 @@ STRATEGIES: dict[str, tuple[str, tuple[str, ...]]] = {
 ATTEMPT_S = 240.0  # a job takes a sixth of it
 LEFT_S = 120.0  # Ray's agents end by themselves a minute after their raylet
 MOST_ATTEMPTS = 3
+SHARE = 0.8  # of the twin's seconds, from which moments are drawn: later ones are often too late
 WEIGHTS = "model/data/weights/model.safetensors"
 SHM = Path("/dev/shm")
 
@@ -278,8 +279,8 @@ class _Round:
     def _moment(self, twin_s: float) -> tuple[str, Any]:
         """Draw a second after the start, or a step: steps take a small part of a short job's time."""
         if self._draw.random() < 0.5:
-            seconds = self._draw.uniform(0.0, 0.9 * twin_s)
-            return f"{seconds:.1f} s", lambda process: time.sleep(seconds)
+            seconds = self._draw.uniform(0.0, SHARE * twin_s)
+            return f"{seconds:.1f} s", lambda process: _sleep_beside(process, seconds)
         step = self._draw.randrange(STEPS - 50)
         return f"step {step}", lambda process: self._wait_for_step(process, step)
 
@@ -318,6 +319,11 @@ class _Round:
             if time.monotonic() > until:
                 raise LostError(f"left: {left}")
             time.sleep(0.5)
+
+
+def _sleep_beside(process: "subprocess.Popen[str]", seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
 
 
 @contextlib.contextmanager
