@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from disturbances import ON_HOSTS, ON_ONE_HOST
-from hosts import Hosts
+from disturbances import DISTURBANCES
 from object_store import ObjectStore
 from rounds import STRATEGIES, Report, Rounds
 from running import Server
 
-DISTURBANCES = ON_ONE_HOST if Hosts.reason() else (*ON_ONE_HOST, *ON_HOSTS)
 CELLS = tuple(itertools.product(STRATEGIES, DISTURBANCES))
 
 

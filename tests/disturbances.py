@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ import psutil
 
 from object_store import ObjectStore
 from running import Server
-from topologies import ADDRESSES, HEAD, ThreeHosts, Topology
 
-AWAY_S, CUT_S, DRAIN_S = 30.0, 90.0, 20.0
+AWAY_S = 30.0
 WORKERS = ("RayTrainWorker", "TrialActor")  # in the command lines of the processes that train
 
 
@@ -29,13 +27,11 @@ class Target:
     """A running job and what it depends on.
 
     Attributes:
-        place: where it runs.
         draw: chooses among several processes.
         disk: a small disk, where the job's storage is one.
     """
 
     process: subprocess.Popen[str]
-    place: Topology
     draw: random.Random
     server: Server
     store: ObjectStore
@@ -62,20 +58,6 @@ class Target:
                 raise TooLateError
             time.sleep(0.05)
         return self.draw.choice(sorted(found, key=lambda process: process.pid))
-
-    def await_host(self) -> tuple["ThreeHosts", str]:
-        """Return a host beside the head that has a worker, as soon as there is one.
-
-        Raises:
-            TooLateError: the job ended before.
-        """
-        assert isinstance(self.place, ThreeHosts)
-        while self.process.poll() is None:
-            for host in ADDRESSES:
-                if host != HEAD and self.place.pids(host, "ray::(RayTrainWorker|TrialActor)"):
-                    return self.place, host
-            time.sleep(0.2)
-        raise TooLateError
 
 
 class TooLateError(Exception):
@@ -141,57 +123,7 @@ def fill_disk(target: Target) -> None:
         os.remove(filler)
 
 
-def kill_raylet_of_host(target: Target) -> None:
-    place, host = target.await_host()
-    place.hosts.run(host, "kill", "-9", *place.pids(host, "raylet/raylet"), check=False)
-
-
-def power_off(target: Target) -> None:
-    place, host = target.await_host()
-    place.hosts.off(host)
-
-
-def cut_off(target: Target) -> None:
-    place, host = target.await_host()
-    place.hosts.cut(host)
-
-
-def cut_off_and_heal(target: Target) -> None:
-    place, host = target.await_host()
-    place.hosts.cut(host)
-    time.sleep(CUT_S)
-    place.hosts.heal(host)
-
-
-def drain(target: Target) -> None:
-    """Announce the end of a host to Ray, and end it then."""
-    place, host = target.await_host()
-    node = "import ray; ray.init('auto', log_to_driver=False); print(ray.get_runtime_context().get_node_id())"
-    ray = (sys.executable, "-m", "ray.scripts.scripts")
-    why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
-    number = place.hosts.run(host, sys.executable, "-c", node).stdout.split()[-1]
-    deadline = ("--deadline-remaining-seconds", str(int(DRAIN_S)))
-    place.hosts.run(host, *ray, "drain-node", "--node-id", number, *why, *deadline)
-    time.sleep(DRAIN_S)
-    place.hosts.off(host)
-
-
-def power_off_head(target: Target) -> None:
-    """The driver's host, which comes back."""
-    place, _ = target.await_host()
-    place.hosts.off(HEAD)
-    place.restart_head()
-
-
-ON_HOSTS = (
-    Disturbance("raylet of a host killed", kill_raylet_of_host),
-    Disturbance("host powered off", power_off),
-    Disturbance("host silently cut off", cut_off),
-    Disturbance("host cut off for 90 s", cut_off_and_heal),
-    Disturbance("host drained", drain),
-    Disturbance("head powered off and on", power_off_head, ends_job=True),
-)
-ON_ONE_HOST = (
+DISTURBANCES = (
     Disturbance("worker killed", kill_worker),
     Disturbance("worker stopped", stop_worker),
     Disturbance("raylet killed", kill_raylet, ends_job=True),

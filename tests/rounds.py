@@ -17,12 +17,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from disturbances import ON_HOSTS, Disturbance, Target, TooLateError
+from disturbances import Disturbance, Target, TooLateError
 from object_store import ObjectStore
 from running import TRACKED, Place, Server, mlflow_record
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
-from topologies import OneHost, ThreeHosts, Topology
 
 # A user's model that takes its time without taking the processor's, and draws random numbers.
 MODULE = """
@@ -50,7 +49,7 @@ SETTINGS = (
     "train.evaluate_every_steps=100",
     "checkpoint.every_steps=40",
 )
-TWO = ("scale.num_workers=2",)
+TWO = ("scale.num_workers=2", "scale.cpus_per_worker=0.5")
 # Job and settings, by name.
 STRATEGIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ddp": ("train", (*SETTINGS, *TWO)),
@@ -63,6 +62,7 @@ MOST_ATTEMPTS = 3
 SHARE = 0.8  # of the twin's seconds, from which moments are drawn: later ones are often too late
 WEIGHTS = "model/data/weights/model.safetensors"
 SHM = Path("/dev/shm")
+MARK = "SHOAL_ROUND"  # in the environment of all processes of a round
 
 
 class LostError(AssertionError):
@@ -168,21 +168,13 @@ class Rounds:
         twin, twin_s = self._twin(strategy)
         while True:
             name = f"{strategy}-{uuid.uuid4().hex[:6]}"
-            with self._topology(disturbance, name) as topology, self._disk(disturbance, name) as disk:
+            with self._disk(disturbance, name) as disk:
                 services = Services(self._server, self._store, disk)
-                one = _Round(self._place, topology, services, strategy, disturbance, name, draw)
+                one = _Round(self._place, services, strategy, disturbance, name, draw)
                 try:
                     return one.run(twin, twin_s)
                 except TooLateError:
                     continue
-
-    @contextlib.contextmanager
-    def _topology(self, disturbance: Disturbance, name: str) -> Iterator[Topology]:
-        if disturbance not in ON_HOSTS:
-            yield OneHost(self._place, name)
-            return
-        with ThreeHosts.made(self._place, name, self._place.path / "hosts") as made:
-            yield made
 
     def _disk(self, disturbance: Disturbance, name: str) -> contextlib.AbstractContextManager[Path]:
         path = self._place.path / name
@@ -193,7 +185,7 @@ class Rounds:
             job, settings = STRATEGIES[strategy]
             name = f"twin-{strategy}"
             more = (f"experiment_name={name}", f"track.tracking_uri={self._server.uri}")
-            done = self._place.run(job, *settings, *OneHost.settings, *more)
+            done = self._place.run(job, *settings, *more)
             assert done.code == 0, done.out + done.err
             remains = Remains.of(self._place.folder("run", name), self._server.uri, name)
             self._twins[strategy] = remains, done.seconds
@@ -213,21 +205,17 @@ class _Round:
     def __init__(
         self,
         place: Place,
-        topology: Topology,
         services: Services,
         strategy: str,
         disturbance: Disturbance,
         name: str,
         draw: random.Random,
     ) -> None:
-        self._topology, self._services, self._draw = topology, services, draw
+        self._place, self._services, self._draw = place, services, draw
         self._strategy, self._disturbance, self._name = strategy, disturbance, name
         kinds = {"disk": f"{place.path}/runs", "object store": f"{ObjectStore.uri}/runs"}
         self._storage = kinds.get(disturbance.storage, str(services.disk))
         self._folder = RunFolder(f"{self._storage}/{name}/run")
-        # Hosts have no way to a server of this one.
-        own_store = f"sqlite:///{place.path}/{name}.db"
-        self._uri = own_store if disturbance in ON_HOSTS else services.server.uri
         self._said = ""
 
     def run(self, twin: Remains, twin_s: float) -> Report:
@@ -241,7 +229,7 @@ class _Round:
         shared = set(SHM.iterdir())
         try:
             self._attempts(report, twin_s)
-            Remains.of(self._folder, self._uri, self._name).check_like(twin)
+            Remains.of(self._folder, self._services.server.uri, self._name).check_like(twin)
             self._check_left(shared)
         except (AssertionError, OSError, pytest.fail.Exception) as error:
             report.problem = f"{type(error).__name__}: {error}"
@@ -258,9 +246,7 @@ class _Round:
         if process.poll() is not None:
             raise TooLateError
         services = self._services
-        self._disturbance.happens(
-            Target(process, self._topology, self._draw, services.server, services.store, services.disk)
-        )
+        self._disturbance.happens(Target(process, self._draw, services.server, services.store, services.disk))
         while True:
             code = self._end(process)
             report.codes.append(code)
@@ -273,8 +259,8 @@ class _Round:
     def _start(self) -> "subprocess.Popen[str]":
         job, settings = STRATEGIES[self._strategy]
         more = (f"experiment_name={self._name}", f"storage_path={self._storage}")
-        uri = f"track.tracking_uri={self._uri}"
-        return self._topology.start(job, *settings, *self._topology.settings, *more, uri)
+        uri = f"track.tracking_uri={self._services.server.uri}"
+        return self._place.start(job, *settings, *more, uri, **{MARK: self._name})
 
     def _moment(self, twin_s: float) -> tuple[str, Any]:
         """Draw a second after the start, or a step: steps take a small part of a short job's time."""
@@ -304,8 +290,17 @@ class _Round:
             raise LostError(f"a traceback: {self._said}")
         return process.returncode
 
+    def _processes(self) -> list[psutil.Process]:
+        """All processes of the round that live, however they were started and whoever adopted them."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self._name and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
     def _kill_all(self) -> None:
-        for process in self._topology.processes():
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -313,11 +308,11 @@ class _Round:
         until = time.monotonic() + LEFT_S
         while True:
             files = [path.name for path in set(SHM.iterdir()) - shared if path.name.startswith("shoal-")]
-            left = self._topology.left() + files
-            if not left:
+            left = [process.pid for process in self._processes()]
+            if not left and not files:
                 return
             if time.monotonic() > until:
-                raise LostError(f"left: {left}")
+                raise LostError(f"left: processes {left}, files {files}")
             time.sleep(0.5)
 
 

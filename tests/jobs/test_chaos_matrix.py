@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from disturbances import ON_ONE_HOST, Disturbance
+from disturbances import DISTURBANCES, Disturbance
 from object_store import ObjectStore
 from rounds import STRATEGIES, Rounds
 from running import Server
@@ -23,7 +23,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore):
         server.kill()
 
 
-@pytest.mark.parametrize("disturbance", ON_ONE_HOST, ids=lambda one: one.name)
+@pytest.mark.parametrize("disturbance", DISTURBANCES, ids=lambda one: one.name)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_disturbed_job_ends_like_its_twin(rounds: Rounds, strategy: str, disturbance: Disturbance) -> None:
     """`make chaos` draws other moments."""
