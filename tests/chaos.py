@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ CELLS = tuple(itertools.product(STRATEGIES, DISTURBANCES))
 
 
 def main(rounds: int, seed: int, record: Path) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     draw = random.Random(seed)
     store, reports = ObjectStore(), list[Report]()
     os.environ.update(store.env)
