@@ -11,16 +11,18 @@ PIP_INSTALL := $(PYTHON) -m pip install --disable-pip-version-check --constraint
 ARGS ?=
 PORT ?= 5000
 STORE ?=
+ROUNDS ?= 50
+SEED ?= 1
 
 # Containers often set it; each of a job's and the tests' processes would then compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train tune test test-long check ui tracking bench docs
+.PHONY: help setup train tune test test-long cluster-test chaos check ui tracking bench docs
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."]'
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 setup: $(INSTALLED) ## create .venv with all dependencies; the other targets call it
 	@:
@@ -58,6 +60,12 @@ test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks 
 
 test-long: setup ## run the tests that kill processes, take services away or go through runs of earlier versions
 	@$(PYTEST) -m long $(ARGS)
+
+cluster-test: setup ## run cluster.yaml on hosts made of this machine, one of which is lost; needs root
+	@$(PYTHON) -m pytest -q tests/jobs/test_ray_up.py $(ARGS)
+
+chaos: setup ## disturb jobs at random moments, and compare them with uninterrupted ones; ROUNDS=50 SEED=1
+	@$(PYTHON) tests/chaos.py $(ROUNDS) $(SEED)
 
 check: setup ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -148,9 +148,11 @@ def test_config_keys_exist(page):
 
 
 def test_make_targets_exist():
-    defined = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    defined = set(re.findall(r"^([a-z]+(?:-[a-z]+)*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
-        target for page in PAGES for target in re.findall(r"\bmake\s([a-z]+)\b", _code(page.read_text()))
+        target
+        for page in PAGES
+        for target in re.findall(r"\bmake\s([a-z]+(?:-[a-z]+)*)\b", _code(page.read_text()))
     }
     assert {"train", "test", "ui", "check", "bench", "setup"} <= named
     assert named <= defined

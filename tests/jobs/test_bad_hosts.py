@@ -32,7 +32,7 @@ class Net(nn.Module):
             time.sleep(0.01)
             if dist.is_initialized() and dist.get_rank() == dist.get_world_size() - 1:
                 try:
-                    os.remove(os.environ["FLIPS"])
+                    os.remove("{flips}")
                 except FileNotFoundError:
                     return self.layer(x)
                 self.layer.weight.data.view(torch.int32)[1, 2] ^= 1 << 12
@@ -51,9 +51,8 @@ SETTINGS = (
 
 
 def make(place: Place) -> Path:
-    place.add_module("flipping", MODULE)
     flips = place.path / "flips"
-    place.env["FLIPS"] = str(flips)
+    (place.path / "flipping.py").write_text(MODULE.replace("{flips}", str(flips)))
     return flips
 
 
@@ -64,18 +63,18 @@ def without(trace: Trace, steps: range) -> Trace:
 
 @pytest.mark.parametrize("workers", [3, 2])
 def test_a_flipped_bit_is_refused_and_the_run_ends_like_its_twin(
-    place: Place, tmp_path_factory: pytest.TempPathFactory, workers: int
+    shared: Place, tmp_path: Path, workers: int
 ) -> None:
     settings = (*SETTINGS, f"scale.num_workers={workers}")
-    flips = make(place)
-    process = place.start("train", *settings)
-    place.wait_for_step(process, "run", 200)
+    flips = make(shared)
+    process = shared.start("train", *settings)
+    shared.wait_for_step(process, "run", 200)
     flips.touch()
-    done = place.wait(process)
+    done = shared.wait(process)
     assert done.code == 0, done.out + done.err
     [line] = [line for line in done.err.splitlines() if "bad host: " in line]
     assert "'layer.weight'" in line
-    record = place.folder("run").load(FailureRecord)
+    record = shared.folder("run").load(FailureRecord)
     assert record is not None
     assert record.kind == "bad host"
     assert record.is_retried
@@ -89,10 +88,11 @@ def test_a_flipped_bit_is_refused_and_the_run_ends_like_its_twin(
     refused = int(re.search(r"weights at step (\d+)", line).group(1))  # type: ignore[union-attr]
     resumed = int(re.search(r"from the checkpoint of step (\d+)", line).group(1))  # type: ignore[union-attr]
     assert resumed < refused
-    assert resumed in {checkpoint_step(name) for name in place.folder("run").names("checkpoints")}
-    twin = Place(tmp_path_factory.mktemp("twin"), {})
+    assert resumed in {checkpoint_step(name) for name in shared.folder("run").names("checkpoints")}
+    twin = Place(tmp_path / "twin", shared.env)
+    twin.path.mkdir()
     make(twin)
     twin.train(*settings)
     # The points of steps between were recorded before it was known, and a point that is recorded stays.
     spoilt = range(resumed + 1, refused + 1)
-    assert_equal(*(without(Trace.of(one.folder("run")), spoilt) for one in (place, twin)))
+    assert_equal(*(without(Trace.of(one.folder("run")), spoilt) for one in (shared, twin)))

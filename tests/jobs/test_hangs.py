@@ -1,12 +1,11 @@
 """A worker that moves no more is noticed, and the run resumes by itself; it ends like its uninterrupted twin."""
 
 import re
-import signal
 from pathlib import Path
 
 import pytest
 
-from running import Place, Trace, assert_equal, train_workers
+from running import Place, Trace, assert_equal
 from shoal.storage.records import FailureRecord
 
 pytestmark = pytest.mark.long
@@ -14,6 +13,7 @@ pytestmark = pytest.mark.long
 # A user's module. A worker that finds the file removes it, and then waits for ever.
 MODULE = """
 import os
+import signal
 import time
 
 import numpy as np
@@ -35,7 +35,7 @@ class Items(Dataset):
         return 480
 
     def __getitem__(self, number):
-        while number == 77 and is_chosen(os.environ["HANGS"] + "/data"):
+        while number == 77 and is_chosen("{hangs}/data"):
             time.sleep(1e6)
         row = np.random.default_rng(number).normal(size=8).astype(np.float32)
         return row + 0.01 * np.random.normal(size=8).astype(np.float32), int(row[0] > 0)
@@ -49,9 +49,11 @@ class Net(nn.Module):
     def forward(self, x):
         if self.training:
             time.sleep(0.02)
-            while is_chosen(os.environ["HANGS"] + "/model"):
+            while is_chosen("{hangs}/model"):
                 while True:
                     pass
+            if is_chosen("{hangs}/stopped"):
+                os.kill(os.getpid(), signal.SIGSTOP)
         return self.layer(x)
 """
 SETTINGS = (
@@ -67,33 +69,29 @@ SETTINGS = (
 )
 
 
-def make(place: Place) -> Path:
-    place.add_module("hanging", MODULE)
-    place.env["HANGS"] = str(place.path)
+def make(place: Place, module: str = MODULE) -> Path:
+    (place.path / "hanging.py").write_text(module.replace("{hangs}", str(place.path)))
     return place.path
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    place = Place(tmp_path_factory.mktemp("twin"), {})
+def twin(tmp_path_factory: pytest.TempPathFactory, cluster: dict[str, str]) -> Trace:
+    place = Place(tmp_path_factory.mktemp("twin"), {"RAY_ADDRESS": cluster["address"]})
     make(place)
     place.train(*SETTINGS)
     return Trace.of(place.folder("run"))
 
 
 @pytest.mark.parametrize("how", ["stopped", "data", "model"])
-def test_a_worker_that_moves_no_more_is_replaced(place: Place, twin: Trace, how: str) -> None:
-    """It is stopped, waits for its data source, or loops in its model; each once."""
-    path = make(place)
-    process = place.start("train", *SETTINGS)
-    place.wait_for_step(process, "run", 100)
-    if how == "stopped":
-        train_workers(process)[1].send_signal(signal.SIGSTOP)
-    else:
-        (path / how).touch()
-    done = place.wait(process)
+def test_a_worker_that_moves_no_more_is_replaced(shared: Place, twin: Trace, how: str) -> None:
+    """It stops, waits for its data source, or loops in its model; each once."""
+    path = make(shared)
+    process = shared.start("train", *SETTINGS)
+    shared.wait_for_step(process, "run", 100)
+    (path / how).touch()
+    done = shared.wait(process)
     assert done.code == 0, done.out + done.err
-    assert_equal(Trace.of(place.folder("run")), twin)
+    assert_equal(Trace.of(shared.folder("run")), twin)
     line = next(line for line in done.err.splitlines() if "hang: " in line)
     seconds = int(re.search(r" for (\d+) s ", line).group(1))  # type: ignore[union-attr]
     assert 7 <= seconds <= 12, line
@@ -101,7 +99,7 @@ def test_a_worker_that_moves_no_more_is_replaced(place: Place, twin: Trace, how:
     assert re.search(r"resuming from the checkpoint of step \d+, failure 1 of 3$", line), line
     said = {"stopped": "does not answer: it is stopped (SIGSTOP)", "data": "a wait for", "model": "a"}
     assert said[how] in line
-    record = place.folder("run").load(FailureRecord)
+    record = shared.folder("run").load(FailureRecord)
     assert record is not None
     assert record.kind == "hang"
     assert record.root is not None
@@ -111,18 +109,17 @@ def test_a_worker_that_moves_no_more_is_replaced(place: Place, twin: Trace, how:
     assert "jobs/train.py run_name=run" in str(record.next_command)
 
 
-def test_a_run_that_hangs_at_the_same_step_for_ever_ends_with_an_error(place: Place) -> None:
-    path = make(place)
-    (path / "hanging.py").write_text(MODULE.replace("os.remove(name)", "os.stat(name)"))
-    process = place.start("train", *SETTINGS, "scale.max_failures=1", "checkpoint.every_steps=1000")
-    place.wait_for_step(process, "run", 100)
+def test_a_run_that_hangs_at_the_same_step_for_ever_ends_with_an_error(shared: Place) -> None:
+    path = make(shared, MODULE.replace("os.remove(name)", "os.stat(name)"))
+    process = shared.start("train", *SETTINGS, "scale.max_failures=1", "checkpoint.every_steps=1000")
+    shared.wait_for_step(process, "run", 100)
     (path / "data").touch()
-    done = place.wait(process)
+    done = shared.wait(process)
     assert done.code == 1, done.out + done.err
     [error] = done.errors
     assert error.startswith("error: hang: worker ")
     assert "2 failures without progress, more than scale.max_failures=1" in error
     assert "Traceback" not in done.err
-    record = place.folder("run").load(FailureRecord)
+    record = shared.folder("run").load(FailureRecord)
     assert record is not None
     assert not record.is_retried

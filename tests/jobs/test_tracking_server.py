@@ -15,20 +15,12 @@ import pytest
 from mlflow import MlflowClient
 
 from running import ROOT, Place, Trace, answers, eventually, free_port, mlflow_record
+from tracking_host import reason
 
 DEPLOY = ROOT / "deploy" / "tracking"
 RUN = ("scale.num_workers=0", "run_name=run", "train.epochs=40", "checkpoint.every_steps=200")
 
 pytestmark = pytest.mark.long
-
-
-def reason() -> str | None:
-    """Why there is no such server here."""
-    if not (list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb")):
-        return "PostgreSQL is not installed"
-    if os.getuid() == 0 and subprocess.run(["id", "-u", "postgres"], capture_output=True).returncode:
-        return "there is no user 'postgres' to run PostgreSQL, which refuses root"
-    return None
 
 
 @pytest.fixture

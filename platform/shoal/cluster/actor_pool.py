@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from shoal.cluster.ray_private import OUT_OF_MEMORY, STOPPED_ACTOR, actor_id
 from shoal.cluster.status_board import on_node, this_node
 from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
+from shoal.cluster.trial_watch import TrialWatch
 from shoal.training.loop import Decision
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class ActorPool(Generic[Key]):
             options["scheduling_strategy"] = on_node(this_node())
         # Threads: one waits for events; others serve `begin`, `answer` and the reports of Ray Train workers meanwhile.
         self._make = ray.remote(TrialActor).options(max_concurrency=4, **options).remote
+        self._watch = TrialWatch()
         self.size = size
         self._idle: list[Any] = [self._make() for _ in range(size)]
         self._busy: dict[Any, tuple[Key, Any]] = {}  # by the ref of the next events
@@ -72,7 +74,11 @@ class ActorPool(Generic[Key]):
         self._actor(key).answer.remote(decision)
 
     def wait(self, timeout_s: float) -> list[tuple[Key, Event]]:
-        """Return the events of all trials, after waiting at most `timeout_s` for the first one."""
+        """Return the events of all trials, after waiting at most `timeout_s` for the first one.
+
+        A process that hangs is ended: its trial is lost then, as one whose process died.
+        """
+        self._watch.check([actor for _, actor in self._busy.values()])
         ready, _ = (
             ray.wait(list(self._busy), num_returns=len(self._busy) or 1, timeout=0)
             if self._busy
@@ -95,7 +101,8 @@ class ActorPool(Generic[Key]):
         try:
             events: list[Event] = ray.get(ref)
         except RayError as error:
-            return [(key, _lost(error, actor_id(actor)))]
+            hang = self._watch.hangs.get(actor)
+            return [(key, ActorLost(hang, False) if hang else _lost(error, actor_id(actor)))]
         if isinstance(events[-1], TrialEnded):
             self._idle.append(actor)
         else:

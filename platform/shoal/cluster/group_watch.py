@@ -11,16 +11,10 @@ from typing import Any
 from shoal.cluster import session
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.status_board import open_board
-from shoal.cluster.worker_failure import (
-    DEATHS,
-    add_lost_peers,
-    faults_of_hang,
-    find_faults,
-    stacks_of,
-)
-from shoal.cluster.worker_process import ProcessReport, end_workers, last_lines
+from shoal.cluster.worker_failure import add_lost_peers, faults_of_hang, find_faults, stacks_of
+from shoal.cluster.worker_process import ProcessReport, StoppedWorkers, end_workers, last_lines
 from shoal.errors import StorageError
-from shoal.runs.failure_policy import Decision, Fault, decide
+from shoal.runs.failure_policy import DEATHS, Decision, Fault, decide
 from shoal.runs.hang import Hang, WorkerStatus, find_hang
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord
@@ -50,6 +44,7 @@ class GroupWatch:
         self._reading: Any = None
         self._read_s = self._end_s = 0.0
         self._is_suspected = False
+        self._stopped = StoppedWorkers()
 
     def __enter__(self) -> "GroupWatch":
         self.board: Any = open_board()
@@ -99,7 +94,7 @@ class GroupWatch:
 
     def _judge(self) -> None:
         """End a group that hangs, if two looks say so: the first may come before words that are on their way."""
-        hang = find_hang(list(self.statuses.values()), self._workers)
+        hang = find_hang(self._stopped.judged(list(self.statuses.values())), self._workers)
         was_suspected, self._is_suspected = self._is_suspected, hang is not None
         if hang is None or not was_suspected or time.monotonic() < self._end_s:
             return

@@ -64,7 +64,7 @@ def this_node() -> str:
 @contextlib.contextmanager
 def speaking(board: Any, rank: int, clock: Clock) -> Iterator[None]:
     """Say on a board, meanwhile, what the thread that calls this does."""
-    speaker = _Speaker(board, rank, clock)
+    speaker = _Speaker(board, Observer(rank, clock))
     speaker.start()
     try:
         yield
@@ -72,11 +72,11 @@ def speaking(board: Any, rank: int, clock: Clock) -> Iterator[None]:
         speaker.close()
 
 
-class _Speaker:
-    def __init__(self, board: Any, rank: int, clock: Clock) -> None:
-        self._board, self._clock = board, clock
-        self._trainer = threading.get_ident()
-        self._has_ended = False
+class Observer:
+    """Sees, from any thread, what the thread that made it does; made in the training's."""
+
+    def __init__(self, rank: int, clock: Clock) -> None:
+        self._clock, self._trainer = clock, threading.get_ident()
         self._who: dict[str, Any] = {
             "rank": rank,
             "host": socket.gethostname(),
@@ -84,6 +84,28 @@ class _Speaker:
             "pid": os.getpid(),
             "log": _log_path(os.getpid()),
         }
+
+    def status(self, has_ended: bool = False) -> WorkerStatus:
+        section, since = self._clock.at
+        stay_s = time.perf_counter() - since
+        return WorkerStatus(
+            **self._who,
+            section=ENDED if has_ended else section,
+            step=self._clock.step,
+            stay_s=stay_s,
+            slowest_s=self._clock.slowest.get(section),
+            stack=self._stack() if stay_s > STACK_AFTER_S else "",
+        )
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._trainer)
+        return "".join(traceback.format_stack(frame)[-MOST_FRAMES:]) if frame else ""
+
+
+class _Speaker:
+    def __init__(self, board: Any, observer: Observer) -> None:
+        self._board, self._observer = board, observer
+        self._has_ended = False
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shoal-status", daemon=True)
 
@@ -106,23 +128,8 @@ class _Speaker:
         import ray
 
         with contextlib.suppress(Exception):
-            ray.wait([self._board.say.remote(self._status())], timeout=timeout_s)
-
-    def _status(self) -> WorkerStatus:
-        section, since = self._clock.at
-        stay_s = time.perf_counter() - since
-        return WorkerStatus(
-            **self._who,
-            section=ENDED if self._has_ended else section,
-            step=self._clock.step,
-            stay_s=stay_s,
-            slowest_s=self._clock.slowest.get(section),
-            stack=self._stack() if stay_s > STACK_AFTER_S else "",
-        )
-
-    def _stack(self) -> str:
-        frame = sys._current_frames().get(self._trainer)
-        return "".join(traceback.format_stack(frame)[-MOST_FRAMES:]) if frame else ""
+            said = self._board.say.remote(self._observer.status(self._has_ended))
+            ray.wait([said], timeout=timeout_s)
 
 
 def _log_path(pid: int) -> str:

@@ -17,18 +17,21 @@ import ray
 
 from shoal.cluster.session import own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
+from shoal.cluster.status_board import Observer
 from shoal.cluster.worker_failure import load_error
 from shoal.cluster.worker_group import WorkerGroup
 from shoal.devices import Kind
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DivergedError, Interrupted, LeaseLostError
 from shoal.processes import lossy_streams
+from shoal.runs.hang import WorkerStatus
 from shoal.runs.mlflow_metadata import run_metadata
 from shoal.runs.validate import measure_model
 from shoal.runs.worker import DecideFn, WorkerSpec, run_worker
 from shoal.storage.failures import storage_error
 from shoal.storage.records import Ending, ErrorRecord, Metadata, Outcome
 from shoal.storage.run_folder import RunFolder
+from shoal.training.clock import Clock
 from shoal.training.device_memory import OUT_OF_MEMORY
 from shoal.training.loop import Decision
 
@@ -86,6 +89,7 @@ class TrialActor:
         self._events: queue.SimpleQueue[TrialStarted | TrialReport | TrialEnded] = queue.SimpleQueue()
         self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
         self._spec: TrialSpec | None = None
+        self._observer: Observer | None = None
         self._waited_s = 0.0
         contextlib.ExitStack().enter_context(lossy_streams())  # for as long as the process lives
 
@@ -103,6 +107,11 @@ class TrialActor:
             while isinstance(found[-1], TrialReport):
                 found.append(self._events.get(timeout=max(0.0, until - time.monotonic())))
         return found
+
+    def status(self) -> WorkerStatus | None:
+        """Return what the training in this process does; None: there is none."""
+        observer = self._observer
+        return observer.status() if observer else None
 
     def answer(self, decision: Decision) -> None:
         self._decisions.put(decision)
@@ -128,6 +137,7 @@ class TrialActor:
             ended = TrialEnded(outcome.ended, self._spent_s(since), outcome)
         except BaseException as error:
             ended = _failed(error, folder, self._spent_s(since))
+        self._observer = None
         self._events.put(ended)
 
     def _train(self, spec: TrialSpec, folder: RunFolder) -> Outcome:
@@ -141,7 +151,9 @@ class TrialActor:
         else:
             device = own_device(spec.kind)
             shard = make_shard(worker, spec.shard_refs, rank=0, size=1, device=device)
-            run_worker(worker, shard, SingleProcess(), device, self.report, watches_system=False)
+            clock = Clock()
+            self._observer = Observer(0, clock)
+            run_worker(worker, shard, SingleProcess(), device, self.report, False, clock)
         outcome = folder.load(Outcome)
         assert outcome is not None, "rank 0 writes it when training has ended"
         return outcome

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from shoal.cluster.ray_private import health_check_failure, is_health_check_error
 from shoal.errors import StorageError, TrainingError
-from shoal.runs.failure_policy import PEER_ERRORS, Decision, Fault, Symptom, fault_of, symptom_of
+from shoal.runs.failure_policy import DEATHS, PEER_ERRORS, Decision, Fault, Symptom, fault_of, symptom_of
 from shoal.runs.hang import ENDED, Hang, WorkerStatus
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, FailedWorker, FailureRecord, StackGroup
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 FULL = os.strerror(errno.ENOSPC)
 MOST_WORDS = 300  # characters of Ray's account of a death
 EXIT_CODE = re.compile(r"\bexit code \d+")
-DEATHS: tuple[Symptom, ...] = ("preempted", "killed for memory", "died")
 
 
 def find_faults(

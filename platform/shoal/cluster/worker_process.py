@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from shoal.runs.hang import WorkerStatus
 
 MOST_LINES, MOST_BYTES = 20, 8192
 DUMP_S = 10.0
+ASK_EVERY_S = 10.0
 REPORT_S, LINES_S = 15.0, 5.0  # for all hosts together; one that is cut off never answers
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")  # lines by which Ray attributes those that follow
-STATES = {"T": "it is stopped (SIGSTOP)", "t": "a debugger holds it", "D": "the system holds it (a disk?)"}
+STOPPED = "it is stopped (SIGSTOP)"
+STATES = {"T": STOPPED, "t": "a debugger holds it", "D": "the system holds it (a disk?)"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,31 @@ class ProcessReport:
     state: str = ""
     stack: str = ""
     last_lines: tuple[str, ...] = ()
+
+
+class StoppedWorkers:
+    """Which silent workers are stopped, as their hosts say.
+
+    A section that has not ended before may take long: a silent process may be compiling. One that is stopped is not.
+    """
+
+    def __init__(self) -> None:
+        self._pids: set[int] = set()
+        self._ask_s = 0.0
+
+    def judged(self, statuses: Sequence[WorkerStatus]) -> list[WorkerStatus]:
+        """Return the statuses, in which a worker that is stopped has no time left."""
+        doubtful = [one for one in statuses if one.is_doubtful]
+        if doubtful and time.monotonic() >= self._ask_s:
+            self._ask_s = time.monotonic() + ASK_EVERY_S
+            reports = _on_their_hosts(report_states, doubtful, LINES_S)
+            stopped = {rank for rank, report in reports.items() if report.state == STOPPED}
+            self._pids = {one.pid for one in doubtful if one.rank in stopped}
+        return [replace(one, slowest_s=0.0) if _is_of(one, self._pids) else one for one in statuses]
+
+
+def _is_of(worker: WorkerStatus, pids: set[int]) -> bool:
+    return worker.is_doubtful and worker.pid in pids
 
 
 def end_workers(workers: Sequence[WorkerStatus]) -> dict[int, ProcessReport]:
@@ -90,6 +118,10 @@ def report_and_kill(workers: Sequence[WorkerStatus]) -> list[ProcessReport]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
     return reports
+
+
+def report_states(workers: Sequence[WorkerStatus]) -> list[ProcessReport]:
+    return [ProcessReport(worker.rank, STATES.get(_state(worker.pid), "")) for worker in workers]
 
 
 def report_lines(workers: Sequence[WorkerStatus]) -> list[ProcessReport]:

@@ -4,10 +4,10 @@ import mmap
 import os
 import pickle
 import platform
-import tempfile
 import time
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -47,26 +47,18 @@ class SharedMemory:
         rank, size = dist.get_rank(), dist.get_world_size()
         if size == 1:
             return None
-        path, is_able = "", platform.machine() in ("x86_64", "AMD64")
-        if rank == 0 and is_able:
-            try:
-                descriptor, path = tempfile.mkstemp(prefix="shoal-", dir="/dev/shm")
-                # Allocated now: a full /dev/shm is an error here, and a SIGBUS later.
-                os.posix_fallocate(descriptor, 0, size * LINE * 8 + 2 * size * CHUNK_BYTES)
-                os.close(descriptor)
-            except OSError:
-                is_able = False
-        shared_path: list[Any] = [path]
-        dist.broadcast_object_list(shared_path, src=0)
+        is_able = hasattr(os, "memfd_create") and platform.machine() == "x86_64"
+        file = _nameless_file(size * LINE * 8 + 2 * size * CHUNK_BYTES) if rank == 0 and is_able else None
+        shared: list[Any] = [_path_and_target(file) if file else ("", "")]
+        dist.broadcast_object_list(shared, src=0)
+        path, target = shared[0]
         peers: list[Any] = [None] * size
-        dist.all_gather_object(
-            peers, (is_able and os.path.exists(shared_path[0]), os.getpid(), _pid_namespace())
-        )
+        dist.all_gather_object(peers, (bool(path) and _target(path) == target, os.getpid(), _pid_namespace()))
         is_shared = all(able for able, _, _ in peers) and len({space for _, _, space in peers}) == 1
-        made = cls(shared_path[0], rank, size, [pid for _, pid, _ in peers]) if is_shared else None
+        made = cls(path, rank, size, [pid for _, pid, _ in peers]) if is_shared else None
         dist.barrier()
-        if rank == 0 and path:
-            os.unlink(path)
+        if file:
+            file.close()
         return made
 
     def all_reduce(self, tensor: Tensor) -> None:
@@ -164,8 +156,31 @@ class SharedMemory:
             raise TimeoutError(f"a worker did not join the gradient sum within {COLLECTIVE_TIMEOUT_S:.0f} s")
 
 
-def _pid_namespace() -> str:
+def _nameless_file(size: int) -> BinaryIO | None:
+    """Return a file in memory that is gone with the last process that has it, however that ends; None: no room."""
+    file = os.fdopen(os.memfd_create(f"shoal-{uuid.uuid4().hex}"), "r+b", buffering=0)
     try:
-        return os.readlink("/proc/self/ns/pid")
+        os.posix_fallocate(
+            file.fileno(), 0, size
+        )  # now: too little memory is an error here, and a SIGBUS later
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _path_and_target(file: BinaryIO) -> tuple[str, str]:
+    """Return how other processes of this host open a file of this process, and what tells it from all others."""
+    path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    return path, _target(path)
+
+
+def _target(path: str) -> str:
+    try:
+        return os.readlink(path)
     except OSError:
         return ""
+
+
+def _pid_namespace() -> str:
+    return _target("/proc/self/ns/pid")

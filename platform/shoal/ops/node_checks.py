@@ -138,7 +138,7 @@ def _clock_finding(name: str, clock: Clock) -> Finding:
 
 
 def check_shared_memory(reports: Reports, object_stores: Mapping[str, int]) -> list[Finding]:
-    """/dev/shm must hold Ray's object store, and the gradients of workers on one host.
+    """/dev/shm must hold Ray's object store.
 
     Args:
         object_stores: bytes of each node's, as Ray says; 0 without a cluster.

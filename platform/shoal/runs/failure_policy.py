@@ -6,7 +6,7 @@ decision needs of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shoal.errors import DataError, WeightsDifferError
@@ -57,6 +57,8 @@ RETRIED: tuple[Symptom, ...] = (
     "timed out",
     "lost its peer",
 )
+# A worker that ended so could not say anything of it.
+DEATHS: tuple[Symptom, ...] = ("preempted", "killed for memory", "died")
 FREE: tuple[Symptom, ...] = ("preempted",)
 REMEDIES: dict[FailureKind, str] = {
     "lost worker": "look into the host and its memory",
@@ -158,6 +160,7 @@ def decide(
         checkpoint_step: of the newest checkpoint, None before the first.
         max_failures: how many there may be without a checkpoint that is later than the last of them.
     """
+    faults = [_at_least(fault, checkpoint_step) for fault in faults]
     root = min(faults, key=lambda fault: (ORDER.index(fault.symptom), fault.worker.rank or 0))
     kind = KINDS[root.symptom]
     before = 0 if earlier is None or _got_further(checkpoint_step, earlier) else earlier.failures
@@ -191,6 +194,14 @@ def decide(
     return Decision(retries, record, root.exit_code)
 
 
+def _at_least(fault: Fault, checkpoint_step: int | None) -> Fault:
+    """Return the end of a worker that may have come further than it said: it tells its step only now and then."""
+    step = fault.worker.step
+    if fault.symptom not in DEATHS or not step or not checkpoint_step or step >= checkpoint_step:
+        return fault
+    return replace(fault, worker=fault.worker.model_copy(update={"step": checkpoint_step}))
+
+
 def _got_further(checkpoint_step: int | None, earlier: FailureRecord) -> bool:
     """Whether the newest checkpoint is later than an earlier failure.
 
@@ -219,7 +230,7 @@ def describe(fault: Fault) -> str:
     who = "a worker" if worker.rank is None else f"worker {worker.rank}"
     host = f" on {worker.host}" if worker.host else ""
     at = f" at step {worker.step}" if worker.step else ""
-    if fault.symptom in ("died", "preempted", "killed for memory"):
+    if fault.symptom in DEATHS:
         return f"{who}{host} was lost{at} ({message or worker.type})"
     if fault.symptom == "lost its peer":
         return f"{who}{host} lost its connection to another one{at} ({message[:MOST_WORDS]})"

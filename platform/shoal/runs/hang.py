@@ -7,7 +7,7 @@ hangs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoal.storage.failures import OUTAGE_S
 from shoal.training.clock import STORAGE
@@ -19,7 +19,8 @@ FLOOR_S, TIMES = 7.0, 4.0
 FIRST_S = 1800.0
 # Where something else than training is waited for, which has a limit of its own or none that could be learnt from
 # before: storage that is away is asked again for `OUTAGE_S`, a user's callback may do much now and then.
-PATIENT = (STORAGE, "decide", "profile")
+DECIDE = "decide"
+PATIENT = (STORAGE, DECIDE, "profile")
 CALLBACK = "on_"  # how the sections of a user's callbacks begin
 PATIENT_S = OUTAGE_S + 60.0
 SILENT_S = 4.0  # without a word from a worker, though it says one every half second
@@ -89,6 +90,11 @@ class WorkerStatus:
         return self.stay_s + self.silent_s
 
     @property
+    def is_doubtful(self) -> bool:
+        """Whether it is silent in a section that may take long: only its host knows whether it is stopped."""
+        return self.is_silent and self.slowest_s is None and self.section != ENDED and self.silent_s > FLOOR_S
+
+    @property
     def is_overdue(self) -> bool:
         return self.stayed_s > self.limit_s
 
@@ -108,7 +114,7 @@ class Hang:
     def __str__(self) -> str:
         one = self.root or self.workers[0]
         who = f"{one.place} has" if self.root else f"all {len(self.workers)} workers have"
-        before = "never left before" if one.slowest_s is None else f"at most {one.slowest_s:.2g} s before"
+        before = "never left before" if not one.slowest_s else f"at most {one.slowest_s:.2g} s before"
         doing = SAYS.get(one.section, f"section '{one.section}'")
         said = ", and does not answer" if one.is_silent else ""
         step = f"{'about' if one.is_silent else 'at'} step {one.step}"
@@ -131,6 +137,16 @@ def find_hang(statuses: Sequence[WorkerStatus], size: int) -> Hang | None:
     if alone:
         return Hang(max(alone, key=lambda one: (one.is_silent, one.stayed_s)), working)
     return Hang(_odd_one(working), working) if len(overdue) == len(working) else None
+
+
+def find_trial_hang(status: WorkerStatus) -> Hang | None:
+    """Return the hang of a sweep's trial of one worker.
+
+    A trial that waits for its scheduler's decision is no hang: it may be compared with others that take any time.
+    """
+    if status.section == DECIDE and not status.is_silent:
+        return None
+    return find_hang([replace(status, rank=0)], 1)
 
 
 def _odd_one(workers: Sequence[WorkerStatus]) -> WorkerStatus | None:

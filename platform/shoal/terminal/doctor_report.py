@@ -12,8 +12,12 @@ MOST_VALUE = 80  # characters of a value in the table
 def doctor_report(result: DoctorResult) -> str:
     """Return a line for each problem, worst first, and a table with a row for each check."""
     problems = [finding_line(finding) for finding in result.findings if finding.level != "ok"]
-    counts = [sum(finding.level == level for finding in result.findings) for level in ("fatal", "warning")]
-    summary = f"{counts[0]} fatal, {counts[1]} warnings; {len(result.nodes)} nodes in {result.seconds:.0f} s"
+    fatal, warnings = (
+        sum(finding.level == level for finding in result.findings) for level in ("fatal", "warning")
+    )
+    counts = f"{fatal} fatal, {warnings} warning{'s' * (warnings != 1)}"
+    nodes = len(result.nodes)
+    summary = f"{counts}; {nodes} node{'s' * (nodes != 1)} in {result.seconds:.0f} s"
     return "\n".join([*problems, _check_table(result.findings), summary, result_line(result.run_folder)])
 
 

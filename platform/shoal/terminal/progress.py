@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # a job imports only its own workflow
 LIVE_S = 0.2
 PLAIN_S = 10.0
 RATE_S = 10.0
+PAUSE_STEPS = 5  # so many steps' time without a step is no slow step
 SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/rmse", "val/wer", "val/map")
 IN_HISTORY = (*SHOWN, "val/bits_per_byte")
 BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
@@ -239,11 +240,20 @@ class Speed:
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, step: int) -> None:
+        if self._is_after_a_pause(now):
+            self._seen.clear()
         if not self._seen or step != self._seen[-1][1]:
             self._seen.append((now, step))
         # Two are kept however old they are: steps may take longer than the window.
         while len(self._seen) > 2 and now - self._seen[0][0] > RATE_S:
             self._seen.popleft()
+
+    def _is_after_a_pause(self, now: float) -> bool:
+        """Whether no step was made for far longer than one takes, e.g. while workers were started again."""
+        if len(self._seen) < 2:
+            return False
+        (since, _), (until, _) = self._seen[0], self._seen[-1]
+        return now - until > max(RATE_S, PAUSE_STEPS * (until - since) / (len(self._seen) - 1))
 
     def steps_per_s(self) -> float:
         """Return the speed, or 0 before two steps 0.2 s apart were seen."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from shoal.cluster.worker_process import report_and_kill, report_lines
+from shoal.cluster.worker_process import report_and_kill, report_lines, report_states
 from shoal.runs.hang import WorkerStatus
 
 PROGRAM = (
@@ -43,6 +43,7 @@ def test_a_process_that_is_stopped_says_so_and_all_are_ended(workers):
     until = time.monotonic() + 10
     while not _is_stopped(processes[1].pid) and time.monotonic() < until:
         time.sleep(0.01)
+    assert [report.state for report in report_states([first, second])] == ["", "it is stopped (SIGSTOP)"]
     reports = report_and_kill([first, replace(second, silent_s=9.0)])
     assert [report.state for report in reports] == ["", "it is stopped (SIGSTOP)"]
     assert [report.last_lines for report in reports] == [("half way",)] * 2

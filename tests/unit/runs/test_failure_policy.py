@@ -105,6 +105,16 @@ def test_a_newer_checkpoint_before_the_place_of_the_failure_is_no_progress():
     assert decide([fault("hung", step=900)], record, 501, max_failures=2).record.failures == 1
 
 
+def test_a_dead_worker_came_as_far_as_the_checkpoint():
+    """It tells its step only now and then; an exception's step is its own."""
+    record = decide([fault("died", step=196)], None, 200, max_failures=3).record
+    assert "was lost at step 200" in record.message
+    assert (record.step, record.root.step) == (200, 200)
+    assert decide([fault("died", step=204)], None, 200, max_failures=3).record.step == 204
+    assert decide([fault("died", step=None)], None, 200, max_failures=3).record.step is None
+    assert decide([fault("raised", step=196)], None, 200, max_failures=3).record.step == 196
+
+
 def test_the_budget_counts_failures_without_progress():
     counted, record = [], None
     for step in (None, None, 100, 100, 100, 200, 200, 200, 200):
@@ -155,9 +165,9 @@ def test_the_same_exception_at_the_same_step_twice_ends_the_run(changes, retries
 
 
 def test_the_line_says_who_where_and_what_follows():
-    died = fault("died", 1, message="its host is gone")
+    died = fault("died", 1, step=207, message="its host is gone")
     assert decide([died], None, 200, 3).record.message == (
-        "lost worker: worker 1 on w1 was lost at step 7 (its host is gone); "
+        "lost worker: worker 1 on w1 was lost at step 207 (its host is gone); "
         "resuming from the checkpoint of step 200, failure 1 of 3"
     )
     assert decide([fault("raised")], None, 200, 3).record.message == (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from shoal.runs.hang import FIRST_S, FLOOR_S, PATIENT_S, WorkerStatus, find_hang
+from shoal.runs.hang import FIRST_S, FLOOR_S, PATIENT_S, WorkerStatus, find_hang, find_trial_hang
 
 WAITING = '  File "/x/shoal/distributed/shm_allreduce.py", line 9, in _wait\n    time.sleep(1e-4)\n'
 LOOPING = '  File "/home/me/model.py", line 3, in forward\n    while True: pass\n'
@@ -96,3 +96,19 @@ def test_no_alarm(workers):
 def test_a_section_has_a_limit_of_its_own(section, slowest_s, limit_s):
     assert status(section=section, slowest_s=slowest_s).limit_s == limit_s
     assert max(10.0, 5 * (slowest_s or 0)) >= limit_s or section == "storage" or slowest_s is None
+
+
+def test_a_trial_hangs_where_it_is_stopped_but_not_where_it_waits_for_a_decision():
+    assert find_trial_hang(status(7)) is None
+    assert find_trial_hang(status(7, "decide", 10 * PATIENT_S)) is None
+    for stopped in (status(7, silent_s=30.0), status(7, "decide", 1.0, silent_s=30.0)):
+        hang = find_trial_hang(stopped)
+        assert hang is not None
+        assert "worker 0 on w7 has been in" in str(hang)
+
+
+def test_the_host_is_asked_of_a_worker_that_is_silent_for_the_first_time_in_a_section():
+    assert status(0, "first step", 1.0, None, silent_s=30.0).is_doubtful
+    assert not status(0, "first step", 30.0, None).is_doubtful
+    assert not status(0, "step", 1.0, silent_s=30.0).is_doubtful
+    assert find_hang([replace(status(0, "first step", 1.0, silent_s=30.0), slowest_s=0.0)], 1)

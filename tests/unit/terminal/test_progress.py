@@ -271,6 +271,17 @@ def test_the_speed_is_known_of_fast_and_of_slow_steps(seconds):
     assert len(speed._seen) <= 22
 
 
+@pytest.mark.parametrize("seconds", [0.1, 60.0], ids=["fast", "slower than the window"])
+def test_a_pause_is_no_slow_step(seconds):
+    speed = Speed()
+    for step in range(20):
+        speed.add(step * seconds, step)
+    until = 19 * seconds + 500
+    for step in range(20):
+        speed.add(until + step * seconds, 20 + step)
+        assert speed.steps_per_s() == pytest.approx(1 / seconds) or step < 3
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [

@@ -1,0 +1,220 @@
+"""cluster.yaml on three hosts that are reached by SSH, with MLflow on PostgreSQL on a fourth, and a host that is lost.
+
+`make cluster-test` runs it.
+"""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ray_up
+import tracking_host
+from hosts import Hosts
+from ray_up import DESK, HEAD, UpCluster
+from running import JOB_TIMEOUT_S, TRACKED, eventually, mlflow_record
+from shoal.storage.records import TrainResult
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import JournalReader
+from tracking_host import TrackingHost
+
+pytestmark = pytest.mark.long
+
+WORKERS, MLFLOW = ["worker-1", "worker-2"], "mlflow"
+# The user's own model: it takes its time, so that a small run lasts long enough to lose a host.
+PACED = """
+import time
+
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.05)
+        return self.layer(x)
+"""
+STEPS = 600
+TRAIN = (
+    "run_name=run",
+    "model.name=paced:Net",
+    "data.source=synthetic:classification?rows=4000&features=20&classes=10",
+    "data.global_batch_size=32",
+    "train.epochs=100",
+    f"train.max_steps={STEPS}",
+    "train.evaluate_every_steps=100",
+    "checkpoint.every_steps=50",
+    "scale.num_workers=2",
+)
+SWEEP = (
+    "run_name=sweep",
+    "train.epochs=3",
+    "optim.lr=0.001,0.01",
+    "model.width=16,32",
+    "data.source=sklearn:digits",
+)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if why := ray_up.reason() or tracking_host.reason():
+        pytest.skip(why)
+    # A short path, which PostgreSQL's user may go through.
+    folder = Path(tempfile.mkdtemp(prefix="shoal-", dir="/tmp"))
+    folder.chmod(0o711)
+    with Hosts(folder) as hosts:
+        for number, name in enumerate((HEAD, *WORKERS, MLFLOW, DESK), start=1):
+            hosts.on(name, f"10.77.0.{number}")
+        yield hosts
+    assert hosts.remains() == []
+
+
+@pytest.fixture
+def tracking(hosts: Hosts) -> TrackingHost:
+    server = TrackingHost(hosts, MLFLOW)
+    server.start()
+    return server
+
+
+@pytest.fixture
+def cluster(hosts: Hosts, tracking: TrackingHost) -> UpCluster:
+    (hosts.shared / "shoal").mkdir()
+    cluster = UpCluster(hosts, WORKERS, tracking.env)
+    (cluster.project / "paced.py").write_text(PACED)
+    cluster.up()
+    return cluster
+
+
+def wait(job: "subprocess.Popen[str]", log: Path) -> str:
+    """Return what a job printed; it must have succeeded."""
+    code = job.wait(timeout=JOB_TIMEOUT_S)
+    text = log.read_text()
+    assert code == 0, text
+    assert " succeeded" in text
+    return text
+
+
+def test_a_cluster_of_hosts_trains_and_sweeps_and_loses_a_host(
+    hosts: Hosts, tracking: TrackingHost, cluster: UpCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in tracking.env.items():
+        monkeypatch.setenv(name, value)
+    log = tmp_path / "doctor.log"
+    said = wait(cluster.submit(log, "jobs/doctor.py", "scale.num_workers=2"), log)
+    assert "3 nodes" in said
+
+    folder = RunFolder(str(hosts.shared / "shoal" / "runs" / "shoal" / "run"))
+    began_s = stop_at_step(cluster, folder, 100, tmp_path / "stopped.log")
+    assert recorded(hosts, tracking, folder)[0].info.status == folder.identity().status == "KILLED"
+
+    log = tmp_path / "resumed.log"
+    job = cluster.submit(log, "jobs/train.py", *TRAIN)
+    wait_for_step(folder, 250, job, log)
+    lost = next(name for name in WORKERS if trains(hosts, name))
+    hosts.off(lost)
+    said = wait(job, log)
+    assert "resuming at step" in said
+    assert "lost worker" in said
+    assert "resuming from the checkpoint of step" in said
+    assert_recorded(hosts, tracking, folder)
+    assert_accounted_for(folder, began_s)
+
+    hosts.on(lost)
+    hosts.serve_ssh(lost, (hosts.home(DESK) / ".ssh" / "id_ed25519.pub").read_text())
+    cluster.wait_for_nodes(3, 180)  # Ray's autoscaler starts it again
+    log = tmp_path / "sweep.log"
+    wait(cluster.submit(log, "jobs/tune.py", *SWEEP), log)
+    assert_swept(hosts, tracking, hosts.shared / "shoal" / "runs" / "shoal" / "sweep")
+    assert_nothing_left(hosts, cluster)
+
+
+def stop_at_step(cluster: UpCluster, folder: RunFolder, step: int, log: Path) -> float:
+    """Stop a training after a step; return when its driver began."""
+    job = cluster.submit(log, "jobs/train.py", *TRAIN)
+    wait_for_step(folder, step, job, log)
+    (driver,) = (one for one in cluster.hosts.processes(HEAD) if "jobs/train.py" in one.cmdline())
+    began_s, since_s = driver.create_time(), time.monotonic()
+    cluster.stop(log.stem)
+    assert time.monotonic() - since_s < 30
+    job.wait(timeout=60)
+    assert "interrupted at step" in log.read_text(), log.read_text()
+    return began_s
+
+
+def wait_for_step(folder: RunFolder, step: int, job: "subprocess.Popen[str]", log: Path) -> None:
+    def is_there() -> bool:
+        assert job.poll() is None, log.read_text()
+        return any(point.step >= step for point in JournalReader(folder).read())
+
+    eventually(is_there, 200, f"step {step} is trained")
+
+
+def trains(hosts: Hosts, name: str) -> bool:
+    return any("RayTrainWorker" in " ".join(one.cmdline()) for one in hosts.processes(name))
+
+
+def recorded(
+    hosts: Hosts, tracking: TrackingHost, folder: RunFolder
+) -> tuple[Any, dict[tuple[str, int], float]]:
+    with hosts.network(DESK):
+        return mlflow_record(tracking.uri, str(folder.tracked().run_id))
+
+
+def assert_recorded(hosts: Hosts, tracking: TrackingHost, folder: RunFolder) -> None:
+    """The run is FINISHED, and has every step once, in its folder and in MLflow."""
+    assert folder.identity().status == "FINISHED"
+    read = JournalReader(folder).read()
+    points = {(point.key, point.step): point.value for point in read if point.key.startswith(TRACKED)}
+    assert [step for key, step in sorted(points) if key == "train/loss"] == list(range(1, STEPS + 1))
+    run, history = recorded(hosts, tracking, folder)
+    assert run.info.status == "FINISHED"
+    assert history == points
+
+
+def assert_accounted_for(folder: RunFolder, began_s: float) -> None:
+    """Each second from the first submission on is in one class of the goodput."""
+    result = folder.load(TrainResult)
+    assert result is not None
+    assert result.goodput is not None
+    wall_s = (folder.identity().end_ms or 0) / 1000 - began_s
+    assert sum(result.goodput.seconds.values()) == pytest.approx(wall_s, rel=0.01)
+    assert len(result.goodput.attempts) == 3
+    assert result.goodput.seconds["down"] > 0
+
+
+def assert_swept(hosts: Hosts, tracking: TrackingHost, folder: Path) -> None:
+    """Four trials ended, and all runs of the sweep are FINISHED in MLflow."""
+    from mlflow import MlflowClient
+
+    assert len(list(folder.glob("trials/*/result.json"))) == 4
+    parent = RunFolder(str(folder)).tracked().run_id
+    with hosts.network(DESK):
+        client = MlflowClient(tracking.uri, tracking.uri)
+        experiment = client.get_run(str(parent)).info.experiment_id
+        runs: list[Any] = client.search_runs([experiment])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 6  # the training, the sweep and its trials
+
+
+def assert_nothing_left(hosts: Hosts, cluster: UpCluster) -> None:
+    """No job leaves a process, a placement group, a busy CPU or a file in /dev/shm."""
+    until = time.monotonic() + 60
+    while (state := cluster.state())["free"][0] < state["free"][1] and time.monotonic() < until:
+        time.sleep(2)
+    assert state["free"] == [3, 3]
+    assert state["groups"] == []
+    assert {name for name in state["actors"] if not name.startswith("_Autoscaling")} == set(), state
+    for name in cluster.names:
+        lines = [" ".join(one.cmdline()) for one in hosts.processes(name)]
+        words = ("jobs/", "RayTrain", "Trial", "shoal.tracking")
+        assert [line for line in lines if any(word in line for word in words)] == []
+        held = hosts.run(name, "ls", "/dev/shm").stdout.split()
+        assert [file for file in held if not file.startswith("plasma")] == []
+    assert list((hosts.shared / "shoal").glob("**/*.part-*")) == []

@@ -1,0 +1,333 @@
+"""Rounds: a job is started and disturbed at a random moment, run again if it ended, and compared with its twin.
+
+The twin is the same job, uninterrupted, once for each strategy.
+"""
+
+import contextlib
+import random
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from disturbances import Disturbance, Target, TooLateError
+from object_store import ObjectStore
+from running import TRACKED, Place, Server, mlflow_record
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import JournalReader
+
+# A user's model that takes its time without taking the processor's, and draws random numbers.
+MODULE = """
+import time
+
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, inputs, outputs, width=16):
+        super().__init__(nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, outputs))
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.01)
+        return super().forward(x)
+"""
+STEPS = 600
+SETTINGS = (
+    "run_name=run",
+    "model.name=slow:Net",
+    "data.source=synthetic:classification?rows=1000",
+    "train.epochs=1000",
+    f"train.max_steps={STEPS}",
+    "train.evaluate_every_steps=100",
+    "checkpoint.every_steps=40",
+)
+TWO = ("scale.num_workers=2", "scale.cpus_per_worker=0.5")
+# Job and settings, by name.
+STRATEGIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ddp": ("train", (*SETTINGS, *TWO)),
+    "fsdp": ("train", (*SETTINGS, *TWO, "scale.strategy=fsdp")),
+    "sweep": ("tune", (*SETTINGS, "model.args.width=8,16", "optim.lr=0.001,0.01")),
+}
+ATTEMPT_S = 240.0  # a job takes a sixth of it
+LEFT_S = 120.0  # Ray's agents end by themselves a minute after their raylet
+MOST_ATTEMPTS = 3
+SHARE = 0.8  # of the twin's seconds, from which moments are drawn: later ones are often too late
+WEIGHTS = "model/data/weights/model.safetensors"
+SHM = Path("/dev/shm")
+MARK = "SHOAL_ROUND"  # in the environment of all processes of a round
+
+
+class LostError(AssertionError):
+    """A round did not end as it must."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a job left, of each run: a trial by its name, or the only one.
+
+    Attributes:
+        weights: of the model; of a sweep, the best trial has one.
+        tracked: status and points in MLflow.
+    """
+
+    weights: dict[str, bytes]
+    points: dict[str, dict[tuple[str, int], float]]
+    tracked: dict[str, dict[tuple[str, int], float]]
+
+    @classmethod
+    def of(cls, folder: RunFolder, tracking_uri: str, experiment: str) -> "Remains":
+        names = folder.names("trials")
+        inner = {name: RunFolder(f"{folder.uri}/trials/{name}") for name in names} or {"": folder}
+        points = {name: _points(one) for name, one in inner.items()}
+        client = MlflowClient(tracking_uri, tracking_uri)
+        runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+        if len(runs) != len(names) + 1:
+            raise LostError(f"{len(runs)} runs in MLflow instead of {len(names) + 1}")
+        tracked = {
+            name: mlflow_record(tracking_uri, str(one.tracked().run_id))[1] for name, one in inner.items()
+        }
+        if {run.info.status for run in runs} != {"FINISHED"}:
+            raise LostError(f"in MLflow: {[run.info.status for run in runs]}")
+        weights = {name: one.read(WEIGHTS) for name, one in inner.items() if one.exists(WEIGHTS)}
+        return cls(weights, points, tracked)
+
+    def check_like(self, twin: "Remains") -> None:
+        """Compare, bit for bit.
+
+        Raises:
+            LostError: with the first difference.
+        """
+        if self.points != twin.points:
+            raise LostError(f"points differ: {_first_difference(self.points, twin.points)}")
+        for name, points in self.tracked.items():
+            if points != twin.tracked[name]:
+                raise LostError(f"MLflow differs: {_first_difference(self.tracked, twin.tracked)}")
+        if self.weights != twin.weights:
+            raise LostError("weights differ")
+
+
+def _points(folder: RunFolder) -> dict[tuple[str, int], float]:
+    read = [point for point in JournalReader(folder).read() if point.key.startswith(TRACKED)]
+    points = {(point.key, point.step): point.value for point in read}
+    for point in read:
+        if points[point.key, point.step] != point.value:
+            raise LostError(f"{point.key} at step {point.step} has two values")
+    return points
+
+
+def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    for name in one.keys() | other.keys():
+        its, others = one.get(name, {}), other.get(name, {})
+        for key in sorted(its.keys() | others.keys()):
+            if its.get(key) != others.get(key):
+                return f"{name} {key}: {its.get(key)} instead of {others.get(key)}"
+    return "nothing"
+
+
+@dataclass
+class Report:
+    """How a round went.
+
+    Attributes:
+        when: the moment, as it was drawn.
+        codes: exit codes of the attempts.
+        problem: why it was not survived; None: it was.
+    """
+
+    strategy: str
+    disturbance: str
+    when: str
+    codes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    problem: str | None = None
+
+    @property
+    def has_survived(self) -> bool:
+        return self.problem is None
+
+
+class Rounds:
+    """Runs rounds in a folder, beside an MLflow server and an object store that they share."""
+
+    def __init__(self, path: Path, server: Server, store: ObjectStore) -> None:
+        self._server, self._store = server, store
+        self._place = Place(path, store.env)
+        self._place.add_module("slow", MODULE)
+        self._twins: dict[str, tuple[Remains, float]] = {}
+
+    def run(self, strategy: str, disturbance: Disturbance, draw: random.Random) -> Report:
+        """Run one round; a moment at which the job had ended is drawn again."""
+        twin, twin_s = self._twin(strategy)
+        while True:
+            name = f"{strategy}-{uuid.uuid4().hex[:6]}"
+            with self._disk(disturbance, name) as disk:
+                services = Services(self._server, self._store, disk)
+                one = _Round(self._place, services, strategy, disturbance, name, draw)
+                try:
+                    return one.run(twin, twin_s)
+                except TooLateError:
+                    continue
+
+    def _disk(self, disturbance: Disturbance, name: str) -> contextlib.AbstractContextManager[Path]:
+        path = self._place.path / name
+        return small_disk(path) if disturbance.storage == "small disk" else contextlib.nullcontext(path)
+
+    def _twin(self, strategy: str) -> tuple[Remains, float]:
+        if strategy not in self._twins:
+            job, settings = STRATEGIES[strategy]
+            name = f"twin-{strategy}"
+            more = (f"experiment_name={name}", f"track.tracking_uri={self._server.uri}")
+            done = self._place.run(job, *settings, *more)
+            assert done.code == 0, done.out + done.err
+            remains = Remains.of(self._place.folder("run", name), self._server.uri, name)
+            self._twins[strategy] = remains, done.seconds
+        return self._twins[strategy]
+
+
+@dataclass(frozen=True)
+class Services:
+    """What jobs depend on."""
+
+    server: Server
+    store: ObjectStore
+    disk: Path
+
+
+class _Round:
+    def __init__(
+        self,
+        place: Place,
+        services: Services,
+        strategy: str,
+        disturbance: Disturbance,
+        name: str,
+        draw: random.Random,
+    ) -> None:
+        self._place, self._services, self._draw = place, services, draw
+        self._strategy, self._disturbance, self._name = strategy, disturbance, name
+        kinds = {"disk": f"{place.path}/runs", "object store": f"{ObjectStore.uri}/runs"}
+        self._storage = kinds.get(disturbance.storage, str(services.disk))
+        self._folder = RunFolder(f"{self._storage}/{name}/run")
+        self._said = ""
+
+    def run(self, twin: Remains, twin_s: float) -> Report:
+        """Disturb a job.
+
+        Raises:
+            TooLateError: it ended before the moment.
+        """
+        began_s = time.monotonic()
+        report = Report(self._strategy, self._disturbance.name, "")
+        shared = set(SHM.iterdir())
+        try:
+            self._attempts(report, twin_s)
+            Remains.of(self._folder, self._services.server.uri, self._name).check_like(twin)
+            self._check_left(shared)
+        except (AssertionError, OSError, pytest.fail.Exception) as error:
+            report.problem = f"{type(error).__name__}: {error}"
+        finally:
+            self._kill_all()
+        report.seconds = time.monotonic() - began_s
+        return report
+
+    def _attempts(self, report: Report, twin_s: float) -> None:
+        """Start the job, disturb it, and give the same command again until it has ended with 0."""
+        process = self._start()
+        report.when, wait = self._moment(twin_s)
+        wait(process)
+        if process.poll() is not None:
+            raise TooLateError
+        services = self._services
+        self._disturbance.happens(Target(process, self._draw, services.server, services.store, services.disk))
+        while True:
+            code = self._end(process)
+            report.codes.append(code)
+            if code == 0:
+                return
+            if not self._disturbance.ends_job or len(report.codes) == MOST_ATTEMPTS:
+                raise LostError(f"exit codes {report.codes}: {self._said}")
+            process = self._start()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        job, settings = STRATEGIES[self._strategy]
+        more = (f"experiment_name={self._name}", f"storage_path={self._storage}")
+        uri = f"track.tracking_uri={self._services.server.uri}"
+        return self._place.start(job, *settings, *more, uri, **{MARK: self._name})
+
+    def _moment(self, twin_s: float) -> tuple[str, Any]:
+        """Draw a second after the start, or a step: steps take a small part of a short job's time."""
+        if self._draw.random() < 0.5:
+            seconds = self._draw.uniform(0.0, SHARE * twin_s)
+            return f"{seconds:.1f} s", lambda process: _sleep_beside(process, seconds)
+        step = self._draw.randrange(STEPS - 50)
+        return f"step {step}", lambda process: self._wait_for_step(process, step)
+
+    def _wait_for_step(self, process: "subprocess.Popen[str]", step: int) -> None:
+        while process.poll() is None:
+            inner = [RunFolder(f"{self._folder.uri}/trials/{name}") for name in self._folder.names("trials")]
+            for folder in inner[-1:] or [self._folder]:
+                if any(point.step >= step for point in JournalReader(folder).read()):
+                    return
+            time.sleep(0.2)
+
+    def _end(self, process: "subprocess.Popen[str]") -> int:
+        try:
+            out, err = process.communicate(timeout=ATTEMPT_S)
+        except subprocess.TimeoutExpired:
+            self._kill_all()
+            out, err = process.communicate()
+            raise LostError(f"no end within {ATTEMPT_S:.0f} s: {out[-2000:]}{err[-3000:]}") from None
+        self._said = err[-3000:]
+        if "Traceback" in err:
+            raise LostError(f"a traceback: {self._said}")
+        return process.returncode
+
+    def _processes(self) -> list[psutil.Process]:
+        """All processes of the round that live, however they were started and whoever adopted them."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self._name and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def _kill_all(self) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _check_left(self, shared: set[Path]) -> None:
+        until = time.monotonic() + LEFT_S
+        while True:
+            files = [path.name for path in set(SHM.iterdir()) - shared if path.name.startswith("shoal-")]
+            left = [process.pid for process in self._processes()]
+            if not left and not files:
+                return
+            if time.monotonic() > until:
+                raise LostError(f"left: processes {left}, files {files}")
+            time.sleep(0.5)
+
+
+def _sleep_beside(process: "subprocess.Popen[str]", seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """Make a file system of 24 MB for a while."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(path)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
