@@ -31,6 +31,24 @@ from shoal.tracking.journal import JournalReader
 ROOT = Path(__file__).resolve().parents[1]
 # Ray gives its workers niceness 15 by default, so that beside tests of other processes they hardly run.
 RAY_ENV = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+
+# A user's model that takes its time, so that a kill at a given step hits it.
+SLOW_MODULE = """
+import time
+
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.01)
+        return self.layer(x)
+"""
 # After so long a job hangs; a quiet machine needs a tenth. What is checked by `eventually` has limits of its own.
 JOB_TIMEOUT_S, STEP_TIMEOUT_S = 900.0, 600.0
 

@@ -7,28 +7,11 @@ import time
 import psutil
 import pytest
 
-from running import Place, mlflow_record, train_workers
+from running import SLOW_MODULE, Place, mlflow_record, train_workers
 from shoal.storage.records import Identity, TrainResult
 
 pytestmark = pytest.mark.long
 
-# A user's model that takes its time, so that a kill at a given step hits it.
-MODULE = """
-import time
-
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.layer = nn.Linear(inputs, outputs)
-
-    def forward(self, x):
-        if self.training:
-            time.sleep(0.01)
-        return self.layer(x)
-"""
 STEPS, KILLS = 2400, 10
 SETTINGS = (
     "run_name=run",
@@ -50,7 +33,7 @@ def start(place: Place) -> subprocess.Popen[str]:
 
 def test_ten_kills_in_one_run_and_all_seconds_are_accounted_for(place: Place) -> None:
     draw = random.Random(0)
-    place.add_module("slow", MODULE)
+    place.add_module("slow", SLOW_MODULE)
     process, submitted_s = start(place), time.time()
     reasons = ["submitted"]
     for number in range(KILLS):

@@ -5,10 +5,12 @@ what follows is what follows a loss. It decides nothing else.
 """
 
 import contextlib
+import logging
 import time
 from typing import Any
 
 from shoal.cluster import session
+from shoal.cluster.draining import DrainWatch
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.status_board import open_board
 from shoal.cluster.worker_failure import add_lost_peers, faults_of_hang, find_faults, stacks_of
@@ -22,6 +24,8 @@ from shoal.storage.run_folder import RunFolder
 from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 
+logger = logging.getLogger(__name__)
+
 READ_EVERY_S = 0.5
 UNREACHED = "its host does not answer"
 END_AGAIN_S = 60.0  # where the processes of a hang have not ended
@@ -34,12 +38,15 @@ class GroupWatch:
         board: to which the workers speak.
         statuses: what each worker said last, by rank.
         hang: that ended the attempt.
+        left: the hosts that are being drained, for which the workers were asked to end.
     """
 
     def __init__(self, workers: int, room: RoomWatch) -> None:
         self._workers, self._room = workers, room
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
+        self.left: frozenset[str] = frozenset()
+        self._draining = DrainWatch()
         self._reports: dict[int, ProcessReport] = {}
         self._reading: Any = None
         self._read_s = self._end_s = 0.0
@@ -48,9 +55,11 @@ class GroupWatch:
 
     def __enter__(self) -> "GroupWatch":
         self.board: Any = open_board()
+        self._draining.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._draining.__exit__()
         # The actor ends with its last handle; `ray.kill` would wait for Ray's server.
         self._reading = self.board = None
 
@@ -74,8 +83,12 @@ class GroupWatch:
         with contextlib.suppress(ray.exceptions.RayError):
             if not self.statuses:
                 self._room.check()
-            if self._has_read() and judges:
+            if not self._has_read():
+                return
+            if judges:
                 self._judge()
+            if not self.left:
+                self._leave_what_is_drained()
 
     def _has_read(self) -> bool:
         """Read the board without waiting; return whether there is news."""
@@ -101,6 +114,17 @@ class GroupWatch:
         self.hang = self.hang or hang
         self._end_s = time.monotonic() + END_AGAIN_S
         self._reports = end_workers(hang.workers) | self._reports
+
+    def _leave_what_is_drained(self) -> None:
+        """Ask the workers for a checkpoint and their end, if a host of theirs is about to leave."""
+        nodes = self._draining.nodes
+        self.left = frozenset(status.host for status in self.statuses.values() if status.node in nodes)
+        if self.left:
+            self.board.leave.remote()
+            logger.warning(
+                "%s is being drained: a checkpoint is written, and training goes on elsewhere",
+                ", ".join(sorted(self.left)),
+            )
 
     def decide(
         self, error: BaseException, folder: RunFolder, earlier: FailureRecord | None, max_failures: int

@@ -30,6 +30,8 @@ The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
     A busy machine may take longer, and Ray takes no other limit. Without it, there is no second try.
 `ray._private.runtime_env.packaging` (`upload_size`)
     What a job uploads, by the same rules as Ray. Without it, the size is not known, and not checked.
+`ray._private.state.state.get_draining_nodes` (`draining_nodes`)
+    A node that is being drained is left before its end, with a checkpoint. Without it, its workers are lost then.
 `trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
     Population based training writes there whose weights a trial continues from. Without it, refused with a message.
 
@@ -159,6 +161,18 @@ def upload_size(folder: Path) -> tuple[int, int] | None:
             elif inner.is_file():
                 size += inner.stat().st_size
     return size, int(most)
+
+
+def draining_nodes() -> frozenset[str]:
+    """Return Ray's names of the nodes that are being drained; none if this Ray does not tell.
+
+    Raises:
+        Exception: Ray's server does not answer.
+    """
+    import ray
+
+    state: Any = getattr(getattr(ray._private, "state", None), "state", None)
+    return frozenset(state.get_draining_nodes()) if hasattr(state, "get_draining_nodes") else frozenset()
 
 
 def actor_id(actor: Any) -> str:

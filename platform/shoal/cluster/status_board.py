@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,13 +26,20 @@ LAST_S = 2.0  # for the last word of a worker
 
 
 class StatusBoard:
-    """The actor: what each worker said last, and when."""
+    """The actor: what each worker said last, and when; and what the driver says to all of them."""
 
     def __init__(self) -> None:
         self._said: dict[int, tuple[WorkerStatus, float]] = {}
+        self._leave = False
 
-    def say(self, status: WorkerStatus) -> None:
+    def say(self, status: WorkerStatus) -> bool:
+        """Note a status; return whether the workers are to write a checkpoint and end."""
         self._said[status.rank] = status, time.monotonic()
+        return self._leave
+
+    def leave(self) -> None:
+        """Ask the workers to write a checkpoint and to end."""
+        self._leave = True
 
     def read(self) -> list[WorkerStatus]:
         """Return the last status of each worker, by rank."""
@@ -62,12 +69,12 @@ def this_node() -> str:
 
 
 @contextlib.contextmanager
-def speaking(board: Any, rank: int, clock: Clock) -> Iterator[None]:
-    """Say on a board, meanwhile, what the thread that calls this does."""
+def speaking(board: Any, rank: int, clock: Clock) -> Iterator[Callable[[], bool]]:
+    """Say on a board, meanwhile, what the thread that calls this does; yield whether the driver asks it to leave."""
     speaker = _Speaker(board, Observer(rank, clock))
     speaker.start()
     try:
-        yield
+        yield lambda: speaker.is_to_leave
     finally:
         speaker.close()
 
@@ -105,7 +112,7 @@ class Observer:
 class _Speaker:
     def __init__(self, board: Any, observer: Observer) -> None:
         self._board, self._observer = board, observer
-        self._has_ended = False
+        self.is_to_leave = self._has_ended = False
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shoal-status", daemon=True)
 
@@ -129,7 +136,8 @@ class _Speaker:
 
         with contextlib.suppress(Exception):
             said = self._board.say.remote(self._observer.status(self._has_ended))
-            ray.wait([said], timeout=timeout_s)
+            if ray.wait([said], timeout=timeout_s)[0]:
+                self.is_to_leave = ray.get(said)
 
 
 def _log_path(pid: int) -> str:

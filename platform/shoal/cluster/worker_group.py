@@ -5,6 +5,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +60,7 @@ class WorkerGroup:
         self._command, self._timeline = command, timeline
 
     def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
-        """Run `run_worker` on all workers until it ends; after a loss or a hang, run it again.
+        """Run `run_worker` on all workers until it ends; after a loss, a hang or a drained host, run it again.
 
         Args:
             decide: called by rank 0 in its own process; picklable.
@@ -71,14 +72,21 @@ class WorkerGroup:
         """
         earlier: FailureRecord | None = None
         hosts: frozenset[str] = frozenset()
+        why = ""
         for number in itertools.count():
             room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
             if self._timeline:
-                self._timeline.mark("start", workers=number, why=earlier.message if earlier else "")
+                self._timeline.mark("start", workers=number, why=why)
             with GroupWatch(self._scale.num_workers, room) as watch:
                 error = self._attempt(replace(spec, start=number), folder, decide, watch)
-                if error is None:
+                if error is None and not self._goes_on_elsewhere(watch, folder):
                     return
+                if error is None:
+                    why, hosts = (
+                        f"interrupted: {', '.join(sorted(watch.left))} was drained",
+                        watch.hosts - watch.left,
+                    )
+                    continue
                 if folder.is_stop_requested(by_others=False):
                     raise Interrupted("interrupted; the same command resumes from the last checkpoint")
                 decision = watch.decide(error, folder, earlier, self._scale.max_failures)
@@ -89,7 +97,17 @@ class WorkerGroup:
                 self._timeline.mark("down", lost="hang" if earlier.kind == "hang" else "down")
             if not decision.retries:
                 raise error_of(decision, folder) from error
-            logger.warning("%s", earlier.message)
+            why = earlier.message
+            logger.warning("%s", why)
+
+    @staticmethod
+    def _goes_on_elsewhere(watch: GroupWatch, folder: RunFolder) -> bool:
+        """Whether the workers have ended before their last step, for a host that is being drained."""
+        outcome = folder.load(Outcome) if watch.left else None
+        if outcome is None or outcome.ended != "interrupted" or folder.is_stop_requested(by_others=False):
+            return False
+        folder.delete(Outcome.file)
+        return True
 
     @property
     def _needs(self) -> dict[str, float]:
@@ -224,16 +242,21 @@ def _ray_worker(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     clock = Clock()
     spec.enter_process()
-    with speaking(config["board"], rank, clock):
+    with speaking(config["board"], rank, clock) as is_to_leave:
         try:
-            _train(spec, config["kind"], config["shard_refs"], config["decide"], clock)
+            _train(spec, config["kind"], config["shard_refs"], config["decide"], clock, is_to_leave)
         except Exception as error:
             _save_error(error, spec.open_folder(), rank, clock)
             raise
 
 
 def _train(
-    spec: WorkerSpec, kind: Kind, shard_refs: ShardRefs, decide: DecideFn | None, clock: Clock
+    spec: WorkerSpec,
+    kind: Kind,
+    shard_refs: ShardRefs,
+    decide: DecideFn | None,
+    clock: Clock,
+    is_to_leave: Callable[[], bool],
 ) -> None:
     device = own_device(kind)
     torch.set_num_threads(max(1, int(spec.config.scale.cpus_per_worker)))
@@ -241,7 +264,7 @@ def _train(
     clock.enter("setup")
     shard = make_shard(spec, shard_refs, group.data_rank, group.data_size, device)
     with lossy_streams():
-        run_worker(spec, shard, group, device, decide, watches_system=decide is None, clock=clock)
+        run_worker(spec, shard, group, device, decide, decide is None, clock, is_to_leave)
 
 
 def _save_error(error: Exception, folder: RunFolder, rank: int, clock: Clock) -> None:

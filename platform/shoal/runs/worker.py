@@ -116,6 +116,7 @@ def run_worker(
     decide: DecideFn | None = None,
     watches_system: bool = True,
     clock: Clock | None = None,
+    is_to_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train this worker's part to the end or to a requested stop; rank 0 leaves `outcome.json`.
 
@@ -123,6 +124,7 @@ def run_worker(
         decide: asked on rank 0 after each evaluation whether training goes on.
         watches_system: whether the load of this host is logged meanwhile.
         clock: which another thread may look at meanwhile.
+        is_to_leave: whether a host is to be left, which stops the training as a requested stop does.
 
     Raises:
         StorageError: this node does not see the run folder.
@@ -152,7 +154,7 @@ def run_worker(
         callbacks = Callbacks(
             metric_log=ThroughputLog(journal, attempt, device, timeline),
             save=checkpoints.save,
-            is_stop_requested=StopFile(folder) if collective.rank == 0 else (lambda: False),
+            is_stop_requested=_stop_requests(folder, collective.rank, is_to_leave),
             is_save_due=checkpoints.is_due,
             decide=lambda progress: _decide_on_all(decide, collective, progress, clock),
             after_step=_profiler_step(stack, config, folder, loop, attempt, device),
@@ -168,6 +170,14 @@ def run_worker(
             checkpoints.add_full_weights(selected)
     if collective.rank == 0:
         _write(outcome, checkpoints.blocked_s, folder, journal, clock)
+
+
+def _stop_requests(folder: RunFolder, rank: int, is_to_leave: Callable[[], bool]) -> Callable[[], bool]:
+    """Return what asks for a stop: the driver's file, at which worker 0 looks, or a host that is to be left."""
+    if rank:
+        return is_to_leave
+    stop_file = StopFile(folder)
+    return lambda: stop_file() or is_to_leave()
 
 
 def _restore(

@@ -202,3 +202,13 @@ def test_a_folder_of_too_much_is_not_counted_to_its_end(tmp_path, monkeypatch):
         (tmp_path / str(number)).touch()
     size, most = ray_private.upload_size(tmp_path)
     assert size > most
+
+
+def test_no_node_is_drained_where_ray_does_not_tell(monkeypatch):
+    import ray._private.state
+
+    assert hasattr(ray._private.state.state, "get_draining_nodes")
+    monkeypatch.setattr(ray._private.state, "state", SimpleNamespace(get_draining_nodes=lambda: {"ab": 0}))
+    assert ray_private.draining_nodes() == {"ab"}
+    monkeypatch.setattr(ray._private.state, "state", SimpleNamespace())
+    assert ray_private.draining_nodes() == frozenset()
