@@ -10,7 +10,18 @@ import sys
 
 from harness import RESULTS, ROOT, Figure, table
 
-NAMES = ("throughput", "memory", "tracking", "startup", "scaling", "sweep", "language", "large", "transfer")
+NAMES = (
+    "throughput",
+    "memory",
+    "tracking",
+    "startup",
+    "scaling",
+    "sweep",
+    "language",
+    "large",
+    "transfer",
+    "compression",
+)
 
 
 def run_all(names: list[str], options: list[str]) -> list[Figure]:
