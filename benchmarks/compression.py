@@ -23,11 +23,15 @@ from shoal.inference.predictor import Predictor, weights_folder
 from shoal.tasks.open_data import reopen_source
 
 INT8 = "int8"
-HALF = "prune-0.5"
 KINDS = {
     "mlp": ("reference.yaml", f"data.source={reference_source()}", "model.width=512", "train.epochs=2"),
     "resnet": ("resnet.yaml", "model.width=64", "train.max_steps=100"),
-    "gpt": ("gpt.yaml", f"data.source=text:{ROOT}/docs/guides", "train.max_steps=50"),
+    "gpt": (
+        "gpt.yaml",
+        f"data.source=text:{ROOT}/docs/guides",
+        "data.test_fraction=0.1",
+        "train.max_steps=50",
+    ),
 }
 BY_HAND_AT_A_TIME = (None, 4096)  # rows x steps; None: all at once
 EXPLAINED_ROWS = 1000
@@ -67,9 +71,9 @@ def _compressed(model: Path, *settings: str) -> dict[str, Any]:
     """Return the record of the one variant that `jobs/compress.py` makes."""
     folder = model.parents[1]
     store = [f"storage_path={folder}", f"track.tracking_uri=sqlite:///{folder}/mlflow.db"]
-    run([sys.executable, "jobs/compress.py", str(model), *settings, *store])
-    newest = max(folder.glob("compressions/*/result.json"), key=lambda path: path.stat().st_mtime)
-    (variant,) = json.loads(newest.read_text())["variants"].values()
+    said = run([sys.executable, "jobs/compress.py", str(model), *settings, *store])
+    (result,) = [line.removeprefix("result: ") for line in said.splitlines() if line.startswith("result: ")]
+    (variant,) = json.loads(Path(result).read_text())["variants"].values()
     return variant  # type: ignore[no-any-return]
 
 

@@ -28,7 +28,7 @@ from shoal.models.huggingface import HuggingFace
 from shoal.models.layer_sizes import CONVOLUTIONS, is_resizable
 from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
 from shoal.models.transformer import Attention, FeedForward
-from shoal.tasks.outputs import logits_of
+from shoal.tasks.outputs import logits_of, tensors_of
 
 PACKAGE = "torch_pruning"
 # Numbers of channels that vector units divide evenly; the first that fits counts. At odd widths kernels are up to
@@ -69,8 +69,13 @@ def check_installed() -> None:
         ) from None
 
 
-def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: Tree) -> None:
+def check_model(
+    model: nn.Module, name: str, ratios: Sequence[float], example: Tree, are_all_read: bool = False
+) -> None:
     """Refuse a model whose layers cannot be pruned: a copy is pruned to find out.
+
+    Args:
+        are_all_read: whether a loss takes all that the model returns, not the logits alone.
 
     Raises:
         ModelError: with the reason.
@@ -81,9 +86,9 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
     for ratio in ratios:
         pruned = copy.deepcopy(model)
         try:
-            expected = logits_of(call_model(model, example)).shape
+            expected = _shapes(model, example, are_all_read)
             prune(pruned, ratio, example)
-            found = logits_of(call_model(pruned, example)).shape
+            found = _shapes(pruned, example, are_all_read)
         except UserError:
             raise
         except Exception as error:  # of torch-pruning, or of the model's forward
@@ -93,9 +98,18 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
             ) from error
         if found != expected:
             raise ModelError(
-                f"model.name='{name}' returned {tuple(expected)}, and pruned {tuple(found)}: it returns what another "
-                f"layer takes too; {remedy}"
+                f"model.name='{name}' returned {expected}, and pruned {found}: it returns what another layer takes "
+                f"too; {remedy}"
             )
+
+
+def _shapes(model: nn.Module, example: Tensor, are_all_read: bool) -> str:
+    """Return the shape of the logits, or those of all tensors by name."""
+    returned = call_model(model, example)
+    if not are_all_read:
+        return str(tuple(logits_of(returned).shape))
+    found = tensors_of(returned, len(example))
+    return ", ".join(f"{name} {tuple(values.shape)}" for name, values in found.items())
 
 
 def prune(model: nn.Module, ratio: float, example: Tensor, unpruned: nn.Module | None = None) -> None:

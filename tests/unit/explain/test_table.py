@@ -10,6 +10,7 @@ from torch import nn
 
 from shoal.errors import ModelError
 from shoal.explain import checks
+from shoal.explain.answers import SeveralLabels
 from shoal.explain.attribution import METHODS, MOST_STEPS, STEPS, TOLERANCE, attribute, attribute_once
 from shoal.explain.pictures import draw
 from shoal.explain.subject import Subject, make_subject
@@ -134,7 +135,8 @@ class Stairs(nn.Module):
 
 def subject_of(model, features, outputs=("a", "b")):
     names = tuple(f"x{number}" for number in range(features))
-    return Subject("table", model, outputs, "class", names, torch.arange(features), torch.zeros(features))
+    answers = SeveralLabels(outputs)
+    return Subject("table", model, answers, names, torch.arange(features), torch.zeros(features))
 
 
 def test_attributions_that_do_not_sum_to_the_output_are_reported():
