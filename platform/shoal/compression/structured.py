@@ -280,11 +280,12 @@ def _prune_part(part: _Part, ratio: float, widths: Widths) -> None:
 
 
 def _may_shrink(graph: Any, group: Any) -> bool:
-    """Whether channels are those of layers whose sizes a description can state, and another layer takes them.
+    """Whether channels are those of layers whose sizes a description can state, and another layer alone takes them."""
+    from torch_pruning import ops
 
-    What no layer takes is what the model returns.
-    """
     modules = [dependency.target.module for dependency, _ in group]
+    if any(ops.module2type(module) == ops.OPTYPE.OUTPUT for module in modules):
+        return False  # the model returns them
     is_taken = any(graph.is_in_channel_pruning_fn(dependency.handler) for dependency, _ in group)
     return is_taken and all(
         is_resizable(module) or (isinstance(module, nn.Module) and not list(module.parameters()))

@@ -242,7 +242,7 @@ class Returning(nn.Module):
         return {"mean": mean, "scale": scale} | ({"hidden": hidden} if self.is_hidden_returned else {})
 
 
-def test_all_that_a_model_returns_keeps_its_shape_where_a_loss_takes_it():
+def test_all_that_a_model_returns_keeps_its_shape():
     example = torch.randn(2, 4)
     check_model(Returning(is_hidden_returned=False), "mine:Net", (0.5,), example, are_all_read=True)
     with pytest.raises(ModelError, match=r"hidden \(2, 64\), and pruned .*hidden \(2, 32\)"):

@@ -54,15 +54,15 @@ def test_each_label_of_several_is_explained_by_its_own_columns(explained, tmp_pa
     labels = ["tall", "red"]
     train(tmp_path, f"csv:{tmp_path}/rows.csv", "multilabel_classification", steps=150, label=labels)
     predictor = Predictor.load_own(tmp_path / "weights")
-    for target, planted in enumerate(({"x2", "x7"}, {"x9", "x4"})):
-        explanation = explained(predictor, target=target)
+    for label, planted in zip(labels, ({"x2", "x7"}, {"x9", "x4"}), strict=True):
+        explanation = explained(predictor, target=label)
         assert failed(explanation) == set()
         assert {one.name for one in explanation.importance[:2]} == planted
-        assert {one.record.target for one in explanation.local} == {labels[target]}
+        assert {one.record.target for one in explanation.local} == {label}
         row = explanation.local[0].record
         expected = [name for name in labels if frame_of_row(predictor, row.row)[name]]
         assert row.label == (", ".join(expected) or "none")
-    random = explained(predictor, target=0, model=rows_of_other_weights(explanation.subject))
+    random = explained(predictor, target="tall", model=rows_of_other_weights(explanation.subject))
     assert "learned" in failed(random)
 
 
