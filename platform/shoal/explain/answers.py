@@ -36,10 +36,12 @@ class Answers(ABC):
     Attributes:
         names: of the outputs.
         shown_as: what `shown` returns.
+        called: what one output is, and several.
     """
 
     names: tuple[str, ...]
     shown_as: ClassVar[str] = "probability of what is explained"
+    called: ClassVar[tuple[str, str]] = ("an output", "outputs")
 
     def outputs(self, returned: Any) -> Tensor:
         """Return what is explained [n, outputs] of what the model returned for n rows."""
@@ -88,8 +90,6 @@ class Answers(ABC):
                 f"are {listed(self.names)}"
             )
         return self.names.index(found[0])
-
-    called: ClassVar[tuple[str, str]] = ("an output", "outputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +214,7 @@ class OfOwnLoss(Answers):
 
     def place_of(self, value: Any) -> int:
         is_number = type(value) is int and 0 <= value < len(self.names)
-        return value if is_number else super().place_of(value)
+        return int(value) if is_number else super().place_of(value)
 
 
 def answers_of(predictor: Predictor, rows: Tensor) -> Answers:
