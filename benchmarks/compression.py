@@ -17,6 +17,7 @@ import torch
 
 from harness import ROOT, Figure, Report, Row, main, progress, ratios, reference_source, run, scratch
 from shoal.explain.attribution import STEPS, attribute_once
+from shoal.explain.rows import read_features
 from shoal.explain.subject import make_subject
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.predictor import Predictor, weights_folder
@@ -83,8 +84,10 @@ def _attribute(model: Path, took: dict[str, list[float]]) -> None:
 
     predictor = Predictor.load(weights_folder(model / "model"))
     source = reopen_source(predictor.preprocessing, predictor.task.name)
-    (block,) = first_rows(split_blocks(source, predictor.preprocessing, "test"), EXPLAINED_ROWS)
-    inputs = torch.from_numpy(predictor.transform.features(block))
+    blocks = first_rows(split_blocks(source, predictor.preprocessing, "test"), EXPLAINED_ROWS)
+    features = read_features(predictor, blocks)
+    assert features is not None
+    inputs = features.inputs
     assert len(inputs) == EXPLAINED_ROWS
     subject = make_subject(predictor, inputs)
     subject.rows_at_a_time  # noqa: B018  (measured once for a model)
