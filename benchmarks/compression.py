@@ -30,6 +30,7 @@ KINDS = {
     "gpt": (
         "gpt.yaml",
         f"data.source=text:{ROOT}/docs/guides",
+        "data.validation_fraction=0.1",
         "data.test_fraction=0.1",
         "train.max_steps=50",
     ),

@@ -6,7 +6,6 @@ Structural Pruning"). What a model takes and returns stays. Depends on layers; i
 
 import contextlib
 import copy
-import importlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +27,10 @@ from shoal.models.huggingface import HuggingFace
 from shoal.models.layer_sizes import CONVOLUTIONS, is_resizable
 from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
 from shoal.models.transformer import Attention, FeedForward
+from shoal.tasks.libraries import Library
 from shoal.tasks.outputs import logits_of, tensors_of
 
-PACKAGE = "torch_pruning"
+PACKAGE = Library("torch_pruning", "compress")
 # Numbers of channels that vector units divide evenly; the first that fits counts. At odd widths kernels are up to
 # three times slower than unpruned (torch-pruning's issue 38).
 FAST_WIDTHS = (16, 8, 4)
@@ -58,15 +58,9 @@ def check_installed() -> None:
     """Refuse a Python without the package.
 
     Raises:
-        UserError: with the command that installs it.
+        ConfigError: with the command that installs it.
     """
-    try:
-        importlib.import_module(PACKAGE)
-    except ImportError as error:
-        raise UserError(
-            f"compress.prune with compress.method=structured needs the package torch-pruning ({error}): "
-            "pip install 'shoal[compress]', or set compress.method=magnitude"
-        ) from None
+    PACKAGE.check("compress.prune with compress.method=structured", "compress.method=magnitude")
 
 
 def check_model(

@@ -1,7 +1,6 @@
 """What is explained: a model as a function of its features, what the features belong to, and the baseline."""
 
 import copy
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +14,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import PAD
 from shoal.data.tree import Tree, select_rows
-from shoal.errors import ModelError, UserError
+from shoal.errors import ModelError
 from shoal.explain.answers import Answers, answers_of
 from shoal.explain.columns import columns_of, pixels_of
 from shoal.inference.predictor import Predictor
 from shoal.models.call import call_model
 from shoal.tasks.custom import Custom
+from shoal.tasks.libraries import Library
 from shoal.tasks.multilabel_classification import MultilabelClassification
 
 Kind = Literal["table", "image", "text"]
+PACKAGE = Library("captum.attr", "explain")
 LABELS, OWN = MultilabelClassification.name, Custom.name
 TASKS = ("classification", "image_classification", "regression", "sequence_classification", LABELS, OWN)
 LANGUAGE = ("causal_lm", "masked_lm")
@@ -161,14 +162,9 @@ def check_installed() -> None:
     """Refuse a Python without Captum.
 
     Raises:
-        UserError: with the command that installs it.
+        ConfigError: with the command that installs it.
     """
-    try:
-        importlib.import_module("captum.attr")
-    except ImportError as error:
-        raise UserError(
-            f"explaining a model needs the package captum ({error}): pip install 'shoal[explain]'"
-        ) from None
+    PACKAGE.check("explaining a model")
 
 
 def writes_text(predictor: Predictor) -> bool:
