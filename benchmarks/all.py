@@ -11,7 +11,7 @@ import sys
 from harness import RESULTS, ROOT, Figure, table
 
 NAMES = ("throughput", "memory", "tracking", "startup", "scaling", "sweep", "language", "large", "transfer", "serving",
-         "predict", "decoding", "applications")  # fmt: skip
+         "predict", "compression", "decoding", "applications")  # fmt: skip
 
 
 def run_all(names: list[str], options: list[str]) -> list[Figure]:

@@ -79,7 +79,7 @@ def shoal(application: Application, workers: int, folder: Path) -> Timing:
     with ray_cluster() as cluster:
         done = run_shoal(
             folder,
-            cluster.cluster_address,
+            cluster.address,
             *application.settings,
             f"scale.num_workers={workers}",
             "data.global_batch_size=16",

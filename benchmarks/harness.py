@@ -206,7 +206,7 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s:
 class Cluster:
     """A Ray cluster of one node."""
 
-    cluster_address: str
+    address: str
     process: psutil.Process
 
     def train_workers(self) -> list[psutil.Process]:

@@ -47,7 +47,7 @@ def shoal(workers: int, size: str, folder: Path) -> Timing:
         "data.validation_fraction=0", "data.test_fraction=0.001", f"train.max_steps={STEPS[size]}",
     ]  # fmt: skip
     with ray_cluster() as cluster:
-        done = run_shoal(folder, cluster.cluster_address, *settings)
+        done = run_shoal(folder, cluster.address, *settings)
     return rate([done.step_ends_s[step] for step in range(1, STEPS[size] + 1)], workers)
 
 

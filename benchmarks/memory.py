@@ -91,7 +91,7 @@ def sampled_run(cluster: Cluster, folder: Path, rows: int, steps: int) -> tuple[
     epochs = f"train.epochs={steps}"  # as many as max_steps needs, whatever the rows
     settings = [f"data.source={reference_source(rows)}", epochs, f"train.max_steps={steps}"]
     with Sampler(cluster) as sampler:
-        done = run_shoal(folder, cluster.cluster_address, *settings, "checkpoint.every_steps=500")
+        done = run_shoal(folder, cluster.address, *settings, "checkpoint.every_steps=500")
     traces = [trace for trace in sampler.traces.values() if trace.at(0.0, time.time())]
     assert len(traces) == WORKERS, f"{len(traces)} worker processes were seen, not {WORKERS}"
     return done, traces

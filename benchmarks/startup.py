@@ -52,14 +52,14 @@ def bare_ray(cluster: Cluster, data: Path) -> Timing:
         f"--storage-path={data.parent}/ray",
     ]
     started_s = time.time()
-    run(command, environment(RAY_ADDRESS=cluster.cluster_address))
+    run(command, environment(RAY_ADDRESS=cluster.address))
     first_s = json.loads(out.read_text())
     return Timing(first_s - started_s, started_s, first_s)
 
 
 def shoal(cluster: Cluster, folder: Path) -> Timing:
     """Return seconds to the first step of `jobs/train.py`, by the time its journal gives it."""
-    done = run_shoal(folder, cluster.cluster_address, f"train.max_steps={STEPS}")
+    done = run_shoal(folder, cluster.address, f"train.max_steps={STEPS}")
     first_s = done.step_ends_s[1]
     return Timing(first_s - done.started_s, done.started_s, first_s)
 

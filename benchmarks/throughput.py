@@ -64,7 +64,7 @@ def shoal(data: Path) -> Timing:
     # A thousandth of the rows is kept for the one test at the end, which is outside what is timed.
     settings = ["data.validation_fraction=0", "data.test_fraction=0.001", f"train.epochs={EPOCHS}"]
     with ray_cluster() as cluster:
-        done = run_shoal(data.parent, cluster.cluster_address, *settings)
+        done = run_shoal(data.parent, cluster.address, *settings)
     return epochs_rate(done.epoch_ends_s(EPOCHS), done.result["samples_seen"] // EPOCHS)
 
 

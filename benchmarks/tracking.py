@@ -49,7 +49,7 @@ def loop_cost(shard: ResidentShard, folder: Path) -> Timing:
 def run_with(cluster: Cluster, folder: Path, every_steps: int, shares: list[float]) -> Timing:
     """Return samples per second of a real run, and note its own share of tracking in percent."""
     settings = ["data.validation_fraction=0", "data.test_fraction=0.001", f"train.epochs={RUN_EPOCHS}"]
-    done = run_shoal(folder, cluster.cluster_address, *settings, f"track.every_steps={every_steps}")
+    done = run_shoal(folder, cluster.address, *settings, f"track.every_steps={every_steps}")
     shares.append(100 * done.result["shares"]["tracking"])
     return epochs_rate(done.epoch_ends_s(RUN_EPOCHS), done.result["samples_seen"] // RUN_EPOCHS)
 

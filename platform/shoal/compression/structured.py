@@ -6,7 +6,6 @@ Structural Pruning"). What a model takes and returns stays. Depends on layers; i
 
 import contextlib
 import copy
-import importlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +27,10 @@ from shoal.models.huggingface import HuggingFace
 from shoal.models.layer_sizes import CONVOLUTIONS, is_resizable
 from shoal.models.resnet import PaddedIdentity, ResidualBlock, ResNet
 from shoal.models.transformer import Attention, FeedForward
-from shoal.tasks.outputs import logits_of
+from shoal.tasks.libraries import Library
+from shoal.tasks.outputs import logits_of, tensors_of
 
-PACKAGE = "torch_pruning"
+PACKAGE = Library("torch_pruning", "compress")
 # Numbers of channels that vector units divide evenly; the first that fits counts. At odd widths kernels are up to
 # three times slower than unpruned (torch-pruning's issue 38).
 FAST_WIDTHS = (16, 8, 4)
@@ -58,19 +58,18 @@ def check_installed() -> None:
     """Refuse a Python without the package.
 
     Raises:
-        UserError: with the command that installs it.
+        ConfigError: with the command that installs it.
     """
-    try:
-        importlib.import_module(PACKAGE)
-    except ImportError as error:
-        raise UserError(
-            f"compress.prune with compress.method=structured needs the package torch-pruning ({error}): "
-            "pip install 'shoal[compress]', or set compress.method=magnitude"
-        ) from None
+    PACKAGE.check("compress.prune with compress.method=structured", "compress.method=magnitude")
 
 
-def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: Tree) -> None:
+def check_model(
+    model: nn.Module, name: str, ratios: Sequence[float], example: Tree, are_all_read: bool = False
+) -> None:
     """Refuse a model whose layers cannot be pruned: a copy is pruned to find out.
+
+    Args:
+        are_all_read: whether a loss takes all that the model returns, not the logits alone.
 
     Raises:
         ModelError: with the reason.
@@ -81,9 +80,9 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
     for ratio in ratios:
         pruned = copy.deepcopy(model)
         try:
-            expected = logits_of(call_model(model, example)).shape
+            expected = _shapes(model, example, are_all_read)
             prune(pruned, ratio, example)
-            found = logits_of(call_model(pruned, example)).shape
+            found = _shapes(pruned, example, are_all_read)
         except UserError:
             raise
         except Exception as error:  # of torch-pruning, or of the model's forward
@@ -93,9 +92,18 @@ def check_model(model: nn.Module, name: str, ratios: Sequence[float], example: T
             ) from error
         if found != expected:
             raise ModelError(
-                f"model.name='{name}' returned {tuple(expected)}, and pruned {tuple(found)}: it returns what another "
-                f"layer takes too; {remedy}"
+                f"model.name='{name}' returned {expected}, and pruned {found}: it returns what another layer takes "
+                f"too; {remedy}"
             )
+
+
+def _shapes(model: nn.Module, example: Tensor, are_all_read: bool) -> str:
+    """Return the shape of the logits, or those of all tensors by name."""
+    returned = call_model(model, example)
+    if not are_all_read:
+        return str(tuple(logits_of(returned).shape))
+    found = tensors_of(returned, len(example))
+    return ", ".join(f"{name} {tuple(values.shape)}" for name, values in found.items())
 
 
 def prune(model: nn.Module, ratio: float, example: Tensor, unpruned: nn.Module | None = None) -> None:
@@ -266,11 +274,12 @@ def _prune_part(part: _Part, ratio: float, widths: Widths) -> None:
 
 
 def _may_shrink(graph: Any, group: Any) -> bool:
-    """Whether channels are those of layers whose sizes a description can state, and another layer takes them.
+    """Whether channels are those of layers whose sizes a description can state, and another layer alone takes them."""
+    from torch_pruning import ops
 
-    What no layer takes is what the model returns.
-    """
     modules = [dependency.target.module for dependency, _ in group]
+    if any(ops.module2type(module) == ops.OPTYPE.OUTPUT for module in modules):
+        return False  # the model returns them
     is_taken = any(graph.is_in_channel_pruning_fn(dependency.handler) for dependency, _ in group)
     return is_taken and all(
         is_resizable(module) or (isinstance(module, nn.Module) and not list(module.parameters()))

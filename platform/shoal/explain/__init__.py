@@ -1,6 +1,7 @@
 """Why a trained model answers as it does: attributions with Captum, checked before they are believed.
 
 - `subject`: the model as a function of its features, and whether its kind can be explained
+- `answers`: what its outputs are: classes, labels, a number, or what a custom task's model returned
 - `columns`: features to the columns, pixels and tokens that people know
 - `attention`: attention rollout
 - `attribution`: integrated gradients, occlusion, gradient x input; batched, until they are complete

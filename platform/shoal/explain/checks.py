@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -72,18 +71,18 @@ def randomised_weights(correlation: float) -> ExplanationCheck:
     return _check(RANDOMISED, abs(correlation), MOST_CORRELATION)
 
 
-def learned(rows: Rows) -> ExplanationCheck:
-    """Check that the model's mean loss is below that of the constant answer that is best on these rows."""
-    if rows.answers == "labels":
-        shares = rows.labels.mean(dim=0).clamp(1e-12, 1 - 1e-12)
-        constant = float(F.binary_cross_entropy(shares, shares))
-    elif rows.answers == "class":
-        shares = torch.bincount(rows.labels).double() / len(rows.labels)
-        shares = shares[shares > 0]
-        constant = float(-(shares * shares.log()).sum())
-    else:
-        constant = float(rows.labels.double().var(correction=0))
-    return learned_beside(float(rows.losses.mean()), constant)
+def learned(subject: Subject, rows: Rows) -> ExplanationCheck:
+    """Check that the model's mean loss is below that of the constant answer that is best on these rows.
+
+    Of a loss of the user's own, of which that answer is not known, by how much it is below that of the answer at the
+    baseline: such a loss may be negative, so that their ratio would say nothing.
+    """
+    loss, labels = float(rows.losses.mean()), rows.features.labels
+    constant = subject.answers.constant_loss(labels)
+    if constant is not None:
+        return learned_beside(loss, constant)
+    rise = loss - float(subject.losses(subject.baseline.expand_as(rows.inputs).contiguous(), labels).mean())
+    return ExplanationCheck(name=LEARNED, value=rise, limit=0.0, is_passed=rise < 0.0)
 
 
 def learned_beside(loss: float, constant: float) -> ExplanationCheck:

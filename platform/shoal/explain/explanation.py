@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import PAD, tokenizer_from_json
@@ -73,7 +72,7 @@ def explain_rows(
     Args:
         chosen: numbers of rows, and why each is explained by itself.
     """
-    learned = checks.learned(rows)
+    learned = checks.learned(subject, rows)
     found = attribute(subject, method, rows.inputs, rows.targets)
     picked = torch.tensor(list(chosen), dtype=torch.int64)
     single = attribute(subject, method, rows.inputs[picked], rows.targets[picked], is_each_complete=True)
@@ -120,41 +119,14 @@ def _local(
     record = ExplainedRow(
         row=number,
         why=why,
-        target=subject.outputs[int(rows.targets[number])],
-        predicted=_predicted(subject, transform, rows, number),
-        label=_label(subject, transform, rows.features.labels[number]),
+        target=subject.answers.names[int(rows.targets[number])],
+        predicted=subject.answers.predicted(rows.outputs[number]),
+        label=subject.answers.label(rows.features.labels, number),
         loss=float(rows.losses[number]),
         attributions={names[unit]: float(values[unit]) for unit in order if values[unit]},
         checks=[checks.completeness(here), checks.randomised_weights(correlation), learned],
     )
     return LocalRow(cells, values, rows.inputs[number].numpy(), record)
-
-
-def _predicted(subject: Subject, transform: Transform, rows: Rows, number: int) -> str:
-    outputs = rows.outputs[number]
-    if subject.answers == "labels":
-        return _there(subject, outputs > 0)
-    if subject.answers == "number":
-        return f"{float(outputs[0]) + float(transform.label.mean):.4g}"
-    best = int(outputs.argmax())
-    return f"{subject.outputs[best]} ({float(outputs.softmax(dim=0)[best]):.1%})"
-
-
-def _there(subject: Subject, is_there: Tensor) -> str:
-    """Return the labels [labels] that a row has."""
-    names = [name for name, one in zip(subject.outputs, is_there.tolist(), strict=True) if one]
-    return ", ".join(names) or "none"
-
-
-def _label(subject: Subject, transform: Transform, label: Tensor) -> str:
-    return _there(subject, label > 0) if subject.answers == "labels" else _text(transform, label.item())
-
-
-def _text(transform: Transform, label: float) -> str:
-    found = transform.label.values(
-        np.array([label], dtype=np.int64 if transform.label.classes else np.float64)
-    )[0]
-    return f"{found:.4g}" if isinstance(found, float) else str(found)
 
 
 def _importance(

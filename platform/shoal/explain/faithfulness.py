@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.explain.rows import Rows, shown_of
+from shoal.explain.rows import Rows
 from shoal.explain.subject import Subject
 
 ROWS, POINTS, RANDOM_ORDERS = 64, 20, 5
@@ -60,7 +60,7 @@ def curves(subject: Subject, rows: Rows, values: Tensor, seed: int) -> Curves:
         found = []
         for some in is_left_out.split(at_a_time):
             repeated = inputs.repeat(len(some), *(1,) * (inputs.dim() - 1))
-            outputs = shown_of(subject.run(subject.without(repeated, some.flatten(0, 1))), rows.answers)
+            outputs = subject.answers.shown(subject.run(subject.without(repeated, some.flatten(0, 1))))
             found.append(
                 outputs.gather(1, targets.repeat(len(some))[:, None]).view(len(some), count).mean(dim=1)
             )

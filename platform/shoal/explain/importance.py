@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shoal.explain.rows import Rows, losses_of
+from shoal.data.tree import map_tensors
+from shoal.explain.rows import Rows
 from shoal.explain.subject import Subject
 
 Z95 = 1.96  # of the normal distribution
@@ -36,11 +37,10 @@ def permutation_importance(subject: Subject, rows: Rows, seed: int) -> Importanc
     orders = [torch.randperm(len(rows), generator=draw) for _ in range(REPEATS)]
     shuffled = torch.cat([rows.inputs[order] for order in orders])
     kept = rows.inputs.repeat(REPEATS, *(1,) * (rows.inputs.dim() - 1))
-    labels = rows.labels.repeat(REPEATS, *(1,) * (rows.labels.dim() - 1))
+    labels = map_tensors(lambda one: torch.cat([one] * REPEATS), rows.features.labels)
     rises = torch.empty(len(rows), len(subject.units), dtype=torch.float64)
     for unit in range(len(subject.units)):
         mask = (subject.groups == unit).view(1, *subject.baseline.shape)
-        outputs = subject.run(torch.where(mask, shuffled, kept))
-        losses = losses_of(outputs, labels, rows.answers).view(REPEATS, len(rows))
+        losses = subject.losses(torch.where(mask, shuffled, kept), labels).view(REPEATS, len(rows))
         rises[:, unit] = losses.mean(dim=0) - rows.losses
     return mean_with_interval(rises)

@@ -218,11 +218,7 @@ def _curves(explanation: Explanation) -> Picture:
         axes.set_xlabel(f"share of {UNITS[kind]} {done}")
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
-    panels[0, 0].set_ylabel(
-        "output less the label's mean"
-        if explanation.subject.answers == "number"
-        else "probability of what is explained"
-    )
+    panels[0, 0].set_ylabel(explanation.subject.answers.shown_as)
     return _finish(
         figure, "Faithfulness: deletion should fall, insertion rise sooner than random", explanation.failed
     )

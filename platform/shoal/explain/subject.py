@@ -1,8 +1,6 @@
 """What is explained: a model as a function of its features, what the features belong to, and the baseline."""
 
 import copy
-import importlib
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,20 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from shoal.data.preprocessing import Column, Transform
+from shoal.data.preprocessing import Transform
 from shoal.data.tokenizer import PAD
-from shoal.errors import ModelError, UserError
+from shoal.data.tree import Tree, select_rows
+from shoal.errors import ModelError
+from shoal.explain.answers import Answers, answers_of
 from shoal.explain.columns import columns_of, pixels_of
 from shoal.inference.predictor import Predictor
 from shoal.models.call import call_model
-from shoal.tasks.outputs import logits_of
+from shoal.tasks.custom import Custom
+from shoal.tasks.libraries import Library
+from shoal.tasks.multilabel_classification import MultilabelClassification
 
 Kind = Literal["table", "image", "text"]
-Answers = Literal[
-    "class", "labels", "number"
-]  # one of several classes, each of several labels or not, a number
-LABELS = "multilabel_classification"
-TASKS = ("classification", "image_classification", "regression", "sequence_classification", LABELS)
+PACKAGE = Library("captum.attr", "explain")
+LABELS, OWN = MultilabelClassification.name, Custom.name
+TASKS = ("classification", "image_classification", "regression", "sequence_classification", LABELS, OWN)
 LANGUAGE = ("causal_lm", "masked_lm")
 MEMORY_BYTES = 128 << 20  # that activations of the rows run at a time may hold
 MOST_AT_A_TIME = 4096
@@ -38,30 +38,24 @@ class Subject:
 
     Attributes:
         model: its weights take no gradients.
-        outputs: names of the classes or labels, or of the label that is a number.
-        answers: what the outputs are of.
+        answers: what the outputs are.
         units: names of the columns, pixels or places of tokens.
         groups: [features], the unit of each feature of a row.
         baseline: [*shape of a row], what a feature is that is not there.
-        scale: of the outputs to the unit of the label; 1 for logits.
         embedding: of tokens, which have no gradients themselves; None: the inputs are numbers.
     """
 
     kind: Kind
     model: nn.Module
-    outputs: tuple[str, ...]
     answers: Answers
     units: tuple[str, ...]
     groups: Tensor
     baseline: Tensor
-    scale: float = 1.0
     embedding: nn.Module | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Map rows [n, ...] to logits [n, classes], or to numbers [n, 1] in the unit of the label, less its mean."""
-        outputs = logits_of(call_model(self.model, inputs))
-        outputs = outputs.reshape(len(inputs), -1)
-        return outputs if self.scale == 1.0 else outputs * self.scale
+        """Map rows [n, ...] to what is explained [n, outputs]: logits, or numbers."""
+        return self.answers.outputs(call_model(self.model, inputs))
 
     @cached_property
     def rows_at_a_time(self) -> int:
@@ -91,6 +85,16 @@ class Subject:
     def run(self, inputs: Tensor) -> Tensor:
         """Return the outputs of many rows, float64, without gradients."""
         return torch.cat([self(some) for some in inputs.split(self.rows_at_a_time)]).double()
+
+    @torch.no_grad()
+    def losses(self, inputs: Tensor, labels: Tree) -> Tensor:
+        """Return the loss of each of many rows [n], float64."""
+        found = []
+        for start in range(0, len(inputs), self.rows_at_a_time):
+            rows = slice(start, start + self.rows_at_a_time)
+            returned = call_model(self.model, inputs[rows])
+            found.append(self.answers.losses(returned, select_rows(labels, rows), inputs[rows]))
+        return torch.cat(found)
 
     @torch.no_grad()
     def at_baseline(self, inputs: Tensor) -> Tensor:
@@ -158,14 +162,9 @@ def check_installed() -> None:
     """Refuse a Python without Captum.
 
     Raises:
-        UserError: with the command that installs it.
+        ConfigError: with the command that installs it.
     """
-    try:
-        importlib.import_module("captum.attr")
-    except ImportError as error:
-        raise UserError(
-            f"explaining a model needs the package captum ({error}): pip install 'shoal[explain]'"
-        ) from None
+    PACKAGE.check("explaining a model")
 
 
 def writes_text(predictor: Predictor) -> bool:
@@ -180,12 +179,11 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
         rows: [n, ...] features, whose mean is the baseline: a category counts by the share of each of its values.
 
     Raises:
-        ModelError: as `check_kind`, or a user's own model of text has no embedding.
+        ModelError: as `check_kind`, a user's own model of text has no embedding, or their loss may not be run.
     """
     transform = predictor.transform
     model = copy.deepcopy(predictor.model).requires_grad_(False).eval()
-    outputs, answers = outputs_of(predictor)
-    scale = float(transform.label.std) if answers == "number" else 1.0
+    answers = answers_of(predictor, rows)
     if transform.tokenizer is not None:
         places = transform.input_shape[0]
         names = tuple(f"token {place}" for place in range(places))
@@ -196,9 +194,7 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
                 f"the model has no torch.nn.Embedding of the {transform.vocabulary} token ids, whose vectors a text is "
                 "explained by: embed the tokens with one"
             )
-        return Subject(
-            "text", model, outputs, answers, names, torch.arange(places), blank, embedding=embedding
-        )
+        return Subject("text", model, answers, names, torch.arange(places), blank, embedding)
     if not rows.is_floating_point():
         raise ModelError(
             "the model takes whole numbers, which have no gradients: models of decimal numbers, categories, images "
@@ -206,28 +202,8 @@ def make_subject(predictor: Predictor, rows: Tensor) -> Subject:
         )
     baseline = rows.double().mean(dim=0).float()
     if len(transform.input_shape) == 1:
-        return Subject("table", model, outputs, answers, *columns_of(transform), baseline, scale)
-    return Subject("image", model, outputs, answers, *pixels_of(transform.input_shape), baseline, scale)
-
-
-def outputs_of(predictor: Predictor) -> tuple[tuple[str, ...], Answers]:
-    """Return the names of a model's outputs, and what they are of."""
-    label = predictor.transform.label
-    if predictor.task.name == LABELS:
-        return tuple(
-            name for column in predictor.transform.target_columns for name in names_of(column)
-        ), "labels"
-    if label.classes:
-        return tuple(map(str, label.classes)), "class"
-    return (label.name,), "number"
-
-
-def names_of(column: Column) -> list[str]:
-    """Return a name for each number of a column: its own, or with the place in an array."""
-    if not column.shape:
-        return [column.name]
-    places = itertools.product(*map(range, column.shape))
-    return [f"{column.name}[{', '.join(map(str, place))}]" for place in places]
+        return Subject("table", model, answers, *columns_of(transform), baseline)
+    return Subject("image", model, answers, *pixels_of(transform.input_shape), baseline)
 
 
 def check_kind(predictor: Predictor) -> None:
@@ -242,7 +218,7 @@ def check_kind(predictor: Predictor) -> None:
     if task not in TASKS:
         known = ", ".join((*TASKS, *LANGUAGE))
         raise ModelError(f"a model of task={task} is not explained: only those of {known} are")
-    if transform.target_columns and task != LABELS:
+    if transform.target_columns and task not in (LABELS, OWN):
         raise ModelError(
             "a model that predicts several labels is not explained: train one model for each label"
         )

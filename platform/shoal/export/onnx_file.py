@@ -4,7 +4,6 @@ Strings have no tensors in torch, so the graph takes and returns places; operato
 file.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,11 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from shoal.errors import ModelError, UserError
+from shoal.errors import ModelError
 from shoal.export.interface import TEXT, Input, Output
 from shoal.export.tracing import quiet, reason
 from shoal.inference.onnx_module import FILE, open_session
+from shoal.tasks.libraries import Library
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,15 +37,10 @@ def check_installed(
         otherwise: one that does not.
 
     Raises:
-        UserError: with the command that installs them.
+        ConfigError: with the command that installs them.
     """
     for name in PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"{asked} needs the package {name} ({error}): pip install 'shoal[export]', or set {otherwise}"
-            ) from None
+        Library(name, "export").check(asked, otherwise)
 
 
 def write(

@@ -1,4 +1,4 @@
-"""Libraries that some tasks alone need: whether they are installed is found before anything starts."""
+"""Libraries that some tasks and jobs alone need: whether they are installed is found before anything starts."""
 
 import importlib
 from typing import NamedTuple
@@ -12,8 +12,11 @@ class Library(NamedTuple):
     module: str
     extra: str
 
-    def check(self, asked: str) -> None:
+    def check(self, asked: str, otherwise: str | None = None) -> None:
         """Refuse what was asked where the module is not there.
+
+        Args:
+            otherwise: a setting that does not need it.
 
         Raises:
             ConfigError: it cannot be imported; with the command that installs it.
@@ -21,7 +24,6 @@ class Library(NamedTuple):
         try:
             importlib.import_module(self.module)
         except ImportError as error:
-            raise ConfigError(
-                f"{asked} needs the package {self.module.replace('_', '-')} ({error}): pip install "
-                f"'shoal[{self.extra}]'"
-            ) from None
+            package = self.module.partition(".")[0].replace("_", "-")
+            remedy = f"pip install 'shoal[{self.extra}]'" + (f", or set {otherwise}" if otherwise else "")
+            raise ConfigError(f"{asked} needs the package {package} ({error}): {remedy}") from None

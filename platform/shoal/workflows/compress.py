@@ -91,7 +91,8 @@ def _check_model(
     if options.prune and options.method == "structured":
         example = predictor.inputs(rows.few)
         for model in students or [predictor.model]:
-            structured.check_model(model, name, options.prune, example)
+            has_own_loss = description.objective.loss is not None
+            structured.check_model(model, name, options.prune, example, are_all_read=has_own_loss)
     elif options.prune:
         magnitude.check_model(predictor.model, name)
     if "int8" in options.quantize:

@@ -15,7 +15,7 @@ from shoal.explain.explanation import explain_rows
 from shoal.explain.language import token_losses, write_rows
 from shoal.explain.page import html_page
 from shoal.explain.pictures import Picture, draw, draw_language, failure
-from shoal.explain.rows import Features, answer, choose, read_features, target_of
+from shoal.explain.rows import Features, answer, choose, read_features
 from shoal.explain.subject import check_installed, check_kind, make_subject, writes_text
 from shoal.inference.evaluation import first_rows, split_blocks
 from shoal.inference.held_out import open_rows, splits_to_try
@@ -45,7 +45,8 @@ class ExplainOptions(Section):
     )
     target: str | int | float | bool | None = Field(
         None,
-        description="the class or label whose logit is explained; null: the likeliest one of each row",
+        description="the class or label whose logit is explained, or an output of a custom task by its name or number; "
+        "null: the likeliest one of each row",
     )
     rows: tuple[int, ...] = Field(
         (), description="numbers of rows to explain one by one, from 0 in the order in which they are read"
@@ -167,7 +168,7 @@ def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
     is_table = transform.tokenizer is None and len(transform.input_shape) == 1
     most = config.explain.sample or (TABLE_ROWS if is_table else OTHER_ROWS)
     for split in splits_to_try(other):
-        features = read_features(transform, first_rows(split_blocks(source, preprocessing, split), most))
+        features = read_features(predictor, first_rows(split_blocks(source, preprocessing, split), most))
         if features is not None:
             return HeldOut(features, split or "all", source.uri)
     raise DataError(f"'{source.uri}' has no held-out rows: name labelled rows with data.source=...")
@@ -175,8 +176,7 @@ def _held_out(predictor: Predictor, config: ExplainConfig) -> HeldOut:
 
 def _explain(predictor: Predictor, features: Features, options: ExplainOptions) -> Found:
     subject = make_subject(predictor, features.inputs)
-    target = target_of(options.target, subject.outputs, subject.answers)
-    rows = answer(subject, features, target)
+    rows = answer(subject, features, options.target)
     chosen = choose(options.rows, options.worst, options.random, rows.losses, options.seed)
     found = explain_rows(subject, predictor.transform, rows, options.method, chosen, options.seed)
     return Found(

@@ -228,6 +228,27 @@ def test_a_model_of_a_users_own_is_pruned_where_its_layers_say_their_sizes():
     assert [str(layer) for layer in before.modules()] == [str(layer) for layer in model.modules()]
 
 
+class Returning(nn.Module):
+    """Returns what a layer takes too, and nothing that is called logits."""
+
+    def __init__(self, is_hidden_returned=True):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 64), nn.Linear(64, 2)
+        self.is_hidden_returned = is_hidden_returned
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        mean, scale = self.last(hidden).unbind(1)
+        return {"mean": mean, "scale": scale} | ({"hidden": hidden} if self.is_hidden_returned else {})
+
+
+def test_all_that_a_model_returns_keeps_its_shape():
+    example = torch.randn(2, 4)
+    check_model(Returning(is_hidden_returned=False), "mine:Net", (0.5,), example, are_all_read=True)
+    with pytest.raises(ModelError, match=r"hidden \(2, 64\), and pruned .*hidden \(2, 32\)"):
+        check_model(Returning(), "mine:Net", (0.5,), example, are_all_read=True)
+
+
 class Reshaping(nn.Module):
     """States a size in its forward that is not its layer's."""
 

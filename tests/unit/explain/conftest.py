@@ -62,7 +62,7 @@ def rows_of():
         check_kind(predictor)
         source = reopen_source(predictor.preprocessing, predictor.task.name)
         blocks = split_blocks(source, predictor.preprocessing, "test")
-        features = read_features(predictor.transform, blocks)
+        features = read_features(predictor, blocks)
         subject = make_subject(predictor, features.inputs)
         if model is not None:
             object.__setattr__(subject, "model", model)

@@ -10,6 +10,7 @@ import torch
 
 from shoal.data.loader import Batch
 from shoal.errors import ModelError
+from shoal.explain.answers import SeveralLabels
 from shoal.explain.attention import attention_rollout
 from shoal.explain.language import token_losses, write_rows
 from shoal.explain.page import html_page
@@ -107,7 +108,7 @@ def test_a_language_model_shows_what_it_writes_with_probabilities(tmp_path):
     predictor = Predictor.load_own(tmp_path / "weights")
     check_kind(predictor)
     source = reopen_source(predictor.preprocessing, predictor.task.name)
-    rows = read_features(predictor.transform, split_blocks(source, predictor.preprocessing)).inputs
+    rows = read_features(predictor, split_blocks(source, predictor.preprocessing)).inputs
     optimizer = torch.optim.Adam(predictor.model.parameters(), 0.01)
     for _ in range(60):
         logits = predictor.model(rows[:24, :-1]).transpose(1, 2)
@@ -138,7 +139,7 @@ def test_a_masked_model_shows_what_it_fills_in(tmp_path):
     train(tmp_path, f"text:{tmp_path}/text.txt", "masked_lm", model="bert", width=64, context=32)
     predictor = Predictor.load_own(tmp_path / "weights")
     source = reopen_source(predictor.preprocessing, predictor.task.name)
-    rows = read_features(predictor.transform, split_blocks(source, predictor.preprocessing)).inputs
+    rows = read_features(predictor, split_blocks(source, predictor.preprocessing)).inputs
     before, constant = token_losses(predictor, rows)
     assert not write_rows(predictor, rows, before, constant, {}).check.is_passed
     optimizer = torch.optim.Adam(predictor.model.parameters(), 0.003)
@@ -175,7 +176,7 @@ class TwoLayers(torch.nn.Module):
 def test_attention_rollout_is_the_product_of_layers():
     tokens = torch.tensor([[1, 2, 1, 0], [3, 0, 0, 0]])
     subject = Subject(
-        "text", TwoLayers(), ("a", "b"), "class", ("0", "1", "2", "3"), torch.arange(4), torch.zeros(4)
+        "text", TwoLayers(), SeveralLabels(("a", "b")), ("0", "1", "2", "3"), torch.arange(4), torch.zeros(4)
     )
     found = attention_rollout(subject, tokens)
     same, other = np.e / (2 * np.e + 1), 1 / (2 * np.e + 1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from shoal.errors import ModelError
 from shoal.explain import checks
+from shoal.explain.answers import SeveralLabels
 from shoal.explain.attribution import METHODS, MOST_STEPS, STEPS, TOLERANCE, attribute, attribute_once
 from shoal.explain.pictures import draw
 from shoal.explain.subject import Subject, make_subject
@@ -53,15 +54,15 @@ def test_each_label_of_several_is_explained_by_its_own_columns(explained, tmp_pa
     labels = ["tall", "red"]
     train(tmp_path, f"csv:{tmp_path}/rows.csv", "multilabel_classification", steps=150, label=labels)
     predictor = Predictor.load_own(tmp_path / "weights")
-    for target, planted in enumerate(({"x2", "x7"}, {"x9", "x4"})):
-        explanation = explained(predictor, target=target)
+    for label, planted in zip(labels, ({"x2", "x7"}, {"x9", "x4"}), strict=True):
+        explanation = explained(predictor, target=label)
         assert failed(explanation) == set()
         assert {one.name for one in explanation.importance[:2]} == planted
-        assert {one.record.target for one in explanation.local} == {labels[target]}
+        assert {one.record.target for one in explanation.local} == {label}
         row = explanation.local[0].record
         expected = [name for name in labels if frame_of_row(predictor, row.row)[name]]
         assert row.label == (", ".join(expected) or "none")
-    random = explained(predictor, target=0, model=rows_of_other_weights(explanation.subject))
+    random = explained(predictor, target="tall", model=rows_of_other_weights(explanation.subject))
     assert "learned" in failed(random)
 
 
@@ -134,7 +135,8 @@ class Stairs(nn.Module):
 
 def subject_of(model, features, outputs=("a", "b")):
     names = tuple(f"x{number}" for number in range(features))
-    return Subject("table", model, outputs, "class", names, torch.arange(features), torch.zeros(features))
+    answers = SeveralLabels(outputs)
+    return Subject("table", model, answers, names, torch.arange(features), torch.zeros(features))
 
 
 def test_attributions_that_do_not_sum_to_the_output_are_reported():
