@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import ray_up
@@ -140,7 +141,7 @@ def stop_at_step(cluster: UpCluster, folder: RunFolder, step: int, log: Path) ->
     """Stop a training after a step; return when its driver began."""
     job = cluster.submit(log, "jobs/train.py", *TRAIN)
     wait_for_step(folder, step, job, log)
-    (driver,) = (one for one in cluster.hosts.processes(HEAD) if "jobs/train.py" in one.cmdline())
+    driver = min(cluster.hosts.processes(HEAD, "jobs/train.py"), key=psutil.Process.create_time)
     began_s, since_s = driver.create_time(), time.monotonic()
     cluster.stop(log.stem)
     assert time.monotonic() - since_s < 30
@@ -158,7 +159,7 @@ def wait_for_step(folder: RunFolder, step: int, job: "subprocess.Popen[str]", lo
 
 
 def trains(hosts: Hosts, name: str) -> bool:
-    return any("RayTrainWorker" in " ".join(one.cmdline()) for one in hosts.processes(name))
+    return bool(hosts.processes(name, "RayTrainWorker"))
 
 
 def recorded(
@@ -212,9 +213,8 @@ def assert_nothing_left(hosts: Hosts, cluster: UpCluster) -> None:
     assert state["groups"] == []
     assert {name for name in state["actors"] if not name.startswith("_Autoscaling")} == set(), state
     for name in cluster.names:
-        lines = [" ".join(one.cmdline()) for one in hosts.processes(name)]
-        words = ("jobs/", "RayTrain", "Trial", "shoal.tracking")
-        assert [line for line in lines if any(word in line for word in words)] == []
+        for word in ("jobs/", "RayTrain", "Trial", "shoal.tracking"):
+            assert hosts.processes(name, word) == []
         held = hosts.run(name, "ls", "/dev/shm").stdout.split()
         assert [file for file in held if not file.startswith("plasma")] == []
     assert list((hosts.shared / "shoal").glob("**/*.part-*")) == []
