@@ -107,10 +107,6 @@ class UpCluster:
         submit = [*RAY, "job", "submit", *self._address, *own]
         return self.hosts.start(DESK, *submit, folder=self.project, log=log, **self._auth)
 
-    def stop(self, name: str) -> None:
-        """Stop a job, as `ray job stop`, which waits until it has ended."""
-        self.hosts.run(DESK, *RAY, "job", "stop", *self._address, name, **self._auth)
-
     @property
     def _address(self) -> list[str]:
         return ["--address", f"http://{self.hosts.addresses[HEAD]}:8265"]

@@ -6,13 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
-
 from hosts import Hosts
 from running import ROOT, answers, eventually
 
 START = ROOT / "deploy" / "tracking" / "start.sh"
-COMMON = START.with_name("common.sh")
 PORT = 5000
 
 
@@ -31,7 +28,6 @@ class TrackingHost:
     def __init__(self, hosts: Hosts, name: str) -> None:
         self._hosts, self._name = hosts, name
         self._folder = hosts.home(name) / "tracking"
-        self._process: subprocess.Popen[str] | None = None
         address = hosts.addresses[name]
         self.uri = f"http://{address}:{PORT}"
         self._own = {"TRACKING_HOME": str(self._folder), "PYTHON": sys.executable, "TRACKING_WORKERS": "1"}
@@ -50,22 +46,8 @@ class TrackingHost:
         """Start the server, and wait until it answers."""
         log = self._hosts.home(self._name) / "tracking.log"
         process = self._hosts.start(self._name, str(START), log=log, **self._own)
-        self._process = process
         with self._hosts.network(self._name):
             eventually(
                 lambda: answers(f"{self.uri}/health") or process.poll() is not None, 90, "MLflow starts"
             )
         assert process.poll() is None, log.read_text()
-
-    def kill(self) -> None:
-        """End MLflow at once; PostgreSQL stops as its script tells it to."""
-        assert self._process is not None
-        script = psutil.Process(self._process.pid)
-        for one in script.children(recursive=True):
-            if "mlflow" in " ".join(one.cmdline()):
-                one.kill()
-        self._process.wait(timeout=60)
-
-    def restart_database(self) -> None:
-        """Restart PostgreSQL below the running MLflow."""
-        self._hosts.run(self._name, "bash", "-c", f". {COMMON}; postgres restart", **self._own)

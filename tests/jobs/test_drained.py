@@ -17,27 +17,28 @@ from shoal.storage.records import FailureRecord, TrainResult
 
 pytestmark = pytest.mark.long
 
-STEPS = 600
+STEPS = 4000
 SETTINGS = (
     "run_name=run",
     "model.name=slow:Net",
     "data.source=synthetic:classification?rows=2000",
     "train.epochs=1000",
     f"train.max_steps={STEPS}",
-    "checkpoint.every_steps=500",  # none between the start and the notice
+    "checkpoint.every_steps=3900",  # none between the start and the notice
     "scale.num_workers=2",
     "scale.max_failures=0",
 )
 
 
 @contextlib.contextmanager
-def node(address: str, resource: str) -> Iterator[psutil.Process]:
-    """A node of a cluster on this machine, with two CPUs."""
+def node(address: str, resource: str) -> Iterator[str]:
+    """A node of a cluster on this machine, with two CPUs; Ray's name of it."""
     options = [f"--address={address}", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--block"]
     options += [f'--resources={{"{resource}": 1}}', f"--dashboard-agent-listen-port={free_port()}"]
     process = ray("start", *options, "--min-worker-port=0", "--max-worker-port=0")
     try:
-        yield psutil.Process(process.pid)
+        eventually(lambda: node_with(address, resource), 60, "the node joins")
+        yield node_with(address, resource)
     finally:
         end(psutil.Process(process.pid))
 
@@ -80,12 +81,17 @@ print(*(node["NodeID"] for node in ray.nodes() if {resource!r} in node["Resource
 """
 
 
-def drain(address: str, resource: str) -> None:
+def node_with(address: str, resource: str) -> str:
+    """Return Ray's name of the node that has a resource; nothing before it has joined."""
+    env, code = {**os.environ, **RAY_ENV}, NODE_OF.format(address=address, resource=resource)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def drain(address: str, node: str) -> None:
     """Give a node 60 s."""
-    env = {**os.environ, **RAY_ENV}
-    code = NODE_OF.format(address=address, resource=resource)
-    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    command = ["drain-node", f"--address={address}", f"--node-id={found.stdout.split()[-1]}"]
+    command = ["drain-node", f"--address={address}", f"--node-id={node}"]
     command += [
         "--reason=DRAIN_NODE_REASON_PREEMPTION",
         "--reason-message=spot",
@@ -98,12 +104,12 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
     place: Place, tmp_path: Path
 ) -> None:
     place.add_module("slow", SLOW_MODULE)
-    with head() as address, node(address, "first"):
+    with head() as address, node(address, "first") as left:
         place.env["RAY_ADDRESS"] = address
         process = place.start("train", *SETTINGS)
         place.wait_for_step(process, "run", 100)
         with node(address, "second"):
-            drain(address, "first")
+            drain(address, left)
             done = place.wait(process)
     assert done.code == 0, done.out + done.err
     assert "is being drained: a checkpoint is written, and training goes on elsewhere" in done.err
@@ -114,7 +120,7 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
     assert folder.load(FailureRecord) is None
     first, second = result.goodput.attempts
     assert second.why.endswith("was drained")
-    assert 100 <= second.step < 500
+    assert 100 <= second.step < 3900
     assert result.goodput.seconds["repeated_steps"] == 0
     (tmp_path / "twin").mkdir()
     twin = Place(tmp_path / "twin", {})

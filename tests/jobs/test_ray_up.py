@@ -17,7 +17,6 @@ import tracking_host
 from hosts import Hosts
 from ray_up import DESK, HEAD, UpCluster
 from running import JOB_TIMEOUT_S, TRACKED, eventually, mlflow_record
-from shoal.storage.records import TrainResult
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
 from tracking_host import TrackingHost
@@ -112,20 +111,15 @@ def test_a_cluster_of_hosts_trains_and_sweeps_and_loses_a_host(
     assert "3 nodes" in said
 
     folder = RunFolder(str(hosts.shared / "shoal" / "runs" / "shoal" / "run"))
-    began_s = stop_at_step(cluster, folder, 100, tmp_path / "stopped.log")
-    assert recorded(hosts, tracking, folder)[0].info.status == folder.identity().status == "KILLED"
-
-    log = tmp_path / "resumed.log"
+    log = tmp_path / "train.log"
     job = cluster.submit(log, "jobs/train.py", *TRAIN)
-    wait_for_step(folder, 250, job, log)
+    wait_for_step(folder, 200, job, log)
     lost = next(name for name in WORKERS if trains(hosts, name))
     hosts.off(lost)
     said = wait(job, log)
-    assert "resuming at step" in said
     assert "lost worker" in said
     assert "resuming from the checkpoint of step" in said
     assert_recorded(hosts, tracking, folder)
-    assert_accounted_for(folder, began_s)
 
     hosts.on(lost)
     hosts.serve_ssh(lost, (hosts.home(DESK) / ".ssh" / "id_ed25519.pub").read_text())
@@ -134,19 +128,6 @@ def test_a_cluster_of_hosts_trains_and_sweeps_and_loses_a_host(
     wait(cluster.submit(log, "jobs/tune.py", *SWEEP), log)
     assert_swept(hosts, tracking, hosts.shared / "shoal" / "runs" / "shoal" / "sweep")
     assert_nothing_left(hosts, cluster)
-
-
-def stop_at_step(cluster: UpCluster, folder: RunFolder, step: int, log: Path) -> float:
-    """Stop a training after a step; return when its driver began."""
-    job = cluster.submit(log, "jobs/train.py", *TRAIN)
-    wait_for_step(folder, step, job, log)
-    (driver,) = (one for one in cluster.hosts.processes(HEAD) if "jobs/train.py" in one.cmdline())
-    began_s, since_s = driver.create_time(), time.monotonic()
-    cluster.stop(log.stem)
-    assert time.monotonic() - since_s < 30
-    job.wait(timeout=60)
-    assert "interrupted at step" in log.read_text(), log.read_text()
-    return began_s
 
 
 def wait_for_step(folder: RunFolder, step: int, job: "subprocess.Popen[str]", log: Path) -> None:
@@ -158,14 +139,7 @@ def wait_for_step(folder: RunFolder, step: int, job: "subprocess.Popen[str]", lo
 
 
 def trains(hosts: Hosts, name: str) -> bool:
-    return any("RayTrainWorker" in " ".join(one.cmdline()) for one in hosts.processes(name))
-
-
-def recorded(
-    hosts: Hosts, tracking: TrackingHost, folder: RunFolder
-) -> tuple[Any, dict[tuple[str, int], float]]:
-    with hosts.network(DESK):
-        return mlflow_record(tracking.uri, str(folder.tracked().run_id))
+    return bool(hosts.processes(name, "RayTrainWorker"))
 
 
 def assert_recorded(hosts: Hosts, tracking: TrackingHost, folder: RunFolder) -> None:
@@ -174,20 +148,10 @@ def assert_recorded(hosts: Hosts, tracking: TrackingHost, folder: RunFolder) -> 
     read = JournalReader(folder).read()
     points = {(point.key, point.step): point.value for point in read if point.key.startswith(TRACKED)}
     assert [step for key, step in sorted(points) if key == "train/loss"] == list(range(1, STEPS + 1))
-    run, history = recorded(hosts, tracking, folder)
+    with hosts.network(DESK):
+        run, history = mlflow_record(tracking.uri, str(folder.tracked().run_id))
     assert run.info.status == "FINISHED"
     assert history == points
-
-
-def assert_accounted_for(folder: RunFolder, began_s: float) -> None:
-    """Each second from the first submission on is in one class of the goodput."""
-    result = folder.load(TrainResult)
-    assert result is not None
-    assert result.goodput is not None
-    wall_s = (folder.identity().end_ms or 0) / 1000 - began_s
-    assert sum(result.goodput.seconds.values()) == pytest.approx(wall_s, rel=0.01)
-    assert len(result.goodput.attempts) == 3
-    assert result.goodput.seconds["down"] > 0
 
 
 def assert_swept(hosts: Hosts, tracking: TrackingHost, folder: Path) -> None:
@@ -212,9 +176,8 @@ def assert_nothing_left(hosts: Hosts, cluster: UpCluster) -> None:
     assert state["groups"] == []
     assert {name for name in state["actors"] if not name.startswith("_Autoscaling")} == set(), state
     for name in cluster.names:
-        lines = [" ".join(one.cmdline()) for one in hosts.processes(name)]
-        words = ("jobs/", "RayTrain", "Trial", "shoal.tracking")
-        assert [line for line in lines if any(word in line for word in words)] == []
+        for word in ("jobs/", "RayTrain", "Trial", "shoal.tracking"):
+            assert hosts.processes(name, word) == []
         held = hosts.run(name, "ls", "/dev/shm").stdout.split()
         assert [file for file in held if not file.startswith("plasma")] == []
     assert list((hosts.shared / "shoal").glob("**/*.part-*")) == []
