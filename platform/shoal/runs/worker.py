@@ -131,14 +131,12 @@ def run_worker(
         CheckpointError: no checkpoint is sound, or the one found is of another model.
         DivergedError: the loss is not finite.
     """
-    config, rows, clock = spec.config, spec.dataset_info.rows, clock or Clock()
+    config, info, clock = spec.config, spec.dataset_info, clock or Clock()
     folder = spec.open_folder()
     identity = folder.identity()  # before anything costly: does this node see the folder?
     _make_deterministic(config, device)
     reset_peak(device)
-    loop = assemble(
-        config, spec.dataset_info.transform, shard, collective, device, has_validation=rows[VALIDATION] > 0
-    )
+    loop = assemble(config, info.transform, shard, collective, device, info.rows[VALIDATION] > 0)
     store = (ShardedStore if collective.is_sharded else CheckpointStore)(folder, config.checkpoint.keep)
     timeline = _timeline(spec, folder, collective.rank, clock)
     attempt = _restore(loop, store, spec, device, timeline, clock)
