@@ -16,7 +16,7 @@ import ray_up
 import tracking_host
 from hosts import Hosts
 from ray_up import DESK, HEAD, UpCluster
-from running import JOB_TIMEOUT_S, TRACKED, eventually, mlflow_record
+from running import JOB_TIMEOUT_S, SLOW_MODULE, TRACKED, eventually, mlflow_record
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
 from tracking_host import TrackingHost
@@ -24,23 +24,8 @@ from tracking_host import TrackingHost
 pytestmark = pytest.mark.long
 
 WORKERS, MLFLOW = ["worker-1", "worker-2"], "mlflow"
-# The user's own model: it takes its time, so that a small run lasts long enough to lose a host.
-PACED = """
-import time
-
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.layer = nn.Linear(inputs, outputs)
-
-    def forward(self, x):
-        if self.training:
-            time.sleep(0.05)
-        return self.layer(x)
-"""
+# The user's own model takes its time, so that a small run lasts long enough to lose a host.
+PACED = SLOW_MODULE.replace("0.01", "0.05")
 STEPS = 600
 TRAIN = (
     "run_name=run",
