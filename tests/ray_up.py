@@ -107,6 +107,10 @@ class UpCluster:
         submit = [*RAY, "job", "submit", *self._address, *own]
         return self.hosts.start(DESK, *submit, folder=self.project, log=log, **self._auth)
 
+    def stop(self, job: str) -> None:
+        """Stop a submitted job, as `ray job stop` does; it returns when the job has ended."""
+        self.hosts.run(DESK, *RAY, "job", "stop", *self._address, job, **self._auth)
+
     @property
     def _address(self) -> list[str]:
         return ["--address", f"http://{self.hosts.addresses[HEAD]}:8265"]

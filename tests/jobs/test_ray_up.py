@@ -1,8 +1,9 @@
-"""cluster.yaml on three hosts that are reached by SSH, with MLflow on PostgreSQL on a fourth, and a host that is lost.
+"""cluster.yaml on three hosts reached by SSH, with MLflow on PostgreSQL on a fourth: a lost host, kills, a stop.
 
 `make cluster-test` runs it.
 """
 
+import random
 import subprocess
 import tempfile
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import ray_up
@@ -17,6 +19,7 @@ import tracking_host
 from hosts import Hosts
 from ray_up import DESK, HEAD, UpCluster
 from running import JOB_TIMEOUT_S, SLOW_MODULE, TRACKED, eventually, mlflow_record
+from shoal.storage.records import TrainResult
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
 from tracking_host import TrackingHost
@@ -28,7 +31,6 @@ WORKERS, MLFLOW = ["worker-1", "worker-2"], "mlflow"
 PACED = SLOW_MODULE.replace("0.01", "0.05")
 STEPS = 600
 TRAIN = (
-    "run_name=run",
     "model.name=paced:Net",
     "data.source=synthetic:classification?rows=4000&features=20&classes=10",
     "data.global_batch_size=32",
@@ -38,6 +40,8 @@ TRAIN = (
     "checkpoint.every_steps=50",
     "scale.num_workers=2",
 )
+KILLS = 10
+STOP_S = 30.0  # within which a job that is stopped has ended
 SWEEP = (
     "run_name=sweep",
     "train.epochs=3",
@@ -47,7 +51,7 @@ SWEEP = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     if why := ray_up.reason() or tracking_host.reason():
         pytest.skip(why)
@@ -61,14 +65,14 @@ def hosts() -> Iterator[Hosts]:
     assert hosts.remains() == []
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tracking(hosts: Hosts) -> TrackingHost:
     server = TrackingHost(hosts, MLFLOW)
     server.start()
     return server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(hosts: Hosts, tracking: TrackingHost) -> UpCluster:
     (hosts.shared / "shoal").mkdir()
     cluster = UpCluster(hosts, WORKERS, tracking.env)
@@ -86,20 +90,24 @@ def wait(job: "subprocess.Popen[str]", log: Path) -> str:
     return text
 
 
-def test_a_cluster_of_hosts_trains_and_sweeps_and_loses_a_host(
-    hosts: Hosts, tracking: TrackingHost, cluster: UpCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def reads_mlflow(tracking: TrackingHost, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in tracking.env.items():
         monkeypatch.setenv(name, value)
+
+
+def test_a_cluster_of_hosts_trains_and_sweeps_and_loses_a_host(
+    hosts: Hosts, tracking: TrackingHost, cluster: UpCluster, tmp_path: Path
+) -> None:
     log = tmp_path / "doctor.log"
     said = wait(cluster.submit(log, "jobs/doctor.py", "scale.num_workers=2"), log)
     assert "3 nodes" in said
 
     folder = RunFolder(str(hosts.shared / "shoal" / "runs" / "shoal" / "run"))
     log = tmp_path / "train.log"
-    job = cluster.submit(log, "jobs/train.py", *TRAIN)
+    job = cluster.submit(log, "jobs/train.py", *TRAIN, "run_name=run")
     wait_for_step(folder, 200, job, log)
-    lost = next(name for name in WORKERS if trains(hosts, name))
+    lost = next(name for name in WORKERS if trainers(hosts, name))
     hosts.off(lost)
     said = wait(job, log)
     assert "lost worker" in said
@@ -115,6 +123,58 @@ def test_a_cluster_of_hosts_trains_and_sweeps_and_loses_a_host(
     assert_nothing_left(hosts, cluster)
 
 
+def test_ten_kills_are_accounted_for(
+    hosts: Hosts, tracking: TrackingHost, cluster: UpCluster, tmp_path: Path
+) -> None:
+    """Every second from the submission to the end is in a class of goodput, of a training on two hosts."""
+    draw, log = random.Random(0), tmp_path / "kills.log"
+    folder = RunFolder(str(hosts.shared / "shoal" / "runs" / "shoal" / "kills"))
+    submitted_s = time.time()
+    job = cluster.submit(log, "jobs/train.py", *TRAIN, "run_name=kills", "scale.max_failures=100")
+    for number in range(KILLS):
+        step = (number + 1) * STEPS // (KILLS + 2) + draw.randrange(STEPS // (KILLS + 2))
+        wait_for_step(folder, step, job, log)
+        alive = [one for name in cluster.names for one in trainers(hosts, name)]
+        draw.choice(alive).kill()
+        psutil.wait_procs(alive, timeout=60)
+    wait(job, log)
+    assert_recorded(hosts, tracking, folder)
+    result, ended_ms = folder.load(TrainResult), folder.identity().end_ms
+    assert result is not None
+    assert result.goodput is not None
+    assert ended_ms is not None
+    goodput, wall_s = result.goodput, ended_ms / 1000 - submitted_s
+    print(goodput.model_dump_json(indent=1), wall_s)
+    assert sum(goodput.seconds.values()) == pytest.approx(wall_s, rel=0.01)
+    assert len(goodput.attempts) == KILLS + 1
+    assert goodput.seconds["repeated_steps"] > 0
+    assert_nothing_left(hosts, cluster)
+
+
+def test_a_stopped_job_ends_in_time_and_the_same_command_goes_on(
+    hosts: Hosts, tracking: TrackingHost, cluster: UpCluster, tmp_path: Path
+) -> None:
+    command, log = ("jobs/train.py", *TRAIN, "run_name=stopped"), tmp_path / "stopped.log"
+    folder = RunFolder(str(hosts.shared / "shoal" / "runs" / "shoal" / "stopped"))
+    job = cluster.submit(log, *command)
+    wait_for_step(folder, 100, job, log)
+    since = time.monotonic()
+    cluster.stop(log.stem)
+    job.wait(timeout=JOB_TIMEOUT_S)
+    assert time.monotonic() - since < STOP_S
+    assert " was stopped" in log.read_text()
+    assert folder.identity().status == "KILLED"
+    with hosts.network(DESK):
+        run, _ = mlflow_record(tracking.uri, str(folder.tracked().run_id))
+    assert run.info.status == "KILLED"
+    assert_nothing_left(hosts, cluster)
+
+    log = tmp_path / "resumed.log"
+    said = wait(cluster.submit(log, *command), log)
+    assert "resuming at step" in said
+    assert_recorded(hosts, tracking, folder)
+
+
 def wait_for_step(folder: RunFolder, step: int, job: "subprocess.Popen[str]", log: Path) -> None:
     def is_there() -> bool:
         assert job.poll() is None, log.read_text()
@@ -123,8 +183,8 @@ def wait_for_step(folder: RunFolder, step: int, job: "subprocess.Popen[str]", lo
     eventually(is_there, 200, f"step {step} is trained")
 
 
-def trains(hosts: Hosts, name: str) -> bool:
-    return bool(hosts.processes(name, "RayTrainWorker"))
+def trainers(hosts: Hosts, name: str) -> list[psutil.Process]:
+    return hosts.processes(name, "RayTrainWorker")
 
 
 def assert_recorded(hosts: Hosts, tracking: TrackingHost, folder: RunFolder) -> None:
