@@ -4,6 +4,7 @@ Each round is a cell of the matrix, drawn like its moment from the seed. The fil
 ended after each round; the table of it is printed at the end.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,45 +12,68 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
-from disturbances import DISTURBANCES
+from disturbances import DISTURBANCES, Disturbance
+from host_site import HOST_DISTURBANCES, HostSite
 from object_store import ObjectStore
 from rounds import STRATEGIES, Report, Rounds
 from running import Server
+from sites import Machine, Site
 
-CELLS = tuple(itertools.product(STRATEGIES, DISTURBANCES))
+Cell = tuple[str, Disturbance]  # of the matrix: a job and what happens to it
 
 
 def main(rounds: int, seed: int, record: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     draw = random.Random(seed)
-    store, reports = ObjectStore(), list[Report]()
-    os.environ.update(store.env)
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        server = Server(Path(folder))
-        server.start()
-        try:
-            runs = Rounds(Path(folder), server, store)
-            for strategy, disturbance in drawn(rounds, draw):
-                reports.append(runs.run(strategy, disturbance, draw))
-                save(record, seed, reports)
-                print(f"{len(reports)}/{rounds}", line(reports[-1]), reports[-1].problem or "", flush=True)
-        finally:
-            server.kill()
-            store.close()
+    reports: list[Report] = []
+    why = HostSite.reason()
+    print(f"no hosts: {why}" if why else "one machine, and three hosts", flush=True)
+    cells = list(itertools.product(STRATEGIES, DISTURBANCES if why else DISTURBANCES + HOST_DISTURBANCES))
+    with contextlib.ExitStack() as stack:
+        runs = Rounds(open_sites(stack))
+        for strategy, disturbance in drawn(cells, rounds, draw):
+            reports.append(runs.run(strategy, disturbance, draw))
+            save(record, seed, reports)
+            print(f"{len(reports)}/{rounds}", line(reports[-1]), reports[-1].problem or "", flush=True)
     print(table(reports))
     return int(not all(report.has_survived for report in reports))
 
 
-def drawn(rounds: int, draw: random.Random):
+def open_sites(stack: contextlib.ExitStack) -> Callable[[Disturbance], Site]:
+    """Return what gives the site of a disturbance; each is made when it is first needed."""
+
+    @cache
+    def machine() -> Machine:
+        store = ObjectStore()
+        stack.callback(store.close)
+        os.environ.update(store.env)
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        server = Server(path)
+        server.start()
+        stack.callback(server.kill)
+        return Machine(path, server, store)
+
+    @cache
+    def hosts() -> HostSite:
+        # A short path, which PostgreSQL's user may go through.
+        folder = Path(tempfile.mkdtemp(prefix="shoal-", dir="/tmp"))
+        folder.chmod(0o711)
+        return stack.enter_context(HostSite(folder))
+
+    return lambda disturbance: hosts() if disturbance.storage == "hosts" else machine()
+
+
+def drawn(cells: Sequence[Cell], rounds: int, draw: random.Random) -> Iterator[Cell]:
     """Yield so many cells: all of them in a random order, and then all of them in another."""
-    cells: list = []
+    left: list[Cell] = []
     for _ in range(rounds):
-        cells = cells or draw.sample(CELLS, len(CELLS))
-        yield cells.pop()
+        left = left or draw.sample(cells, len(cells))
+        yield left.pop()
 
 
 def save(record: Path, seed: int, reports: Sequence[Report]) -> None:

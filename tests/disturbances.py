@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -69,12 +70,12 @@ class Disturbance:
     """One row.
 
     Attributes:
-        storage: of the job: "disk", "object store" or "small disk".
+        storage: of the job: "disk", "object store", "small disk", or "hosts": what hosts share.
         ends_job: whether the job may end with an error, after which the same command is run again.
     """
 
     name: str
-    happens: Callable[[Target], None]
+    happens: Callable[[Any], None]
     storage: str = "disk"
     ends_job: bool = False
 

@@ -193,6 +193,13 @@ class Hosts:
             parent.kill()
         parent.wait(timeout=30)
 
+    def is_on(self, name: str) -> bool:
+        return name in self._pids
+
+    def set_link(self, name: str, state: str) -> None:
+        """Set the switch's side of a host's cable "up" or "down"; nobody is told."""
+        _run("ip", "-n", self._switch, "link", "set", self._link(name), state)
+
     def processes(self, name: str, word: str) -> list[psutil.Process]:
         """The living processes of a host, not started from here, whose command has a word in it."""
         found = []

@@ -1,6 +1,6 @@
 """Rounds: a job is started and disturbed at a random moment, run again if it ended, and compared with its twin.
 
-The twin is the same job, uninterrupted, once for each strategy.
+The twin is the same job, uninterrupted, once for each strategy on each site: this machine or a cluster of hosts.
 """
 
 import contextlib
@@ -8,37 +8,19 @@ import random
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
-from disturbances import Disturbance, Target, TooLateError
-from object_store import ObjectStore
-from running import TRACKED, Place, Server, mlflow_record
+from disturbances import Disturbance, TooLateError
+from running import TRACKED, mlflow_record
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
+from sites import Site, Storage
 
-# A user's model that takes its time without taking the processor's, and draws random numbers.
-MODULE = """
-import time
-
-from torch import nn
-
-
-class Net(nn.Sequential):
-    def __init__(self, inputs, outputs, width=16):
-        super().__init__(nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, outputs))
-
-    def forward(self, x):
-        if self.training:
-            time.sleep(0.01)
-        return super().forward(x)
-"""
 STEPS = 600
 SETTINGS = (
     "run_name=run",
@@ -49,7 +31,7 @@ SETTINGS = (
     "train.evaluate_every_steps=100",
     "checkpoint.every_steps=40",
 )
-TWO = ("scale.num_workers=2", "scale.cpus_per_worker=0.5")
+TWO = ("scale.num_workers=2",)
 # Job and settings, by name.
 STRATEGIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ddp": ("train", (*SETTINGS, *TWO)),
@@ -61,8 +43,6 @@ LEFT_S = 120.0  # Ray's agents end by themselves a minute after their raylet
 MOST_ATTEMPTS = 3
 SHARE = 0.8  # of the twin's seconds, from which moments are drawn: later ones are often too late
 WEIGHTS = "model/data/weights/model.safetensors"
-SHM = Path("/dev/shm")
-MARK = "SHOAL_ROUND"  # in the environment of all processes of a round
 
 
 class LostError(AssertionError):
@@ -83,7 +63,8 @@ class Remains:
     tracked: dict[str, dict[tuple[str, int], float]]
 
     @classmethod
-    def of(cls, folder: RunFolder, tracking_uri: str, experiment: str) -> "Remains":
+    def of(cls, storage: str, tracking_uri: str, experiment: str) -> "Remains":
+        folder = RunFolder(f"{storage}/{experiment}/run")
         names = folder.names("trials")
         inner = {name: RunFolder(f"{folder.uri}/trials/{name}") for name in names} or {"": folder}
         points = {name: _points(one) for name, one in inner.items()}
@@ -155,68 +136,65 @@ class Report:
 
 
 class Rounds:
-    """Runs rounds in a folder, beside an MLflow server and an object store that they share."""
+    """Runs rounds on sites, each with the name of a kind of storage or of itself in `Disturbance.storage`."""
 
-    def __init__(self, path: Path, server: Server, store: ObjectStore) -> None:
-        self._server, self._store = server, store
-        self._place = Place(path, store.env)
-        self._place.add_module("slow", MODULE)
-        self._twins: dict[str, tuple[Remains, float]] = {}
+    def __init__(self, sites: Callable[[Disturbance], Site]) -> None:
+        """Take what gives the site of a disturbance."""
+        self._site_of = sites
+        self._twins: dict[tuple[Site, str], tuple[Remains, float]] = {}
 
     def run(self, strategy: str, disturbance: Disturbance, draw: random.Random) -> Report:
         """Run one round; a moment at which the job had ended is drawn again."""
-        twin, twin_s = self._twin(strategy)
+        site = self._site_of(disturbance)
+        twin, twin_s = self._twin(site, strategy)
         while True:
             name = f"{strategy}-{uuid.uuid4().hex[:6]}"
-            with self._disk(disturbance, name) as disk:
-                services = Services(self._server, self._store, disk)
-                one = _Round(self._place, services, strategy, disturbance, name, draw)
+            site.make_ready()
+            with site.storage(disturbance.storage, name) as storage:
+                one = _Round(site, storage, strategy, disturbance, name, draw)
                 try:
                     return one.run(twin, twin_s)
                 except TooLateError:
                     continue
 
-    def _disk(self, disturbance: Disturbance, name: str) -> contextlib.AbstractContextManager[Path]:
-        path = self._place.path / name
-        return small_disk(path) if disturbance.storage == "small disk" else contextlib.nullcontext(path)
+    def _twin(self, site: Site, strategy: str) -> tuple[Remains, float]:
+        if (site, strategy) not in self._twins:
+            name, since = f"twin-{strategy}", time.monotonic()
+            site.make_ready()
+            with site.storage("disk", name) as storage:
+                process = start(site, strategy, storage, name)
+                out, err = process.communicate(timeout=ATTEMPT_S)
+                assert process.returncode == 0, out + err
+                seconds = time.monotonic() - since
+                with site.reading():
+                    remains = Remains.of(storage.here, site.tracking_uri, name)
+            self._twins[site, strategy] = remains, seconds
+        return self._twins[site, strategy]
 
-    def _twin(self, strategy: str) -> tuple[Remains, float]:
-        if strategy not in self._twins:
-            job, settings = STRATEGIES[strategy]
-            name = f"twin-{strategy}"
-            more = (f"experiment_name={name}", f"track.tracking_uri={self._server.uri}")
-            done = self._place.run(job, *settings, *more)
-            assert done.code == 0, done.out + done.err
-            remains = Remains.of(self._place.folder("run", name), self._server.uri, name)
-            self._twins[strategy] = remains, done.seconds
-        return self._twins[strategy]
 
-
-@dataclass(frozen=True)
-class Services:
-    """What jobs depend on."""
-
-    server: Server
-    store: ObjectStore
-    disk: Path
+def start(site: Site, strategy: str, storage: Storage, name: str) -> "subprocess.Popen[str]":
+    job, settings = STRATEGIES[strategy]
+    own = (f"experiment_name={name}", f"storage_path={storage.of_job}")
+    return site.start(name, job, *settings, *own, f"track.tracking_uri={site.tracking_uri}")
 
 
 class _Round:
     def __init__(
         self,
-        place: Place,
-        services: Services,
+        site: Site,
+        storage: Storage,
         strategy: str,
         disturbance: Disturbance,
         name: str,
         draw: random.Random,
     ) -> None:
-        self._place, self._services, self._draw = place, services, draw
+        self._site, self._storage, self._draw = site, storage, draw
         self._strategy, self._disturbance, self._name = strategy, disturbance, name
-        kinds = {"disk": f"{place.path}/runs", "object store": f"{ObjectStore.uri}/runs"}
-        self._storage = kinds.get(disturbance.storage, str(services.disk))
-        self._folder = RunFolder(f"{self._storage}/{name}/run")
         self._said = ""
+
+    @property
+    def _folder(self) -> RunFolder:
+        return RunFolder(f"{self._storage.here}/{self._name}/run")
 
     def run(self, twin: Remains, twin_s: float) -> Report:
         """Disturb a job.
@@ -226,27 +204,26 @@ class _Round:
         """
         began_s = time.monotonic()
         report = Report(self._strategy, self._disturbance.name, "")
-        shared = set(SHM.iterdir())
         try:
             self._attempts(report, twin_s)
-            Remains.of(self._folder, self._services.server.uri, self._name).check_like(twin)
-            self._check_left(shared)
+            with self._site.reading():
+                Remains.of(self._storage.here, self._site.tracking_uri, self._name).check_like(twin)
+            self._check_left()
         except (AssertionError, OSError, pytest.fail.Exception) as error:
             report.problem = f"{type(error).__name__}: {error}"
         finally:
-            self._kill_all()
+            self._site.kill_all(self._name)
         report.seconds = time.monotonic() - began_s
         return report
 
     def _attempts(self, report: Report, twin_s: float) -> None:
         """Start the job, disturb it, and give the same command again until it has ended with 0."""
-        process = self._start()
+        process = start(self._site, self._strategy, self._storage, self._name)
         report.when, wait = self._moment(twin_s)
         wait(process)
         if process.poll() is not None:
             raise TooLateError
-        services = self._services
-        self._disturbance.happens(Target(process, self._draw, services.server, services.store, services.disk))
+        self._disturbance.happens(self._site.target(process, self._draw, self._storage))
         while True:
             code = self._end(process)
             report.codes.append(code)
@@ -254,13 +231,8 @@ class _Round:
                 return
             if not self._disturbance.ends_job or len(report.codes) == MOST_ATTEMPTS:
                 raise LostError(f"exit codes {report.codes}: {self._said}")
-            process = self._start()
-
-    def _start(self) -> "subprocess.Popen[str]":
-        job, settings = STRATEGIES[self._strategy]
-        more = (f"experiment_name={self._name}", f"storage_path={self._storage}")
-        uri = f"track.tracking_uri={self._services.server.uri}"
-        return self._place.start(job, *settings, *more, uri, **{MARK: self._name})
+            self._site.make_ready()
+            process = start(self._site, self._strategy, self._storage, self._name)
 
     def _moment(self, twin_s: float) -> tuple[str, Any]:
         """Draw a second after the start, or a step: steps take a small part of a short job's time."""
@@ -282,7 +254,7 @@ class _Round:
         try:
             out, err = process.communicate(timeout=ATTEMPT_S)
         except subprocess.TimeoutExpired:
-            self._kill_all()
+            self._site.kill_all(self._name)
             out, err = process.communicate()
             raise LostError(f"no end within {ATTEMPT_S:.0f} s: {out[-2000:]}{err[-3000:]}") from None
         self._said = err[-3000:]
@@ -290,44 +262,14 @@ class _Round:
             raise LostError(f"a traceback: {self._said}")
         return process.returncode
 
-    def _processes(self) -> list[psutil.Process]:
-        """All processes of the round that live, however they were started and whoever adopted them."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self._name and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-    def _kill_all(self) -> None:
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-    def _check_left(self, shared: set[Path]) -> None:
+    def _check_left(self) -> None:
         until = time.monotonic() + LEFT_S
-        while True:
-            files = [path.name for path in set(SHM.iterdir()) - shared if path.name.startswith("shoal-")]
-            left = [process.pid for process in self._processes()]
-            if not left and not files:
-                return
+        while left := self._site.left(self._name):
             if time.monotonic() > until:
-                raise LostError(f"left: processes {left}, files {files}")
+                raise LostError(f"left: {left}")
             time.sleep(0.5)
 
 
 def _sleep_beside(process: "subprocess.Popen[str]", seconds: float) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=seconds)
-
-
-@contextlib.contextmanager
-def small_disk(path: Path) -> Iterator[Path]:
-    """Make a file system of 24 MB for a while."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(path)]
-    subprocess.run(mount, check=True, capture_output=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)

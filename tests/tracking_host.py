@@ -9,7 +9,7 @@ from pathlib import Path
 from hosts import Hosts
 from running import ROOT, answers, eventually
 
-START = ROOT / "deploy" / "tracking" / "start.sh"
+SCRIPTS = ROOT / "deploy" / "tracking"
 PORT = 5000
 
 
@@ -45,9 +45,14 @@ class TrackingHost:
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         log = self._hosts.home(self._name) / "tracking.log"
-        process = self._hosts.start(self._name, str(START), log=log, **self._own)
+        process = self._hosts.start(self._name, str(SCRIPTS / "start.sh"), log=log, **self._own)
         with self._hosts.network(self._name):
             eventually(
                 lambda: answers(f"{self.uri}/health") or process.poll() is not None, 90, "MLflow starts"
             )
         assert process.poll() is None, log.read_text()
+
+    def restart_database(self) -> None:
+        """Restart PostgreSQL alone: connections to it end."""
+        restart = f". {SCRIPTS}/common.sh; postgres restart"
+        self._hosts.run(self._name, "bash", "-c", restart, **self._own)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from box_formats import pictures, write_coco, write_voc, write_yolo
-from running import ROOT, Place, Trace, assert_close
+from running import ROOT, Place, Trace, assert_close, assert_equal, train_workers
 from shoal.data.sources.synthetic_boxes import picture
 
 CONFIG = str(ROOT / "jobs" / "configs" / "detection.yaml")
@@ -80,6 +80,19 @@ def test_a_killed_training_goes_on_and_sharded_weights_train_alike(shared: Place
     assert_close(Trace.of(shared.folder("run")), whole)
     shared.train(*settings, "scale.num_workers=2", "scale.strategy=fsdp", "experiment_name=sharded")
     assert_close(Trace.of(shared.folder("run", "sharded")), whole)
+
+
+@pytest.mark.long
+def test_a_killed_worker_leaves_the_record_and_weights_of_a_whole_run(shared: Place) -> None:
+    settings = (CONFIG, *SMALL, "train.max_steps=60", "checkpoint.every_steps=10", "scale.num_workers=2")
+    shared.train(*settings, "experiment_name=of-two")
+    process = shared.start("train", *settings, "experiment_name=shoal", "run_name=lost")
+    shared.wait_for_step(process, "lost", 15)
+    train_workers(process)[1].kill()
+    done = shared.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert "lost worker" in done.err
+    assert_equal(Trace.of(shared.folder("lost")), Trace.of(shared.folder("run", "of-two")))
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from running import ROOT, Place, Trace, assert_close, assert_equal
+from running import ROOT, Place, Trace, assert_close, assert_equal, train_workers
 
 CONFIG = str(ROOT / "jobs" / "configs" / "speech.yaml")
 DIGITS = ROOT.parent / "shared" / "data" / "digits-speech"
@@ -80,6 +80,19 @@ def test_two_workers_shards_and_a_killed_run_end_as_one_process_does(place: Plac
     process.communicate()
     place.train(CONFIG, *settings)
     assert_equal(Trace.of(place.folder("killed")), alone)
+
+
+@pytest.mark.long
+def test_a_killed_worker_leaves_the_record_and_weights_of_a_whole_run(place: Place) -> None:
+    settings = (CONFIG, *SMALL, "train.epochs=8", "checkpoint.every_steps=4", "scale.num_workers=2")
+    place.train(*settings, "run_name=whole")
+    process = place.start("train", *settings, "run_name=killed")
+    place.wait_for_step(process, "killed", 10)
+    train_workers(process)[1].kill()
+    done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert "lost worker" in done.err
+    assert_equal(Trace.of(place.folder("killed")), Trace.of(place.folder("whole")))
 
 
 @pytest.mark.long
