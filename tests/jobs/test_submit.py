@@ -1,5 +1,6 @@
 """`ray job submit` with the working directory uploaded, and `ray job stop`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -64,7 +65,9 @@ def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: P
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "result: " in done.stdout
-    assert list(tmp_path.glob("runs/shoal/*/result.json"))
+    [result] = tmp_path.glob("runs/shoal/*/result.json")
+    tags = json.loads((result.parent / "metadata.json").read_text())["tags"]
+    assert f"Job '{tags['shoal.submission_id']}' submitted successfully" in done.stdout
     # Ray deletes the upload, and its Makefile with it.
     assert f"look at it: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout
 
@@ -73,8 +76,6 @@ def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: P
 def test_stopped_job_is_recorded_as_killed_and_leaves_nothing(
     cluster: dict[str, str], upload: Path, tmp_path: Path
 ) -> None:
-    import json
-
     import ray
     from mlflow import MlflowClient
     from ray.util.state import list_placement_groups

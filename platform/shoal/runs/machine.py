@@ -1,5 +1,7 @@
 """What this machine holds, and which Ray cluster a run would join; found without Ray."""
 
+import contextlib
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -56,6 +58,17 @@ def _answers(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def submission_id() -> str | None:
+    """Return the id by which `ray job` knows the job that this process is the driver of, None outside of one.
+
+    Ray tells its drivers in an environment variable (`ray.dashboard.modules.job.job_supervisor`).
+    """
+    with contextlib.suppress(ValueError, AttributeError):  # not written by Ray
+        config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return config.get("metadata", {}).get("job_submission_id") or None
+    return None
 
 
 def check_cluster(address: str) -> None:

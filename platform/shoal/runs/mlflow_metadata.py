@@ -16,6 +16,7 @@ from shoal.data.dataset_info import DatasetInfo
 from shoal.data.preprocessing import Transform
 from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
+from shoal.runs.machine import submission_id
 from shoal.runs.transcripts import TABLE_TAG
 from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
 from shoal.tasks.metrics import best_name
@@ -43,7 +44,7 @@ def run_metadata(
 ) -> Metadata:
     """Return params, tags, data set and size of a run, and the environment it runs in."""
     flat = flatten(config)
-    source = config.data.source
+    source, job = config.data.source, submission_id()
     return Metadata(
         params={key: flat[key] for key in PARAMS if flat[key] is not None}
         | {"model.parameters": size.parameters},
@@ -51,6 +52,7 @@ def run_metadata(
             "mlflow.note.content": f"`{config.model.name}` on `{source}`: {size}",
             "shoal.num_workers": config.scale.num_workers,
         }
+        | ({"shoal.submission_id": job} if job else {})
         | ({"shoal.not_loaded": size.not_loaded} if size.not_loaded else {})
         | (TABLE_TAG if TASKS[config.task].takes_recordings else {}),
         contexts=["training"],

@@ -9,7 +9,7 @@ import pytest
 from shoal.errors import ConfigError
 from shoal.runs import machine
 from shoal.runs.config import ScaleConfig
-from shoal.runs.machine import check_cluster, check_local, check_resources, cluster_address
+from shoal.runs.machine import check_cluster, check_local, check_resources, cluster_address, submission_id
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,20 @@ def test_a_server_of_another_kind_is_no_cluster():
 def test_a_port_that_is_none_is_refused(address):
     with pytest.raises(ConfigError, match="cannot be used"):
         check_cluster(address)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (None, None),
+        ('{"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1"}}', "raysubmit_1"),
+        ('{"runtime_env": {}}', None),
+        ("not json", None),
+        ("[]", None),
+    ],
+)
+def test_the_id_of_a_submitted_job_is_that_of_ray(monkeypatch, config, found):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if config is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
+    assert submission_id() == found
