@@ -10,7 +10,7 @@ import sys
 
 from harness import RESULTS, ROOT, Figure, table
 
-NAMES = ("throughput", "memory", "tracking", "startup", "scaling", "sweep", "language", "large", "transfer", "serving",
+NAMES = ("throughput", "memory", "tracking", "journal", "startup", "scaling", "sweep", "language", "large", "transfer", "serving",
          "predict", "compression", "decoding", "applications")  # fmt: skip
 
 

@@ -78,9 +78,8 @@ class _Trained(_Recorded):
     @cached_property
     def curves(self) -> pd.DataFrame:
         """Every metric at every step that it was recorded at: a row for each step, a column for each metric."""
-        points = JournalReader(RunFolder(self.folder)).read()
         series: dict[str, dict[int, float]] = {}
-        for point in points:
+        for point in JournalReader(RunFolder(self.folder)):
             if not point.key.startswith(SYSTEM):
                 series.setdefault(point.key, {})[point.step] = point.value
         return pd.DataFrame(series).sort_index().rename_axis("step")

@@ -197,10 +197,10 @@ def _save(
 
 def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:
     """Draw the loss curve, the confusion matrix of a classification, the precision of a detection, and the data."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for point in JournalReader(folder).read():
-        points.setdefault(point.key, []).append((point.step, point.value))
-    curves = {str(name): points[name] for name in ("train/loss", "val/loss") if name in points}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for point in JournalReader(folder):
+        if point.key in ("train/loss", "val/loss"):
+            curves.setdefault(point.key, []).append((point.step, point.value))
     title = folder.identity().name
     if curves:
         folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))

@@ -18,15 +18,16 @@ from shoal.storage.run_folder import JOURNAL, RunFolder
 
 SUFFIX = ".jsonl"
 MOST_BYTES = 2**20  # read at a time
+_encode = json.JSONEncoder(allow_nan=False).encode  # json.dumps makes an encoder for each call
 
 
 def _line(step: int, at_ms: int, metrics: Mapping[str, float]) -> str:
     """Return a line of JSON, in which numbers that are not finite are null."""
     try:
-        return json.dumps({"step": step, "ms": at_ms, "metrics": metrics}, allow_nan=False)
+        return _encode({"step": step, "ms": at_ms, "metrics": metrics})
     except ValueError:
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        return json.dumps({"step": step, "ms": at_ms, "metrics": finite})
+        return _encode({"step": step, "ms": at_ms, "metrics": finite})
 
 
 def journal_name(attempt: int) -> str:
@@ -119,10 +120,12 @@ class JournalReader:
 
     def read(self) -> list[MetricPoint]:
         """Return the points written since the last call."""
-        points: list[MetricPoint] = []
+        return list(self)
+
+    def __iter__(self) -> Iterator[MetricPoint]:
+        """Yield the points written since the last call; of millions, few are held at a time."""
         while found := self.read_some():
-            points += found
-        return points
+            yield from found
 
     def read_some(self) -> list[MetricPoint]:
         """Return the next of them: not many more than `MOST_BYTES` hold, and none only if there are none left."""

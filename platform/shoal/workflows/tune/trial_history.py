@@ -54,7 +54,7 @@ class TrialHistory:
     def curve(self, folder: RunFolder) -> list[tuple[int, float]]:
         """Return (step, value of the metric) of each evaluation, from a trial's journal."""
         metric = self._config.tune.metric
-        return [(point.step, point.value) for point in JournalReader(folder).read() if point.key == metric]
+        return [(point.step, point.value) for point in JournalReader(folder) if point.key == metric]
 
     def _reports(self, trial: Trial, folder: RunFolder, until_step: float = math.inf) -> list[Report]:
         found = [(step, value) for step, value in self.curve(folder) if step <= until_step]
