@@ -22,12 +22,12 @@ import tracking_host
 from disturbances import Disturbance, TooLateError
 from hosts import SHARED, Hosts
 from running import ROOT
-from sites import MARK, MODULE, Storage
+from sites import MARK, MODULE, Storage, kill, marked
 from tracking_host import TrackingHost
 
 HEAD, WORKERS, MLFLOW = "head", ("worker-1", "worker-2"), "mlflow"
 TRAINERS = ("RayTrainWorker", "TrialActor")
-OURS = ("jobs/", "shoal", *TRAINERS)  # in the command lines of what a job starts
+OURS = ("/jobs/", "/shoal/", *TRAINERS)  # in the command lines of what a job starts
 CUT_S = 90.0
 DRAIN = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot")
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -127,7 +127,8 @@ class HostSite:
     def left(self, name: str) -> list[str]:
         """Processes and files in /dev/shm of all hosts, and what the cluster still holds for a job."""
         self.make_ready()
-        found = [f"{one.pid} on {host}" for host in (HEAD, *WORKERS) for one in self._ours(host)]
+        found = [f"process {one.pid}" for one in marked(name)]
+        found += [f"process {one.pid} on {host}" for host in (HEAD, *WORKERS) for one in self._ours(host)]
         for host in (HEAD, *WORKERS):
             held = self.hosts.run(host, "ls", "/dev/shm").stdout.split()
             found += [f"/dev/shm/{file} on {host}" for file in held if file.startswith("shoal-")]
@@ -136,14 +137,12 @@ class HostSite:
         return [*found, *state["groups"], *busy]
 
     def kill_all(self, name: str) -> None:
+        kill(marked(name))
         for host in (HEAD, *WORKERS):
-            for process in self._ours(host) if self.hosts.is_on(host) else ():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill(self._ours(host) if self.hosts.is_on(host) else [])
 
     def _ours(self, host: str) -> list[psutil.Process]:
-        found = {one.pid: one for word in OURS for one in self.hosts.processes(host, word)}
-        return [one for one in found.values() if not _is_rays(one)]
+        return [one for word in OURS for one in self.hosts.processes(host, word)]
 
     def cut(self, name: str) -> None:
         """Take a host's network away, silently; its processes go on."""
@@ -160,14 +159,6 @@ class HostSite:
         address = f"--address={self.hosts.addresses[HEAD]}:6379"
         deadline = f"--deadline-remaining-seconds={seconds}"
         self.hosts.run(HEAD, *RAY, "drain-node", address, f"--node-id={node}", *DRAIN, deadline)
-
-
-def _is_rays(process: psutil.Process) -> bool:
-    """Whether it is one of a node's own processes, whose command lines hold the environment's path."""
-    with contextlib.suppress(psutil.Error):
-        command = " ".join(process.cmdline())
-        return not any(word in command for word in ("/jobs/", "-m shoal", "shoal.", *TRAINERS))
-    return True
 
 
 @dataclass

@@ -111,21 +111,26 @@ class Machine:
 
     def left(self, name: str) -> list[str]:
         files = [path.name for path in set(SHM.iterdir()) - self._shared if path.name.startswith("shoal-")]
-        return [*files, *(f"process {one.pid}" for one in self._processes(name))]
+        return [*files, *(f"process {one.pid}" for one in marked(name))]
 
     def kill_all(self, name: str) -> None:
-        for process in self._processes(name):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill(marked(name))
 
-    def _processes(self, name: str) -> list[psutil.Process]:
-        """All processes of a round that live, however they were started and whoever adopted them."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == name and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+
+def marked(name: str) -> list[psutil.Process]:
+    """All processes that live of a round, however they were started and whoever adopted them."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == name and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextlib.contextmanager
