@@ -83,16 +83,16 @@ def test_a_killed_training_goes_on_and_sharded_weights_train_alike(shared: Place
 
 
 @pytest.mark.long
-def test_a_killed_worker_leaves_the_record_and_weights_of_a_whole_run(shared: Place) -> None:
+def test_a_killed_worker_leaves_the_record_and_weights_of_a_whole_run(place: Place) -> None:
     settings = (CONFIG, *SMALL, "train.max_steps=60", "checkpoint.every_steps=10", "scale.num_workers=2")
-    shared.train(*settings, "experiment_name=of-two")
-    process = shared.start("train", *settings, "experiment_name=shoal", "run_name=lost")
-    shared.wait_for_step(process, "lost", 15)
+    place.train(*settings, "experiment_name=whole")
+    process = place.start("train", *settings, "experiment_name=shoal")
+    place.wait_for_step(process, "run", 15)
     train_workers(process)[1].kill()
-    done = shared.wait(process)
+    done = place.wait(process)
     assert done.code == 0, done.out + done.err
     assert "lost worker" in done.err
-    assert_equal(Trace.of(shared.folder("lost")), Trace.of(shared.folder("run", "of-two")))
+    assert_equal(Trace.of(place.folder("run")), Trace.of(place.folder("run", "whole")))
 
 
 @pytest.mark.long
