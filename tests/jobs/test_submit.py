@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,9 +53,7 @@ def upload(tmp_path: Path) -> Path:
 
 def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: Path) -> None:
     settings = [f"storage_path={tmp_path}/runs", f"track.tracking_uri=sqlite:///{tmp_path}/mlflow.db"]
-    done = ray_job(
-        cluster,
-        "submit",
+    command = (
         "--working-dir",
         str(upload),
         "--",
@@ -63,11 +62,18 @@ def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: P
         "train.epochs=2",
         *settings,
     )
+    since_ms = 1000 * time.time()
+    submitted = ray_job(cluster, "submit", "--no-wait", "--submission-id", "job", *command)
+    until_ms = 1000 * time.time()
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    done = ray_job(cluster, "logs", "--follow", "job")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "result: " in done.stdout
     [result] = tmp_path.glob("runs/shoal/*/result.json")
+    begun = json.loads(result.read_text())["goodput"]["attempts"][0]
+    assert since_ms <= begun["at_ms"] <= until_ms, "goodput begins where the job was submitted"
     tags = json.loads((result.parent / "metadata.json").read_text())["tags"]
-    assert f"Job '{tags['shoal.submission_id']}' submitted successfully" in done.stdout
+    assert tags["shoal.submission_id"] == "job"
     # Ray deletes the upload, and its Makefile with it.
     assert f"look at it: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout
 

@@ -32,6 +32,9 @@ The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
     What a job uploads, by the same rules as Ray. Without it, the size is not known, and not checked.
 `ray._private.state.state.get_draining_nodes` (`draining_nodes`)
     A node that is being drained is left before its end, with a checkpoint. Without it, its workers are lost then.
+`ray._raylet.GcsClient`, `JobInfoStorageClient.JOB_DATA_KEY` (`job_submitted_ms`)
+    Goodput of a job begins where it was submitted; Ray's own interface needs its dashboard's address. Without it, goodput
+    begins where the job's process does.
 `trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
     Population based training writes there whose weights a trial continues from. Without it, refused with a message.
 
@@ -48,6 +51,7 @@ Imports Ray inside functions alone: `TRAIN_ENV` must be set before Ray is import
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -173,6 +177,24 @@ def draining_nodes() -> frozenset[str]:
 
     state: Any = getattr(getattr(ray._private, "state", None), "state", None)
     return frozenset(state.get_draining_nodes()) if hasattr(state, "get_draining_nodes") else frozenset()
+
+
+def job_submitted_ms(address: str, job: str) -> int | None:
+    """Return when a job was submitted, in Unix milliseconds of the head.
+
+    Args:
+        address: host and port of Ray's server.
+        job: its submission id.
+    """
+    with contextlib.suppress(Exception):
+        from ray._private.ray_constants import KV_NAMESPACE_JOB
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray.dashboard.modules.job.common import JobInfoStorageClient
+
+        key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=job).encode()
+        found = GcsClient(address=address).internal_kv_get(key, KV_NAMESPACE_JOB)
+        return int(json.loads(found)["start_time"])
+    return None
 
 
 def actor_id(actor: Any) -> str:

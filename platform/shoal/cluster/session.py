@@ -17,6 +17,7 @@ from shoal.cluster.ray_private import (
     START_TIMED_OUT,
     TRAIN_ENV,
     in_own_session,
+    job_submitted_ms,
     listening_on_loopback,
     silence_raylet,
 )
@@ -24,7 +25,7 @@ from shoal.devices import CPU, Kind, assigned_device, find_in_cluster, load
 from shoal.errors import ConfigError, Interrupted
 from shoal.processes import STOP_SIGNALS
 from shoal.runs.config import ScaleConfig
-from shoal.runs.machine import check_resources, cluster_address
+from shoal.runs.machine import check_resources, cluster_address, submission_id
 
 PROBE_S, LOOK_EVERY_S = 2.0, 0.5
 # Of a stop, once Ray's server is gone, by whether a checkpoint is written; after 60 s Ray ends the driver, with code 1.
@@ -198,6 +199,17 @@ def _is_gone() -> bool:
             return False
     except (OSError, ValueError):
         return True
+
+
+def submitted_ms(began_ms: int) -> int:
+    """Return when the job that this process is the driver of was submitted to Ray; when it began, outside of one.
+
+    Args:
+        began_ms: Unix milliseconds.
+    """
+    job, address = submission_id(), os.environ.get("RAY_ADDRESS")
+    found = job_submitted_ms(address, job) if job and address else None
+    return min(began_ms, found or began_ms)
 
 
 def disconnect() -> None:

@@ -92,6 +92,7 @@ class WorkerGroup:
                 decision = watch.decide(error, folder, earlier, self._scale.max_failures)
             earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
             with contextlib.suppress(OSError):  # it may be what failed
+                folder.clear_leftovers()
                 folder.save(earlier)
             if self._timeline:
                 self._timeline.mark("down", lost="hang" if earlier.kind == "hang" else "down")

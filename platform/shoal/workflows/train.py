@@ -113,7 +113,7 @@ class _TrainingRun(RunLifecycle):
         super().__enter__()
         self.timeline = Timeline(self.folder, self.attempt)
         lost = "down" if self.attempt > 1 else None
-        self.timeline.mark("start", at_ms=self.plan.submitted_ms, why=why, lost=lost)
+        self.timeline.mark("start", at_ms=session.submitted_ms(self.plan.submitted_ms), why=why, lost=lost)
         for complaint in complaints:
             logger.warning("%s; an earlier one is used", complaint)
         return self

@@ -212,3 +212,18 @@ def test_no_node_is_drained_where_ray_does_not_tell(monkeypatch):
     assert ray_private.draining_nodes() == {"ab"}
     monkeypatch.setattr(ray._private.state, "state", SimpleNamespace())
     assert ray_private.draining_nodes() == frozenset()
+
+
+def test_a_job_that_ray_does_not_know_was_submitted_when_its_process_began(monkeypatch):
+    """What Ray knows of a real one is asked in test_submit.py."""
+    from ray._raylet import GcsClient, InnerGcsClient
+    from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient
+
+    assert callable(GcsClient)
+    assert hasattr(InnerGcsClient, "internal_kv_get")
+    assert "{job_id}" in JobInfoStorageClient.JOB_DATA_KEY
+    assert "start_time" in JobInfo.__dataclass_fields__
+    assert session.submitted_ms(7) == 7
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    monkeypatch.setenv("RAY_ADDRESS", "not an address")
+    assert session.submitted_ms(7) == 7
