@@ -33,8 +33,8 @@ The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
 `ray._private.state.state.get_draining_nodes` (`draining_nodes`)
     A node that is being drained is left before its end, with a checkpoint. Without it, its workers are lost then.
 `ray._raylet.GcsClient`, `JobInfoStorageClient.JOB_DATA_KEY` (`job_submitted_ms`)
-    Goodput of a job begins where it was submitted; Ray's own interface needs its dashboard's address. Without it, goodput
-    begins where the job's process does.
+    Goodput of a job begins where it was submitted; Ray's own interface needs its dashboard's address. Without it,
+    goodput begins where the job's process does.
 `trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
     Population based training writes there whose weights a trial continues from. Without it, refused with a message.
 
