@@ -3,8 +3,8 @@
 Checkpoints lie in the variant's run folder; a fine-tuning that was killed goes on from the newest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from shoal.inference.predictor import Predictor
 from shoal.models.inputs import view_of_rows
 from shoal.storage.run_folder import RunFolder
 from shoal.tasks.base import Task
-from shoal.tracking.journal import MetricPoint
+from shoal.tracking.status import Listener, TrainStatus, ignore
 from shoal.training.assemble import assemble_loop
 from shoal.training.checkpoint.background import BackgroundSaver
 from shoal.training.checkpoint.contents import TrainingProgress, random_state, snapshot
@@ -30,26 +30,6 @@ from shoal.training.clock import Clock
 from shoal.training.loop import Callbacks, TrainConfig, TrainingLoop, train
 from shoal.training.optimizer import OptimConfig
 from shoal.training.resume import resume_or_start
-
-
-@dataclass(frozen=True)
-class FineTuningStatus:
-    """How far a fine-tuning is, for what shows it."""
-
-    step: int
-    steps: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-    is_training: bool = False
-    steps_per_epoch: int = 1
-    new_points: Sequence[MetricPoint] = ()
-
-
-Listener = Callable[[FineTuningStatus], None]
-
-
-def ignore(status: FineTuningStatus) -> None:
-    """Show nothing of a fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +52,11 @@ class _StatusLog:
 
     def __init__(self, loop: TrainingLoop, listen: Listener) -> None:
         self._loop, self._listen = loop, listen
-        self._latest: FineTuningStatus | None = None
+        self._latest: TrainStatus | None = None
 
     def log(self, step: int, metrics: Mapping[str, float], at_s: float | None = None) -> None:
         per_epoch = self._loop.shard.lanes.steps
-        self._latest = FineTuningStatus(
+        self._latest = TrainStatus(
             step, self._loop.total_steps, dict(metrics), is_training=True, steps_per_epoch=per_epoch
         )
 
@@ -131,7 +111,7 @@ def fine_tune(
     )
     store = CheckpointStore(tuning.folder, keep=1)
     progress = resume_or_start(loop, store, preprocessing.seed)
-    tuning.listen(FineTuningStatus(progress.step, loop.total_steps))
+    tuning.listen(TrainStatus(progress.step, loop.total_steps))
     saver = BackgroundSaver(store, {}, info.model_dump_json().encode(), prepare=tuning.folder.renew_lease)
     callbacks = Callbacks(
         _StatusLog(loop, tuning.listen), save=partial(_save, loop, saver), is_save_due=lambda: saver.is_due

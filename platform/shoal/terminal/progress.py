@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from shoal.terminal.tables import duration, table
+from shoal.tracking.journal import MetricPoint
+from shoal.tracking.status import TrainStatus
 from shoal.tune.report.text import params_text, value_text
 
 if TYPE_CHECKING:  # a job imports only its own workflow
-    from shoal.tracking.journal import MetricPoint
     from shoal.workflows.tune.state import SweepStatus
 
 LIVE_S = 0.2
@@ -27,31 +28,6 @@ IN_HISTORY = (*SHOWN, "val/bits_per_byte")
 BEST_STEP = "best/step"  # logged by the loop at the evaluations that are the best so far
 MOST_RUNNING = 8
 MOST_HISTORY = 40  # evaluations of which a log gets a line each; of later ones a line now and then
-
-
-class TrainingStatus(Protocol):
-    """How far a training is, as its workflow says it (`shoal.workflows.train.TrainStatus`)."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-
-    @property
-    def note(self) -> str: ...
-
-    @property
-    def is_training(self) -> bool: ...
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    @property
-    def new_points(self) -> Sequence["MetricPoint"]: ...
 
 
 class Screen(Protocol):
@@ -142,9 +118,9 @@ class ProgressLine(_View):
         super().__init__(out)
         self._shown_step, self._logged = -1, 0
         self._speed, self._history = Speed(), EvaluationHistory()
-        self._latest: TrainingStatus | None = None
+        self._latest: TrainStatus | None = None
 
-    def __call__(self, status: TrainingStatus) -> None:
+    def __call__(self, status: TrainStatus) -> None:
         if status.note:
             self._announce(status.note)
             return
@@ -166,18 +142,18 @@ class ProgressLine(_View):
         elif self._is_due(status, now):
             self._show(status, now)
 
-    def _begins_again(self, status: TrainingStatus) -> bool:
+    def _begins_again(self, status: TrainStatus) -> bool:
         """Whether steps are no longer those of before: another training, or one that went back to a checkpoint."""
         latest = self._latest
         return latest is not None and (status.step < latest.step or status.steps != latest.steps)
 
-    def _is_due(self, status: TrainingStatus, now: float) -> bool:
+    def _is_due(self, status: TrainStatus, now: float) -> bool:
         if status.step == self._shown_step:
             return False
         pause = LIVE_S if self._screen.is_live else PLAIN_S
         return now - self._shown_s >= pause or status.step == status.steps
 
-    def _show(self, status: TrainingStatus, now: float) -> None:
+    def _show(self, status: TrainStatus, now: float) -> None:
         self._shown_s, self._shown_step = now, status.step
         text = progress_text(status, self._speed.steps_per_s(), self._screen.columns)
         if self._screen.is_live:
@@ -278,7 +254,7 @@ class EvaluationHistory:
     def __init__(self) -> None:
         self._train_loss: dict[str, float] = {}
 
-    def add(self, points: Sequence["MetricPoint"]) -> list[Evaluation]:
+    def add(self, points: Sequence[MetricPoint]) -> list[Evaluation]:
         """Return the evaluations among new points; those of one evaluation come together."""
         found: dict[int, dict[str, float]] = {}
         for point in points:
@@ -289,7 +265,7 @@ class EvaluationHistory:
         return [Evaluation(step, metrics, BEST_STEP in metrics) for step, metrics in found.items()]
 
 
-def progress_text(status: TrainingStatus, steps_per_s: float, columns: int) -> str:
+def progress_text(status: TrainStatus, steps_per_s: float, columns: int) -> str:
     """Return step, metrics, speed and ETA of a training in a line; metrics are left out where columns are few."""
     if not status.step:
         return f"starting; {status.steps} steps to go"
@@ -305,7 +281,7 @@ def progress_text(status: TrainingStatus, steps_per_s: float, columns: int) -> s
     return _widest([[step, *metrics[:count], *speed] for count in range(len(metrics), -1, -1)], columns)
 
 
-def evaluation_text(evaluation: Evaluation, status: TrainingStatus, columns: int) -> str:
+def evaluation_text(evaluation: Evaluation, status: TrainStatus, columns: int) -> str:
     """Write an evaluation as a line of the history, aligned with those before and after it."""
     epoch = evaluation.step / status.steps_per_epoch
     digits = len(str(-(-status.steps // status.steps_per_epoch)))

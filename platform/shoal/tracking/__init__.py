@@ -2,6 +2,7 @@
 
 - `config`: the `track` section
 - `journal`: the metric log, written before MLflow receives anything
+- `status`: how far a training is, for whoever shows it
 - `sync`, `sweep_sync`: a run folder to MLflow; a second time changes nothing
 - `cockpit`: names, descriptions and the runs table, as MLflow's pages show them
 - `entities`: the experiment, the one run of a key, a data set, as MLflow has them

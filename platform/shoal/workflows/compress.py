@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shoal.compression import distillation, gate, int8, magnitude, measure, structured
 from shoal.compression.config import CompressConfig, CompressOptions, StudentSize
-from shoal.compression.fine_tuning import FineTuning, Listener, ignore
+from shoal.compression.fine_tuning import FineTuning
 from shoal.compression.variants import (
     HeldOut,
     Maker,
@@ -35,6 +35,7 @@ from shoal.registry.model_uri import resolve_model
 from shoal.runs.job_result import unused_folders
 from shoal.storage.records import CompressedVariant, CompressionResult, VariantState
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, RunFolder
+from shoal.tracking.status import Listener, ignore
 from shoal.workflows.compression_runs import Subject, log_compression
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 from shoal.cluster import session
@@ -36,7 +36,8 @@ from shoal.storage.failures import storage_error
 from shoal.storage.lease import now_ms
 from shoal.storage.records import ErrorRecord, FailureRecord, Metadata, Outcome, Status, TrainResult
 from shoal.storage.run_folder import CHECKPOINTS, SAMPLE, SAVING, RunFolder
-from shoal.tracking.journal import JournalReader, MetricPoint
+from shoal.tracking.journal import JournalReader
+from shoal.tracking.status import Listener, TrainStatus, ignore
 from shoal.training.checkpoint.contents import checkpoint_name, checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.clock import Clock
@@ -48,23 +49,7 @@ WATCH_S = 0.25
 SAY_AFTER_S, SAY_EVERY_S = 5.0, 30.0  # that a stop is waited for
 
 
-@dataclass(frozen=True)
-class TrainStatus:
-    """The progress of a running training, for a listener that shows it."""
-
-    step: int
-    steps: int
-    metrics: dict[str, float]
-    note: str = ""
-    is_training: bool = False  # whether this attempt has made a step
-    steps_per_epoch: int = 1
-    new_points: Sequence[MetricPoint] = ()  # that were journalled since the status before
-
-
-Listener = Callable[[TrainStatus], None]
-
-
-def train(plan: RunPlan, folder: RunFolder, listen: Listener = lambda status: None) -> TrainResult:
+def train(plan: RunPlan, folder: RunFolder, listen: Listener = ignore) -> TrainResult:
     """Train to the end, from the last checkpoint of an earlier attempt where there is one.
 
     Raises:

@@ -13,7 +13,7 @@ from shoal.storage.records import TrialRow
 from shoal.terminal import progress
 from shoal.terminal.progress import ProgressLine, Speed, SweepTable, evaluation_text, progress_text
 from shoal.tracking.journal import MetricPoint
-from shoal.workflows.train import TrainStatus
+from shoal.tracking.status import TrainStatus
 from shoal.workflows.tune.state import SweepStatus
 
 ESCAPE = "\x1b"

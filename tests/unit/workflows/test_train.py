@@ -4,7 +4,8 @@ import pytest
 
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import Journal
-from shoal.workflows.train import TrainStatus, _Watcher
+from shoal.tracking.status import TrainStatus
+from shoal.workflows.train import _Watcher
 
 
 @pytest.mark.parametrize("resumes_at", [0, 3])
