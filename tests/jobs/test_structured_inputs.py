@@ -96,6 +96,7 @@ def others():
 
 TWO_TOWER = ("data.source=parts:ratings", "model.name=parts:TwoTower")
 LSTM = ("data.source=parts:sequences", "model.name=parts:Recurrent")
+GROUPED = (*LSTM, "data.group_by_length=true")
 SHORT = ("train.epochs=2", "data.global_batch_size=16", "model.width=16")
 
 # A consumer of the model, who has neither Shoal nor the user's code on the path: it is in the model.
@@ -121,7 +122,7 @@ def predicted(model: Path, elsewhere: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("parts", [TWO_TOWER, LSTM], ids=["two-tower", "lstm"])
+@pytest.mark.parametrize("parts", [TWO_TOWER, LSTM, GROUPED], ids=["two-tower", "lstm", "lstm-grouped"])
 def test_workers_and_ways_of_reading_make_no_difference(
     shared: Place, parts: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -147,7 +148,9 @@ def test_workers_and_ways_of_reading_make_no_difference(
     assert set(predicted(model, tmp_path_factory.mktemp("elsewhere"))) <= {0, 1}
 
 
-@pytest.mark.parametrize("options", [(), ("data.collate=parts:padded",)], ids=["standard", "collate"])
+@pytest.mark.parametrize(
+    "options", [(), ("data.collate=parts:padded",), GROUPED[-1:]], ids=["standard", "collate", "grouped"]
+)
 def test_a_killed_run_on_sequences_ends_up_like_its_twin(place: Place, options: tuple[str, ...]) -> None:
     (place.path / "parts.py").write_text(PARTS)
     arguments = (

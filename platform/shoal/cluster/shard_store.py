@@ -88,8 +88,10 @@ def make_shard(spec: WorkerSpec, shard_refs: ShardRefs, rank: int, size: int, de
     else:
         from shoal.cluster.streaming import StreamingShard
 
-        lanes = spec.dataset_info.lanes(spec.preprocessing, rank, size)
-        shard = StreamingShard(lanes, shard_refs.refs[rank], device)
+        info = spec.dataset_info
+        packing = info.transform.packing() if spec.preprocessing.data.group_by_length else None
+        lanes = info.lanes(spec.preprocessing, rank, size)
+        shard = StreamingShard(lanes, shard_refs.refs[rank], device, packing)
     return RedrawnShard(shard, ray.get(shard_refs.redrawn), device) if shard_refs.redrawn else shard
 
 

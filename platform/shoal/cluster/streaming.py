@@ -5,6 +5,7 @@ it, out of core, and prefetches batches ahead of the training.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import ray.data
 import torch
 
 from shoal.data.loader import Batch, Rows
+from shoal.data.packing import Packing
 from shoal.data.sampler import TRAIN, Lanes
 
 PREFETCH = 4  # batches
@@ -22,11 +24,21 @@ FETCH_ROWS = 4096  # of a batch that is fetched, which is then divided into the 
 class StreamingShard:
     """Batches from objects in Ray's store, which spills to disk what does not fit."""
 
-    def __init__(self, lanes: Lanes, refs: list[tuple[Any, Any]], device: torch.device) -> None:
-        """Take references to rows: pairs of training rows and of held-out rows."""
-        self.lanes = lanes
+    def __init__(
+        self,
+        lanes: Lanes,
+        refs: list[tuple[Any, Any]],
+        device: torch.device,
+        packing: Packing | None = None,
+    ) -> None:
+        """Take references to rows: pairs of training rows and of held-out rows.
+
+        Args:
+            packing: of rows that are grouped by length; None: they are not.
+        """
         self._refs, self._device = [train for train, _ in refs], device
         self._held_out = [held_out for _, held_out in refs]
+        self.lanes = replace(lanes, lengths=self._lengths(packing)) if packing else lanes
         self._rows = ray.get([_train_rows.remote(ref) for ref in self._refs])
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -56,6 +68,11 @@ class StreamingShard:
     def some_batch(self) -> Batch:
         rows = next(self._first_rows(self.lanes.width))
         return Batch(rows.inputs, rows.targets, self.lanes.global_count(0))
+
+    def _lengths(self, packing: Packing) -> np.ndarray | None:
+        """Return the lengths of all training rows [n]."""
+        found = ray.get([_train_lengths.remote(ref, packing) for ref in self._refs])
+        return None if any(one is None for one in found) else np.concatenate(found)
 
     def _ordered(self, order: np.ndarray, skipped: int) -> "_Rebatcher":
         position = np.empty(len(order), dtype=np.int64)
@@ -114,3 +131,8 @@ def _with_position(
 @ray.remote(num_cpus=0)
 def _train_rows(rows: Any) -> int:
     return len(rows[TRAIN][1])
+
+
+@ray.remote(num_cpus=0)
+def _train_lengths(rows: Any, packing: Packing) -> np.ndarray | None:
+    return packing.lengths(rows[TRAIN][0])

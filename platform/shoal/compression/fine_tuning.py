@@ -92,7 +92,10 @@ def fine_tune(
     info = inspect_source(source, preprocessing).model_copy(update={"transform": transform})
     held = partition_source(source, preprocessing, info, 1)[0]
     rows = {name: Rows.of(*arrays, device) for name, arrays in held.items()}
-    shard: Shard = ResidentShard(info.lanes(preprocessing), rows.pop(TRAIN), rows, device)
+    lanes = info.lanes(preprocessing)
+    if preprocessing.data.group_by_length:
+        lanes = replace(lanes, lengths=transform.packing().lengths(held[TRAIN][0]))
+    shard: Shard = ResidentShard(lanes, rows.pop(TRAIN), rows, device)
     if redrawn := RedrawnRows.of(source, preprocessing, info):
         shard = RedrawnShard(shard, redrawn, device)
     if not transform.is_stored_as_taken:

@@ -129,6 +129,10 @@ class DataConfig(Section):
         "each array as long as it was; standard: arrays are stacked, and padded to the longest of all rows",
     )
     global_batch_size: int = Field(64, ge=1, description="samples per optimizer step, over all workers")
+    group_by_length: bool = Field(
+        False,
+        description="batches of rows of similar length, with less padding: of recordings, and of arrays of any length",
+    )
     resident: bool | Literal["auto"] = Field(
         "auto",
         description="keep each worker's shard in memory; false: stream it through Ray Data; auto: keep it if it fits",

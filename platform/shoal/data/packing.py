@@ -147,6 +147,13 @@ class Packing:
                 rows[:, start : start + ALIGNMENT].view(torch.int64).fill_(field.shape[0])
         return rows
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return how many entries the first ragged array of each row has [n], int64; None: no array is ragged."""
+        for field, start in self._starts:
+            if field.is_ragged:
+                return np.ascontiguousarray(rows[:, start : start + ALIGNMENT]).view(np.int64).reshape(-1)
+        return None
+
     def unpack(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return tensors [n, ...] by name, and how many entries of each ragged one are no padding [n], int64."""
         found: dict[str, Tensor] = {}

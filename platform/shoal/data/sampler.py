@@ -4,10 +4,13 @@ The order must not depend on the number of workers, yet each worker may hold onl
 therefore divided among B lanes, B the global batch size: row t is always in lane t mod B. Batch b of an epoch takes one
 row of every lane; an epoch shuffles each lane by itself. A worker owns whole lanes (lane l belongs to worker l mod W),
 hence a fixed set of rows, while the batch is the same for every number of workers W.
+
+Where rows differ in length, the rows of a batch can be of similar length, so that little of it is padding: each lane is
+then sorted by length, with some noise, and the batches are shuffled, in all lanes alike.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,9 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the increment of SplitMix64
+LENGTH_NOISE = (
+    0.2  # by which share a row may count as longer than it is, so that batches differ from epoch to epoch
+)
 SPLIT_SALT = np.uint64(0x5348_4F41_4C)  # keeps the draws of splits apart from those of the order
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -103,6 +109,7 @@ class Lanes:
         rows: training rows over all workers.
         batch_size: samples of an optimizer step, over all workers.
         seed: of the order.
+        lengths: [n] of this worker's rows, by position in its shard, which are then grouped by it; None: they are not.
     """
 
     rows: int
@@ -110,6 +117,7 @@ class Lanes:
     seed: int
     worker: int = 0
     num_workers: int = 1
+    lengths: Indices | None = field(default=None, repr=False, compare=False)
 
     @property
     def steps(self) -> int:
@@ -148,8 +156,24 @@ class Lanes:
         lanes = np.arange(self.worker, self.batch_size, self.num_workers, dtype=np.uint64)
         keys = _shuffle_keys(self.seed, epoch, lanes, full + 1)
         keys[lanes >= rest, full] = np.iinfo(np.uint64).max  # these lanes have no such row: it sorts last
-        order = np.argsort(keys, axis=1).T * self.width + np.arange(self.width)
-        return order.reshape(-1)[: full * self.width + self.local_count(full)]
+        order = np.argsort(keys, axis=1)
+        if self.lengths is not None:
+            order[:, :full] = self._grouped_by_length(order[:, :full], epoch)
+        places = order.T * self.width + np.arange(self.width)
+        return places.reshape(-1)[: full * self.width + self.local_count(full)]
+
+    def _grouped_by_length(self, order: Indices, epoch: int) -> Indices:
+        """Return the rows of each lane [lanes, batches] in an order in which those of a batch are of similar length.
+
+        The order that is given is random, and so is the noise that a place in it stands for.
+        """
+        assert self.lengths is not None
+        batches = order.shape[1]
+        lengths = self.lengths[order * self.width + np.arange(self.width)[:, None]]
+        noisy = lengths * (1 + LENGTH_NOISE * np.arange(batches) / max(1, batches))
+        by_length = np.take_along_axis(order, np.argsort(noisy, axis=1, kind="stable"), axis=1)
+        beyond_all_lanes = np.array([self.batch_size], dtype=np.uint64)
+        return by_length[:, np.argsort(_shuffle_keys(self.seed, epoch, beyond_all_lanes, batches)[0])]
 
 
 def _shuffle_keys(

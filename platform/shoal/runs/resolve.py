@@ -37,6 +37,7 @@ BEFORE: dict[str, Any] = {
     "data.drop": (),
     "data.encoding": None,
     "data.features": None,
+    "data.group_by_length": False,
     "data.header": None,
     "data.mask_bands": 0,
     "data.mask_frames": 0,

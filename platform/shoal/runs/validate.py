@@ -13,6 +13,7 @@ from shoal.data.sampler import TEST, TRAIN, VALIDATION, Lanes
 from shoal.data.sources.base import Source
 from shoal.data.sources.open import is_function
 from shoal.distributed.parallelism import check_strategy
+from shoal.errors import ConfigError
 from shoal.models.inputs import sample_like
 from shoal.models.pretrained import NOT_LOADED
 from shoal.models.registry import build_model_for, find_builder
@@ -117,6 +118,10 @@ def check_training(
     """
     steps = total_steps(config.train, Lanes(dataset_info.rows[TRAIN], config.data.global_batch_size, 0).steps)
     _warn_of_what_is_odd(config, dataset_info, steps)
+    if config.data.group_by_length and not any(one.is_ragged for one in dataset_info.transform.columns):
+        raise ConfigError(
+            "data.group_by_length=true groups rows of different lengths, and here all are alike: leave it out"
+        )
     check_schedule(config.optim, steps)
     model = build_model_for(config.model, dataset_info.transform, config.task, config.seed)
     if not_loaded := getattr(model, NOT_LOADED, None):

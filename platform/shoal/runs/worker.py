@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -255,6 +255,8 @@ def resident_shard(
     place = place_of_rows(nbytes, free_bytes(device), device)
     held = {name: Rows.of(*arrays, place) for name, arrays in rows.items()}
     lanes = spec.dataset_info.lanes(spec.preprocessing, rank, size)
+    if spec.preprocessing.data.group_by_length:
+        lanes = replace(lanes, lengths=spec.dataset_info.transform.packing().lengths(rows[TRAIN][0]))
     return ResidentShard(lanes, held.pop(TRAIN), held, device)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from shoal.data.loader import ResidentShard, Rows
+from shoal.data.packing import Field, Packing, as_ragged
 from shoal.data.sampler import Lanes
 
 CPU = torch.device("cpu")
@@ -97,3 +98,12 @@ def test_batches_of_rows_elsewhere_are_moved_to_the_device():
     assert [len(batch.targets) for batch in found] == [4, 4, 2, 4, 4, 2]
     assert {tensor.device.type for batch in found for tensor in (batch.inputs, batch.targets)} == {"meta"}
     assert rows.inputs.device == CPU
+
+
+def test_the_lengths_of_packed_rows_are_those_of_their_first_ragged_array():
+    arrays = as_ragged([np.ones((length, 2), np.float32) for length in (3, 1, 0, 2)])
+    block = {"id": np.arange(4), "steps": arrays}
+    fields = [Field("id", "int64", ()), Field("steps", "float32", (3, 2), is_ragged=True)]
+    packing = Packing(fields)
+    np.testing.assert_array_equal(packing.lengths(packing.pack(block)), [3, 1, 0, 2])
+    assert Packing(fields[:1]).lengths(packing.pack(block)) is None

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,3 +151,41 @@ def test_seeds_give_different_orders():
 def test_lanes_are_shuffled_independently_of_each_other():
     order = Lanes(rows=1000, batch_size=10, seed=0).epoch(0).reshape(100, 10) // 10
     assert all((order[:, 0] != order[:, lane]).mean() > 0.9 for lane in range(1, 10))
+
+
+LENGTHS = np.random.default_rng(0).integers(50, 1500, 5000)
+
+
+def crew_by_length(rows, batch, workers, seed=0):
+    plain = crew(rows, batch, workers, seed)
+    return [replace(lane, lengths=LENGTHS[held]) for lane, held in zip(plain, shards(plain), strict=True)]
+
+
+def rows_by_lane(lanes, epoch):
+    """Per batch, its rows by number, whichever worker takes them."""
+    return [sorted(np.concatenate(batch).tolist()) for batch in batches(lanes, epoch)]
+
+
+@pytest.mark.parametrize(("rows", "batch", "workers"), combinations())
+def test_rows_grouped_by_length_are_seen_once_in_batches_that_no_number_of_workers_changes(
+    rows, batch, workers
+):
+    seen = rows_by_lane(crew_by_length(rows, batch, workers), epoch=3)
+    assert sorted(itertools.chain(*seen)) == list(range(rows))
+    assert seen == rows_by_lane(crew_by_length(rows, batch, 1), epoch=3)
+    assert [len(one) for one in seen] == [
+        len(one) for one in rows_by_lane(crew(rows, batch, workers), epoch=3)
+    ]
+
+
+def test_batches_of_rows_grouped_by_length_have_little_padding_and_differ_from_epoch_to_epoch():
+    def padded(lanes, epoch):
+        return sum(max(LENGTHS[batch]) * len(batch) for batch in rows_by_lane(lanes, epoch)) / LENGTHS.sum()
+
+    grouped = crew_by_length(len(LENGTHS), 16, 2)
+    assert padded(crew(len(LENGTHS), 16, 2), 0) > 1.7
+    assert padded(grouped, 0) < 1.2
+    first, second = (rows_by_lane(grouped, epoch) for epoch in (0, 1))
+    assert not set(map(tuple, first)) & set(map(tuple, second))
+    longest = [max(LENGTHS[batch]) for batch in first[:-1]]
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.2, "batches come in a random order"
