@@ -27,6 +27,7 @@ from shoal.plots.goodput import goodput_bars
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier, difference, write_rows
+from shoal.runs.callbacks import WORKERS_METRIC
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import draw_data
 from shoal.runs.goodput import spans
@@ -203,7 +204,7 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
     curves = {str(name): points[name] for name in ("train/loss", "val/loss") if name in points}
     title = folder.identity().name
     if curves:
-        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
+        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title, points.get(WORKERS_METRIC, [])))
     if outcome.confusion is not None:
         counts = np.array(outcome.confusion)
         matrix = confusion_matrix(
