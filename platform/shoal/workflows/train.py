@@ -22,15 +22,14 @@ from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
 from shoal.runs.data_notes import data_notes, write_data_report
 from shoal.runs.failure_policy import KINDS, account_of, decide, describe, fault_of
-from shoal.runs.finalize import package_and_verify, show_goodput
+from shoal.runs.finalize import note_resizes, package_and_verify, show_goodput
 from shoal.runs.goodput import measure_goodput, why_submitted
-from shoal.runs.goodput import resizes as find_resizes
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.locations import this_command
 from shoal.runs.machine import local_device
-from shoal.runs.mlflow_metadata import model_record, resize_tags, run_metadata
+from shoal.runs.mlflow_metadata import model_record, run_metadata
 from shoal.runs.resolve import as_begun
-from shoal.runs.timeline import Timeline, read_timeline
+from shoal.runs.timeline import Timeline
 from shoal.runs.validate import RunPlan, check_training
 from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
 from shoal.storage.failures import storage_error
@@ -260,9 +259,6 @@ class _TrainingRun(RunLifecycle):
         goodput = measure_goodput(self.folder, self.timeline.mark("down"))
         if goodput and outcome and status == "FINISHED":
             show_goodput(self.folder, self.attempt, outcome.progress.step, goodput)
-        resized = find_resizes(read_timeline(self.folder)) if self.config.scale.is_elastic else []
-        if resized and (metadata := self.folder.load(Metadata)):
-            self.folder.save(metadata.extended(tags=resize_tags(resized)))
         names = CheckpointStore(self.folder).names()
         result = TrainResult(
             status=status,
@@ -278,7 +274,7 @@ class _TrainingRun(RunLifecycle):
             sample=self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
             attempt=self.attempt,
             goodput=goodput,
-            resizes=resized,
+            resizes=note_resizes(self.folder) if self.config.scale.is_elastic else [],
         )
         self.folder.save(result)
         return result
