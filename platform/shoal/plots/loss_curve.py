@@ -42,7 +42,7 @@ def loss_figure(curves: Mapping[str, Curve], title: str, workers: Curve = ()) ->
         if now != before:
             axes.axvline(step, color="gray", linestyle=":", linewidth=1)
             axes.annotate(
-                f"{now:g} workers",
+                f"{now:g} worker{'s' * (now != 1)}",
                 (step, 0),
                 xycoords=("data", "axes fraction"),
                 rotation=90,

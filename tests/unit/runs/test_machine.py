@@ -128,3 +128,12 @@ def test_a_server_of_another_kind_is_no_cluster():
 def test_a_port_that_is_none_is_refused(address):
     with pytest.raises(ConfigError, match="cannot be used"):
         check_cluster(address)
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers():
+    check_resources(ScaleConfig(num_workers=[2, 64]), 2, 0, "the cluster")
+    says = r"scale.num_workers=\[3, 64\] \(at least 3\) x scale.cpus_per_worker=1 needs 3 CPUs and the cluster has 2"
+    with pytest.raises(ConfigError, match=says):
+        check_resources(ScaleConfig(num_workers=[3, 64]), 2, 0, "the cluster")
+    with pytest.raises(ConfigError, match=r"\(at least 3\) with scale.use_gpu=true needs 3 GPUs"):
+        check_resources(ScaleConfig(num_workers=[3, 64], use_gpu=True), 9, 2, "the cluster")
