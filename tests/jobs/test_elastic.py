@@ -8,10 +8,12 @@ import pytest
 
 from ray_nodes import head, node
 from running import SLOW_MODULE, Place, Trace, assert_close, eventually, mlflow_record
+from shoal.runs.callbacks import WORKERS_METRIC
 from shoal.runs.goodput import resizes
 from shoal.runs.timeline import read_timeline
-from shoal.storage.records import FailureRecord, Resize, TrainResult
+from shoal.storage.records import FailureRecord, Resize, TrainResult, TrialResult
 from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.long
 
@@ -90,3 +92,47 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
     twin.add_module("slow", SLOW_MODULE)
     assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
     assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
+
+
+def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
+    place: Place, tmp_path: Path
+) -> None:
+    """The trial that loses a node goes on with one worker, and the next one begins with one."""
+    place.add_module("slow", SLOW_MODULE)
+    settings = (
+        *SETTINGS[:3],
+        "train.epochs=1000",
+        "train.max_steps=1500",
+        "train.evaluate_every_steps=500",
+        "checkpoint.every_steps=50",
+        "optim.lr=0.01,0.1",
+    )
+    trial = RunFolder(f"{place.folder('run').uri}/trials/trial-0000")
+    with head() as address, node(address, "first", cpus=1), node(address, "second", cpus=1) as lost:
+        place.env["RAY_ADDRESS"] = address
+        process = place.start("tune", *settings, "scale.num_workers=[1, 2]")
+        eventually(lambda: last_step(trial) >= 150, 100, "the first trial makes steps")
+        lost.kill()
+        done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    undisturbed = twin.run("tune", *settings)
+    assert undisturbed.code == 0, undisturbed.err
+    for name in ("trial-0000", "trial-0001"):
+        mine, other = (
+            RunFolder(f"{one.folder('run').uri}/trials/{name}").load(TrialResult) for one in (place, twin)
+        )
+        assert mine is not None
+        assert other is not None
+        assert mine.outcome == other.outcome == "finished"
+        assert mine.metrics == pytest.approx(other.metrics, rel=1e-4)
+        assert mine.steps == other.steps == 1500
+        assert mine.samples_seen == other.samples_seen
+    workers = [point.value for point in JournalReader(trial).read() if point.key == WORKERS_METRIC]
+    assert (workers[0], workers[-1]) == (2.0, 1.0)
+
+
+def last_step(folder: RunFolder) -> int:
+    return max((point.step for point in JournalReader(folder).read() if point.key == "train/loss"), default=0)
