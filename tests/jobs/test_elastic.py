@@ -107,7 +107,7 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
         "checkpoint.every_steps=50",
         "optim.lr=0.01,0.1",
     )
-    trial = RunFolder(f"{place.folder('run').uri}/trials/trial-0000")
+    trial = RunFolder(f"{place.folder('run').uri}/trials/t0000")
     with head() as address, node(address, "first", cpus=1), node(address, "second", cpus=1) as lost:
         place.env["RAY_ADDRESS"] = address
         process = place.start("tune", *settings, "scale.num_workers=[1, 2]")
@@ -120,7 +120,7 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
     twin.add_module("slow", SLOW_MODULE)
     undisturbed = twin.run("tune", *settings)
     assert undisturbed.code == 0, undisturbed.err
-    for name in ("trial-0000", "trial-0001"):
+    for name in ("t0000", "t0001"):
         mine, other = (
             RunFolder(f"{one.folder('run').uri}/trials/{name}").load(TrialResult) for one in (place, twin)
         )
