@@ -78,7 +78,7 @@ def predict_on_cluster(
             max_task_retries=scale.max_failures,
         )
         shared, left = [ray.put(files), trust_code, settings, ray.put(read), output], list(fragments)
-        actors = [make.remote(*shared) for _ in range(min(scale.num_workers, len(left)))]
+        actors = [make.remote(*shared) for _ in range(min(scale.most_workers, len(left)))]
         busy = {actor.predict.remote(left.pop(0)): actor for actor in actors}
         while busy:
             [ready], _ = ray.wait(list(busy), num_returns=1)

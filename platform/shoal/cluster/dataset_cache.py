@@ -6,7 +6,7 @@ It does not know trials, only how many will need which data: what none needs any
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,12 @@ class CachedDataset:
 
     Attributes:
         plan: of the first run that asked for it.
+        shard_refs: by the number of parts, of which trials with a range of workers need several.
     """
 
     plan: RunPlan
     info: DatasetInfo
-    shard_refs: ShardRefs
+    shard_refs: Mapping[int, ShardRefs]
 
 
 class DatasetCache:
@@ -75,8 +76,10 @@ class DatasetCache:
 
     def put(self, plan: RunPlan) -> DatasetInfo:
         """Put the rows of a validated plan into the object store, divided among its workers."""
-        dataset_info, shard_refs = put_shards(plan, plan.config.scale.data_size)
-        self._keep(CachedDataset(plan, dataset_info, shard_refs))
+        scale = plan.config.scale
+        put = {parts: put_shards(plan, parts) for parts in map(scale.parts, scale.sizes)}
+        dataset_info, _ = put[scale.data_size]
+        self._keep(CachedDataset(plan, dataset_info, {parts: refs for parts, (_, refs) in put.items()}))
         return dataset_info
 
     def _keep(self, cached: CachedDataset) -> None:

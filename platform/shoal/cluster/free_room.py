@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SAY_EVERY_S = 30.0
@@ -50,8 +50,8 @@ def describe_wait(
     """
     if not room.is_pending:
         return None
-    there = sum(_fits(room.needs, node) for node in room.nodes)
-    free = _fits(room.needs, room.free)
+    there = sum(fits(room.needs, node) for node in room.nodes)
+    free = fits(room.needs, room.free)
     if there >= workers and free >= workers:
         return None
     gone = sorted(earlier_hosts - room.hosts)
@@ -63,7 +63,7 @@ def describe_wait(
     return f"{lost}waiting for {_amounts(room.needs, workers - free, free, workers)}, which others use"
 
 
-def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> int:
+def fits(needs: Mapping[str, float], has: Mapping[str, float]) -> int:
     """Return how many workers a node has room for."""
     return min(math.floor(has.get(name, 0.0) / amount + TINY) for name, amount in needs.items() if amount)
 
@@ -109,8 +109,17 @@ class RoomWatch:
         workers: int,
         earlier_hosts: frozenset[str],
         say: Callable[[str], None],
+        is_pending: bool = False,
     ) -> None:
+        """Take what is waited for.
+
+        Args:
+            earlier_hosts: where the workers were before.
+            say: is called with the words.
+            is_pending: whether the driver holds them back until there is room, so that Ray knows of none that waits.
+        """
         self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
+        self._is_pending = is_pending
         self._look_s = self._say_s = 0.0
         self._since_s = time.monotonic()
         self._said: str | None = None
@@ -135,7 +144,9 @@ class RoomWatch:
         """Ask Ray, and say what is waited for."""
         now = time.monotonic()
         waited_s = now - self._since_s
-        words = describe_wait(look(self._needs), self._workers, self._earlier, waited_s)
+        room = look(self._needs)
+        room = replace(room, is_pending=room.is_pending or self._is_pending)
+        words = describe_wait(room, self._workers, self._earlier, waited_s)
         if words is not None and (words != self._said or now >= self._say_s):
             self._say(words)
             self._say_s = now + SAY_EVERY_S

@@ -11,6 +11,7 @@ from typing import Any
 
 from shoal.cluster import session
 from shoal.cluster.draining import DrainWatch
+from shoal.cluster.elastic import GroupSize
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.status_board import open_board
 from shoal.cluster.worker_failure import add_lost_peers, faults_of_hang, find_faults, stacks_of
@@ -39,13 +40,15 @@ class GroupWatch:
         statuses: what each worker said last, by rank.
         hang: that ended the attempt.
         left: the hosts that are being drained, for which the workers were asked to end.
+        grows_to: the larger size, for which the workers were asked to end.
     """
 
-    def __init__(self, workers: int, room: RoomWatch) -> None:
-        self._workers, self._room = workers, room
+    def __init__(self, workers: int, room: RoomWatch, size: GroupSize) -> None:
+        self._workers, self._room, self._size = workers, room, size
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
         self.left: frozenset[str] = frozenset()
+        self.grows_to: int | None = None
         self._draining = DrainWatch()
         self._reports: dict[int, ProcessReport] = {}
         self._reading: Any = None
@@ -68,6 +71,11 @@ class GroupWatch:
         return frozenset(status.host for status in self.statuses.values())
 
     @property
+    def was_left(self) -> bool:
+        """Whether the workers were asked to write a checkpoint and to end, so that others go on."""
+        return bool(self.left) or self.grows_to is not None
+
+    @property
     def is_waiting(self) -> bool:
         """Whether no worker has spoken yet, since the cluster lacks room."""
         return not self.statuses and self._room.is_waiting
@@ -87,8 +95,10 @@ class GroupWatch:
                 return
             if judges:
                 self._judge()
-            if not self.left:
+            if not self.was_left:
                 self._leave_what_is_drained()
+            if judges and not self.was_left and not self.hang:
+                self._leave_for_more()
 
     def _has_read(self) -> bool:
         """Read the board without waiting; return whether there is news."""
@@ -124,6 +134,18 @@ class GroupWatch:
             logger.warning(
                 "%s is being drained: a checkpoint is written, and training goes on elsewhere",
                 ", ".join(sorted(self.left)),
+            )
+
+    def _leave_for_more(self) -> None:
+        """Ask the workers for a checkpoint and their end, if there is room for more of them and all make steps."""
+        if len(self.statuses) < self._workers or not all(status.step for status in self.statuses.values()):
+            return
+        self.grows_to = self._size.larger(self._workers)
+        if self.grows_to is not None:
+            self.board.leave.remote()
+            logger.warning(
+                "there is room for %d workers: a checkpoint is written, and training goes on with them",
+                self.grows_to,
             )
 
     def decide(

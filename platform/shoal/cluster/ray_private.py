@@ -30,6 +30,11 @@ The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
     A busy machine may take longer, and Ray takes no other limit. Without it, there is no second try.
 `ray._private.runtime_env.packaging` (`upload_size`)
     What a job uploads, by the same rules as Ray. Without it, the size is not known, and not checked.
+`ray._private.state.available_resources_per_node` (`free_resources`)
+    What each node has free, from which an elastic run chooses its size. Without it, what the whole cluster has counts
+    as one node's.
+Variable RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S (`START_TIMEOUT`), `WorkerGroupStartupTimeoutError` (`found_no_room`)
+    An elastic run chooses another size when its workers find no place. Without it, they wait for their place.
 `ray._private.state.state.get_draining_nodes` (`draining_nodes`)
     A node that is being drained is left before its end, with a checkpoint. Without it, its workers are lost then.
 `ray._raylet.GcsClient`, `JobInfoStorageClient.JOB_DATA_KEY` (`job_submitted_ms`)
@@ -79,6 +84,8 @@ TRAIN_ENV = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 # Ray's memory monitor ended a process.
 OUT_OF_MEMORY = ("low on memory", "OutOfMemoryError", "memory monitor", "memory usage threshold")
@@ -195,6 +202,26 @@ def job_submitted_ms(address: str, job: str) -> int | None:
         found = GcsClient(address=address).internal_kv_get(key, KV_NAMESPACE_JOB)
         return int(json.loads(found)["start_time"])
     return None
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what each live node has free, by Ray's names of nodes and resources.
+
+    Raises:
+        Exception: Ray's server does not answer.
+    """
+    import ray
+
+    ask = getattr(getattr(ray._private, "state", None), "available_resources_per_node", None)
+    if ask is not None:
+        return dict(ask())
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    return {name: ray.available_resources() for name in alive[:1]}
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether Ray Train gave up on places for its workers, none of which has started."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def actor_id(actor: Any) -> str:

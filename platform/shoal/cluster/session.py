@@ -51,7 +51,7 @@ def connect(scale: ScaleConfig, spare_cpus: int) -> Kind:
     there = int(has.get(kind.resource, 0)) if kind.resource else 0
     spare = 0 if is_own else spare_cpus
     check_resources(scale, has.get("CPU", 0.0) - spare, there, "the cluster", spare, kind.resource)
-    return kind if scale.use_gpu and there >= scale.num_workers else CPU
+    return kind if scale.use_gpu and there >= scale.fewest_workers else CPU
 
 
 def join(spare_cpus: int = 0) -> bool:

@@ -1,6 +1,7 @@
 """Partitions a source's rows among workers through Ray's object store, and makes a worker's shard of its part."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,31 @@ class ShardRefs:
     refs: list[list[Any]]
     resident: bool
     redrawn: Any = None
+
+
+# Returns the rows of a run, divided into so many parts.
+ShardsFn = Callable[[int], ShardRefs]
+
+
+class Shards:
+    """The rows of a run by the number of parts that they are divided into; those of the last number alone are kept."""
+
+    def __init__(self, plan: RunPlan, num_workers: int) -> None:
+        """Read and divide the rows.
+
+        Raises:
+            DataError: a problem that is found by reading all rows.
+        """
+        self._plan = plan
+        self.dataset_info, shard_refs = put_shards(plan, num_workers)
+        self._kept = {num_workers: shard_refs}
+
+    def __call__(self, num_workers: int) -> ShardRefs:
+        """Return the rows for so many workers; another number than before has them read and divided again."""
+        if num_workers not in self._kept:
+            self._kept.clear()  # room for the others
+            _, self._kept[num_workers] = put_shards(self._plan, num_workers)
+        return self._kept[num_workers]
 
 
 def spare_cpus(plan: RunPlan) -> int:

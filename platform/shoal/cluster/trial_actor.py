@@ -10,6 +10,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class TrialSpec:
     """What the driver passes to the actor for one trial; picklable."""
 
     worker: WorkerSpec
-    shard_refs: ShardRefs
+    shard_refs: Mapping[int, ShardRefs]  # by the number of parts
     waits_for_decision: bool  # whether training waits at each report for the driver's decision
     kind: Kind  # of the device that each worker has
     is_distributed: bool
@@ -147,10 +148,11 @@ class TrialActor:
         worker = replace(spec.worker, flops_per_sample=write_metadata(spec.worker, folder))
         if spec.is_distributed:
             decide: DecideFn = _RemoteDecide(ray.get_runtime_context().current_actor)
-            WorkerGroup(worker.config.scale, spec.kind, spec.shard_refs).train(worker, folder, decide)
+            group = WorkerGroup(worker.config.scale, spec.kind, spec.shard_refs.__getitem__)
+            group.train(worker, folder, decide)
         else:
             device = own_device(spec.kind)
-            shard = make_shard(worker, spec.shard_refs, rank=0, size=1, device=device)
+            shard = make_shard(worker, spec.shard_refs[1], rank=0, size=1, device=device)
             clock = Clock()
             self._observer = Observer(0, clock)
             run_worker(worker, shard, SingleProcess(), device, self.report, False, clock)

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from shoal.cluster.elastic import GroupSize
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
+from shoal.cluster.ray_private import found_no_room
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
-from shoal.cluster.shard_store import ShardRefs, make_shard
+from shoal.cluster.shard_store import ShardRefs, ShardsFn, make_shard
 from shoal.cluster.status_board import speaking
 from shoal.cluster.worker_failure import error_of, is_peer_error, load_error
 from shoal.devices import Kind
@@ -45,7 +47,7 @@ class WorkerGroup:
         self,
         scale: ScaleConfig,
         kind: Kind,
-        shard_refs: ShardRefs,
+        shards: ShardsFn,
         command: str | None = None,
         timeline: Timeline | None = None,
     ) -> None:
@@ -53,11 +55,13 @@ class WorkerGroup:
 
         Args:
             kind: of the device that each has.
+            shards: returns the rows, divided into so many parts.
             command: that a person gives to go on after a failure.
             timeline: of a run; a trial has none.
         """
-        self._scale, self._kind, self._shard_refs = scale, kind, shard_refs
+        self._scale, self._kind, self._shards = scale, kind, shards
         self._command, self._timeline = command, timeline
+        self._workers: int | None = None  # of the last start
 
     def train(self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None = None) -> None:
         """Run `run_worker` on all workers until it ends; after a loss, a hang or a drained host, run it again.
@@ -73,42 +77,72 @@ class WorkerGroup:
         earlier: FailureRecord | None = None
         hosts: frozenset[str] = frozenset()
         why = ""
-        for number in itertools.count():
-            room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
-            if self._timeline:
-                self._timeline.mark("start", workers=number, why=why)
-            with GroupWatch(self._scale.num_workers, room) as watch:
-                error = self._attempt(replace(spec, start=number), folder, decide, watch)
-                if error is None and not self._goes_on_elsewhere(watch, folder):
-                    return
-                if error is None:
-                    why, hosts = (
-                        f"interrupted: {', '.join(sorted(watch.left))} was drained",
-                        watch.hosts - watch.left,
-                    )
-                    continue
-                if folder.is_stop_requested(by_others=False):
-                    raise Interrupted("interrupted; the same command resumes from the last checkpoint")
-                decision = watch.decide(error, folder, earlier, self._scale.max_failures)
-            earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
-            with contextlib.suppress(OSError):  # it may be what failed
-                folder.clear_leftovers()
-                folder.save(earlier)
-            if self._timeline:
-                self._timeline.mark("down", lost="hang" if earlier.kind == "hang" else "down")
-            if not decision.retries:
-                raise error_of(decision, folder) from error
-            why = earlier.message
-            logger.warning("%s", why)
+        with GroupSize(self._scale, self._needs, _say_waiting) as size:
+            for number in itertools.count():
+                workers = self._begin(size, number, why, hosts, folder)
+                room = RoomWatch(self._needs, workers, hosts, _say_waiting)
+                with GroupWatch(workers, room, size) as watch:
+                    error = self._attempt(replace(spec, start=number), workers, folder, decide, watch)
+                    if error is None and not self._goes_on(watch, folder):
+                        return
+                    if error is None:
+                        why, hosts = self._leave(watch, folder), watch.hosts - watch.left
+                        continue
+                    if found_no_room(error):
+                        continue
+                    if folder.is_stop_requested(by_others=False):
+                        raise _interrupted()
+                    decision = watch.decide(error, folder, earlier, self._scale.max_failures)
+                earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
+                with contextlib.suppress(OSError):  # it may be what failed
+                    folder.clear_leftovers()
+                    folder.save(earlier)
+                if self._timeline:
+                    self._timeline.mark("down", lost="hang" if earlier.kind == "hang" else "down")
+                if not decision.retries:
+                    raise error_of(decision, folder) from error
+                why = earlier.message
+                logger.warning("%s", why)
+
+    def _begin(self, size: GroupSize, number: int, why: str, hosts: frozenset[str], folder: RunFolder) -> int:
+        """Choose how many workers are started, once there is room for them, and say so; return how many."""
+
+        def check() -> None:
+            if folder.is_stop_requested(by_others=False):
+                raise _interrupted()
+
+        def enter(is_waiting: bool) -> None:
+            if self._timeline and is_waiting:
+                self._timeline.enter("waiting")
+
+        workers, before = size.choose(hosts, check, enter), self._workers
+        if before not in (None, workers):
+            logger.warning("training goes on with %d instead of %d workers", workers, before)
+            why = f"{why}; with {workers} instead of {before} workers"
+        self._workers = workers
+        if self._timeline:
+            elastic = {"size": workers} if self._scale.is_elastic else {}
+            self._timeline.mark("start", workers=number, why=why, **elastic)
+        return workers
 
     @staticmethod
-    def _goes_on_elsewhere(watch: GroupWatch, folder: RunFolder) -> bool:
-        """Whether the workers have ended before their last step, for a host that is being drained."""
-        outcome = folder.load(Outcome) if watch.left else None
-        if outcome is None or outcome.ended != "interrupted" or folder.is_stop_requested(by_others=False):
-            return False
+    def _goes_on(watch: GroupWatch, folder: RunFolder) -> bool:
+        """Whether the workers have ended before their last step since they were asked to, so that others go on."""
+        outcome = folder.load(Outcome) if watch.was_left else None
+        return (
+            outcome is not None
+            and outcome.ended == "interrupted"
+            and not folder.is_stop_requested(by_others=False)
+        )
+
+    def _leave(self, watch: GroupWatch, folder: RunFolder) -> str:
+        """Drop how the workers ended, which were asked to; return why."""
         folder.delete(Outcome.file)
-        return True
+        if self._timeline and self._scale.is_elastic:
+            self._timeline.mark("down")
+        if watch.left:
+            return f"interrupted: {', '.join(sorted(watch.left))} was drained"
+        return f"interrupted: there is room for {watch.grows_to} workers"
 
     @property
     def _needs(self) -> dict[str, float]:
@@ -116,7 +150,12 @@ class WorkerGroup:
         return {"CPU": self._scale.cpus_per_worker} | self._kind.resources
 
     def _attempt(
-        self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
+        self,
+        spec: WorkerSpec,
+        workers: int,
+        folder: RunFolder,
+        decide: DecideFn | None,
+        watch: GroupWatch,
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -129,13 +168,13 @@ class WorkerGroup:
             train_loop_config={
                 "spec": spec,
                 "kind": self._kind,
-                "shard_refs": self._shard_refs,
+                "shard_refs": self._shards(self._scale.parts(workers)),
                 "decide": decide,
                 "board": watch.board,
             },
             torch_config=TorchConfig(backend=self._kind.backend, timeout_s=int(COLLECTIVE_TIMEOUT_S)),
             scaling_config=ScalingConfig(
-                num_workers=self._scale.num_workers,
+                num_workers=workers,
                 use_gpu=self._kind.resource == "GPU",
                 resources_per_worker=self._needs,
             ),
@@ -143,7 +182,10 @@ class WorkerGroup:
                 name=f"attempt-{spec.attempt}-{spec.start}",
                 storage_path=path,
                 storage_filesystem=None if folder.is_local else filesystem,
-                failure_config=FailureConfig(max_failures=0),
+                # Places that are not found are waited for, unless other workers can do without them.
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=0 if self._scale.is_elastic else -1
+                ),
             ),
         )
         outcome: list[BaseException | None] = []
@@ -170,6 +212,10 @@ class WorkerGroup:
         with contextlib.suppress(OSError):
             folder.delete(RAY_STATE)
         return outcome[0]
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted; the same command resumes from the last checkpoint")
 
 
 def _say_waiting(words: str) -> None:

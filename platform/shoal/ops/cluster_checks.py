@@ -61,7 +61,8 @@ def check_room(scale: ScaleConfig, cpus: float, gpus: int, nodes: int) -> list[F
         value, remedy = value_and_remedy(error)
         rule = "all workers run at the same time"
         return [Finding(check="workers", level="fatal", where="all", value=value, rule=rule, remedy=remedy)]
-    value = f"{scale.num_workers} workers; {nodes} nodes with {cpus:g} CPUs and {gpus} GPUs"
+    workers = f"{scale.fewest_workers} to {scale.most_workers}" if scale.is_elastic else scale.most_workers
+    value = f"{workers} workers; {nodes} nodes with {cpus:g} CPUs and {gpus} GPUs"
     return [Finding(check="workers", where="all", value=value)]
 
 

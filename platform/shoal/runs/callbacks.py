@@ -27,6 +27,7 @@ from shoal.training.loop import TrainingLoop
 from shoal.training.throughput import Workload
 
 LOCAL_STOP_POLL_S = 0.2
+WORKERS_METRIC = "perf/num_workers"
 
 
 class Attempt:
@@ -150,10 +151,23 @@ class ThroughputLog:
     """A metric log that adds throughput and peak memory to the metrics of each evaluation."""
 
     def __init__(
-        self, journal: Journal | NoJournal, attempt: Attempt, device: torch.device, timeline: WorkerTimeline
+        self,
+        journal: Journal | NoJournal,
+        attempt: Attempt,
+        device: torch.device,
+        timeline: WorkerTimeline,
+        workers: int | None = None,
     ) -> None:
+        """Set up.
+
+        Args:
+            workers: how many there are, where that number may change: it is logged as well, and at once.
+        """
         self._journal, self._attempt, self._device, self._timeline = journal, attempt, device, timeline
         self._samples, self._busy_s = attempt.samples_before, 0.0
+        self._own = {} if workers is None else {WORKERS_METRIC: float(workers)}
+        if self._own:
+            journal.log(attempt.progress.step, self._own)
 
     def log(self, step: int, metrics: dict[str, float], at_s: float | None = None) -> None:
         if "val/loss" in metrics:
@@ -162,7 +176,7 @@ class ThroughputLog:
             perf["peak_memory_bytes"] = float(peak_bytes(self._device))
             # MLflow shows system/* on a page of their own, and samples per second among the curves.
             groups = {name: "perf" if name == "samples_per_second" else "system" for name in perf}
-            metrics = metrics | {f"{groups[name]}/{name}": value for name, value in perf.items()}
+            metrics = metrics | {f"{groups[name]}/{name}": value for name, value in perf.items()} | self._own
         self._journal.log(step, metrics, at_s)
 
     def flush(self) -> None:

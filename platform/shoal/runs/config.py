@@ -1,6 +1,6 @@
 """The whole config of a run: every section joined, and the `scale` section."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,7 +37,11 @@ FREE_ON_RESUME = (
 
 
 class ScaleConfig(Section):
-    num_workers: int = Field(2, ge=0, description="Ray Train workers; 0 trains in this process without Ray")
+    num_workers: Annotated[int, Field(ge=0)] | list[int] = Field(
+        2,
+        description="Ray Train workers; 0 trains in this process without Ray; [min, max]: as many as there is room "
+        "for at the time",
+    )
     use_gpu: bool | Literal["auto"] = Field(
         "auto", description="a GPU for each worker; auto: if there are enough"
     )
@@ -73,14 +77,55 @@ class ScaleConfig(Section):
         return self.use_gpu is True or self.accelerator not in ("auto", "cpu")
 
     @property
+    def _range(self) -> tuple[int, int]:
+        """The least and the greatest number of workers that is asked for."""
+        asked = self.num_workers
+        return (asked, asked) if isinstance(asked, int) else (asked[0], asked[1])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of workers that are possible, rising: those that divide into tensor-parallel groups."""
+        least, most = self._range
+        return tuple(size for size in range(least, most + 1) if size % max(1, self.tensor_size) == 0)
+
+    @property
+    def most_workers(self) -> int:
+        """What is planned with; a training has fewer workers while the cluster lacks room for them."""
+        return self.sizes[-1]
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without room for so many, a training waits."""
+        return self.sizes[0]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return len(self.sizes) > 1
+
+    @property
     def tensor_size(self) -> int:
         """Workers of a tensor-parallel group."""
-        return {"tp": self.num_workers, "fsdp+tp": self.tp_size or 2}.get(self.strategy, 1)
+        return {"tp": self._range[1], "fsdp+tp": self.tp_size or 2}.get(self.strategy, 1)
 
     @property
     def data_size(self) -> int:
-        """Into how many parts the data are divided."""
-        return self.num_workers // self.tensor_size if self.num_workers else 0
+        """Into how many parts the data are divided, at most."""
+        return self.parts(self.most_workers)
+
+    def parts(self, workers: int) -> int:
+        """Return into how many parts the data are divided among so many workers."""
+        return workers // self.tensor_size if workers else 0
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _is_a_range(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        are_numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in value)
+        if not (len(value) == 2 and are_numbers and 1 <= value[0] <= value[1]):
+            raise ValueError("a range is two whole numbers [min, max], with 1 <= min <= max")
+        return value
 
     @model_validator(mode="after")
     def _has_one_device(self) -> "ScaleConfig":
@@ -91,7 +136,7 @@ class ScaleConfig(Section):
             raise ValueError(
                 f"{chosen} with scale.use_gpu=false asks for a device and for none; leave one of them out"
             )
-        if self.accelerator == "mps" and self.num_workers > 1:
+        if self.accelerator == "mps" and self._range[1] > 1:
             raise ValueError(
                 f"{chosen} with scale.num_workers={self.num_workers}: a machine has one such device, and gloo does not "
                 "add its tensors over machines; set scale.num_workers=0 or 1"
@@ -101,7 +146,7 @@ class ScaleConfig(Section):
     @model_validator(mode="after")
     def _can_be_shared(self) -> "ScaleConfig":
         chosen = f"scale.strategy={self.strategy}"
-        if self.strategy != "ddp" and self.num_workers == 0:
+        if self.strategy != "ddp" and self._range[1] == 0:
             raise ValueError(
                 f"{chosen} with scale.num_workers=0 (0 workers): a model is shared among Ray Train workers; "
                 "set scale.num_workers to 1 or more, or scale.strategy=ddp"
@@ -111,7 +156,12 @@ class ScaleConfig(Section):
                 f"scale.tp_size={self.tp_size} with {chosen}: only fsdp+tp divides its workers into groups; "
                 "leave scale.tp_size out, or set scale.strategy=fsdp+tp"
             )
-        if self.num_workers % max(1, self.tensor_size):
+        if self.strategy == "tp" and self._range[0] < self._range[1]:
+            raise ValueError(
+                f"scale.num_workers={self.num_workers} with {chosen}, which divides each block among all workers: set "
+                "one number, or scale.strategy=fsdp+tp"
+            )
+        if not self.sizes:
             raise ValueError(
                 f"scale.num_workers={self.num_workers} does not divide into tensor-parallel groups of "
                 f"scale.tp_size={self.tensor_size}: set it to a multiple of {self.tensor_size}"
@@ -166,7 +216,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.global_batch_size={self.data.global_batch_size} is less than "
                 f"scale.num_workers={self.scale.num_workers}: every worker needs a sample of each batch: "
-                f"set data.global_batch_size={self.scale.num_workers} or more"
+                f"set data.global_batch_size={self.scale.most_workers} or more"
             )
         return self
 

@@ -27,12 +27,14 @@ from shoal.plots.goodput import goodput_bars
 from shoal.plots.loss_curve import loss_curve
 from shoal.registry.package import save_model
 from shoal.registry.verify import Verifier, difference, write_rows
+from shoal.runs.callbacks import WORKERS_METRIC
 from shoal.runs.config import RunConfig
 from shoal.runs.data_notes import draw_data
-from shoal.runs.goodput import spans
+from shoal.runs.goodput import resizes, spans
+from shoal.runs.mlflow_metadata import resize_tags
 from shoal.runs.timeline import read_timeline
 from shoal.runs.transcripts import write_transcripts
-from shoal.storage.records import Goodput, Identity, Outcome, Verified
+from shoal.storage.records import Goodput, Identity, Metadata, Outcome, Resize, Verified
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, PICTURES, SAMPLE, RunFolder
 from shoal.tasks.registry import TASKS, TaskName
 from shoal.tracking.journal import Journal, JournalReader
@@ -203,7 +205,7 @@ def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo
             curves.setdefault(point.key, []).append((point.step, point.value))
     title = folder.identity().name
     if curves:
-        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title))
+        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title, points.get(WORKERS_METRIC, [])))
     if outcome.confusion is not None:
         counts = np.array(outcome.confusion)
         matrix = confusion_matrix(
@@ -230,6 +232,14 @@ def show_goodput(folder: RunFolder, attempt: int, step: int, found: Goodput) -> 
         folder.write(
             f"{PICTURES}/goodput.png", goodput_bars(spans(marks, end_ms), begun_s, found.seconds, title)
         )
+
+
+def note_resizes(folder: RunFolder) -> list[Resize]:
+    """Return the changes of a run's number of workers, and have a tag in MLflow name them."""
+    found = resizes(read_timeline(folder))
+    if found and (metadata := folder.load(Metadata)):
+        folder.save(metadata.extended(tags=resize_tags(found)))
+    return found
 
 
 def _draw_boxes(folder: RunFolder, weights: Path, example: Block) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from shoal.runs.timeline import Mark, read_timeline
 from shoal.storage.lease import now_ms
-from shoal.storage.records import AttemptBegun, Goodput, Identity
+from shoal.storage.records import AttemptBegun, Goodput, Identity, Resize
 from shoal.storage.run_folder import RunFolder
 from shoal.training.checkpoint.interval import mean_time_between_failures_s
 
@@ -97,6 +97,24 @@ def attempts(marks: Sequence[Mark]) -> list[AttemptBegun]:
         elif begun and _resumes(before, mark):
             begun[-1] = begun[-1].model_copy(update={"step": mark.step})
     return begun
+
+
+def resizes(marks: Sequence[Mark]) -> list[Resize]:
+    """Return the changes of the number of workers that came to a step, of a run in which it may change."""
+    found: list[Resize] = []
+    size: int | None = None  # of the workers that made steps last
+    begun, why = Mark(0, "down"), ""
+    for before, mark in pairwise([begun, *marks]):
+        why = mark.why or why
+        if mark.size is not None:
+            begun = mark
+        elif begun.size is not None and mark.step is not None and _resumes(before, mark):
+            if size not in (None, begun.size):
+                found.append(
+                    Resize(at_ms=mark.at_ms, step=mark.step, before=size, workers=begun.size, why=why)
+                )
+            size = begun.size
+    return found
 
 
 def _resumes(before: Mark, mark: Mark) -> bool:

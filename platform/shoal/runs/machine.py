@@ -104,10 +104,10 @@ def check_local(scale: ScaleConfig, cluster_address: str | None) -> None:
     Raises:
         ConfigError: with the arithmetic.
     """
-    if cluster_address is not None and scale.num_workers:
+    if cluster_address is not None and scale.most_workers:
         return
     kind = devices.find(scale.accelerator)
-    if scale.num_workers:
+    if scale.most_workers:
         cpus, there = float(os.cpu_count() or 1), _accelerators(kind)
         check_resources(scale, cpus, there, "this machine", resource=kind.resource)
 
@@ -149,18 +149,19 @@ def check_resources(
     Raises:
         ConfigError: with the arithmetic.
     """
-    workers = scale.num_workers
+    workers = scale.fewest_workers
+    asked = f"scale.num_workers={scale.num_workers}{f' (at least {workers})' if scale.is_elastic else ''}"
     if scale.needs_accelerator and workers > accelerators:
         key = "use_gpu=true" if scale.use_gpu is True else f"accelerator={scale.accelerator}"
         raise ConfigError(
-            f"scale.num_workers={workers} with scale.{key} needs {workers} {resource or 'GPU'}s and {where} has "
+            f"{asked} with scale.{key} needs {workers} {resource or 'GPU'}s and {where} has "
             f"{accelerators}: lower scale.num_workers, or set scale.{key.partition('=')[0]}=auto"
         )
     needed = workers * scale.cpus_per_worker
     if needed > cpus + 1e-9:
         kept = f" ({spare} are kept for Ray Data, which streams)" if spare else ""
         raise ConfigError(
-            f"scale.num_workers={workers} x scale.cpus_per_worker={scale.cpus_per_worker:g} needs {needed:g} CPUs "
+            f"{asked} x scale.cpus_per_worker={scale.cpus_per_worker:g} needs {needed:g} CPUs "
             f"and {where} has {cpus:g}{kept}: set scale.cpus_per_worker={max(cpus, 0.1) / workers:.2g} or lower "
             "scale.num_workers"
         )

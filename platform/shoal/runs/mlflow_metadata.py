@@ -18,7 +18,7 @@ from shoal.models.size import ModelSize
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import submission_id
 from shoal.runs.transcripts import TABLE_TAG
-from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, RunsTable
+from shoal.storage.records import DatasetRecord, Environment, Metadata, ModelRecord, Resize, RunsTable
 from shoal.tasks.metrics import best_name
 from shoal.tasks.registry import TASKS
 
@@ -37,6 +37,7 @@ PARAMS = (
     "train.epochs",
     "train.precision",
 )
+MOST_RESIZES = 50  # that a tag names, the last ones
 
 
 def run_metadata(
@@ -61,6 +62,12 @@ def run_metadata(
         table=runs_table(("model.width", "optim.lr"), "val/loss", config, is_ascending=True),
         environment=_environment() if with_environment else None,
     )
+
+
+def resize_tags(resizes: Sequence[Resize]) -> dict[str, str]:
+    """Return the tag that says when the number of workers changed, e.g. `2 to 1 at step 120, 1 to 2 at step 300`."""
+    last = [f"{one.before} to {one.workers} at step {one.step}" for one in resizes[-MOST_RESIZES:]]
+    return {"shoal.resizes": ", ".join([*(["..."] if len(resizes) > MOST_RESIZES else []), *last])}
 
 
 def training_dataset(

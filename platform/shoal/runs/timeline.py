@@ -40,6 +40,7 @@ class Mark:
         lost: what the time since the mark before was; None: what that mark says.
         why: an attempt begins, for this reason.
         workers: the driver starts its workers, for the n-th time, from 0.
+        size: how many of them, where that number may change.
     """
 
     at_ms: int
@@ -49,6 +50,7 @@ class Mark:
     lost: State | None = None
     why: str = ""
     workers: int | None = None
+    size: int | None = None
 
     def to_line(self) -> bytes:
         values = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -70,17 +70,17 @@ def validate(config: RunConfig, connect: Connect, compared: Sequence[tuple[str, 
     """
     address = cluster_address()
     check_local(config.scale, address)
-    if config.scale.num_workers and address is not None:
+    if config.scale.most_workers and address is not None:
         check_cluster(address)
     TASKS[config.task].check_installed()
     find_builder(config.model.name)
     check_optimizer(config.optim)
     check_callbacks(config.train.callbacks)
-    if config.scale.num_workers and _uses_ray(config.data.source):
+    if config.scale.most_workers and _uses_ray(config.data.source):
         connect(config.scale, 1)
     source = open_data(config.data, config.task, config.seed)
     preprocessing = preprocessing_spec(config.data, config.task, config.seed, source)
-    if config.scale.num_workers and not source.is_small:
+    if config.scale.most_workers and not source.is_small:
         return RunPlan(config, source, preprocessing, None, None)
     dataset_info = inspect_source(source, preprocessing)
     size = check_training(config, dataset_info, source, preprocessing, compared)

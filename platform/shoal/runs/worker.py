@@ -150,7 +150,9 @@ def run_worker(
             _checkpoint_writer(spec, loop, store, folder, journal, attempt, timeline, identity.key)
         )
         callbacks = Callbacks(
-            metric_log=ThroughputLog(journal, attempt, device, timeline),
+            metric_log=ThroughputLog(
+                journal, attempt, device, timeline, collective.size if config.scale.is_elastic else None
+            ),
             save=checkpoints.save,
             is_stop_requested=_stop_requests(folder, collective.rank, is_to_leave),
             is_save_due=checkpoints.is_due,

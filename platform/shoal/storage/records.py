@@ -572,6 +572,23 @@ class AttemptBegun(Part):
     step: int | None = None
 
 
+class Resize(Part):
+    """Workers that were started again in another number.
+
+    Attributes:
+        at_ms: when they went on, in Unix milliseconds.
+        step: that they went on from.
+        before, workers: how many there were, and are.
+        why: the larger group was started, or what ended the one before.
+    """
+
+    at_ms: int
+    step: int
+    before: int
+    workers: int
+    why: str
+
+
 class Goodput(Part):
     """What the seconds of a run went to, from its first submission on, over all attempts.
 
@@ -643,7 +660,9 @@ class TrainResult(Result):
         mfu: its share of the GPUs' dense peak; null where that is not known.
         peak_memory_bytes: of the worker that took most: tensors on a GPU, the process on a CPU.
         micro_batch_size: what `train.micro_batch_size` came to; null is a worker's whole part of the batch.
-        world_size: workers.
+        world_size: workers, at the end.
+        resizes: of `scale.num_workers=[min, max]`: each change of their number, with `at_ms`, the `step` that they went
+            on from, how many there were `before`, how many `workers` there are since, and `why`.
         depends_on_workers: why the result depends on their number; null where nothing is known to make it.
         device: of worker 0.
         gradient_transport: `shared memory`, `gloo` or `nccl`; null without Ray.
@@ -678,6 +697,7 @@ class TrainResult(Result):
     peak_memory_bytes: int | None = None
     micro_batch_size: int | None = None
     world_size: int | None = None
+    resizes: list[Resize] = Field(default_factory=list)
     depends_on_workers: str | None = None
     device: str | None = None
     gradient_transport: str | None = None

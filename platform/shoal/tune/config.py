@@ -64,7 +64,9 @@ class TuneConfig(Section):
 class TrialScaleConfig(ScaleConfig):
     """The section `scale`, of each trial."""
 
-    num_workers: int = Field(1, ge=1, description="Ray Train workers of each trial")
+    num_workers: Annotated[int, Field(ge=1)] | list[int] = Field(
+        1, description="Ray Train workers of each trial; [min, max]: as many as there is room for at the time"
+    )
 
 
 class TrialTrackConfig(TrackConfig):
@@ -191,7 +193,7 @@ class SweepConfig(RunConfig):
     @property
     def is_distributed(self) -> bool:
         """Whether each trial has Ray Train workers of its own; else it is one process, which is reused."""
-        return self.scale.num_workers > 1
+        return self.scale.most_workers > 1
 
     def trial(self, point: Point, repeat: int = 0, name: str | None = None) -> RunConfig:
         """Return the config of the trial at a point.

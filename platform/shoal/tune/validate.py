@@ -67,10 +67,10 @@ class SweepPlan:
         """
         scale = self.config.scale
         fits = math.floor(
-            (has.get("CPU", 0.0) - spare_cpus) / (scale.num_workers * scale.cpus_per_worker) + 1e-9
+            (has.get("CPU", 0.0) - spare_cpus) / (scale.most_workers * scale.cpus_per_worker) + 1e-9
         )
         for resource, amount in kind.resources.items():
-            fits = min(fits, math.floor(has.get(resource, 0.0) / (amount * scale.num_workers)))
+            fits = min(fits, math.floor(has.get(resource, 0.0) / (amount * scale.most_workers)))
         most = min(fits, self.config.tune.max_concurrent_trials or fits, self.total)
         learns = self.config.tune.search == "optuna"
         limit = self.config.tune.lag * self.config.tune.repeat if learns else most

@@ -96,7 +96,7 @@ def diagnose(config: RunConfig, say: Say = lambda text: None) -> Diagnosis:
 
 def _open_nodes(config: RunConfig, findings: list[Finding], stack: contextlib.ExitStack, say: Say) -> Nodes:
     """Return the nodes; what keeps a cluster from being used is a finding, and this process is looked at instead."""
-    if config.scale.num_workers == 0:
+    if config.scale.most_workers == 0:
         return _Here()
     try:
         if (address := cluster_address()) is not None:

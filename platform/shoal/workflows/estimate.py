@@ -75,7 +75,7 @@ def estimate_for(config: RunConfig, data: DataShape) -> RunEstimate:
         data.dtype,
         TrainingSetup(
             batch_size=config.data.global_batch_size,
-            num_workers=max(1, config.scale.num_workers),
+            num_workers=max(1, config.scale.most_workers),
             precision=config.train.precision,
             state_per_weight=state.per_weight,
             state_per_tensor=state.bytes_per_tensor,

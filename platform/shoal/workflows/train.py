@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from shoal.cluster import session
-from shoal.cluster.shard_store import put_shards, spare_cpus
+from shoal.cluster.shard_store import ShardRefs, Shards, spare_cpus
 from shoal.data.dataset_info import DatasetInfo
 from shoal.data.loader import Shard
 from shoal.data.partition import partition_source
@@ -22,7 +22,7 @@ from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
 from shoal.runs.data_notes import data_notes, write_data_report
 from shoal.runs.failure_policy import KINDS, account_of, decide, describe, fault_of
-from shoal.runs.finalize import package_and_verify, show_goodput
+from shoal.runs.finalize import note_resizes, package_and_verify, show_goodput
 from shoal.runs.goodput import measure_goodput, why_submitted
 from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.locations import this_command
@@ -86,7 +86,7 @@ class _TrainingRun(RunLifecycle):
         super().__init__(plan.config, folder)
         self.plan, self.listen = plan, listen
         self.size = plan.size
-        self.has_workers_apart = plan.config.scale.num_workers > 0
+        self.has_workers_apart = plan.config.scale.most_workers > 0
         self.is_verified = False
 
     def __enter__(self) -> Self:
@@ -111,7 +111,7 @@ class _TrainingRun(RunLifecycle):
         for leftover in (Outcome.file, ErrorRecord.file, FailureRecord.file):
             self.folder.delete(leftover)
         try:
-            if self.config.scale.num_workers == 0:
+            if self.config.scale.most_workers == 0:
                 self._train_here()
             else:
                 self._train_on_cluster()
@@ -203,7 +203,8 @@ class _TrainingRun(RunLifecycle):
         self.closing.callback(session.disconnect)
         kind = session.connect(scale, spare_cpus(self.plan))
         with self.stops_at_once():
-            dataset_info, shard_refs = put_shards(self.plan, scale.data_size)
+            shards = Shards(self.plan, scale.data_size)
+        dataset_info = shards.dataset_info
         if self.plan.dataset_info is None:
             self._check_unchanged(dataset_info)
             for note in data_notes(self.plan.source, dataset_info):
@@ -211,8 +212,13 @@ class _TrainingRun(RunLifecycle):
             plan = self.plan
             size = check_training(plan.config, dataset_info, plan.source, plan.preprocessing)
             self._write_metadata(dataset_info, size)
+
+        def divide(parts: int) -> ShardRefs:
+            with self.stops_at_once():
+                return shards(parts)
+
         with self._watching(dataset_info):
-            group = WorkerGroup(scale, kind, shard_refs, this_command(), self.timeline)
+            group = WorkerGroup(scale, kind, divide, this_command(), self.timeline)
             group.train(self._worker_spec(dataset_info), self.folder)
 
     def _worker_spec(self, dataset_info: DatasetInfo) -> WorkerSpec:
@@ -253,6 +259,7 @@ class _TrainingRun(RunLifecycle):
             sample=self.folder.read(SAMPLE).decode() if self.folder.exists(SAMPLE) else None,
             attempt=self.attempt,
             goodput=goodput,
+            resizes=note_resizes(self.folder) if self.config.scale.is_elastic else [],
         )
         self.folder.save(result)
         return result

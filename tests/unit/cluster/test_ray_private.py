@@ -227,3 +227,40 @@ def test_a_job_that_ray_does_not_know_was_submitted_when_its_process_began(monke
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
     monkeypatch.setenv("RAY_ADDRESS", "not an address")
     assert session.submitted_ms(7) == 7
+
+
+def test_what_each_node_has_free_is_what_the_cluster_has_where_ray_does_not_tell(monkeypatch):
+    import ray._private.state as state
+
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {"ab": {"CPU": 2.0}, "cd": {}})
+    assert ray_private.free_resources() == {"ab": {"CPU": 2.0}, "cd": {}}
+    monkeypatch.delattr(state, "available_resources_per_node")
+    nodes = [
+        {"NodeID": "ab", "Alive": False},
+        {"NodeID": "cd", "Alive": True},
+        {"NodeID": "ef", "Alive": True},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    assert ray_private.free_resources() == {"cd": {"CPU": 3.0}}
+
+
+def test_ray_tells_what_each_node_has_free():
+    from ray._private import state
+
+    assert callable(state.available_resources_per_node)
+
+
+def test_places_that_were_not_found_are_known_by_rays_exception():
+    from ray.train import ControllerError
+    from ray.train.v2._internal import constants
+    from ray.train.v2._internal.exceptions import (
+        WorkerGroupStartupFailedError,
+        WorkerGroupStartupTimeoutError,
+    )
+
+    assert constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR == ray_private.START_TIMEOUT
+    assert ray_private.START_TIMEOUT in constants.ENV_VARS_TO_PROPAGATE  # to the process that waits
+    assert ray_private.found_no_room(ControllerError(WorkerGroupStartupTimeoutError(2)))
+    assert not ray_private.found_no_room(ControllerError(WorkerGroupStartupFailedError("a worker died")))
+    assert not ray_private.found_no_room(ValueError("of the user's"))

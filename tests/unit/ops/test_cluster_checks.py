@@ -53,7 +53,7 @@ def test_artifacts_that_cannot_be_written_are_an_error(tmp_path):
     assert "Not a directory" in str(probe.error)
 
 
-@pytest.mark.parametrize(("workers", "level"), [(2, "ok"), (5, "fatal")])
+@pytest.mark.parametrize(("workers", "level"), [(2, "ok"), (5, "fatal"), ([2, 9], "ok")])
 def test_room_for_the_workers(workers, level):
     (finding,) = check_room(ScaleConfig(num_workers=workers), cpus=4, gpus=0, nodes=2)
     assert finding.level == level

@@ -74,3 +74,12 @@ def test_pictures_are_png():
         confusion_matrix(np.eye(2, dtype=int), "ab", "run"),
     ):
         assert Image.open(io.BytesIO(png)).format == "PNG"
+
+
+def test_a_line_marks_each_change_of_the_number_of_workers():
+    workers = [(0, 2.0), (50, 2.0), (60, 1.0), (90, 1.0), (95, 2.0)]
+    (axes,) = loss_figure({"val/loss": [(1, 2.0), (100, 1.0)]}, "run", workers).axes
+    assert [text.get_text() for text in axes.texts] == ["1 worker", "2 workers"]
+    assert [text.xy[0] for text in axes.texts] == [60, 95]
+    (axes,) = loss_figure({"val/loss": [(1, 2.0)]}, "run").axes
+    assert not axes.texts

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from shoal.runs.goodput import CLASSES, attempts, measure_goodput, seconds_by_class
+from shoal.runs.goodput import CLASSES, attempts, measure_goodput, resizes, seconds_by_class
 from shoal.runs.timeline import Mark, Timeline, WorkerTimeline, in_order, read_timeline, rising, worker_file
-from shoal.storage.records import AttemptBegun
+from shoal.storage.records import AttemptBegun, Resize
 from shoal.storage.run_folder import RunFolder
 from shoal.training.clock import Clock
 
@@ -218,3 +218,36 @@ def test_marks_are_read_as_they_were_written_and_a_torn_line_is_left_out(tmp_pat
 
 def test_a_run_of_an_earlier_version_has_no_goodput(tmp_path):
     assert measure_goodput(RunFolder(str(tmp_path)), 1000) is None
+
+
+def started(at_s, size, why=""):
+    return mark(at_s, "start", workers=0, size=size, why=why)
+
+
+def test_a_resize_is_a_start_with_another_number_of_workers_that_came_to_a_step():
+    marks = [
+        SUBMITTED, started(1, 2), mark(8, "restore"), mark(10, "steps", 0), mark(20, "steps", 10),
+        mark(21, "down", lost="down"), started(23, 1, "lost worker; with 1 instead of 2 workers"),
+        mark(30, "restore"), mark(31, "steps", 5), mark(40, "steps", 12), mark(41, "down", 12),
+        started(42, 2, "interrupted: there is room"), mark(43, "down", lost="down"),  # they found no place
+        started(45, 1, "the room was taken"), mark(50, "restore"), mark(51, "steps", 12),
+        mark(60, "down", lost="down"), mark(61, "start", why="the driver died"),
+        started(62, 2), mark(70, "restore"), mark(71, "steps", 12),
+    ]  # fmt: skip
+    assert resizes(marks) == [
+        Resize(at_ms=31000, step=5, before=2, workers=1, why="lost worker; with 1 instead of 2 workers"),
+        Resize(at_ms=71000, step=12, before=1, workers=2, why="the driver died"),
+    ]
+
+
+def test_workers_in_a_fixed_number_have_no_resizes():
+    assert resizes([*BEGUN, *again(34, 10)]) == []
+
+
+def test_the_size_of_a_start_is_read_as_it_was_written(place):
+    folder = RunFolder(place)
+    timeline = Timeline(folder, 1)
+    timeline.mark("start", why="submitted")
+    timeline.mark("start", workers=0, size=3)
+    timeline.mark("start", workers=1)
+    assert [one.size for one in read_timeline(folder)] == [None, 3, None]

@@ -145,3 +145,12 @@ def test_the_id_of_a_submitted_job_is_that_of_ray(monkeypatch, config, found):
     if config is not None:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
     assert submission_id() == found
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers():
+    check_resources(ScaleConfig(num_workers=[2, 64]), 2, 0, "the cluster")
+    says = r"scale.num_workers=\[3, 64\] \(at least 3\) x scale.cpus_per_worker=1 needs 3 CPUs and the cluster has 2"
+    with pytest.raises(ConfigError, match=says):
+        check_resources(ScaleConfig(num_workers=[3, 64]), 2, 0, "the cluster")
+    with pytest.raises(ConfigError, match=r"\(at least 3\) with scale.use_gpu=true needs 3 GPUs"):
+        check_resources(ScaleConfig(num_workers=[3, 64], use_gpu=True), 9, 2, "the cluster")

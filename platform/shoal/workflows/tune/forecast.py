@@ -81,7 +81,7 @@ def forecast(plan: SweepPlan) -> Forecast:
     kind = devices.find(scale.accelerator) if scale.use_gpu else devices.CPU
     has = {"CPU": float(os.cpu_count() or 1)} | {name: float(devices.count(kind)) for name in kind.resources}
     slots = plan.slots(has, spare_cpus(plan.base), kind)
-    probes = probe(_samples(plan), slots, scale.num_workers)
+    probes = probe(_samples(plan), slots, scale.most_workers)
     share = _share(plan)
     hours = share.map(lambda part: _worker_seconds(plan, probes, part, slots, has["CPU"]) / 3600)
     rounds = ceil(plan.total / slots)
@@ -89,7 +89,7 @@ def forecast(plan: SweepPlan) -> Forecast:
         trials=plan.total,
         slots=slots,
         worker_hours=hours,
-        seconds=START_S + hours.expected * 3600 / max(1, scale.num_workers) / plan.total * rounds + END_S,
+        seconds=START_S + hours.expected * 3600 / max(1, scale.most_workers) / plan.total * rounds + END_S,
         disk_bytes=_disk_bytes(plan, probes, share.expected),
         share=share,
         infeasible=plan.infeasible,
@@ -98,7 +98,7 @@ def forecast(plan: SweepPlan) -> Forecast:
 
 def _worker_seconds(plan: SweepPlan, probes: Sequence[Probe], share: float, slots: int, cpus: float) -> float:
     """Return the seconds of work of all workers, if the scheduler lets a share of the training happen."""
-    scale, workers = plan.config.scale, max(1, plan.config.scale.num_workers)
+    scale, workers = plan.config.scale, max(1, plan.config.scale.most_workers)
     seconds = plan.total * fmean(probe.fixed_s + share * probe.step_s * probe.steps for probe in probes)
     if plan.config.is_distributed:  # the workers of Ray Train are new for each trial
         rounds, rest = divmod(plan.total, slots)

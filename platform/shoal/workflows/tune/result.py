@@ -54,7 +54,7 @@ def sweep_result(
         mode=state.config.mode,
         best=_best_trial(state, ranking[0], is_verified) if ranking else None,
         trials={"planned": state.plan.total, "ended": state.ended, **counts},
-        worker_hours=sum(row.seconds for row in rows) * state.config.scale.num_workers / 3600,
+        worker_hours=sum(row.seconds for row in rows) * state.config.scale.most_workers / 3600,
         total_seconds=time.monotonic() - state.attempt_started,
         is_out_of_time=state.is_out_of_time,
         rows=[*ranking, *(row for row in rows if row.number not in ranked)],

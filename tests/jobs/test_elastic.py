@@ -1,0 +1,138 @@
+"""Nodes that die and come back: an elastic training goes on with fewer workers, then with more, as if undisturbed."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_nodes import head, node
+from running import SLOW_MODULE, Place, Trace, assert_close, eventually, mlflow_record
+from shoal.runs.callbacks import WORKERS_METRIC
+from shoal.runs.goodput import resizes
+from shoal.runs.timeline import read_timeline
+from shoal.storage.records import FailureRecord, Resize, TrainResult, TrialResult
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import JournalReader
+
+pytestmark = pytest.mark.long
+
+STEPS, EVERY = 6000, 100
+SETTINGS = (
+    "run_name=run",
+    "model.name=slow:Net",
+    "data.source=synthetic:classification?rows=2000",
+    "train.epochs=1000",
+    f"train.max_steps={STEPS}",
+    f"checkpoint.every_steps={EVERY}",
+)
+
+
+def resizes_so_far(folder: RunFolder) -> list[Resize]:
+    return resizes(read_timeline(folder))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
+    place: Place, tmp_path: Path, strategy: str
+) -> None:
+    """The losses are those of a run of one process that nothing happened to; growth repeats no step."""
+    place.add_module("slow", SLOW_MODULE)
+    folder = place.folder("run")
+    with head() as address, node(address, "first", cpus=1), contextlib.ExitStack() as nodes:
+        lost = nodes.enter_context(node(address, "second", cpus=1))
+        place.env["RAY_ADDRESS"] = address
+        process = place.start(
+            "train",
+            *SETTINGS,
+            "scale.num_workers=[1, 2]",
+            "scale.max_failures=1",
+            f"scale.strategy={strategy}",
+        )
+        place.wait_for_step(process, "run", 250)
+        killed_ms = time.time() * 1000
+        lost.kill()
+        eventually(lambda: len(resizes_so_far(folder)) == 1, 60, "one worker goes on")
+        returned_ms = time.time() * 1000
+        nodes.enter_context(node(address, "third", cpus=1))
+        joined_ms = time.time() * 1000
+        eventually(lambda: len(resizes_so_far(folder)) == 2, 60, "two workers go on")
+        done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    result = folder.load(TrainResult)
+    assert result is not None
+    assert result.goodput is not None
+    shrunk, grown = result.resizes
+    print(f"{strategy}: shrunk {(shrunk.at_ms - killed_ms) / 1000:.1f} s after the kill")
+    print(
+        f"{strategy}: grown {(grown.at_ms - returned_ms) / 1000:.1f} s after the node was started, "
+        f"{(grown.at_ms - joined_ms) / 1000:.1f} s after it was seen to have joined"
+    )
+    assert (shrunk.before, shrunk.workers) == (2, 1)
+    assert (grown.before, grown.workers) == (1, 2)
+    assert shrunk.at_ms - killed_ms < 60_000  # 30 s on a machine of its own
+    assert grown.at_ms - joined_ms < 60_000
+    assert shrunk.step % EVERY == 0  # a checkpoint; growth wrote one where it was
+    assert shrunk.step < grown.step < STEPS
+    assert "there is room for 2 workers" in grown.why
+    first, second, third = result.goodput.attempts
+    assert (first.step, second.step, third.step) == (0, shrunk.step, grown.step)
+    failure = folder.load(FailureRecord)
+    assert failure is not None
+    assert failure.failures == 1  # the growth counted as none
+    assert result.world_size == 2
+    run, history = mlflow_record(f"sqlite:///{place.path}/mlflow.db", str(result.mlflow_run_id))
+    changes = f"2 to 1 at step {shrunk.step}, 1 to 2 at step {grown.step}"
+    assert run.data.tags["shoal.resizes"] == changes
+    assert run.data.tags["shoal.num_workers"] == "[1, 2]"
+    assert run.data.metrics["perf/num_workers"] == 2
+    assert history.keys() == Trace.of(folder).points.keys()
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
+    assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
+
+
+def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
+    place: Place, tmp_path: Path
+) -> None:
+    """The trial that loses a node goes on with one worker, and the next one begins with one."""
+    place.add_module("slow", SLOW_MODULE)
+    settings = (
+        *SETTINGS[:3],
+        "train.epochs=1000",
+        "train.max_steps=1500",
+        "train.evaluate_every_steps=500",
+        "checkpoint.every_steps=50",
+        "optim.lr=0.01,0.1",
+    )
+    trial = RunFolder(f"{place.folder('run').uri}/trials/t0000")
+    with head() as address, node(address, "first", cpus=1), node(address, "second", cpus=1) as lost:
+        place.env["RAY_ADDRESS"] = address
+        process = place.start("tune", *settings, "scale.num_workers=[1, 2]")
+        eventually(lambda: last_step(trial) >= 150, 100, "the first trial makes steps")
+        lost.kill()
+        done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    undisturbed = twin.run("tune", *settings)
+    assert undisturbed.code == 0, undisturbed.err
+    for name in ("t0000", "t0001"):
+        mine, other = (
+            RunFolder(f"{one.folder('run').uri}/trials/{name}").load(TrialResult) for one in (place, twin)
+        )
+        assert mine is not None
+        assert other is not None
+        assert mine.outcome == other.outcome == "finished"
+        assert mine.metrics == pytest.approx(other.metrics, rel=1e-4)
+        assert mine.steps == other.steps == 1500
+        assert mine.samples_seen == other.samples_seen
+    workers = [point.value for point in JournalReader(trial).read() if point.key == WORKERS_METRIC]
+    assert (workers[0], workers[-1]) == (2.0, 1.0)
+
+
+def last_step(folder: RunFolder) -> int:
+    return max((point.step for point in JournalReader(folder).read() if point.key == "train/loss"), default=0)

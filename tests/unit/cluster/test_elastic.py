@@ -1,0 +1,108 @@
+"""How many workers an elastic run starts with, and when they are left for more: functions of what was seen when."""
+
+import socket
+
+import pytest
+
+from shoal.cluster import elastic
+from shoal.cluster.elastic import PAUSE_S, ROOM_S, SETTLE_S, GroupSize, Growth, Settling, choose_size
+from shoal.runs.config import ScaleConfig
+
+
+@pytest.mark.parametrize(
+    ("room", "sizes", "size"),
+    [
+        (0, (1, 2, 3), None),
+        (1, (1, 2, 3), 1),
+        (2, (1, 2, 3), 2),
+        (9, (1, 2, 3), 3),
+        (1, (2, 3), None),
+        (5, (2, 4, 6, 8), 4),  # tensor-parallel groups of two
+        (3, (4,), None),
+        (64, (64,), 64),
+    ],
+)
+def test_the_size_is_the_largest_that_there_is_room_for(room, sizes, size):
+    assert choose_size(room, sizes) == size
+
+
+def sizes_seen(see, rooms, every_s=0.5):
+    """Return what a rule says of rooms that are looked at one after another."""
+    return [see(room, 100 + number * every_s) for number, room in enumerate(rooms)]
+
+
+def test_room_for_all_is_taken_at_once_and_less_when_it_has_settled():
+    assert sizes_seen(Settling((1, 2, 3)).see, [3]) == [3]
+    assert sizes_seen(Settling((1, 2, 3)).see, [5]) == [3]
+    looks = int(SETTLE_S / 0.5)
+    assert sizes_seen(Settling((1, 2, 3)).see, [2] * (looks + 1)) == [None] * looks + [2]
+
+
+def test_room_that_still_comes_back_is_waited_for_before_a_start():
+    """The resources of workers that ended come back one by one."""
+    assert sizes_seen(Settling((1, 2, 3, 4)).see, [0, 1, 1, 2, 2, 3, 4]) == [None] * 6 + [4]
+    looks = int(SETTLE_S / 0.5)
+    assert sizes_seen(Settling((1, 2, 3)).see, [1, *[2] * (looks + 1)]) == [None] * (looks + 1) + [2]
+
+
+def test_without_room_for_the_fewest_a_start_waits():
+    assert sizes_seen(Settling((2, 3)).see, [1] * 100) == [None] * 100
+
+
+def growths(rooms, workers=1, sizes=(1, 2, 3), every_s=0.5):
+    growth = Growth(sizes)
+    found = sizes_seen(lambda room, now_s: growth.see(workers, room, now_s), rooms, every_s)
+    return {number * every_s: size for number, size in enumerate(found) if size}
+
+
+def test_workers_are_left_for_more_once_the_room_has_been_there_for_a_while():
+    assert growths([1] * 11) == {ROOM_S: 2}
+    assert growths([2] * 11) == {ROOM_S: 3}
+    assert growths([0, 0, *[7] * 11]) == {ROOM_S + 1.0: 3}
+    assert growths([1] * 11, workers=2) == {ROOM_S: 3}
+
+
+def test_room_that_comes_and_goes_is_left_to_others():
+    assert growths([*[1] * 9, 0] * 20) == {}
+
+
+def test_room_for_part_of_a_tensor_parallel_group_is_of_no_use():
+    assert growths([1] * 100, workers=2, sizes=(2, 4)) == {}
+    assert growths([2] * 11, workers=2, sizes=(2, 4)) == {ROOM_S: 4}
+
+
+def test_the_largest_size_never_grows():
+    assert growths([9] * 100, workers=3) == {}
+
+
+def test_a_host_that_comes_and_goes_costs_a_restart_a_minute_at_most():
+    """The room is there all the time: the workers shrink back at once after each growth."""
+    assert list(growths([1] * 400)) == [ROOM_S, ROOM_S + PAUSE_S, ROOM_S + 2 * PAUSE_S, ROOM_S + 3 * PAUSE_S]
+
+
+def test_other_workers_have_room_waited_for_anew():
+    growth = Growth((1, 2))
+    assert growth.see(1, 1, 100.0) is None
+    growth.forget()
+    assert growth.see(1, 1, 100.0 + ROOM_S) is None
+    assert growth.see(1, 1, 100.0 + 2 * ROOM_S) == 2
+
+
+def test_a_fixed_number_is_taken_without_a_look(monkeypatch):
+    def fail(_):
+        raise AssertionError("nothing is looked at")
+
+    monkeypatch.setattr(elastic, "free_workers", fail)
+    with GroupSize(ScaleConfig(num_workers=3), {"CPU": 1.0}, print) as size:
+        assert size.choose(frozenset(), lambda: None, print) == 3
+        assert size.larger(1) is None
+
+
+def test_a_node_that_takes_no_connections_is_none():
+    with socket.socket() as there, socket.socket() as gone:
+        there.bind(("127.0.0.1", 0))
+        there.listen()
+        gone.bind(("127.0.0.1", 0))  # it does not listen: refused
+        addresses = [there.getsockname(), gone.getsockname()]
+        assert elastic._reachable(addresses) == addresses[:1]
+    assert elastic._reachable([]) == []
