@@ -12,6 +12,7 @@ from typing import Any
 from shoal.cluster import session
 from shoal.cluster.draining import DrainWatch
 from shoal.cluster.free_room import RoomWatch
+from shoal.cluster.replay import Replay
 from shoal.cluster.status_board import open_board
 from shoal.cluster.worker_failure import add_lost_peers, faults_of_hang, find_faults, stacks_of
 from shoal.cluster.worker_process import ProcessReport, StoppedWorkers, end_workers, last_lines
@@ -38,11 +39,12 @@ class GroupWatch:
         board: to which the workers speak.
         statuses: what each worker said last, by rank.
         hang: that ended the attempt.
+        replay: of a loss that was not finite.
         left: the hosts that are being drained, for which the workers were asked to end.
     """
 
-    def __init__(self, workers: int, room: RoomWatch) -> None:
-        self._workers, self._room = workers, room
+    def __init__(self, workers: int, room: RoomWatch, replay: Replay) -> None:
+        self._workers, self._room, self.replay = workers, room, replay
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
         self.left: frozenset[str] = frozenset()
@@ -103,6 +105,7 @@ class GroupWatch:
             return False
         reading, self._reading = self._reading, None
         self.statuses = {status.rank: status for status in ray.get(reading)}
+        self.replay.check(self.statuses.values())
         return True
 
     def _judge(self) -> None:
@@ -127,17 +130,17 @@ class GroupWatch:
             )
 
     def decide(
-        self, error: BaseException, folder: RunFolder, earlier: FailureRecord | None, max_failures: int
+        self, error: BaseException, folder: RunFolder, max_failures: int, replays: bool = True
     ) -> Decision:
         """Decide what follows from the end of the attempt, and complete its record.
 
         Args:
             error: of Ray Train.
-            earlier: the failure before.
+            replays: see `shoal.runs.failure_policy.decide`.
         """
-        decision = decide(
-            self._faults(error, folder), earlier, _checkpoint_step(folder, earlier), max_failures
-        )
+        earlier = self.replay.earlier
+        faults, checkpoint = self._faults(error, folder), _checkpoint_step(folder, earlier)
+        decision = decide(faults, earlier, checkpoint, max_failures, replays)
         record = decision.record
         rank = record.root.rank if record.root else None
         report = self._reports.get(rank) if rank is not None else None

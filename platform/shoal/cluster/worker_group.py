@@ -13,6 +13,7 @@ import torch
 
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
+from shoal.cluster.replay import Replay
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
 from shoal.cluster.status_board import speaking
@@ -77,10 +78,12 @@ class WorkerGroup:
             room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
             if self._timeline:
                 self._timeline.mark("start", workers=number, why=why)
-            with GroupWatch(self._scale.num_workers, room) as watch:
+            with GroupWatch(self._scale.num_workers, room, Replay(folder, earlier)) as watch:
                 error = self._attempt(replace(spec, start=number), folder, decide, watch)
                 if error is None and not self._goes_on_elsewhere(watch, folder):
+                    watch.replay.end(_last_step(folder))
                     return
+                earlier = watch.replay.earlier
                 if error is None:
                     why, hosts = (
                         f"interrupted: {', '.join(sorted(watch.left))} was drained",
@@ -89,7 +92,8 @@ class WorkerGroup:
                     continue
                 if folder.is_stop_requested(by_others=False):
                     raise Interrupted("interrupted; the same command resumes from the last checkpoint")
-                decision = watch.decide(error, folder, earlier, self._scale.max_failures)
+                replays = spec.sweep_folder is None  # a trial that diverges is a result
+                decision = watch.decide(error, folder, self._scale.max_failures, replays)
             earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
             with contextlib.suppress(OSError):  # it may be what failed
                 folder.save(earlier)
@@ -171,6 +175,11 @@ class WorkerGroup:
         return outcome[0]
 
 
+def _last_step(folder: RunFolder) -> int:
+    outcome = folder.load(Outcome)
+    return outcome.progress.step if outcome else 0
+
+
 def _say_waiting(words: str) -> None:
     logger.warning("%s", words)
 
@@ -246,7 +255,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
         try:
             _train(spec, config["kind"], config["shard_refs"], config["decide"], clock, is_to_leave)
         except Exception as error:
-            _save_error(error, spec.open_folder(), rank, clock)
+            _save_error(error, spec, rank, clock)
             raise
 
 
@@ -267,9 +276,12 @@ def _train(
         run_worker(spec, shard, group, device, decide, decide is None, clock, is_to_leave)
 
 
-def _save_error(error: Exception, folder: RunFolder, rank: int, clock: Clock) -> None:
+def _save_error(error: Exception, spec: WorkerSpec, rank: int, clock: Clock) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
     with contextlib.suppress(OSError):
+        folder = spec.open_folder()
         earlier = load_error(folder)
         if earlier is None or is_peer_error(earlier):
-            folder.save(account_of(error, clock, rank))
+            scale = spec.config.scale
+            lanes = spec.dataset_info.lanes(spec.preprocessing, rank // scale.tensor_size, scale.data_size)
+            folder.save(account_of(error, clock, rank, lanes))

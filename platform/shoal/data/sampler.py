@@ -151,6 +151,16 @@ class Lanes:
         order = np.argsort(keys, axis=1).T * self.width + np.arange(self.width)
         return order.reshape(-1)[: full * self.width + self.local_count(full)]
 
+    def rows_of(self, step: int) -> Indices:
+        """Return this worker's training rows of an optimizer step, numbered over the training split, in their order.
+
+        Args:
+            step: counted from 0 over all epochs.
+        """
+        epoch, batch = divmod(step, self.steps)
+        cycles, lanes = np.divmod(self.epoch(epoch)[batch * self.width :][: self.width], self.width)
+        return cycles * self.batch_size + self.worker + lanes * self.num_workers
+
 
 def _shuffle_keys(
     seed: int, epoch: int, lanes: npt.NDArray[np.uint64], length: int

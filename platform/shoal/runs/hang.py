@@ -52,6 +52,7 @@ class WorkerStatus:
         slowest_s: of the section's earlier stays; None: there was none.
         silent_s: seconds since it said so.
         stack: of the training's thread, once a stay takes long.
+        finite_step: the last whose loss is known to be finite.
     """
 
     rank: int
@@ -65,6 +66,7 @@ class WorkerStatus:
     slowest_s: float | None
     silent_s: float = 0.0
     stack: str = ""
+    finite_step: int = 0
 
     @property
     def is_silent(self) -> bool:
