@@ -50,8 +50,8 @@ def describe_wait(
     """
     if not room.is_pending:
         return None
-    there = sum(_fits(room.needs, node) for node in room.nodes)
-    free = _fits(room.needs, room.free)
+    there = sum(fits(room.needs, node) for node in room.nodes)
+    free = fits(room.needs, room.free)
     if there >= workers and free >= workers:
         return None
     gone = sorted(earlier_hosts - room.hosts)
@@ -63,7 +63,7 @@ def describe_wait(
     return f"{lost}waiting for {_amounts(room.needs, workers - free, free, workers)}, which others use"
 
 
-def _fits(needs: Mapping[str, float], has: Mapping[str, float]) -> int:
+def fits(needs: Mapping[str, float], has: Mapping[str, float]) -> int:
     """Return how many workers a node has room for."""
     return min(math.floor(has.get(name, 0.0) / amount + TINY) for name, amount in needs.items() if amount)
 

@@ -7,6 +7,7 @@ what follows is what follows a loss. It decides nothing else.
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from shoal.cluster import session
@@ -152,7 +153,7 @@ class GroupWatch:
         if self.hang:
             foreign = {rank: report.stack for rank, report in self._reports.items()}
             more["stacks"] = stacks_of(self.hang.workers, foreign)
-        return Decision(decision.retries, record.replace(**more), decision.exit_code)
+        return replace(decision, record=record.replace(**more))
 
     def _faults(self, error: BaseException, folder: RunFolder) -> list[Fault]:
         import ray

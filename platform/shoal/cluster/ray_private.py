@@ -32,6 +32,9 @@ The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
     What a job uploads, by the same rules as Ray. Without it, the size is not known, and not checked.
 `ray._private.state.state.get_draining_nodes` (`draining_nodes`)
     A node that is being drained is left before its end, with a checkpoint. Without it, its workers are lost then.
+`ray._private.state.available_resources_per_node` (`free_resources`)
+    A host that failed too often is left out where the others have room for all workers. Without it, all room of a
+    node counts as free.
 `trial.run_metadata.checkpoint_manager._latest_checkpoint_result` (`exploited_checkpoint`)
     Population based training writes there whose weights a trial continues from. Without it, refused with a message.
 
@@ -173,6 +176,14 @@ def draining_nodes() -> frozenset[str]:
 
     state: Any = getattr(getattr(ray._private, "state", None), "state", None)
     return frozenset(state.get_draining_nodes()) if hasattr(state, "get_draining_nodes") else frozenset()
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what is free on each node, by Ray's names of nodes; empty if this Ray does not tell."""
+    import ray
+
+    per_node: Any = getattr(getattr(ray._private, "state", None), "available_resources_per_node", None)
+    return dict(per_node()) if per_node else {}
 
 
 def actor_id(actor: Any) -> str:

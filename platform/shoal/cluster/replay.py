@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
+from shoal.cluster.placement import Placement
 from shoal.runs.failure_policy import after_replay
 from shoal.runs.hang import WorkerStatus
 from shoal.storage.records import FailureRecord, Metadata
@@ -24,8 +25,13 @@ class Replay:
         earlier: the failure before this attempt; its record says so once the replay is over.
     """
 
-    def __init__(self, folder: RunFolder, earlier: FailureRecord | None) -> None:
-        self._folder, self.earlier = folder, earlier
+    def __init__(self, folder: RunFolder, earlier: FailureRecord | None, placement: Placement) -> None:
+        self._folder, self.earlier, self._placement = folder, earlier, placement
+
+    @property
+    def host(self) -> str | None:
+        """The host to make the steps again elsewhere than on; None: there is no replay, or nobody stands out."""
+        return self.earlier.replayed.host if self.earlier and self.earlier.replayed else None
 
     def check(self, statuses: Iterable[WorkerStatus]) -> None:
         """Look how far the workers are."""
@@ -39,8 +45,9 @@ class Replay:
         earlier = self.earlier
         if earlier is None or earlier.replayed is None or finite_step < (earlier.replayed.step or 0):
             return
-        host = earlier.replayed.host
+        host = self.host
         self.earlier = after_replay(earlier)
+        self._placement.charge(host, self.earlier.kind, self.earlier.message)
         logger.warning("%s", self.earlier.message)
         with contextlib.suppress(OSError):  # training goes on
             self._folder.save(self.earlier)

@@ -13,6 +13,7 @@ import torch
 
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
+from shoal.cluster.placement import Placement
 from shoal.cluster.replay import Replay
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
@@ -74,12 +75,15 @@ class WorkerGroup:
         earlier: FailureRecord | None = None
         hosts: frozenset[str] = frozenset()
         why = ""
+        placement = Placement(spec.sweep_folder or spec.folder)
         for number in itertools.count():
             room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
             if self._timeline:
                 self._timeline.mark("start", workers=number, why=why)
-            with GroupWatch(self._scale.num_workers, room, Replay(folder, earlier)) as watch:
-                error = self._attempt(replace(spec, start=number), folder, decide, watch)
+            replay = Replay(folder, earlier, placement)
+            selector = placement.selector(self._needs, self._scale.num_workers, replay.host)
+            with GroupWatch(self._scale.num_workers, room, replay) as watch:
+                error = self._attempt(replace(spec, start=number), folder, decide, watch, selector)
                 if error is None and not self._goes_on_elsewhere(watch, folder):
                     watch.replay.end(_last_step(folder))
                     return
@@ -94,6 +98,7 @@ class WorkerGroup:
                     raise Interrupted("interrupted; the same command resumes from the last checkpoint")
                 replays = spec.sweep_folder is None  # a trial that diverges is a result
                 decision = watch.decide(error, folder, self._scale.max_failures, replays)
+            placement.charge(decision.host, decision.record.kind, decision.record.message)
             earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
             with contextlib.suppress(OSError):  # it may be what failed
                 folder.save(earlier)
@@ -119,7 +124,12 @@ class WorkerGroup:
         return {"CPU": self._scale.cpus_per_worker} | self._kind.resources
 
     def _attempt(
-        self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
+        self,
+        spec: WorkerSpec,
+        folder: RunFolder,
+        decide: DecideFn | None,
+        watch: GroupWatch,
+        selector: dict[str, str] | None,
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -141,6 +151,7 @@ class WorkerGroup:
                 num_workers=self._scale.num_workers,
                 use_gpu=self._kind.resource == "GPU",
                 resources_per_worker=self._needs,
+                label_selector=selector,
             ),
             run_config=RunConfig(
                 name=f"attempt-{spec.attempt}-{spec.start}",

@@ -159,7 +159,8 @@ class Lanes:
         """
         epoch, batch = divmod(step, self.steps)
         cycles, lanes = np.divmod(self.epoch(epoch)[batch * self.width :][: self.width], self.width)
-        return cycles * self.batch_size + self.worker + lanes * self.num_workers
+        rows: Indices = cycles * self.batch_size + self.worker + lanes * self.num_workers
+        return rows
 
 
 def _shuffle_keys(

@@ -64,6 +64,7 @@ RETRIED: tuple[Symptom, ...] = (
 )
 # A worker that ended so could not say anything of it.
 DEATHS: tuple[Symptom, ...] = ("preempted", "killed for memory", "died")
+CHARGED: tuple[Symptom, ...] = ("weights differ", "hung", "died")  # to the host where it happened
 FREE: tuple[Symptom, ...] = ("preempted",)
 SAID_BY_ALL: tuple[Symptom, ...] = ("weights differ", "diverged")  # of which one worker's account is enough
 REMEDIES: dict[FailureKind, str] = {
@@ -96,11 +97,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from a failure, and its record."""
+    """What follows from a failure, and its record.
+
+    Attributes:
+        host: that it is counted against; None: nobody's.
+    """
 
     retries: bool
     record: FailureRecord
     exit_code: int = 1
+    host: str | None = None
 
 
 def account_of(error: Exception, clock: Clock, rank: int = 0, lanes: Lanes | None = None) -> ErrorRecord:
@@ -209,7 +215,7 @@ def decide(
         step=max((fault.worker.step for fault in faults if fault.worker.step is not None), default=None),
         checkpoint_step=checkpoint_step,
     )
-    return Decision(retries, record, root.exit_code)
+    return Decision(retries, record, root.exit_code, root.worker.host if root.symptom in CHARGED else None)
 
 
 def _why_not_again(root: Fault, earlier: FailureRecord | None, replays: bool) -> str | None:

@@ -576,6 +576,24 @@ class FailureRecord(Record):
     next_command: str | None = None
 
 
+class HostFailure(Record):
+    """A run that a host failed, which is counted against it.
+
+    Attributes:
+        run: experiment and name.
+        kind, message: of the failure.
+    """
+
+    file: ClassVar[str] = "host.json"
+    remedy: ClassVar[str] = "delete the file"
+
+    host: str
+    run: str
+    kind: FailureKind
+    message: str
+    at_ms: int
+
+
 class AttemptBegun(Part):
     """An attempt at a run: a submission, or workers that were started again.
 

@@ -138,6 +138,20 @@ def test_a_loss_that_is_finite_when_its_step_is_made_again_is_the_hosts():
     assert decide([diverged(step=900)], record, 880, max_failures=3).retries  # another one
 
 
+@pytest.mark.parametrize(
+    ("symptom", "is_charged"),
+    [
+        ("died", True),
+        ("hung", True),
+        ("weights differ", True),
+        *((symptom, False) for symptom in ORDER if symptom not in ("died", "hung", "weights differ")),
+    ],
+)
+def test_what_is_counted_against_a_host(symptom, is_charged):
+    """Not what it was asked for, nor what its peers or the user's code did."""
+    assert decide([fault(symptom, 1)], None, None, max_failures=3).host == ("w1" if is_charged else None)
+
+
 def test_an_exception_in_a_step_names_its_step_and_samples():
     lanes = Lanes(rows=10, batch_size=4, seed=0, worker=1, num_workers=2)
     clock = Clock()
