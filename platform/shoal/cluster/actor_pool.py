@@ -32,6 +32,7 @@ class ActorLost:
 
     reason: str
     was_out_of_memory: bool
+    is_hang: bool = False
 
 
 Event = TrialStarted | TrialReport | TrialEnded | ActorLost
@@ -40,9 +41,19 @@ Event = TrialStarted | TrialReport | TrialEnded | ActorLost
 class ActorPool(Generic[Key]):
     """A fixed number of actors; each runs one trial or is idle."""
 
-    def __init__(self, size: int, resources: dict[str, float]) -> None:
+    def __init__(
+        self, size: int, resources: dict[str, float], selector: dict[str, str] | None = None
+    ) -> None:
+        """Start the actors.
+
+        Args:
+            resources: of each, by Ray's names.
+            selector: labels of the nodes that they may be on.
+        """
         options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
         options["resources"] = {name: n for name, n in resources.items() if name not in ("CPU", "GPU")}
+        if selector:
+            options["label_selector"] = selector
         if (
             not resources
         ):  # it leads workers, and lives where the driver does: the loss of a host is that of workers alone
@@ -102,7 +113,7 @@ class ActorPool(Generic[Key]):
             events: list[Event] = ray.get(ref)
         except RayError as error:
             hang = self._watch.hangs.get(actor)
-            return [(key, ActorLost(hang, False) if hang else _lost(error, actor_id(actor)))]
+            return [(key, ActorLost(hang, False, is_hang=True) if hang else _lost(error, actor_id(actor)))]
         if isinstance(events[-1], TrialEnded):
             self._idle.append(actor)
         else:

@@ -20,6 +20,7 @@ from shoal.cluster.worker_process import ProcessReport, StoppedWorkers, end_work
 from shoal.errors import StorageError
 from shoal.runs.failure_policy import DEATHS, Decision, Fault, decide
 from shoal.runs.hang import Hang, WorkerStatus, find_hang
+from shoal.runs.pace import Pace
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord
 from shoal.storage.run_folder import RunFolder
@@ -49,7 +50,7 @@ class GroupWatch:
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
         self.left: frozenset[str] = frozenset()
-        self._draining = DrainWatch()
+        self._draining, self._pace = DrainWatch(), Pace()
         self._reports: dict[int, ProcessReport] = {}
         self._reading: Any = None
         self._read_s = self._end_s = 0.0
@@ -88,6 +89,8 @@ class GroupWatch:
                 self._room.check()
             if not self._has_read():
                 return
+            for words in self._pace.slow(list(self.statuses.values()), self._workers, time.monotonic()):
+                logger.warning("%s", words)
             if judges:
                 self._judge()
             if not self.left:

@@ -7,6 +7,7 @@ what Ray says of its nodes.
 import contextlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,13 +72,14 @@ class Placement:
                 )
 
     def selector(
-        self, needs: Mapping[str, float], workers: int, suspect: str | None = None
+        self, needs: Mapping[str, float], workers: int, suspect: str | None = None, waits: bool = False
     ) -> dict[str, str] | None:
         """Return the label selector that leaves hosts out, or None where there is nothing to leave out.
 
         Args:
             needs: of each worker, by Ray's names of resources.
             suspect: a host to avoid for once, before all others.
+            waits: whether workers of an earlier attempt may still leave room.
         """
         nodes = live_nodes()
         there = {node.host for node in nodes}
@@ -86,7 +88,7 @@ class Placement:
         recent = self._recent()
         failing = [host for host in failing_hosts(recent) if host in there]
         wanted = [*([suspect] if suspect in there else []), *(host for host in failing if host != suspect)]
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + (PATIENCE_S if waits else 0.0)
         while len(left := leave_out(nodes, needs, workers, wanted)) < len(wanted):
             if time.monotonic() > until:
                 break
@@ -118,6 +120,19 @@ class Placement:
             "host %s failed %d runs in a week, the last of them %s (%s), and %s: %s",
             host, len(failures), last.run, last.kind, what, LETS_BACK,
         )  # fmt: skip
+
+
+def resources_beside(selector: Mapping[str, str] | None) -> dict[str, float]:
+    """Return the resources of all live nodes that a selector of `Placement` does not leave out, by Ray's names."""
+    import ray
+
+    left = selector[NODE_ID] if selector else ""
+    found: dict[str, float] = defaultdict(float)
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in left:
+            for name, amount in node["Resources"].items():
+                found[name] += amount
+    return found
 
 
 def live_nodes() -> list[FreeNode]:

@@ -103,6 +103,7 @@ class Observer:
             slowest_s=self._clock.slowest.get(section),
             stack=self._stack() if stay_s > STACK_AFTER_S else "",
             finite_step=self._clock.finite_step,
+            busy_s=self._clock.own_s,
         )
 
     def _stack(self) -> str:

@@ -81,7 +81,7 @@ class WorkerGroup:
             if self._timeline:
                 self._timeline.mark("start", workers=number, why=why)
             replay = Replay(folder, earlier, placement)
-            selector = placement.selector(self._needs, self._scale.num_workers, replay.host)
+            selector = placement.selector(self._needs, self._scale.num_workers, replay.host, number > 0)
             with GroupWatch(self._scale.num_workers, room, replay) as watch:
                 error = self._attempt(replace(spec, start=number), folder, decide, watch, selector)
                 if error is None and not self._goes_on_elsewhere(watch, folder):

@@ -62,6 +62,11 @@ class Clock:
         self.spent[name] += self.enter(outer) - since
 
     @property
+    def own_s(self) -> float:
+        """Seconds of this worker's own work, without waits for others; any thread may ask."""
+        return self.spent.get("data", 0.0) + self.spent.get("compute", 0.0)
+
+    @property
     def busy_s(self) -> float:
         """Seconds of training proper, without evaluation, checkpoints and metric log."""
         return sum(self.spent[name] for name in BUSY)

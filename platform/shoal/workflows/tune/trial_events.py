@@ -3,6 +3,7 @@
 import logging
 
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
+from shoal.cluster.placement import Placement
 from shoal.cluster.trial_actor import TrialEnded, TrialReport, TrialStarted
 from shoal.storage.records import ErrorRecord
 from shoal.tune.engine import Engine, Trial
@@ -27,6 +28,7 @@ class TrialEvents:
         self._state, self._tune = state, state.config.tune
         self._engine, self._pool = engine, pool
         self._lifecycle = lifecycle
+        self._placement = Placement(state.folder.uri)
 
     def handle(self, trial: Trial, event: Event) -> None:
         progress = self._state.progress[trial]
@@ -83,6 +85,8 @@ class TrialEvents:
     def _handle_loss(self, trial: Trial, progress: TrialProgress, event: ActorLost) -> None:
         """Let a trial that lost its process go on from its last checkpoint, unless it happens too often."""
         progress.times_lost += 1
+        if not (event.was_out_of_memory or self._state.folder.is_stop_requested(by_others=False)):
+            self._placement.charge(progress.node, "hang" if event.is_hang else "lost worker", event.reason)
         most = self._state.config.scale.max_failures
         if not event.was_out_of_memory and progress.times_lost <= most:
             logger.warning(
