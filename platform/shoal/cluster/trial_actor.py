@@ -170,7 +170,7 @@ class TrialActor:
         return outcome
 
     def _leaves_between_evaluations(self, worker: WorkerSpec, clock: Clock) -> Callable[[], bool]:
-        """Return whether the trial is to leave at a step: after one that is evaluated, the driver waits for its report."""
+        """Return whether the trial is to leave at a step: at one that is evaluated, the driver waits for its report."""
         per_epoch = worker.dataset_info.lanes(worker.preprocessing).steps
         every = worker.config.train.evaluate_every_steps or per_epoch
         return lambda: self._is_to_leave and (clock.step + 1) % every != 0

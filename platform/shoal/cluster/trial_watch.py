@@ -1,7 +1,7 @@
 """Trials that train in their actor's own process: each is asked what it does.
 
-One that hangs is ended, and one whose host is being drained is asked to leave. Trials of several workers are watched by their own `GroupWatch`. What follows from a process that ended is decided by
-those who wait for it.
+One that hangs is ended, and one whose host is being drained is asked to leave. Trials of several workers are watched by
+their own `GroupWatch`. What follows from a process that ended is decided by those who wait for it.
 """
 
 import contextlib
