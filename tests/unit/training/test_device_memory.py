@@ -14,9 +14,8 @@ def test_the_peak_of_memory_rises_by_what_is_taken_and_stays():
     taken = torch.ones(max(before, 100 << 20) // 4)  # more than there ever was, whatever other tests took
     after = peak_bytes(CPU)
     assert after > before + taken.nbytes // 4
-    nbytes = taken.nbytes
     del taken
-    assert after <= peak_bytes(CPU) < after + nbytes // 4  # the system counts pages now and then
+    assert abs(peak_bytes(CPU) - after) < 4 << 20  # the system counts a few pages late
 
 
 def test_a_process_has_a_peak_of_its_own():
