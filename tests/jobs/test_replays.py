@@ -104,5 +104,5 @@ def test_a_loss_that_is_lost_again_at_the_same_step_is_the_datas_or_the_models(s
     assert (record.kind, record.is_retried) == ("diverged", False)
     assert record.root is not None
     assert record.root.step == 150
-    assert len(record.root.samples) == 16  # half of a batch
+    assert len(record.root.samples) == 32  # half of a batch
     assert f"training rows {record.root.samples[0]}, " in line
