@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, which come and go."""
+"""A cluster of several Ray nodes on this machine: a head without CPUs, and nodes that come, go and are drained."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -35,11 +35,18 @@ class Node:
 
 
 @contextlib.contextmanager
-def node(address: str, resource: str, cpus: int = 2) -> Iterator[Node]:
-    """A node of a cluster on this machine, which has joined; killed at the end, if not before."""
+def node(address: str, resource: str, cpus: int = 2, host: str | None = None) -> Iterator[Node]:
+    """A node of a cluster on this machine, which has joined; killed at the end, if not before.
+
+    Args:
+        resource: that it has alone, by which it is found.
+        host: its hostname, if it is to be another host's; needs the permission to make a namespace of names.
+    """
     options = [f"--address={address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--block"]
     options += [f'--resources={{"{resource}": 1}}', f"--dashboard-agent-listen-port={free_port()}"]
-    process = psutil.Process(ray("start", *options, "--min-worker-port=0", "--max-worker-port=0").pid)
+    options += ["--min-worker-port=0", "--max-worker-port=0"]
+    named = ["unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh"] if host else []
+    process = psutil.Process(ray("start", *options, before=named).pid)
     try:
         eventually(lambda: node_with(address, resource) != "", 60, "the node joins")
         yield Node(node_with(address, resource), process)
@@ -70,9 +77,9 @@ def head() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def ray(*arguments: str) -> "subprocess.Popen[bytes]":
+def ray(*arguments: str, before: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", *arguments],
+        [*before, sys.executable, "-m", "ray.scripts.scripts", *arguments],
         env={**os.environ, **RAY_ENV, "RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -92,3 +99,14 @@ def node_with(address: str, resource: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True
     ).stdout.strip()
+
+
+def drain(address: str, node: str) -> None:
+    """Give a node 60 s."""
+    command = ["drain-node", f"--address={address}", f"--node-id={node}"]
+    command += [
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=spot",
+        "--deadline-remaining-seconds=60",
+    ]
+    assert ray(*command).wait(60) == 0

@@ -5,7 +5,7 @@ error a caller would expect to catch.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ShoalError(Exception):
@@ -45,7 +45,30 @@ class DamagedFileError(StorageError):
 
 
 class DivergedError(ShoalError, ArithmeticError):
-    """The training loss stopped being a finite number."""
+    """The training loss stopped being a finite number.
+
+    Attributes:
+        step: the first whose loss is not finite, counted from 1.
+        rank, host: of the worker whose samples have that loss; None: no worker alone.
+        samples: numbers of its rows in the batch, among the training rows; of all workers where none stands out.
+        losses: of the last steps, summed over all workers, as hexadecimal digits of their bits.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        step: int | None = None,
+        rank: int | None = None,
+        host: str | None = None,
+        samples: Sequence[int] = (),
+        losses: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, step, rank, host, samples, losses)  # all of them, so that it can be pickled
+        self.message, self.step, self.rank, self.host = message, step, rank, host
+        self.samples, self.losses = list(samples), list(losses)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class TrainingError(ShoalError, RuntimeError):

@@ -8,6 +8,9 @@ import pytest
 
 from hosts import Hosts
 from running import ROOT, Finished, Place
+from shoal.storage.host_ledger import MOST_RUNS, HostLedger
+from shoal.storage.lease import now_ms
+from shoal.storage.records import HostFailure
 
 pytestmark = pytest.mark.long
 
@@ -88,6 +91,12 @@ def test_a_host_that_names_itself_loopback_and_one_with_storage_of_its_own_are_n
         hosts.start_ray(name, HEAD)
     settings = ["scale.num_workers=3", f"storage_path={tmp_path}/shared"]
     settings.append(f"track.tracking_uri=sqlite:///{tmp_path}/mlflow.db")
+    ledger = HostLedger(f"{tmp_path}/shared")
+    for host in (HEAD, LOOPBACK):
+        for number in range(MOST_RUNS):
+            ledger.charge(
+                HostFailure(host=host, run=f"shoal/r{number}", kind="hang", message="", at_ms=now_ms())
+            )
     command = [sys.executable, str(ROOT / "jobs" / "doctor.py"), *settings]
     ended = hosts.run(HEAD, *command, check=False, RAY_ADDRESS=f"{hosts.addresses[HEAD]}:6379")
     done = Finished(ended.returncode, ended.stdout, ended.stderr, 0.0)
@@ -106,3 +115,6 @@ def test_a_host_that_names_itself_loopback_and_one_with_storage_of_its_own_are_n
     assert blind["where"] == PRIVATE
     assert blind["level"] == "fatal"
     assert f"what {HEAD}, {LOOPBACK} wrote" in blind["value"]
+    failed = found(done, "failed hosts")
+    assert {name: one["level"] for name, one in failed.items()} == {HEAD: "ok", LOOPBACK: "warning"}
+    assert set(ledger.recent(now_ms())) == {LOOPBACK}  # the other one is let back

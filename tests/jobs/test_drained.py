@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from sweeps import points
 
-from ray_nodes import head, node, ray
-from running import SLOW_MODULE, Place, Trace, assert_equal
+from ray_nodes import drain, head, node
+from running import SLOW_MODULE, Place, Trace, assert_equal, eventually
+from shoal.storage.host_ledger import HostLedger
+from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord, TrainResult
+from shoal.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.long
 
@@ -21,17 +25,6 @@ SETTINGS = (
     "scale.num_workers=2",
     "scale.max_failures=0",
 )
-
-
-def drain(address: str, node: str) -> None:
-    """Give a node 60 s."""
-    command = ["drain-node", f"--address={address}", f"--node-id={node}"]
-    command += [
-        "--reason=DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message=spot",
-        "--deadline-remaining-seconds=60",
-    ]
-    assert ray(*command).wait(60) == 0
 
 
 def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_again(
@@ -61,3 +54,47 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
     twin.add_module("slow", SLOW_MODULE)
     assert twin.run("train", *SETTINGS).code == 0
     assert_equal(Trace.of(folder), Trace.of(twin.folder("run")))
+
+
+def test_a_trial_of_one_worker_leaves_a_node_that_is_drained_and_makes_no_step_again(
+    place: Place, tmp_path: Path
+) -> None:
+    settings = (
+        "run_name=sweep",
+        "model.name=slow:Net",
+        "data.source=synthetic:classification?rows=2000",
+        "optim.lr=0.001,0.01",
+        "train.epochs=1000",
+        "train.max_steps=1500",
+        "train.evaluate_every_steps=250",
+        "checkpoint.every_steps=1400",
+        "scale.num_workers=1",
+        "scale.max_failures=0",
+        "tune.scheduler=asha",
+    )
+    place.add_module("slow", SLOW_MODULE)
+    folder = place.folder("sweep")
+
+    def made() -> list[tuple[str, int]]:
+        read = JournalReader(folder.inner("trials/t0000")).read()
+        return [(point.key, point.step) for point in read if point.key in ("train/loss", "val/loss")]
+
+    with head() as address, node(address, "first", 1) as left:
+        place.env["RAY_ADDRESS"] = address
+        process = place.start("tune", *settings)
+        eventually(lambda: ("train/loss", 300) in made() or process.poll() is not None, 90, "a trial trains")
+        with node(address, "second", 1):
+            drain(address, left.name)
+            done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert "trial t0000 left host" in done.err
+    assert "which is being drained, with a checkpoint; it goes on elsewhere" in done.err
+    assert "lost its process" not in done.err
+    assert len(made()) == len(set(made()))  # no step twice
+    assert HostLedger(str(place.path / "runs")).recent(now_ms()) == {}
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    undisturbed = twin.run("tune", *settings, "tune.max_concurrent_trials=1")
+    assert undisturbed.code == 0, undisturbed.err
+    assert points(done.result) == points(undisturbed.result)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -28,10 +28,16 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class ActorLost:
-    """A trial's process is gone."""
+    """A trial's process is gone.
+
+    Attributes:
+        was_drained: it was to leave its host, which was taken away before.
+    """
 
     reason: str
     was_out_of_memory: bool
+    is_hang: bool = False
+    was_drained: bool = False
 
 
 Event = TrialStarted | TrialReport | TrialEnded | ActorLost
@@ -40,9 +46,19 @@ Event = TrialStarted | TrialReport | TrialEnded | ActorLost
 class ActorPool(Generic[Key]):
     """A fixed number of actors; each runs one trial or is idle."""
 
-    def __init__(self, size: int, resources: dict[str, float]) -> None:
+    def __init__(
+        self, size: int, resources: dict[str, float], selector: dict[str, str] | None = None
+    ) -> None:
+        """Start the actors.
+
+        Args:
+            resources: of each, by Ray's names.
+            selector: labels of the nodes that they may be on.
+        """
         options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
         options["resources"] = {name: n for name, n in resources.items() if name not in ("CPU", "GPU")}
+        if selector:
+            options["label_selector"] = selector
         if (
             not resources
         ):  # it leads workers, and lives where the driver does: the loss of a host is that of workers alone
@@ -90,6 +106,7 @@ class ActorPool(Generic[Key]):
 
     def close(self) -> None:
         """Kill all actors; a Ray that is dead itself is not waited for."""
+        self._watch.close()
         actors = [*self._idle, *(actor for _, actor in self._busy.values())]
         killing = threading.Thread(target=_kill, args=(actors,), name="shoal-kill", daemon=True)
         killing.start()
@@ -101,10 +118,14 @@ class ActorPool(Generic[Key]):
         try:
             events: list[Event] = ray.get(ref)
         except RayError as error:
-            hang = self._watch.hangs.get(actor)
-            return [(key, ActorLost(hang, False) if hang else _lost(error, actor_id(actor)))]
+            hang, host = self._watch.hangs.get(actor), self._watch.leaving.get(actor)
+            lost = ActorLost(hang, False, is_hang=True) if hang else _lost(error, actor_id(actor))
+            return [(key, replace(lost, was_drained=host is not None))]
         if isinstance(events[-1], TrialEnded):
-            self._idle.append(actor)
+            if actor in self._watch.leaving:  # Ray starts the next one elsewhere
+                _kill([actor])
+            else:
+                self._idle.append(actor)
         else:
             self._listen(key, actor)
         return [(key, event) for event in events]

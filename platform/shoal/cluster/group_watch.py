@@ -7,18 +7,21 @@ what follows is what follows a loss. It decides nothing else.
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from shoal.cluster import session
 from shoal.cluster.draining import DrainWatch
 from shoal.cluster.elastic import GroupSize
 from shoal.cluster.free_room import RoomWatch
+from shoal.cluster.replay import Replay
 from shoal.cluster.status_board import open_board
 from shoal.cluster.worker_failure import add_lost_peers, faults_of_hang, find_faults, stacks_of
 from shoal.cluster.worker_process import ProcessReport, StoppedWorkers, end_workers, last_lines
 from shoal.errors import StorageError
 from shoal.runs.failure_policy import DEATHS, Decision, Fault, decide
 from shoal.runs.hang import Hang, WorkerStatus, find_hang
+from shoal.runs.pace import Pace
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord
 from shoal.storage.run_folder import RunFolder
@@ -39,17 +42,18 @@ class GroupWatch:
         board: to which the workers speak.
         statuses: what each worker said last, by rank.
         hang: that ended the attempt.
+        replay: of a loss that was not finite.
         left: the hosts that are being drained, for which the workers were asked to end.
         grows_to: the larger size, for which the workers were asked to end.
     """
 
-    def __init__(self, workers: int, room: RoomWatch, size: GroupSize) -> None:
-        self._workers, self._room, self._size = workers, room, size
+    def __init__(self, workers: int, room: RoomWatch, size: GroupSize, replay: Replay) -> None:
+        self._workers, self._room, self._size, self.replay = workers, room, size, replay
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
         self.left: frozenset[str] = frozenset()
         self.grows_to: int | None = None
-        self._draining = DrainWatch()
+        self._draining, self._pace = DrainWatch(), Pace()
         self._reports: dict[int, ProcessReport] = {}
         self._reading: Any = None
         self._read_s = self._end_s = 0.0
@@ -93,6 +97,8 @@ class GroupWatch:
                 self._room.check()
             if not self._has_read():
                 return
+            for words in self._pace.slow(list(self.statuses.values()), self._workers, time.monotonic()):
+                logger.warning("%s", words)
             if judges:
                 self._judge()
             if not self.was_left:
@@ -113,6 +119,7 @@ class GroupWatch:
             return False
         reading, self._reading = self._reading, None
         self.statuses = {status.rank: status for status in ray.get(reading)}
+        self.replay.check(self.statuses.values())
         return True
 
     def _judge(self) -> None:
@@ -149,17 +156,17 @@ class GroupWatch:
             )
 
     def decide(
-        self, error: BaseException, folder: RunFolder, earlier: FailureRecord | None, max_failures: int
+        self, error: BaseException, folder: RunFolder, max_failures: int, replays: bool = True
     ) -> Decision:
         """Decide what follows from the end of the attempt, and complete its record.
 
         Args:
             error: of Ray Train.
-            earlier: the failure before.
+            replays: see `shoal.runs.failure_policy.decide`.
         """
-        decision = decide(
-            self._faults(error, folder), earlier, _checkpoint_step(folder, earlier), max_failures
-        )
+        earlier = self.replay.earlier
+        faults, checkpoint = self._faults(error, folder), _checkpoint_step(folder, earlier)
+        decision = decide(faults, earlier, checkpoint, max_failures, replays)
         record = decision.record
         rank = record.root.rank if record.root else None
         report = self._reports.get(rank) if rank is not None else None
@@ -171,7 +178,7 @@ class GroupWatch:
         if self.hang:
             foreign = {rank: report.stack for rank, report in self._reports.items()}
             more["stacks"] = stacks_of(self.hang.workers, foreign)
-        return Decision(decision.retries, record.replace(**more), decision.exit_code)
+        return replace(decision, record=record.replace(**more))
 
     def _faults(self, error: BaseException, folder: RunFolder) -> list[Fault]:
         import ray

@@ -22,6 +22,7 @@ class Node:
     """What Ray says of a node."""
 
     address: str
+    host: str
     gpus: int
     object_store_bytes: int
 
@@ -54,7 +55,10 @@ class NodeActors:
             self._actors[name] = remote.options(scheduling_strategy=on_node(node_id)).remote()
             has = node["Resources"]
             self.nodes[name] = Node(
-                node["NodeManagerAddress"], int(has.get("GPU", 0)), int(has.get("object_store_memory", 0))
+                node["NodeManagerAddress"],
+                host,
+                int(has.get("GPU", 0)),
+                int(has.get("object_store_memory", 0)),
             )
 
     def __enter__(self) -> Self:

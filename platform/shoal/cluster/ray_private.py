@@ -31,8 +31,8 @@ The wording of what `ray.init` raises after 30 s (`START_TIMED_OUT`)
 `ray._private.runtime_env.packaging` (`upload_size`)
     What a job uploads, by the same rules as Ray. Without it, the size is not known, and not checked.
 `ray._private.state.available_resources_per_node` (`free_resources`)
-    What each node has free, from which an elastic run chooses its size. Without it, what the whole cluster has counts
-    as one node's.
+    What each node has free: an elastic run chooses its size by it, and a host that failed too often is left out where
+    the others have room. Without it, what the whole cluster has counts as one node's.
 Variable RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S (`START_TIMEOUT`), `WorkerGroupStartupTimeoutError` (`found_no_room`)
     An elastic run chooses another size when its workers find no place. Without it, they wait for their place.
 `ray._private.state.state.get_draining_nodes` (`draining_nodes`)

@@ -102,6 +102,8 @@ class Observer:
             stay_s=stay_s,
             slowest_s=self._clock.slowest.get(section),
             stack=self._stack() if stay_s > STACK_AFTER_S else "",
+            finite_step=self._clock.finite_step,
+            busy_s=self._clock.own_s,
         )
 
     def _stack(self) -> str:

@@ -10,7 +10,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,7 +38,8 @@ from shoal.training.loop import Decision
 
 GATHER_S = 0.5
 
-TrialEnding = Ending | Literal["infeasible", "failed"]
+# "left": with a checkpoint, for a host that is being drained.
+TrialEnding = Ending | Literal["infeasible", "failed", "left"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class TrialActor:
         self._spec: TrialSpec | None = None
         self._observer: Observer | None = None
         self._waited_s = 0.0
+        self._is_to_leave = False
         contextlib.ExitStack().enter_context(lossy_streams())  # for as long as the process lives
 
     def begin(self, spec: TrialSpec) -> None:
@@ -114,6 +116,10 @@ class TrialActor:
         observer = self._observer
         return observer.status() if observer else None
 
+    def leave(self) -> None:
+        """Ask the trial to write a checkpoint and end: this host is being drained."""
+        self._is_to_leave = True
+
     def answer(self, decision: Decision) -> None:
         self._decisions.put(decision)
 
@@ -135,7 +141,10 @@ class TrialActor:
         folder = spec.worker.open_folder()
         try:
             outcome = self._train(spec, folder)
-            ended = TrialEnded(outcome.ended, self._spent_s(since), outcome)
+            how: TrialEnding = outcome.ended
+            if how == "interrupted" and self._is_to_leave and not folder.is_stop_requested():
+                how = "left"
+            ended = TrialEnded(how, self._spent_s(since), outcome)
         except BaseException as error:
             ended = _failed(error, folder, self._spent_s(since))
         self._observer = None
@@ -155,10 +164,17 @@ class TrialActor:
             shard = make_shard(worker, spec.shard_refs[1], rank=0, size=1, device=device)
             clock = Clock()
             self._observer = Observer(0, clock)
-            run_worker(worker, shard, SingleProcess(), device, self.report, False, clock)
+            leaves = self._leaves_between_evaluations(worker, clock)
+            run_worker(worker, shard, SingleProcess(), device, self.report, False, clock, leaves)
         outcome = folder.load(Outcome)
         assert outcome is not None, "rank 0 writes it when training has ended"
         return outcome
+
+    def _leaves_between_evaluations(self, worker: WorkerSpec, clock: Clock) -> Callable[[], bool]:
+        """Return whether the trial is to leave at a step: at one that is evaluated, the driver waits for its report."""
+        per_epoch = worker.dataset_info.lanes(worker.preprocessing).steps
+        every = worker.config.train.evaluate_every_steps or per_epoch
+        return lambda: self._is_to_leave and (clock.step + 1) % every != 0
 
     def _spent_s(self, since: float) -> float:
         """Return the seconds of work, without those of waiting for decisions."""

@@ -1,7 +1,7 @@
-"""Trials that train in their actor's own process: each is asked what it does, and one that hangs is ended.
+"""Trials that train in their actor's own process: each is asked what it does.
 
-Trials of several workers are watched by their own `GroupWatch`. What follows from a process that ended is decided by
-those who wait for it.
+One that hangs is ended, and one whose host is being drained is asked to leave. Trials of several workers are watched by
+their own `GroupWatch`. What follows from a process that ended is decided by those who wait for it.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from shoal.cluster.draining import DrainWatch
 from shoal.cluster.worker_process import StoppedWorkers, end_workers
 from shoal.runs.hang import Hang, WorkerStatus, find_trial_hang
 
@@ -21,10 +22,14 @@ class TrialWatch:
 
     Attributes:
         hangs: what the trials that hung did, in words, by their actors.
+        leaving: the hosts that are being drained, by the actors that were asked to leave them.
     """
 
     def __init__(self) -> None:
         self.hangs: dict[Any, str] = {}
+        self.leaving: dict[Any, str] = {}
+        self._draining = DrainWatch()
+        self._draining.__enter__()
         self._asked: dict[
             Any, tuple[Any, float]
         ] = {}  # by actor: the ref of its answer, and when it was asked
@@ -46,11 +51,22 @@ class TrialWatch:
         with contextlib.suppress(ray.exceptions.RayError):
             self._hear()
             self._ask(busy)
+            self._leave_what_is_drained(busy)
             found = {actor: hang for actor, hang in self._find(busy).items() if actor not in self.hangs}
             for actor, hang in found.items():
                 if actor in self._suspected:  # two looks: an answer may be on its way
                     self._end(actor, hang)
             self._suspected = set(found)
+
+    def close(self) -> None:
+        self._draining.__exit__()
+
+    def _leave_what_is_drained(self, busy: Sequence[Any]) -> None:
+        for actor in busy:
+            status = self._said.get(actor)
+            if status and status.node in self._draining.nodes and actor not in self.leaving:
+                self.leaving[actor] = status.host
+                actor.leave.remote()
 
     def _hear(self) -> None:
         import ray

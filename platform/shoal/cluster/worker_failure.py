@@ -11,7 +11,16 @@ from collections.abc import Collection, Mapping, Sequence
 
 from shoal.cluster.ray_private import health_check_failure, is_health_check_error
 from shoal.errors import StorageError, TrainingError
-from shoal.runs.failure_policy import DEATHS, PEER_ERRORS, Decision, Fault, Symptom, fault_of, symptom_of
+from shoal.runs.failure_policy import (
+    DEATHS,
+    PEER_ERRORS,
+    SAID_BY_ALL,
+    Decision,
+    Fault,
+    Symptom,
+    fault_of,
+    symptom_of,
+)
 from shoal.runs.hang import ENDED, Hang, WorkerStatus
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, FailedWorker, FailureRecord, StackGroup
@@ -42,7 +51,7 @@ def find_faults(
     record = load_error(folder)
     if record is None:
         return faults
-    if record.symptom == "weights differ":  # which all workers say
+    if record.symptom in SAID_BY_ALL:
         others = [fault.worker for rank, fault in found.items() if rank != record.rank]
         return [fault_of(record), *(Fault(worker, "lost its peer") for worker in others)]
     own = None if record.rank is None else found.get(record.rank)

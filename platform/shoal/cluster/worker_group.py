@@ -14,7 +14,9 @@ import torch
 from shoal.cluster.elastic import GroupSize
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
+from shoal.cluster.placement import Placement
 from shoal.cluster.ray_private import found_no_room
+from shoal.cluster.replay import Replay
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
 from shoal.cluster.shard_store import ShardRefs, ShardsFn, make_shard
 from shoal.cluster.status_board import speaking
@@ -77,14 +79,22 @@ class WorkerGroup:
         earlier: FailureRecord | None = None
         hosts: frozenset[str] = frozenset()
         why = ""
+        placement = Placement(spec.sweep_folder or spec.folder)
+        replays = spec.sweep_folder is None  # a trial that diverges is a result
         with GroupSize(self._scale, self._needs, _say_waiting) as size:
             for number in itertools.count():
                 workers = self._begin(size, number, why, hosts, folder)
                 room = RoomWatch(self._needs, workers, hosts, _say_waiting)
-                with GroupWatch(workers, room, size) as watch:
-                    error = self._attempt(replace(spec, start=number), workers, folder, decide, watch)
+                replay = Replay(folder, earlier, placement)
+                selector = placement.selector(self._needs, workers, replay.host, number > 0)
+                with GroupWatch(workers, room, size, replay) as watch:
+                    error = self._attempt(
+                        replace(spec, start=number), workers, folder, decide, watch, selector
+                    )
                     if error is None and not self._goes_on(watch, folder):
+                        replay.end(_last_step(folder))
                         return
+                    earlier = replay.earlier
                     if error is None:
                         why, hosts = self._leave(watch, folder), watch.hosts - watch.left
                         continue
@@ -92,7 +102,8 @@ class WorkerGroup:
                         continue
                     if folder.is_stop_requested(by_others=False):
                         raise _interrupted()
-                    decision = watch.decide(error, folder, earlier, self._scale.max_failures)
+                    decision = watch.decide(error, folder, self._scale.max_failures, replays)
+                placement.charge(decision.host, decision.record.kind, decision.record.message)
                 earlier, hosts = decision.record.replace(next_command=self._command), watch.hosts or hosts
                 with contextlib.suppress(OSError):  # it may be what failed
                     folder.clear_leftovers()
@@ -156,6 +167,7 @@ class WorkerGroup:
         folder: RunFolder,
         decide: DecideFn | None,
         watch: GroupWatch,
+        selector: dict[str, str] | None,
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -177,6 +189,7 @@ class WorkerGroup:
                 num_workers=workers,
                 use_gpu=self._kind.resource == "GPU",
                 resources_per_worker=self._needs,
+                label_selector=selector,
             ),
             run_config=RunConfig(
                 name=f"attempt-{spec.attempt}-{spec.start}",
@@ -216,6 +229,11 @@ class WorkerGroup:
 
 def _interrupted() -> Interrupted:
     return Interrupted("interrupted; the same command resumes from the last checkpoint")
+
+
+def _last_step(folder: RunFolder) -> int:
+    outcome = folder.load(Outcome)
+    return outcome.progress.step if outcome else 0
 
 
 def _say_waiting(words: str) -> None:
@@ -293,7 +311,7 @@ def _ray_worker(config: dict[str, Any]) -> None:
         try:
             _train(spec, config["kind"], config["shard_refs"], config["decide"], clock, is_to_leave)
         except Exception as error:
-            _save_error(error, spec.open_folder(), rank, clock)
+            _save_error(error, spec, rank, clock)
             raise
 
 
@@ -314,9 +332,12 @@ def _train(
         run_worker(spec, shard, group, device, decide, decide is None, clock, is_to_leave)
 
 
-def _save_error(error: Exception, folder: RunFolder, rank: int, clock: Clock) -> None:
+def _save_error(error: Exception, spec: WorkerSpec, rank: int, clock: Clock) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
     with contextlib.suppress(OSError):
+        folder = spec.open_folder()
         earlier = load_error(folder)
         if earlier is None or is_peer_error(earlier):
-            folder.save(account_of(error, clock, rank))
+            scale = spec.config.scale
+            lanes = spec.dataset_info.lanes(spec.preprocessing, rank // scale.tensor_size, scale.data_size)
+            folder.save(account_of(error, clock, rank, lanes))

@@ -175,6 +175,17 @@ class Lanes:
         beyond_all_lanes = np.array([self.batch_size], dtype=np.uint64)
         return by_length[:, np.argsort(_shuffle_keys(self.seed, epoch, beyond_all_lanes, batches)[0])]
 
+    def rows_of(self, step: int) -> Indices:
+        """Return this worker's training rows of an optimizer step, numbered over the training split, in their order.
+
+        Args:
+            step: counted from 0 over all epochs.
+        """
+        epoch, batch = divmod(step, self.steps)
+        cycles, lanes = np.divmod(self.epoch(epoch)[batch * self.width :][: self.width], self.width)
+        rows: Indices = cycles * self.batch_size + self.worker + lanes * self.num_workers
+        return rows
+
 
 def _shuffle_keys(
     seed: int, epoch: int, lanes: npt.NDArray[np.uint64], length: int

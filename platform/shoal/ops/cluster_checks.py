@@ -1,10 +1,13 @@
 """What is there once for a cluster: the tracking server, room for the workers, the upload of a job."""
 
+from collections.abc import Mapping, Sequence
+
 from shoal.errors import ConfigError, value_and_remedy
 from shoal.ops.node_checks import MIB
 from shoal.runs.config import ScaleConfig
 from shoal.runs.machine import check_resources
-from shoal.storage.records import Finding
+from shoal.storage.host_ledger import failing_hosts
+from shoal.storage.records import Finding, HostFailure
 from shoal.tracking.store_probe import StoreProbe
 
 SLOW_CALL_S = 1.0
@@ -64,6 +67,45 @@ def check_room(scale: ScaleConfig, cpus: float, gpus: int, nodes: int) -> list[F
     workers = f"{scale.fewest_workers} to {scale.most_workers}" if scale.is_elastic else scale.most_workers
     value = f"{workers} workers; {nodes} nodes with {cpus:g} CPUs and {gpus} GPUs"
     return [Finding(check="workers", where="all", value=value)]
+
+
+def check_failed_hosts(
+    recent: Mapping[str, Sequence[HostFailure]], nodes: Mapping[str, str], findings: Sequence[Finding]
+) -> tuple[list[Finding], list[str]]:
+    """A host that failed too many runs is left out by others until its checks pass.
+
+    Args:
+        recent: failures by host, the newest first.
+        nodes: hosts by the names of nodes.
+        findings: of the other checks.
+
+    Returns:
+        findings, and the hosts that are let back.
+    """
+    unsound = {finding.where for finding in findings if finding.level == "fatal"}
+    found, cleared = [], []
+    for host in failing_hosts(recent):
+        here = [name for name, its in nodes.items() if its == host]
+        passes = bool(here) and not unsound.intersection((*here, "all"))
+        if passes:
+            cleared.append(host)
+            remedy = "nothing: it passed the checks, and is let back"
+        elif here:
+            remedy = "repair what is fatal there, and call shoal doctor again"
+        else:
+            remedy = "nothing while it is not in the cluster; shoal doctor lets it back once its checks pass"
+        last = recent[host][0]
+        found.append(
+            Finding(
+                check="failed hosts",
+                level="ok" if passes else "warning",
+                where=host,
+                value=f"failed {len(recent[host])} runs in a week, the last of them {last.run} ({last.kind})",
+                rule="such a host is left out where the others have room",
+                remedy=remedy,
+            )
+        )
+    return found or [Finding(check="failed hosts", where="all", value="none")], cleared
 
 
 def check_upload(folder: str, size: int, most: int) -> list[Finding]:

@@ -9,17 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shoal.errors import DataError, WeightsDifferError
+from shoal.data.sampler import Lanes
+from shoal.errors import DataError, DivergedError, WeightsDifferError
 from shoal.storage.failures import storage_error
 from shoal.storage.records import ErrorRecord, FailedWorker, FailureKind, FailureRecord
 from shoal.training.clock import Clock
 from shoal.training.device_memory import is_out_of_memory
+from shoal.training.divergence import describe_samples, same_losses
 
 # What one worker's end means by itself, the strongest evidence first. Where a process died, another's exception may
 # only be a consequence; where one raised, another that lost its connection is one.
 Symptom = Literal[
     "storage failed",
     "weights differ",
+    "diverged",
     "hung",
     "preempted",
     "killed for memory",
@@ -35,6 +38,7 @@ ORDER: tuple[Symptom, ...] = Symptom.__args__  # type: ignore[attr-defined]
 KINDS: dict[Symptom, FailureKind] = {
     "storage failed": "storage",
     "weights differ": "bad host",
+    "diverged": "diverged",
     "hung": "hang",
     "preempted": "preemption",
     "killed for memory": "out of memory",
@@ -49,6 +53,7 @@ KINDS: dict[Symptom, FailureKind] = {
 # The next attempt may go well. Of the others it would end alike.
 RETRIED: tuple[Symptom, ...] = (
     "weights differ",
+    "diverged",  # once
     "hung",
     "preempted",
     "killed for memory",
@@ -59,7 +64,9 @@ RETRIED: tuple[Symptom, ...] = (
 )
 # A worker that ended so could not say anything of it.
 DEATHS: tuple[Symptom, ...] = ("preempted", "killed for memory", "died")
+CHARGED: tuple[Symptom, ...] = ("weights differ", "hung", "died")  # to the host where it happened
 FREE: tuple[Symptom, ...] = ("preempted",)
+SAID_BY_ALL: tuple[Symptom, ...] = ("weights differ", "diverged")  # of which one worker's account is enough
 REMEDIES: dict[FailureKind, str] = {
     "lost worker": "look into the host and its memory",
     "hang": "see in failure.json where each worker was",
@@ -74,6 +81,7 @@ PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "is gone
 TIMEOUTS = ("Timed out waiting", "Watchdog caught collective operation timeout", "did not join the gradient")
 MOST_WORDS = 160  # characters of what such an exception says
 DATA_SECTIONS = ("data", "epoch start")
+STEP_SECTIONS = ("step", "first step")
 # Of the system's errors those that say something of the path, not of the moment.
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
@@ -89,21 +97,33 @@ class Fault:
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from a failure, and its record."""
+    """What follows from a failure, and its record.
+
+    Attributes:
+        host: that it is counted against; None: nobody's.
+    """
 
     retries: bool
     record: FailureRecord
     exit_code: int = 1
+    host: str | None = None
 
 
-def account_of(error: Exception, clock: Clock, rank: int = 0) -> ErrorRecord:
-    """Return a worker's own account of what it raised, which its process alone can give."""
-    section = clock.at[0]
-    symptom = symptom_of(error, section)
-    record = ErrorRecord.from_exception(error, rank)
+def account_of(error: Exception, clock: Clock, rank: int = 0, lanes: Lanes | None = None) -> ErrorRecord:
+    """Return a worker's own account of what it raised, which its process alone can give.
+
+    Args:
+        lanes: its part of the training rows, where it is known.
+    """
+    section, step = clock.at[0], clock.step
+    record = ErrorRecord.from_exception(error, rank).replace(symptom=symptom_of(error, section))
+    if isinstance(error, DivergedError) and error.step is not None:
+        place = {"rank": error.rank, "host": error.host, "section": "step", "step": error.step}
+        return record.replace(**place, samples=error.samples, losses=error.losses)
     if isinstance(error, WeightsDifferError):  # all workers raise it, whichever of them it is about
         record = record.replace(rank=error.rank, host=error.host)
-    return record.replace(symptom=symptom, section=section, step=clock.step)
+    samples = lanes.rows_of(step).tolist() if lanes and section in STEP_SECTIONS else []
+    return record.replace(section=section, step=step, samples=samples)
 
 
 def fault_of(record: ErrorRecord) -> Fault:
@@ -127,6 +147,8 @@ def symptom_of(error: BaseException, section: str = "") -> Symptom:
         return "storage failed"
     if isinstance(error, WeightsDifferError):
         return "weights differ"
+    if isinstance(error, DivergedError):
+        return "diverged"
     if any(word in str(error) for word in TIMEOUTS):
         return "timed out"
     if is_source:
@@ -151,6 +173,7 @@ def decide(
     earlier: FailureRecord | None,
     checkpoint_step: int | None,
     max_failures: int,
+    replays: bool = True,
 ) -> Decision:
     """Decide what follows from the ends of an attempt's workers.
 
@@ -159,20 +182,20 @@ def decide(
         earlier: the failure before, in the same job.
         checkpoint_step: of the newest checkpoint, None before the first.
         max_failures: how many there may be without a checkpoint that is later than the last of them.
+        replays: whether the steps of a loss that is not finite are made again, once.
     """
     faults = [_at_least(fault, checkpoint_step) for fault in faults]
     root = min(faults, key=lambda fault: (ORDER.index(fault.symptom), fault.worker.rank or 0))
     kind = KINDS[root.symptom]
     before = 0 if earlier is None or _got_further(checkpoint_step, earlier) else earlier.failures
     failures = before + (root.symptom not in FREE)
-    repeats = root.symptom == "source away" and earlier is not None and _is_same(root.worker, earlier.root)
+    repeats = _why_not_again(root, earlier, replays and failures <= max_failures)
     retries = root.symptom in RETRIED and failures <= max_failures and not repeats
+    before_it = earlier.replayed if earlier else None
     if retries:
         follows = _resumes(checkpoint_step, failures if root.symptom not in FREE else None, max_failures)
     elif repeats:
-        follows = (
-            f"not tried again: the same at step {root.worker.step} on worker {root.worker.rank} as before"
-        )
+        follows = f"not tried again: {repeats}"
     elif root.symptom in RETRIED:
         follows = (
             f"not tried again: {failures} failures without progress, more than "
@@ -188,10 +211,55 @@ def decide(
         root=root.worker,
         cascade=[fault.worker for fault in faults if fault is not root],
         failures=failures,
+        replayed=root.worker if retries and root.symptom == "diverged" else before_it,
         step=max((fault.worker.step for fault in faults if fault.worker.step is not None), default=None),
         checkpoint_step=checkpoint_step,
     )
-    return Decision(retries, record, root.exit_code)
+    return Decision(retries, record, root.exit_code, root.worker.host if root.symptom in CHARGED else None)
+
+
+def _why_not_again(root: Fault, earlier: FailureRecord | None, replays: bool) -> str | None:
+    """Return why the next attempt would end as this one did, where that is known."""
+    worker = root.worker
+    if root.symptom == "source away" and earlier is not None and _is_same(worker, earlier.root):
+        return f"the same at step {worker.step} on worker {worker.rank} as before"
+    if root.symptom != "diverged":
+        return None
+    before = earlier.replayed if earlier else None
+    if before is None:
+        return None if replays else "its steps are not made again"
+    if worker.step != before.step:
+        return (
+            f"it was at step {before.step} before, and data and model give the same bits each time: look for a host "
+            f"whose memory or processor changes bits ({_hosts(before, worker)}), or for operations that are not "
+            "deterministic"
+        )
+    bits = "the same bits" if same_losses(worker.losses, before.losses) else "no finite loss either"
+    return f"the same steps made again gave {bits} at step {worker.step}, so it is the data or the model"
+
+
+def after_replay(earlier: FailureRecord) -> FailureRecord:
+    """Return the record of a loss that was not finite, and that is finite since its step was made again."""
+    worker = earlier.replayed
+    assert worker is not None, "it says whose steps are made again"
+    lost = worker.message.partition(":")[0]
+    return earlier.replace(
+        kind="bad host",
+        root=worker,
+        cascade=[],
+        replayed=None,
+        message=f"bad host: {_place(worker)}: {lost}, and finite when the step was made again: its memory or processor "
+        "changed a bit, or an operation is not deterministic; training goes on",
+    )
+
+
+def _place(worker: FailedWorker) -> str:
+    who = "no worker alone" if worker.rank is None else f"worker {worker.rank}"
+    return f"{who} on {worker.host}" if worker.host else who
+
+
+def _hosts(*workers: FailedWorker) -> str:
+    return ", ".join(sorted({worker.host or "several" for worker in workers}))
 
 
 def _at_least(fault: Fault, checkpoint_step: int | None) -> Fault:
@@ -234,5 +302,9 @@ def describe(fault: Fault) -> str:
         return f"{who}{host} was lost{at} ({message or worker.type})"
     if fault.symptom == "lost its peer":
         return f"{who}{host} lost its connection to another one{at} ({message[:MOST_WORDS]})"
+    if fault.symptom == "diverged":
+        return f"{_place(worker)}: {message}"
     where = f" ({worker.where})" if worker.where else ""
-    return f"{who}{host}: {worker.type}: {message}{where}"
+    samples = f", with {describe_samples(worker.samples)}" if worker.samples else ""
+    step = at if fault.symptom == "raised" and worker.section in STEP_SECTIONS else ""
+    return f"{who}{host}: {worker.type}: {message}{where}{step}{samples}"

@@ -199,13 +199,14 @@ def _save(
 
 def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:
     """Draw the loss curve, the confusion matrix of a classification, the precision of a detection, and the data."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    points: dict[str, list[tuple[int, float]]] = {}
     for point in JournalReader(folder):
-        if point.key in ("train/loss", "val/loss"):
-            curves.setdefault(point.key, []).append((point.step, point.value))
+        if point.key in ("train/loss", "val/loss", WORKERS_METRIC):
+            points.setdefault(point.key, []).append((point.step, point.value))
+    sizes = points.pop(WORKERS_METRIC, [])
     title = folder.identity().name
-    if curves:
-        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(curves, title, points.get(WORKERS_METRIC, [])))
+    if points:
+        folder.write(f"{PICTURES}/loss_curve.png", loss_curve(points, title, sizes))
     if outcome.confusion is not None:
         counts = np.array(outcome.confusion)
         matrix = confusion_matrix(

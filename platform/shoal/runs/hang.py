@@ -52,6 +52,8 @@ class WorkerStatus:
         slowest_s: of the section's earlier stays; None: there was none.
         silent_s: seconds since it said so.
         stack: of the training's thread, once a stay takes long.
+        finite_step: the last whose loss is known to be finite.
+        busy_s: seconds of its own work so far, without waits for other workers.
     """
 
     rank: int
@@ -65,6 +67,8 @@ class WorkerStatus:
     slowest_s: float | None
     silent_s: float = 0.0
     stack: str = ""
+    finite_step: int = 0
+    busy_s: float = 0.0
 
     @property
     def is_silent(self) -> bool:

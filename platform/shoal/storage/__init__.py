@@ -7,6 +7,7 @@
 - `records`: every JSON file of a run folder, typed
 - `run_folder`: the names of a run's files, its records, its lease
 - `exclusive`: a file that exactly one of several processes creates
+- `host_ledger`: which hosts have failed runs
 - `lease`: who is at a run folder, and whether that process lives
 - `record_folder`: a folder's records; `leased_folder`: one process at a time works on it
 

@@ -32,7 +32,15 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 Ending = Literal["finished", "interrupted", "stop", "pause"]
 # What ended an attempt of workers.
 FailureKind = Literal[
-    "user error", "data", "storage", "out of memory", "lost worker", "hang", "preemption", "bad host"
+    "user error",
+    "data",
+    "storage",
+    "out of memory",
+    "lost worker",
+    "hang",
+    "preemption",
+    "bad host",
+    "diverged",
 ]
 
 # A number that a file has as null where it is not finite; it is read again as not a number.
@@ -467,6 +475,7 @@ class ErrorRecord(Record):
         exit_code: of the job that reports it.
         symptom: what it means, which only the process that raised it can see (`shoal.runs.failure_policy`).
         section, step: what the worker did.
+        samples, losses: see `FailedWorker`.
     """
 
     file: ClassVar[str] = "error.json"
@@ -482,6 +491,8 @@ class ErrorRecord(Record):
     symptom: str = ""
     section: str = ""
     step: int | None = None
+    samples: list[int] = Field(default_factory=list)
+    losses: list[str] = Field(default_factory=list)
 
     @classmethod
     def from_exception(cls, error: BaseException, rank: int = 0) -> Self:
@@ -506,6 +517,8 @@ class FailedWorker(Part):
         step: at which optimizer step, where that is known.
         type, message: of its exception, or of Ray's.
         where: file and line that raised.
+        samples: its rows of the batch, numbered among the training rows from 0, of an exception in a step.
+        losses: up to one that is not finite, summed over all workers, as hexadecimal digits of their bits.
     """
 
     rank: int | None = None
@@ -515,6 +528,8 @@ class FailedWorker(Part):
     type: str = ""
     message: str = ""
     where: str = ""
+    samples: list[int] = Field(default_factory=list)
+    losses: list[str] = Field(default_factory=list)
 
 
 class StackGroup(Part):
@@ -536,6 +551,7 @@ class FailureRecord(Record):
         stacks: of the workers that hung, the rarest first.
         last_lines: that the root printed to stderr.
         failures: that count, without progress in between.
+        replayed: of a loss that was not finite, whose steps are made again.
         step: the latest that a worker had begun.
         checkpoint_step: of the newest checkpoint.
         next_command: which goes on; null where it is not known.
@@ -552,11 +568,30 @@ class FailureRecord(Record):
     stacks: list[StackGroup] = Field(default_factory=list)
     last_lines: list[str] = Field(default_factory=list)
     failures: int = 0
+    replayed: FailedWorker | None = None
     step: int | None = None
     checkpoint_step: int | None = None
     attempt: int | None = None
     at_ms: int | None = None
     next_command: str | None = None
+
+
+class HostFailure(Record):
+    """A run that a host failed, which is counted against it.
+
+    Attributes:
+        run: experiment and name.
+        kind, message: of the failure.
+    """
+
+    file: ClassVar[str] = "host.json"
+    remedy: ClassVar[str] = "delete the file"
+
+    host: str
+    run: str
+    kind: FailureKind
+    message: str
+    at_ms: int
 
 
 class AttemptBegun(Part):

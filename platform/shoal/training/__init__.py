@@ -7,7 +7,7 @@
 - `accumulation`, `activation_checkpointing`, `mixed_precision`, `ema`, `compile`: techniques, one per file
 - `checkpoint`: what is saved, how, and how it is loaded
 - `counted`: batches that know what their loss is divided by
-- `dependence`: what makes the result depend on the number of workers
+- `dependence`: what makes the result depend on the number of workers; `divergence`: a loss that is not finite
 - `device_memory`, `clock`, `throughput`, `profiler`: what a step takes
 
 Depends on `data`, `models`, `tasks` and `distributed`.

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -22,5 +23,14 @@ def peak_bytes(device: torch.device) -> int:
     found = devices.peak_bytes(device)
     if found is not None:
         return found
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _peak_of_process()
+
+
+def _peak_of_process() -> int:
+    """Return the most RAM that this process had; `ru_maxrss` is never less than that of the one that started it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):  # no Linux, or a sandbox that leaves it out
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -34,8 +34,9 @@ from shoal.tasks.metrics import reaches, update_best
 from shoal.tasks.objective import ObjectiveConfig
 from shoal.training.accumulation import Accumulation
 from shoal.training.checkpoint.contents import TrainingProgress
-from shoal.training.clock import Clock
+from shoal.training.clock import Clock, Rate
 from shoal.training.dependence import Dependence
+from shoal.training.divergence import COMPARED, diverged
 from shoal.training.early_stopping import EarlyStoppingConfig, note_evaluation
 from shoal.training.ema import EMA
 from shoal.training.evaluation import RowLimit, evaluate
@@ -46,7 +47,6 @@ from shoal.training.user_callbacks import Moments, UserCallbacks
 Decision = Literal["continue", "stop", "pause"]
 
 PUBLISH_S = 0.25
-MAX_UNPUBLISHED = 500
 
 
 class TrainConfig(ObjectiveConfig):
@@ -294,6 +294,7 @@ class PendingLosses:
     def __init__(self, loop: TrainingLoop, callbacks: Callbacks, clock: Clock, step: int) -> None:
         self._loop, self._callbacks, self._clock = loop, callbacks, clock
         self._waiting: list[tuple[Tensor, float, float]] = []  # loss sum, divisor, Unix seconds
+        self._logged: list[float] = []  # the last sums over all workers
         self._due = step + 1
         self._rate = Rate()
 
@@ -322,17 +323,18 @@ class PendingLosses:
     def _log(self, first: int, sums: list[float]) -> None:
         """Log the mean losses of the steps from `first` on."""
         metric_log, log_every = self._callbacks.metric_log, self._callbacks.log_every
-        for step, (total, (_, divisor, at_s)) in enumerate(zip(sums, self._waiting, strict=True), first):
+        for step, (total, (own, divisor, at_s)) in enumerate(zip(sums, self._waiting, strict=True), first):
             if not math.isfinite(total):
                 metric_log.flush()
-                raise DivergedError(
-                    f"train/loss is {total} at step {step}: lower optim.lr "
-                    f"(now {self._loop.learning_rate(step - 1):g}), set optim.clip_norm, or look for extreme values "
-                    "in the data"
-                )
+                raise self._diverged(step, float(own), [*self._logged, *sums[: step - first + 1]])
             if step % log_every == 0:
                 metric_log.log(step, {"train/loss": total / divisor}, at_s)
         metric_log.flush()
+        self._clock.finite_step, self._logged = first + len(sums) - 1, [*self._logged, *sums][-COMPARED:]
+
+    def _diverged(self, step: int, own: float, totals: list[float]) -> DivergedError:
+        loop = self._loop
+        return diverged(loop.collective, loop.shard.lanes, step, own, totals, loop.learning_rate(step - 1))
 
     def _control_flags(self) -> tuple[float, float, float]:
         """What travels with the losses: a stop request; from rank 0 whether to save, and steps to the next time."""
@@ -342,20 +344,6 @@ class PendingLosses:
             return stop, 0.0, 0.0
         saves = callbacks.save_every is None and callbacks.is_save_due()
         return stop, float(saves), float(self._rate.steps_per(PUBLISH_S, len(self._waiting)))
-
-
-class Rate:
-    """How many steps fit into a time, from how long the last ones took."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def steps_per(self, seconds: float, steps: int) -> int:
-        now = time.perf_counter()
-        since, self._since = self._since, now
-        if since is None:
-            return 1
-        return max(1, min(MAX_UNPUBLISHED, int(seconds * steps / max(now - since, 1e-9))))
 
 
 def _evaluate(

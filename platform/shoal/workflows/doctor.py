@@ -4,6 +4,7 @@ What can be judged without looking is in `shoal.ops`; this is the order in which
 """
 
 import contextlib
+import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from shoal.runs.config import RunConfig
 from shoal.runs.job_result import write_plain_result
 from shoal.runs.locations import artifact_location, resolve_tracking_uri, storage_uri
 from shoal.runs.machine import check_cluster, cluster_address, local_gpus
+from shoal.storage.host_ledger import HostLedger
+from shoal.storage.lease import now_ms
 from shoal.storage.records import LEVELS, DoctorResult, Finding
 from shoal.tracking.store_probe import probe_store
 
@@ -62,7 +65,7 @@ class _Here:
     """This process, as the only node."""
 
     def __init__(self) -> None:
-        self.nodes = {"this machine": Node("127.0.0.1", local_gpus(), 0)}
+        self.nodes = {"this machine": Node("127.0.0.1", socket.gethostname(), local_gpus(), 0)}
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         return self.call_each(dict.fromkeys(self.nodes, (function, arguments)))
@@ -90,6 +93,7 @@ def diagnose(config: RunConfig, say: Say = lambda text: None) -> Diagnosis:
     say("MLflow: a probe run")
     findings += _check_tracking(config)
     findings += _check_upload()
+    findings += _check_failed_hosts(config, nodes, findings)
     findings.sort(key=lambda finding: LEVELS.index(finding.level), reverse=True)
     return Diagnosis(findings, names, time.monotonic() - began_s)
 
@@ -228,6 +232,19 @@ def _check_tracking(config: RunConfig) -> list[Finding]:
 def _check_upload() -> list[Finding]:
     found = upload_size(Path.cwd())
     return cluster_checks.check_upload(str(Path.cwd()), *found) if found else []
+
+
+def _check_failed_hosts(config: RunConfig, nodes: Nodes, findings: Sequence[Finding]) -> list[Finding]:
+    """Name the hosts that failed too many runs, and let those back whose checks pass."""
+    try:
+        ledger = HostLedger(storage_uri(config))
+        hosts = {name: node.host for name, node in nodes.nodes.items()}
+        found, cleared = cluster_checks.check_failed_hosts(ledger.recent(now_ms()), hosts, findings)
+        for host in cleared:
+            ledger.forgive(host)
+    except OSError:
+        return []  # the check of storage says so
+    return found
 
 
 def write_diagnosis(diagnosis: Diagnosis, config: RunConfig) -> DoctorResult:

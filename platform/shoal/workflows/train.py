@@ -17,6 +17,7 @@ from shoal.data.dataset_info import DatasetInfo
 from shoal.data.loader import Shard
 from shoal.data.partition import partition_source
 from shoal.data.redraw import RedrawnRows, RedrawnShard
+from shoal.data.sampler import Lanes
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import DataError, Interrupted, ShoalError, TrainingError
 from shoal.models.size import ModelSize
@@ -176,7 +177,7 @@ class _TrainingRun(RunLifecycle):
             try:
                 run_worker(spec, shard, SingleProcess(), device, clock=clock)
             except Exception as error:
-                self._write_failure(error, clock)
+                self._write_failure(error, clock, shard.lanes)
                 failure = storage_error(error, self.folder.uri)
                 if failure and self.folder.is_stop_requested(by_others=False):
                     raise Interrupted(f"interrupted without a new checkpoint: {failure}") from error
@@ -184,9 +185,9 @@ class _TrainingRun(RunLifecycle):
                     raise
                 raise failure or TrainingError(f"{type(error).__name__}: {error}") from error
 
-    def _write_failure(self, error: Exception, clock: Clock) -> None:
+    def _write_failure(self, error: Exception, clock: Clock, lanes: Lanes) -> None:
         """Leave the record that a failure of workers has; nothing is tried again in this process."""
-        fault = fault_of(account_of(error, clock))
+        fault = fault_of(account_of(error, clock, lanes=lanes))
         failure = decide([fault], None, None, max_failures=0).record.replace(
             message=f"{KINDS[fault.symptom]}: {describe(fault)}",
             attempt=self.attempt,

@@ -29,6 +29,16 @@ def batches(lanes, epoch):
     ]
 
 
+@pytest.mark.parametrize(("rows", "batch", "workers"), [(10, 5, 2), (103, 8, 3), (65, 64, 4), (7, 3, 1)])
+def test_the_rows_of_a_step_are_those_that_its_batch_has(rows, batch, workers):
+    lanes = crew(rows, batch, workers)
+    for epoch in (0, 1):
+        for number, parts in enumerate(batches(lanes, epoch)):
+            step = epoch * lanes[0].steps + number
+            for lane, part in zip(lanes, parts, strict=True):
+                assert lane.rows_of(step).tolist() == list(part)
+
+
 def combinations():
     return [(r, b, w) for r, b in SHAPES for w in WORKERS if w <= b]
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from shoal.ops.cluster_checks import check_room, check_store, check_upload
+from shoal.ops.cluster_checks import check_failed_hosts, check_room, check_store, check_upload
 from shoal.ops.node_checks import MIB
 from shoal.runs.config import ScaleConfig
+from shoal.storage.records import Finding, HostFailure
 from shoal.tracking.store_probe import StoreProbe, probe_store
 
 URI = "http://mlflow.example:5000"
@@ -65,3 +66,29 @@ def test_an_upload(size, level):
     (finding,) = check_upload("here", size * MIB, 500 * MIB)
     assert finding.level == level
     assert (".rayignore" in finding.remedy) == (level != "ok")
+
+
+@pytest.mark.parametrize(
+    ("where", "level", "cleared", "words"),
+    [
+        ("w2", "ok", ["w1"], "let back"),
+        ("w1-1", "warning", [], "repair"),
+        ("all", "warning", [], "repair"),
+    ],
+)
+def test_a_host_that_failed_runs_is_let_back_once_it_passes(where, level, cleared, words):
+    recent = {
+        "w1": [
+            HostFailure(host="w1", run=f"shoal/r{n}", kind="hang", message="", at_ms=n) for n in (3, 2, 1)
+        ],
+        "w2": [HostFailure(host="w2", run="shoal/r1", kind="hang", message="", at_ms=1)],
+    }
+    others = [Finding(check="disk", level="fatal", where=where, value="full")]
+    others += [Finding(check="disk", level="warning", where="w1-1", value="nearly full")]
+    [finding], back = check_failed_hosts(recent, {"w1-1": "w1", "w1-2": "w1", "w2": "w2"}, others)
+    assert (finding.where, finding.level, back) == ("w1", level, cleared)
+    assert finding.value == "failed 3 runs in a week, the last of them shoal/r3 (hang)"
+    assert words in finding.remedy
+    [away], back = check_failed_hosts(recent, {"w2": "w2"}, [])
+    assert (away.level, back) == ("warning", [])
+    assert check_failed_hosts({}, {"w1": "w1"}, others)[0][0].level == "ok"

@@ -4,9 +4,22 @@ import errno
 
 import pytest
 
-from shoal.errors import DataError, UserError
-from shoal.runs.failure_policy import KINDS, ORDER, PEER_ERRORS, RETRIED, Fault, decide, symptom_of
+from shoal.data.sampler import Lanes
+from shoal.errors import DataError, DivergedError, UserError
+from shoal.runs.failure_policy import (
+    KINDS,
+    ORDER,
+    PEER_ERRORS,
+    RETRIED,
+    Fault,
+    account_of,
+    after_replay,
+    decide,
+    fault_of,
+    symptom_of,
+)
 from shoal.storage.records import FailedWorker, FailureRecord
+from shoal.training.clock import Clock
 
 TIMED_OUT = (
     "[../third_party/gloo/unbound_buffer.cc:81] Timed out waiting 600000ms for recv operation to complete"
@@ -57,6 +70,101 @@ def test_an_exception_of_a_worker_means(error, section, symptom):
     assert symptom_of(error, section) == symptom
 
 
+def diverged(step=500, losses=("3ff0", "7ff8"), **more):
+    return fault(
+        "diverged", step=step, losses=list(losses), message=f"train/loss is nan at step {step}: x", **more
+    )
+
+
+def test_a_loss_that_is_not_finite_is_what_the_worker_with_those_samples_says():
+    error = DivergedError(
+        "train/loss is nan at step 9", 9, rank=1, host="w1", samples=[3, 5], losses=["7ff8"]
+    )
+    record = account_of(error, Clock(step=12), rank=0)
+    assert (record.rank, record.host, record.step, record.samples) == (1, "w1", 9, [3, 5])
+    assert fault_of(record).symptom == "diverged"
+
+
+def test_its_steps_are_made_again_once():
+    first = decide([diverged()], None, 480, max_failures=3)
+    assert first.retries
+    assert first.record.replayed == first.record.root
+    assert first.record.message.endswith("resuming from the checkpoint of step 480, failure 1 of 3")
+
+
+@pytest.mark.parametrize("options", [{"max_failures": 0}, {"max_failures": 3, "replays": False}])
+def test_its_steps_are_not_made_again_where_nothing_is_tried_again_or_in_a_trial(options):
+    decision = decide([diverged()], None, 480, **options)
+    assert not decision.retries
+    assert decision.record.message.endswith("not tried again: its steps are not made again")
+    assert decision.record.replayed is None
+
+
+@pytest.mark.parametrize(
+    ("again", "says"),
+    [
+        ({}, "gave the same bits at step 500, so it is the data or the model"),
+        ({"losses": ["7ff8"]}, "gave the same bits at step 500, so it is the data or the model"),
+        (
+            {"losses": ["3ff1", "7ff8"]},
+            "gave no finite loss either at step 500, so it is the data or the model",
+        ),
+        ({"step": 490}, "it was at step 500 before"),
+        ({"step": 510}, "it was at step 500 before"),
+    ],
+)
+def test_a_second_loss_that_is_not_finite_ends_the_run_and_says_what_it_is(again, says):
+    record = decide([diverged()], None, 480, max_failures=3).record
+    decision = decide([diverged(**again)], record, 481, max_failures=3)
+    assert not decision.retries
+    assert says in decision.record.message
+
+
+def test_a_worker_that_is_lost_meanwhile_does_not_hide_that_it_is_a_replay():
+    record = decide([diverged()], None, 480, max_failures=3).record
+    record = decide([fault("died", step=490)], record, 481, max_failures=3).record
+    assert record.is_retried
+    assert not decide([diverged()], record, 481, max_failures=3).retries
+
+
+def test_a_loss_that_is_finite_when_its_step_is_made_again_is_the_hosts():
+    first = decide([diverged(rank=1)], None, 480, max_failures=3).record
+    record = after_replay(first)
+    assert (record.kind, record.is_retried, record.replayed) == ("bad host", True, None)
+    assert record.message.startswith(
+        "bad host: worker 1 on w1: train/loss is nan at step 500, and finite when"
+    )
+    assert (record.root.rank, record.root.host) == (1, "w1")
+    assert decide([diverged(step=900)], record, 880, max_failures=3).retries  # another one
+
+
+@pytest.mark.parametrize(
+    ("symptom", "is_charged"),
+    [
+        ("died", True),
+        ("hung", True),
+        ("weights differ", True),
+        *((symptom, False) for symptom in ORDER if symptom not in ("died", "hung", "weights differ")),
+    ],
+)
+def test_what_is_counted_against_a_host(symptom, is_charged):
+    """Not what it was asked for, nor what its peers or the user's code did."""
+    assert decide([fault(symptom, 1)], None, None, max_failures=3).host == ("w1" if is_charged else None)
+
+
+def test_an_exception_in_a_step_names_its_step_and_samples():
+    lanes = Lanes(rows=10, batch_size=4, seed=0, worker=1, num_workers=2)
+    clock = Clock()
+    clock.enter_step(2, 4)
+    record = account_of(ValueError("a bug"), clock, rank=1, lanes=lanes)
+    assert record.samples == lanes.rows_of(2).tolist()
+    [only] = record.samples
+    message = decide([fault_of(record)], None, None, max_failures=3).record.message
+    assert f"at step 2, with training row {only}; not tried again" in message
+    clock.enter("evaluate")
+    assert account_of(ValueError("a bug"), clock, rank=1, lanes=lanes).samples == []
+
+
 def test_memory_that_is_used_up_is_no_bug():
     assert symptom_of(MemoryError(), "step") == "out of memory"
 
@@ -70,6 +178,7 @@ def test_memory_that_is_used_up_is_no_bug():
         (["storage failed"], "storage", False),
         (["out of memory"], "out of memory", False),
         (["killed for memory"], "out of memory", True),
+        (["diverged", "lost its peer"], "diverged", True),
         (["died"], "lost worker", True),
         (["lost its peer", "lost its peer"], "lost worker", True),
         (["hung", "lost its peer"], "hang", True),

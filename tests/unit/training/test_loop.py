@@ -189,6 +189,7 @@ def test_a_loss_that_is_not_finite_ends_training_naming_step_and_remedy_and_is_n
         run.train()
     assert run.saved == list(range(1, after + 1))
     assert list(run.metric_log.of("train/loss")) == list(range(1, after + 1))
+    assert run.clock.finite_step == after
 
 
 def test_a_learning_rate_far_too_high_is_an_error_with_the_remedy(make):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from shoal.cluster import session
 from shoal.cluster.actor_pool import ActorPool
 from shoal.cluster.dataset_cache import DatasetCache
+from shoal.cluster.placement import Placement, resources_beside
 from shoal.cluster.shard_store import spare_cpus
 from shoal.cluster.tune_schedulers import make_scheduler
 from shoal.data.dataset_info import DatasetInfo
@@ -81,9 +82,12 @@ class _SweepRun(RunLifecycle):
             self._start_tracking(base.dataset_info)
         self.closing.callback(session.disconnect)
         kind = session.connect(self.config.scale, spare_cpus(base))
-        slots = self._plan.slots(session.resources(), spare_cpus(base), kind)
+        needs = self._plan.actor_resources(kind)
+        # Of trials with several workers, each places its own.
+        selector = Placement(self.folder.uri).selector(needs, 1) if needs else None
+        slots = self._plan.slots(resources_beside(selector), spare_cpus(base), kind)
         # The actors start, and import torch, while the data set is put.
-        pool: ActorPool[Trial] = ActorPool(slots, self._plan.actor_resources(kind))
+        pool: ActorPool[Trial] = ActorPool(slots, needs, selector)
         with self.stops_at_once():
             dataset_info = self._dataset_cache.put(base)
         if base.dataset_info is None:

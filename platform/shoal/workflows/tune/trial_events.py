@@ -3,6 +3,7 @@
 import logging
 
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
+from shoal.cluster.placement import Placement
 from shoal.cluster.trial_actor import TrialEnded, TrialReport, TrialStarted
 from shoal.storage.records import ErrorRecord
 from shoal.tune.engine import Engine, Trial
@@ -27,6 +28,7 @@ class TrialEvents:
         self._state, self._tune = state, state.config.tune
         self._engine, self._pool = engine, pool
         self._lifecycle = lifecycle
+        self._placement = Placement(state.folder.uri)
 
     def handle(self, trial: Trial, event: Event) -> None:
         progress = self._state.progress[trial]
@@ -61,6 +63,12 @@ class TrialEvents:
                 self._lifecycle.close(trial, stop_reason(trial, self._tune))
             case "pause":
                 self._engine.release(trial)
+            case "left":
+                logger.warning(
+                    "trial %s left host %s, which is being drained, with a checkpoint; it goes on elsewhere",
+                    trial.name, progress.node,
+                )  # fmt: skip
+                self._engine.release(trial)
             case "interrupted":
                 self._engine.fail(trial, "killed")
                 self._lifecycle.close(trial, BUDGET_REASON if self._state.is_out_of_time else "interrupted")
@@ -82,7 +90,16 @@ class TrialEvents:
 
     def _handle_loss(self, trial: Trial, progress: TrialProgress, event: ActorLost) -> None:
         """Let a trial that lost its process go on from its last checkpoint, unless it happens too often."""
+        if event.was_drained:
+            logger.warning(
+                "trial %s lost its process on host %s, which was drained; it goes on from its last checkpoint",
+                trial.name, progress.node,
+            )  # fmt: skip
+            self._engine.release(trial)
+            return
         progress.times_lost += 1
+        if not (event.was_out_of_memory or self._state.folder.is_stop_requested(by_others=False)):
+            self._placement.charge(progress.node, "hang" if event.is_hang else "lost worker", event.reason)
         most = self._state.config.scale.max_failures
         if not event.was_out_of_memory and progress.times_lost <= most:
             logger.warning(

@@ -1,0 +1,147 @@
+"""On which hosts workers are placed: not on those that failed too many runs, where the others have room.
+
+Ray places workers wherever there is room; a label selector leaves nodes out. What is left out is a pure function of
+what Ray says of its nodes.
+"""
+
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shoal.cluster.free_room import fits
+from shoal.cluster.ray_private import draining_nodes, free_resources
+from shoal.storage.host_ledger import HostLedger, failing_hosts
+from shoal.storage.lease import now_ms
+from shoal.storage.records import HostFailure
+
+logger = logging.getLogger(__name__)
+
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
+PATIENCE_S = 10.0  # until workers that were ended have left their room
+LOOK_EVERY_S = 0.5
+LETS_BACK = "`shoal doctor` lets it back once its checks pass there"
+
+
+@dataclass(frozen=True)
+class FreeNode:
+    """A live node, by Ray's name, its host, and what is free on it."""
+
+    node: str
+    host: str
+    free: Mapping[str, float]
+
+
+def leave_out(
+    nodes: Sequence[FreeNode], needs: Mapping[str, float], workers: int, hosts: Sequence[str]
+) -> list[str]:
+    """Return which hosts can be left out, so that the others have room for all workers.
+
+    Args:
+        hosts: that are to be left out, the worst first.
+    """
+    left: list[str] = []
+    for host in hosts:
+        others = [node for node in nodes if node.host not in (*left, host)]
+        if sum(fits(needs, node.free) for node in others) >= workers:
+            left.append(host)
+    return left
+
+
+class Placement:
+    """Of the workers of one run, in an open Ray session."""
+
+    def __init__(self, run: str) -> None:
+        """Take where the run is stored.
+
+        Args:
+            run: URI of the folder of a run, or of the sweep that it is a trial of.
+        """
+        storage, experiment, name = run.rsplit("/", 2)
+        self._ledger, self._run = HostLedger(storage), f"{experiment}/{name}"
+        self._said: set[str] = set()
+
+    def charge(self, host: str | None, kind: str, message: str) -> None:
+        """Note that a host failed the run; what has no host is nobody's."""
+        if host:
+            with contextlib.suppress(OSError):  # training goes on
+                self._ledger.charge(
+                    HostFailure(host=host, run=self._run, kind=kind, message=message, at_ms=now_ms())
+                )
+
+    def selector(
+        self, needs: Mapping[str, float], workers: int, suspect: str | None = None, waits: bool = False
+    ) -> dict[str, str] | None:
+        """Return the label selector that leaves hosts out, or None where there is nothing to leave out.
+
+        Args:
+            needs: of each worker, by Ray's names of resources.
+            suspect: a host to avoid for once, before all others.
+            waits: whether workers of an earlier attempt may still leave room.
+        """
+        nodes = live_nodes()
+        there = {node.host for node in nodes}
+        if len(there) < 2:
+            return None
+        recent = self._recent()
+        failing = [host for host in failing_hosts(recent) if host in there]
+        wanted = [*([suspect] if suspect in there else []), *(host for host in failing if host != suspect)]
+        until = time.monotonic() + (PATIENCE_S if waits else 0.0)
+        while len(left := leave_out(nodes, needs, workers, wanted)) < len(wanted):
+            if time.monotonic() > until:
+                break
+            time.sleep(LOOK_EVERY_S)
+            nodes = live_nodes()
+        for host in failing:
+            self._say(host, recent[host], workers, host in left)
+        out = [node.node for node in nodes if node.host in left]
+        return {NODE_ID: f"!in({','.join(out)})"} if out else None
+
+    def _recent(self) -> dict[str, list[HostFailure]]:
+        try:
+            return self._ledger.recent(now_ms())
+        except OSError:
+            logger.debug("what hosts have failed is not known", exc_info=True)
+            return {}
+
+    def _say(self, host: str, failures: Sequence[HostFailure], workers: int, is_out: bool) -> None:
+        if host in self._said:
+            return
+        self._said.add(host)
+        last = failures[0]
+        what = (
+            "is left out"
+            if is_out
+            else f"is used all the same, since the others lack room for {workers} workers"
+        )
+        logger.warning(
+            "host %s failed %d runs in a week, the last of them %s (%s), and %s: %s",
+            host, len(failures), last.run, last.kind, what, LETS_BACK,
+        )  # fmt: skip
+
+
+def resources_beside(selector: Mapping[str, str] | None) -> dict[str, float]:
+    """Return the resources of all live nodes that a selector of `Placement` does not leave out, by Ray's names."""
+    import ray
+
+    left = selector[NODE_ID] if selector else ""
+    found: dict[str, float] = defaultdict(float)
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in left:
+            for name, amount in node["Resources"].items():
+                found[name] += amount
+    return found
+
+
+def live_nodes() -> list[FreeNode]:
+    """Ask Ray; nodes that are being drained are left out."""
+    import ray
+
+    draining, free = draining_nodes(), free_resources()
+    return [
+        FreeNode(node["NodeID"], node["NodeManagerHostname"], free.get(node["NodeID"], node["Resources"]))
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]

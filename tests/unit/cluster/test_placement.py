@@ -1,0 +1,34 @@
+"""Which hosts are left out of a placement: never so many that the workers have no room."""
+
+import pytest
+
+from shoal.cluster.placement import FreeNode, leave_out
+
+NODES = [
+    FreeNode("a1", "a", {"CPU": 2.0}),
+    FreeNode("b1", "b", {"CPU": 1.0}),
+    FreeNode("b2", "b", {"CPU": 1.0}),
+    FreeNode("c1", "c", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("workers", "hosts", "left"),
+    [
+        (2, [], []),
+        (2, ["a"], ["a"]),
+        (2, ["b"], ["b"]),
+        (2, ["a", "b"], ["a"]),  # the worst of them, then none is left for the workers
+        (2, ["b", "a"], ["b"]),
+        (3, ["a", "b"], []),
+        (3, ["a", "c"], ["c"]),
+        (4, ["c"], ["c"]),
+        (5, ["c"], []),
+    ],
+)
+def test_hosts_are_left_out_while_the_others_have_room(workers, hosts, left):
+    assert leave_out(NODES, {"CPU": 1.0, "GPU": 0}, workers, hosts) == left
+
+
+def test_the_only_host_is_never_left_out():
+    assert leave_out(NODES[:1], {"CPU": 1.0}, 1, ["a"]) == []
