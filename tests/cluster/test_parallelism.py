@@ -32,8 +32,9 @@ from shoal.models.config import ModelConfig
 from shoal.models.registry import build_model
 from shoal.models.transformer import FeedForward
 from shoal.runs.config import RunConfig, ScaleConfig
+from shoal.runs.resident import resident_shard
 from shoal.runs.validate import validate
-from shoal.runs.worker import WorkerSpec, resident_shard
+from shoal.runs.worker import WorkerSpec
 from shoal.runs.worker import run_worker as train_a_run
 from shoal.storage.records import CheckpointState, Manifest, Outcome
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder

@@ -13,8 +13,9 @@ from shoal.data.loader import Shard
 from shoal.data.partition import partition_source
 from shoal.data.redraw import RedrawnRows, RedrawnShard
 from shoal.data.sampler import SPLITS
+from shoal.runs.resident import resident_shard
 from shoal.runs.validate import RunPlan
-from shoal.runs.worker import WorkerSpec, resident_shard
+from shoal.runs.worker import WorkerSpec
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@
   `row_counts`: rows that a worker computes on at a time
 - `lifecycle`: lease, watchdog and tracker of one attempt; `heartbeat`: its lease is renewed
 - `worker`: one worker's training, from its spec to the outcome; `callbacks`: what it attaches to the loop;
-  `selection`: which weights are its result
+  `resident`: its rows, kept in memory; `selection`: which weights are its result
 - `hang`: whether workers still move; `pace`: which of them is slow; `failure_policy`: what follows when they fail
 - `timeline`: what a run did when, as marks in its folder; `goodput`: what its seconds went to
 - `data_notes`: what a person should know of the data, before training and as a report

@@ -9,17 +9,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from shoal.config import import_path, objects, secrets
 from shoal.data.dataset_info import DatasetInfo
-from shoal.data.loader import ResidentShard, Rows, Shard
-from shoal.data.partition import WorkerRows
+from shoal.data.loader import Shard
 from shoal.data.preprocessing_spec import PreprocessingSpec
-from shoal.data.sampler import TEST, TRAIN, VALIDATION
-from shoal.devices import cuda_name, free_bytes, reset_peak
+from shoal.data.sampler import TEST, VALIDATION
+from shoal.devices import cuda_name, reset_peak
 from shoal.distributed.process_group import Collective
 from shoal.runs.callbacks import Attempt, CheckpointWriter, StopFile, ThroughputLog
 from shoal.runs.config import RunConfig
@@ -51,8 +50,6 @@ DecideFn = Callable[[int, dict[str, float]], Decision]
 MAX_POINTS = 1000
 # Of the rows that a saved model is verified on, at most; and of a large model's rows at least.
 VERIFIED_ROWS, FEWEST_VERIFIED, VERIFICATION_FLOPS = 20_000, 32, 1e13
-# Of a device's free memory, before the model is there; the rest is for the training.
-RESIDENT_DEVICE_SHARE = 0.4
 
 logger = logging.getLogger(__name__)
 
@@ -247,27 +244,6 @@ def _write(
     journal.log(outcome.progress.step, outcome.test_metrics)
     journal.sync()
     folder.save(outcome.model_copy(update={"checkpoint_blocked_s": blocked_s}))
-
-
-def resident_shard(
-    spec: WorkerSpec, rows: WorkerRows, rank: int, size: int, device: torch.device
-) -> ResidentShard:
-    """Make a shard of this worker's rows: on its device, or in RAM where they would take too much of the device."""
-    nbytes = sum(array.nbytes for arrays in rows.values() for array in arrays)
-    place = place_of_rows(nbytes, free_bytes(device), device)
-    held = {name: Rows.of(*arrays, place) for name, arrays in rows.items()}
-    lanes = spec.dataset_info.lanes(spec.preprocessing, rank, size)
-    if spec.preprocessing.data.group_by_length:
-        lanes = replace(lanes, lengths=spec.dataset_info.transform.packing().lengths(rows[TRAIN][0]))
-    return ResidentShard(lanes, held.pop(TRAIN), held, device)
-
-
-def place_of_rows(nbytes: int, free: int | None, device: torch.device) -> torch.device:
-    """Return where rows of a size are kept: on the device, if they leave most of its free memory to the training."""
-    if free is None or nbytes <= free * RESIDENT_DEVICE_SHARE:
-        return device
-    logger.info("data of %.1f GB stays in RAM: the device has %.1f GB free", nbytes / 1e9, free / 1e9)
-    return torch.device("cpu")
 
 
 def log_every(config: RunConfig, steps: int) -> int:

@@ -25,8 +25,9 @@ from shoal.runs.job_result import JobResult, log_job_result
 from shoal.runs.locations import resolve_tracking_uri
 from shoal.runs.machine import local_device
 from shoal.runs.mlflow_metadata import run_metadata
+from shoal.runs.resident import resident_shard
 from shoal.runs.validate import RunPlan, validate
-from shoal.runs.worker import WorkerSpec, resident_shard
+from shoal.runs.worker import WorkerSpec
 from shoal.storage.records import CoordinateCheckResult, Metadata
 from shoal.storage.run_folder import RunFolder
 from shoal.training.assemble import assemble

@@ -29,10 +29,11 @@ from shoal.runs.lifecycle import RunLifecycle
 from shoal.runs.locations import this_command
 from shoal.runs.machine import local_device
 from shoal.runs.mlflow_metadata import model_record, run_metadata
+from shoal.runs.resident import resident_shard
 from shoal.runs.resolve import as_begun
 from shoal.runs.timeline import Timeline
 from shoal.runs.validate import RunPlan, check_training
-from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
+from shoal.runs.worker import WorkerSpec, run_worker
 from shoal.storage.failures import storage_error
 from shoal.storage.lease import now_ms
 from shoal.storage.records import ErrorRecord, FailureRecord, Metadata, Outcome, Status, TrainResult

@@ -10,9 +10,10 @@ from shoal.config.loading import load
 from shoal.data.partition import partition_source
 from shoal.distributed.process_group import SingleProcess
 from shoal.runs.config import RunConfig
+from shoal.runs.resident import resident_shard
 from shoal.runs.selection import select_weights
 from shoal.runs.validate import validate
-from shoal.runs.worker import WorkerSpec, resident_shard, run_worker
+from shoal.runs.worker import WorkerSpec, run_worker
 from shoal.storage.records import Outcome
 from shoal.storage.run_folder import CHECKPOINTS, RunFolder
 from shoal.tracking.journal import JournalReader

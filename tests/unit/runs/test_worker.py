@@ -13,8 +13,9 @@ from shoal.errors import VerificationError
 from shoal.runs import worker
 from shoal.runs.config import RunConfig
 from shoal.runs.finalize import package_and_verify
+from shoal.runs.resident import place_of_rows, resident_shard
 from shoal.runs.validate import validate
-from shoal.runs.worker import WorkerSpec, place_of_rows, resident_shard, run_worker
+from shoal.runs.worker import WorkerSpec, run_worker
 from shoal.storage.records import Outcome
 from shoal.storage.run_folder import PROFILE, RunFolder
 from shoal.training.checkpoint.store import CheckpointStore

@@ -23,8 +23,9 @@ from shoal.errors import DivergedError, TrainingError
 from shoal.processes import open_answers, start_answering
 from shoal.runs.config import RunConfig
 from shoal.runs.machine import local_device
+from shoal.runs.resident import resident_shard
 from shoal.runs.validate import validate
-from shoal.runs.worker import WorkerSpec, log_every, resident_shard, run_worker
+from shoal.runs.worker import WorkerSpec, log_every, run_worker
 from shoal.storage.records import Outcome
 from shoal.storage.run_folder import CHECKPOINTS, JOURNAL, RunFolder
 from shoal.tasks.open_data import preprocessing_spec
