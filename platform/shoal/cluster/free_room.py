@@ -8,9 +8,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from shoal.cluster.ray_private import free_resources
 
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
@@ -75,21 +78,32 @@ def _amounts(needs: Mapping[str, float], missing: int, there: int, workers: int)
     return f"{missing * each:g} {name} ({there * each:g} of {workers * each:g} there)"
 
 
-def look(needs: Mapping[str, float]) -> Room:
-    """Ask Ray."""
+def look(needs: Mapping[str, float], left_out: str = "") -> Room:
+    """Ask Ray.
+
+    Args:
+        left_out: Ray's names of nodes that the workers may not be on.
+    """
     import ray
     from ray.util import placement_group_table
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
     groups: list[Any] = list(placement_group_table().values())
     pending = [group for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
     return Room(
         needs,
         [node["Resources"] for node in alive],
-        ray.available_resources(),
+        _free_on(node["NodeID"] for node in alive) if left_out else ray.available_resources(),
         frozenset(node["NodeManagerHostname"] for node in alive),
         any(_is_of(group["bundles"], needs) for group in pending),
     )
+
+
+def _free_on(nodes: Iterable[str]) -> dict[str, float]:
+    free, total = free_resources(), Counter[str]()
+    for node in nodes:
+        total.update(free.get(node, {}))  # type: ignore[arg-type]  # it adds fractions too
+    return dict(total)
 
 
 def _is_of(bundles: Mapping[int, Mapping[str, float]], needs: Mapping[str, float]) -> bool:
@@ -109,7 +123,9 @@ class RoomWatch:
         workers: int,
         earlier_hosts: frozenset[str],
         say: Callable[[str], None],
+        left_out: str = "",
     ) -> None:
+        self._left_out = left_out
         self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
         self._look_s = self._say_s = 0.0
         self._since_s = time.monotonic()
@@ -135,7 +151,7 @@ class RoomWatch:
         """Ask Ray, and say what is waited for."""
         now = time.monotonic()
         waited_s = now - self._since_s
-        words = describe_wait(look(self._needs), self._workers, self._earlier, waited_s)
+        words = describe_wait(look(self._needs, self._left_out), self._workers, self._earlier, waited_s)
         if words is not None and (words != self._said or now >= self._say_s):
             self._say(words)
             self._say_s = now + SAY_EVERY_S

@@ -13,7 +13,7 @@ import torch
 
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
-from shoal.cluster.placement import Placement
+from shoal.cluster.placement import NODE_ID, Placement
 from shoal.cluster.replay import Replay
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
@@ -77,11 +77,12 @@ class WorkerGroup:
         why = ""
         placement = Placement(spec.sweep_folder or spec.folder)
         for number in itertools.count():
-            room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting)
             if self._timeline:
                 self._timeline.mark("start", workers=number, why=why)
             replay = Replay(folder, earlier, placement)
             selector = placement.selector(self._needs, self._scale.num_workers, replay.host, number > 0)
+            left_out = selector[NODE_ID] if selector else ""
+            room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting, left_out)
             with GroupWatch(self._scale.num_workers, room, replay) as watch:
                 error = self._attempt(replace(spec, start=number), folder, decide, watch, selector)
                 if error is None and not self._goes_on_elsewhere(watch, folder):
@@ -157,7 +158,8 @@ class WorkerGroup:
                 name=f"attempt-{spec.attempt}-{spec.start}",
                 storage_path=path,
                 storage_filesystem=None if folder.is_local else filesystem,
-                failure_config=FailureConfig(max_failures=0),
+                # Where nodes are left out and the others have lost their room, this ends after a minute.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0 if selector else -1),
             ),
         )
         outcome: list[BaseException | None] = []
