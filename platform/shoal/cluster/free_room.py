@@ -18,6 +18,7 @@ from shoal.cluster.ray_private import free_resources
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
 FIND_S = 30.0
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 TINY = 1e-6  # Ray's resources are fractions
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ class RoomWatch:
     """Says what is waited for, at once and every `SAY_EVERY_S`, and when it is something else.
 
     It asks in a thread: where Ray's server is gone, the question waits for it.
+
+    Attributes:
+        selector: labels of the nodes that the workers may be on.
     """
 
     def __init__(
@@ -123,9 +127,9 @@ class RoomWatch:
         workers: int,
         earlier_hosts: frozenset[str],
         say: Callable[[str], None],
-        left_out: str = "",
+        selector: dict[str, str] | None = None,
     ) -> None:
-        self._left_out = left_out
+        self.selector = selector
         self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
         self._look_s = self._say_s = 0.0
         self._since_s = time.monotonic()
@@ -151,7 +155,9 @@ class RoomWatch:
         """Ask Ray, and say what is waited for."""
         now = time.monotonic()
         waited_s = now - self._since_s
-        words = describe_wait(look(self._needs, self._left_out), self._workers, self._earlier, waited_s)
+        words = describe_wait(
+            look(self._needs, (self.selector or {}).get(NODE_ID, "")), self._workers, self._earlier, waited_s
+        )
         if words is not None and (words != self._said or now >= self._say_s):
             self._say(words)
             self._say_s = now + SAY_EVERY_S

@@ -41,12 +41,13 @@ class GroupWatch:
         board: to which the workers speak.
         statuses: what each worker said last, by rank.
         hang: that ended the attempt.
+        room: that the workers wait for.
         replay: of a loss that was not finite.
         left: the hosts that are being drained, for which the workers were asked to end.
     """
 
     def __init__(self, workers: int, room: RoomWatch, replay: Replay) -> None:
-        self._workers, self._room, self.replay = workers, room, replay
+        self._workers, self.room, self.replay = workers, room, replay
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
         self.left: frozenset[str] = frozenset()
@@ -74,7 +75,7 @@ class GroupWatch:
     @property
     def is_waiting(self) -> bool:
         """Whether no worker has spoken yet, since the cluster lacks room."""
-        return not self.statuses and self._room.is_waiting
+        return not self.statuses and self.room.is_waiting
 
     def check(self, judges: bool) -> None:
         """Look, a few times a second at most.
@@ -86,7 +87,7 @@ class GroupWatch:
 
         with contextlib.suppress(ray.exceptions.RayError):
             if not self.statuses:
-                self._room.check()
+                self.room.check()
             if not self._has_read():
                 return
             for words in self._pace.slow(list(self.statuses.values()), self._workers, time.monotonic()):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.cluster import session
-from shoal.cluster.free_room import fits
+from shoal.cluster.free_room import NODE_ID, fits
 from shoal.cluster.ray_private import draining_nodes, free_resources
 from shoal.storage.host_ledger import HostLedger, failing_hosts
 from shoal.storage.lease import now_ms
@@ -20,7 +20,6 @@ from shoal.storage.records import HostFailure
 
 logger = logging.getLogger(__name__)
 
-NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 PATIENCE_S = 10.0  # until workers that were ended have left their room
 LOOK_EVERY_S = 0.5
 LETS_BACK = "`shoal doctor` lets it back once its checks pass there"

@@ -13,7 +13,7 @@ import torch
 
 from shoal.cluster.free_room import RoomWatch
 from shoal.cluster.group_watch import GroupWatch
-from shoal.cluster.placement import NODE_ID, Placement
+from shoal.cluster.placement import Placement
 from shoal.cluster.replay import Replay
 from shoal.cluster.session import GONE_PATIENCE_S, RayWatch, own_device
 from shoal.cluster.shard_store import ShardRefs, make_shard
@@ -81,10 +81,9 @@ class WorkerGroup:
                 self._timeline.mark("start", workers=number, why=why)
             replay = Replay(folder, earlier, placement)
             selector = placement.selector(self._needs, self._scale.num_workers, replay.host, number > 0)
-            left_out = selector[NODE_ID] if selector else ""
-            room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting, left_out)
+            room = RoomWatch(self._needs, self._scale.num_workers, hosts, _say_waiting, selector)
             with GroupWatch(self._scale.num_workers, room, replay) as watch:
-                error = self._attempt(replace(spec, start=number), folder, decide, watch, selector)
+                error = self._attempt(replace(spec, start=number), folder, decide, watch)
                 if error is None and not self._goes_on_elsewhere(watch, folder):
                     watch.replay.end(_last_step(folder))
                     return
@@ -125,12 +124,7 @@ class WorkerGroup:
         return {"CPU": self._scale.cpus_per_worker} | self._kind.resources
 
     def _attempt(
-        self,
-        spec: WorkerSpec,
-        folder: RunFolder,
-        decide: DecideFn | None,
-        watch: GroupWatch,
-        selector: dict[str, str] | None,
+        self, spec: WorkerSpec, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -152,14 +146,16 @@ class WorkerGroup:
                 num_workers=self._scale.num_workers,
                 use_gpu=self._kind.resource == "GPU",
                 resources_per_worker=self._needs,
-                label_selector=selector,
+                label_selector=watch.room.selector,
             ),
             run_config=RunConfig(
                 name=f"attempt-{spec.attempt}-{spec.start}",
                 storage_path=path,
                 storage_filesystem=None if folder.is_local else filesystem,
                 # Where nodes are left out and the others have lost their room, this ends after a minute.
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0 if selector else -1),
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=0 if watch.room.selector else -1
+                ),
             ),
         )
         outcome: list[BaseException | None] = []
