@@ -95,6 +95,6 @@ def test_a_trial_of_one_worker_leaves_a_node_that_is_drained_and_makes_no_step_a
     (tmp_path / "twin").mkdir()
     twin = Place(tmp_path / "twin", {})
     twin.add_module("slow", SLOW_MODULE)
-    undisturbed = twin.run("tune", *settings, "tune.max_concurrent_trials=1")
-    assert undisturbed.code == 0, undisturbed.err
-    assert points(done.result) == points(undisturbed.result)
+    expected = twin.run("tune", *settings, "tune.max_concurrent_trials=1")
+    assert expected.code == 0, expected.err
+    assert points(done.result) == points(expected.result)

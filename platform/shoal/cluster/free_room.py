@@ -8,13 +8,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from shoal.cluster.ray_private import free_resources
 
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
 FIND_S = 30.0
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 TINY = 1e-6  # Ray's resources are fractions
 
 logger = logging.getLogger(__name__)
@@ -75,21 +79,32 @@ def _amounts(needs: Mapping[str, float], missing: int, there: int, workers: int)
     return f"{missing * each:g} {name} ({there * each:g} of {workers * each:g} there)"
 
 
-def look(needs: Mapping[str, float]) -> Room:
-    """Ask Ray."""
+def look(needs: Mapping[str, float], left_out: str = "") -> Room:
+    """Ask Ray.
+
+    Args:
+        left_out: Ray's names of nodes that the workers may not be on.
+    """
     import ray
     from ray.util import placement_group_table
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
     groups: list[Any] = list(placement_group_table().values())
     pending = [group for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
     return Room(
         needs,
         [node["Resources"] for node in alive],
-        ray.available_resources(),
+        _free_on(node["NodeID"] for node in alive) if left_out else ray.available_resources(),
         frozenset(node["NodeManagerHostname"] for node in alive),
         any(_is_of(group["bundles"], needs) for group in pending),
     )
+
+
+def _free_on(nodes: Iterable[str]) -> dict[str, float]:
+    free, total = free_resources(), Counter[str]()
+    for node in nodes:
+        total.update(free.get(node, {}))  # type: ignore[arg-type]  # it adds fractions too
+    return dict(total)
 
 
 def _is_of(bundles: Mapping[int, Mapping[str, float]], needs: Mapping[str, float]) -> bool:
@@ -101,6 +116,9 @@ class RoomWatch:
     """Says what is waited for, at once and every `SAY_EVERY_S`, and when it is something else.
 
     It asks in a thread: where Ray's server is gone, the question waits for it.
+
+    Attributes:
+        selector: labels of the nodes that the workers may be on.
     """
 
     def __init__(
@@ -109,6 +127,7 @@ class RoomWatch:
         workers: int,
         earlier_hosts: frozenset[str],
         say: Callable[[str], None],
+        selector: dict[str, str] | None = None,
         is_pending: bool = False,
     ) -> None:
         """Take what is waited for.
@@ -116,8 +135,10 @@ class RoomWatch:
         Args:
             earlier_hosts: where the workers were before.
             say: is called with the words.
+            selector: labels of the nodes that the workers may be on.
             is_pending: whether the driver holds them back until there is room, so that Ray knows of none that waits.
         """
+        self.selector = selector
         self._needs, self._workers, self._earlier, self._say = needs, workers, earlier_hosts, say
         self._is_pending = is_pending
         self._look_s = self._say_s = 0.0
@@ -144,7 +165,7 @@ class RoomWatch:
         """Ask Ray, and say what is waited for."""
         now = time.monotonic()
         waited_s = now - self._since_s
-        room = look(self._needs)
+        room = look(self._needs, (self.selector or {}).get(NODE_ID, ""))
         room = replace(room, is_pending=room.is_pending or self._is_pending)
         words = describe_wait(room, self._workers, self._earlier, waited_s)
         if words is not None and (words != self._said or now >= self._say_s):

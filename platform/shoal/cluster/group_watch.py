@@ -42,13 +42,14 @@ class GroupWatch:
         board: to which the workers speak.
         statuses: what each worker said last, by rank.
         hang: that ended the attempt.
+        room: that the workers wait for.
         replay: of a loss that was not finite.
         left: the hosts that are being drained, for which the workers were asked to end.
         grows_to: the larger size, for which the workers were asked to end.
     """
 
     def __init__(self, workers: int, room: RoomWatch, size: GroupSize, replay: Replay) -> None:
-        self._workers, self._room, self._size, self.replay = workers, room, size, replay
+        self._workers, self.room, self._size, self.replay = workers, room, size, replay
         self.statuses: dict[int, WorkerStatus] = {}
         self.hang: Hang | None = None
         self.left: frozenset[str] = frozenset()
@@ -82,7 +83,7 @@ class GroupWatch:
     @property
     def is_waiting(self) -> bool:
         """Whether no worker has spoken yet, since the cluster lacks room."""
-        return not self.statuses and self._room.is_waiting
+        return not self.statuses and self.room.is_waiting
 
     def check(self, judges: bool) -> None:
         """Look, a few times a second at most.
@@ -94,7 +95,7 @@ class GroupWatch:
 
         with contextlib.suppress(ray.exceptions.RayError):
             if not self.statuses:
-                self._room.check()
+                self.room.check()
             if not self._has_read():
                 return
             for words in self._pace.slow(list(self.statuses.values()), self._workers, time.monotonic()):

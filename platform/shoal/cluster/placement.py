@@ -9,9 +9,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from shoal.cluster.free_room import fits
+from shoal.cluster import session
+from shoal.cluster.free_room import NODE_ID, fits
 from shoal.cluster.ray_private import draining_nodes, free_resources
 from shoal.storage.host_ledger import HostLedger, failing_hosts
 from shoal.storage.lease import now_ms
@@ -19,7 +20,6 @@ from shoal.storage.records import HostFailure
 
 logger = logging.getLogger(__name__)
 
-NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 PATIENCE_S = 10.0  # until workers that were ended have left their room
 LOOK_EVERY_S = 0.5
 LETS_BACK = "`shoal doctor` lets it back once its checks pass there"
@@ -27,10 +27,11 @@ LETS_BACK = "`shoal doctor` lets it back once its checks pass there"
 
 @dataclass(frozen=True)
 class FreeNode:
-    """A live node, by Ray's name, its host, and what is free on it."""
+    """A live node, by Ray's name, its host, what it has, and what of it is free."""
 
     node: str
     host: str
+    total: Mapping[str, float]
     free: Mapping[str, float]
 
 
@@ -81,6 +82,8 @@ class Placement:
             suspect: a host to avoid for once, before all others.
             waits: whether workers of an earlier attempt may still leave room.
         """
+        if not session.answers():
+            return None
         nodes = live_nodes()
         there = {node.host for node in nodes}
         if len(there) < 2:
@@ -88,8 +91,9 @@ class Placement:
         recent = self._recent()
         failing = [host for host in failing_hosts(recent) if host in there]
         wanted = [*([suspect] if suspect in there else []), *(host for host in failing if host != suspect)]
+        possible = leave_out([replace(node, free=node.total) for node in nodes], needs, workers, wanted)
         until = time.monotonic() + (PATIENCE_S if waits else 0.0)
-        while len(left := leave_out(nodes, needs, workers, wanted)) < len(wanted):
+        while len(left := leave_out(nodes, needs, workers, wanted)) < len(possible):
             if time.monotonic() > until:
                 break
             time.sleep(LOOK_EVERY_S)
@@ -141,7 +145,12 @@ def live_nodes() -> list[FreeNode]:
 
     draining, free = draining_nodes(), free_resources()
     return [
-        FreeNode(node["NodeID"], node["NodeManagerHostname"], free.get(node["NodeID"], node["Resources"]))
+        FreeNode(
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            node["Resources"],
+            free.get(node["NodeID"], node["Resources"]),
+        )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in draining
     ]

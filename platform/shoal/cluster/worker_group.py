@@ -84,13 +84,11 @@ class WorkerGroup:
         with GroupSize(self._scale, self._needs, _say_waiting) as size:
             for number in itertools.count():
                 workers = self._begin(size, number, why, hosts, folder)
-                room = RoomWatch(self._needs, workers, hosts, _say_waiting)
                 replay = Replay(folder, earlier, placement)
                 selector = placement.selector(self._needs, workers, replay.host, number > 0)
+                room = RoomWatch(self._needs, workers, hosts, _say_waiting, selector)
                 with GroupWatch(workers, room, size, replay) as watch:
-                    error = self._attempt(
-                        replace(spec, start=number), workers, folder, decide, watch, selector
-                    )
+                    error = self._attempt(replace(spec, start=number), workers, folder, decide, watch)
                     if error is None and not self._goes_on(watch, folder):
                         replay.end(_last_step(folder))
                         return
@@ -167,7 +165,6 @@ class WorkerGroup:
         folder: RunFolder,
         decide: DecideFn | None,
         watch: GroupWatch,
-        selector: dict[str, str] | None,
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -189,7 +186,7 @@ class WorkerGroup:
                 num_workers=workers,
                 use_gpu=self._kind.resource == "GPU",
                 resources_per_worker=self._needs,
-                label_selector=selector,
+                label_selector=watch.room.selector,
             ),
             run_config=RunConfig(
                 name=f"attempt-{spec.attempt}-{spec.start}",

@@ -4,11 +4,12 @@ import pytest
 
 from shoal.cluster.placement import FreeNode, leave_out
 
+TOTAL = {"CPU": 4.0}
 NODES = [
-    FreeNode("a1", "a", {"CPU": 2.0}),
-    FreeNode("b1", "b", {"CPU": 1.0}),
-    FreeNode("b2", "b", {"CPU": 1.0}),
-    FreeNode("c1", "c", {}),
+    FreeNode("a1", "a", TOTAL, {"CPU": 2.0}),
+    FreeNode("b1", "b", TOTAL, {"CPU": 1.0}),
+    FreeNode("b2", "b", TOTAL, {"CPU": 1.0}),
+    FreeNode("c1", "c", TOTAL, {}),
 ]
 
 
