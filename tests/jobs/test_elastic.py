@@ -1,4 +1,4 @@
-"""Nodes that die and come back: an elastic training goes on with fewer workers, then with more, as if undisturbed."""
+"""Nodes that die and come back: a training goes on with fewer workers, then with more, to the same losses."""
 
 import contextlib
 import time
@@ -94,7 +94,7 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
     assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
 
 
-def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
+def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_one(
     place: Place, tmp_path: Path
 ) -> None:
     """The trial that loses a node goes on with one worker, and the next one begins with one."""
@@ -118,8 +118,8 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
     (tmp_path / "twin").mkdir()
     twin = Place(tmp_path / "twin", {})
     twin.add_module("slow", SLOW_MODULE)
-    undisturbed = twin.run("tune", *settings)
-    assert undisturbed.code == 0, undisturbed.err
+    uninterrupted = twin.run("tune", *settings)
+    assert uninterrupted.code == 0, uninterrupted.err
     for name in ("t0000", "t0001"):
         mine, other = (
             RunFolder(f"{one.folder('run').uri}/trials/{name}").load(TrialResult) for one in (place, twin)
