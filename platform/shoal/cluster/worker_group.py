@@ -89,6 +89,7 @@ class WorkerGroup:
                         why, hosts = self._leave(watch, folder), watch.hosts - watch.left
                         continue
                     if found_no_room(error):
+                        why = f"there was no room any more for {workers} workers"
                         continue
                     if folder.is_stop_requested(by_others=False):
                         raise _interrupted()
