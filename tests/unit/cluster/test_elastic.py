@@ -1,7 +1,6 @@
 """How many workers an elastic run starts with, and when they are left for more: functions of what was seen when."""
 
 import socket
-import time
 
 import pytest
 
@@ -152,10 +151,10 @@ def test_a_stop_ends_the_wait_for_room(elastic_size):
         size.choose(frozenset(), check, lambda is_waiting: None)
 
 
-def test_room_that_was_seen_before_the_workers_ended_does_not_count(elastic_size):
+def test_room_that_was_seen_before_the_workers_ended_does_not_count():
     """The look that is under way when they end may have found what is gone."""
-    size, rooms, _ = elastic_size
-    rooms.append(9)
-    size._look._found = time.monotonic() - 0.1, 9
-    rooms.append(2)
-    assert size.choose(frozenset(), lambda: None, lambda is_waiting: None) == 2
+    look = elastic._Look({"CPU": 1.0})
+    assert look.since(0.0) is None
+    look._found = 100.0, 9
+    assert look.since(100.0) == 9
+    assert look.since(100.1) is None
