@@ -1,13 +1,16 @@
-"""Nodes that die and come back: an elastic training goes on with fewer workers, then with more, as if undisturbed."""
+"""Nodes that die and come back: a training goes on with fewer workers, then with more, to the same losses."""
 
 import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hosts import SHARED, Hosts
 from ray_nodes import head, node
-from running import SLOW_MODULE, Place, Trace, assert_close, eventually, mlflow_record
+from running import ROOT, SLOW_MODULE, Place, Trace, assert_close, eventually, mlflow_record
 from shoal.runs.callbacks import WORKERS_METRIC
 from shoal.runs.goodput import resizes
 from shoal.runs.timeline import read_timeline
@@ -17,6 +20,8 @@ from shoal.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.long
 
+HEAD = "head"
+MODULES = f"{SHARED}:{ROOT}/platform"
 STEPS, EVERY = 6000, 100
 SETTINGS = (
     "run_name=run",
@@ -94,7 +99,54 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
     assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
 
 
-def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    """A head without CPUs for workers, and two hosts with one each."""
+    if reason := Hosts.reason():
+        pytest.skip(reason)
+    with Hosts(tmp_path / "hosts") as hosts:
+        for number, name in enumerate((HEAD, "w1", "w2"), start=1):
+            hosts.on(name, f"192.168.93.{number}")
+            hosts.start_ray(name, HEAD, cpus=int(name != HEAD), PYTHONPATH=MODULES)
+        yield hosts
+
+
+def test_a_training_goes_on_without_a_host_that_is_powered_off_and_with_it_when_it_is_back(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """Ray counts a host without power as alive for a while, with room for a worker."""
+    (hosts.shared / "slow.py").write_text(SLOW_MODULE)
+    folder = RunFolder(str(hosts.shared / "runs/shoal/run"))
+    own = (f"storage_path={SHARED}/runs", f"track.tracking_uri=sqlite:///{SHARED}/mlflow.db")
+    command = [sys.executable, str(ROOT / "jobs/train.py"), *SETTINGS, *own, "scale.num_workers=[1, 2]"]
+    log = tmp_path / "log"
+    address = f"{hosts.addresses[HEAD]}:6379"
+    process = hosts.start(HEAD, *command, log=log, PYTHONPATH=MODULES, RAY_ADDRESS=address)
+    eventually(lambda: last_step(folder) >= 250 or process.poll() is not None, 100, "two workers make steps")
+    off_ms = time.time() * 1000
+    hosts.off("w2")
+    eventually(lambda: len(resizes_so_far(folder)) == 1, 60, "one worker goes on")
+    hosts.on("w2")
+    hosts.start_ray("w2", HEAD, PYTHONPATH=MODULES)
+    joined_ms = time.time() * 1000
+    eventually(lambda: len(resizes_so_far(folder)) == 2, 60, "two workers go on")
+    assert process.wait(600) == 0, log.read_text()
+    shrunk, grown = resizes_so_far(folder)
+    print(f"hosts: shrunk {(shrunk.at_ms - off_ms) / 1000:.1f} s after the power-off")
+    print(f"hosts: grown {(grown.at_ms - joined_ms) / 1000:.1f} s after Ray was started there")
+    assert (shrunk.before, shrunk.workers) == (2, 1)
+    assert (grown.before, grown.workers) == (1, 2)
+    assert shrunk.at_ms - off_ms < 90_000  # 30 s on a machine of its own
+    assert grown.at_ms - joined_ms < 60_000
+    assert " on w2 was lost" in shrunk.why
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
+    assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
+
+
+def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_one(
     place: Place, tmp_path: Path
 ) -> None:
     """The trial that loses a node goes on with one worker, and the next one begins with one."""
@@ -118,8 +170,8 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_if_undisturbed(
     (tmp_path / "twin").mkdir()
     twin = Place(tmp_path / "twin", {})
     twin.add_module("slow", SLOW_MODULE)
-    undisturbed = twin.run("tune", *settings)
-    assert undisturbed.code == 0, undisturbed.err
+    uninterrupted = twin.run("tune", *settings)
+    assert uninterrupted.code == 0, uninterrupted.err
     for name in ("t0000", "t0001"):
         mine, other = (
             RunFolder(f"{one.folder('run').uri}/trials/{name}").load(TrialResult) for one in (place, twin)

@@ -19,7 +19,7 @@ from shoal.cluster.free_room import RoomWatch, fits
 from shoal.cluster.ray_private import START_TIMEOUT, draining_nodes, free_resources
 from shoal.runs.config import ScaleConfig
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S, FRESH_S = 0.5, 3.0
 CHECK_EVERY_S = 0.1
 # Room that is less than for all is taken once it has been the same for so long: the resources of workers that have
 # ended come back node by node, within a second.
@@ -145,7 +145,7 @@ class GroupSize:
         """Return the size that the workers are to be left for now, or None."""
         if self._look is None or workers >= self._sizes[-1]:
             return None
-        room = self._look.since(time.monotonic() - 3 * LOOK_EVERY_S)
+        room = self._look.since(time.monotonic() - FRESH_S)
         return None if room is None else self._growth.see(workers, room, time.monotonic())
 
 

@@ -97,6 +97,7 @@ class WorkerGroup:
                         why, hosts = self._leave(watch, folder), watch.hosts - watch.left
                         continue
                     if found_no_room(error):
+                        why = f"there was no room any more for {workers} workers"
                         continue
                     if folder.is_stop_requested(by_others=False):
                         raise _interrupted()
@@ -158,6 +159,13 @@ class WorkerGroup:
         """What each worker asks of a node, by Ray's names."""
         return {"CPU": self._scale.cpus_per_worker} | self._kind.resources
 
+    @property
+    def _failure_config(self) -> Any:
+        """Ray starts no workers again; it waits for places, unless fewer workers can do without them."""
+        from ray.train import FailureConfig
+
+        return FailureConfig(max_failures=0, controller_failure_limit=0 if self._scale.is_elastic else -1)
+
     def _attempt(
         self,
         spec: WorkerSpec,
@@ -167,7 +175,7 @@ class WorkerGroup:
         watch: GroupWatch,
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         folder.delete(ErrorRecord.file)
@@ -192,10 +200,7 @@ class WorkerGroup:
                 name=f"attempt-{spec.attempt}-{spec.start}",
                 storage_path=path,
                 storage_filesystem=None if folder.is_local else filesystem,
-                # Places that are not found are waited for, unless other workers can do without them.
-                failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=0 if self._scale.is_elastic else -1
-                ),
+                failure_config=self._failure_config,
             ),
         )
         outcome: list[BaseException | None] = []

@@ -33,9 +33,15 @@ WORKERS_METRIC = "perf/num_workers"
 class Attempt:
     """The account of one attempt: where it started, how far it is, and what its time went to."""
 
-    def __init__(self, progress: TrainingProgress, workload: Workload, clock: Clock) -> None:
-        """Start now, from where `progress` is; the loop updates it, and the clock."""
-        self.progress, self.workload, self.clock = progress, workload, clock
+    def __init__(
+        self, progress: TrainingProgress, workload: Workload, clock: Clock, size: int | None = None
+    ) -> None:
+        """Start now, from where `progress` is; the loop updates it, and the clock.
+
+        Args:
+            size: the number of workers, where it may change.
+        """
+        self.progress, self.workload, self.clock, self.size = progress, workload, clock, size
         self.seconds_before, self.samples_before = progress.seconds, progress.samples
         self._since = time.perf_counter()
 
@@ -148,24 +154,17 @@ class CheckpointWriter:
 
 
 class ThroughputLog:
-    """A metric log that adds throughput and peak memory to the metrics of each evaluation."""
+    """A metric log that adds throughput and peak memory to the metrics of each evaluation.
+
+    The number of workers is added where it may change, and logged at once.
+    """
 
     def __init__(
-        self,
-        journal: Journal | NoJournal,
-        attempt: Attempt,
-        device: torch.device,
-        timeline: WorkerTimeline,
-        workers: int | None = None,
+        self, journal: Journal | NoJournal, attempt: Attempt, device: torch.device, timeline: WorkerTimeline
     ) -> None:
-        """Set up.
-
-        Args:
-            workers: how many there are, where that number may change: it is logged as well, and at once.
-        """
         self._journal, self._attempt, self._device, self._timeline = journal, attempt, device, timeline
         self._samples, self._busy_s = attempt.samples_before, 0.0
-        self._own = {} if workers is None else {WORKERS_METRIC: float(workers)}
+        self._own = {} if attempt.size is None else {WORKERS_METRIC: float(attempt.size)}
         if self._own:
             journal.log(attempt.progress.step, self._own)
 

@@ -147,9 +147,7 @@ def run_worker(
             _checkpoint_writer(spec, loop, store, folder, journal, attempt, timeline, identity.key)
         )
         callbacks = Callbacks(
-            metric_log=ThroughputLog(
-                journal, attempt, device, timeline, collective.size if config.scale.is_elastic else None
-            ),
+            metric_log=ThroughputLog(journal, attempt, device, timeline),
             save=checkpoints.save,
             is_stop_requested=_stop_requests(folder, collective.rank, is_to_leave),
             is_save_due=checkpoints.is_due,
@@ -189,7 +187,8 @@ def _restore(
     timeline.enter("restore")
     progress = resume_or_start(loop, store, spec.config.seed)
     timeline.enter("steps", progress.step)
-    return Attempt(progress, _workload(spec, loop.collective.size, device), clock)
+    size, is_elastic = loop.collective.size, spec.config.scale.is_elastic
+    return Attempt(progress, _workload(spec, size, device), clock, size if is_elastic else None)
 
 
 def _checkpoint_writer(

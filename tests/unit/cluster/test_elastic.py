@@ -4,8 +4,10 @@ import socket
 
 import pytest
 
-from shoal.cluster import elastic
+from shoal.cluster import elastic, free_room
 from shoal.cluster.elastic import PAUSE_S, ROOM_S, SETTLE_S, GroupSize, Growth, Settling, choose_size
+from shoal.cluster.free_room import Room
+from shoal.errors import Interrupted
 from shoal.runs.config import ScaleConfig
 
 
@@ -106,3 +108,53 @@ def test_a_node_that_takes_no_connections_is_none():
         addresses = [there.getsockname(), gone.getsockname()]
         assert elastic._reachable(addresses) == addresses[:1]
     assert elastic._reachable([]) == []
+
+
+@pytest.fixture
+def elastic_size(monkeypatch):
+    """The size of an elastic run on a cluster whose room is what a test says; and what is said of a wait."""
+    rooms, said = [0], []
+    monkeypatch.setenv(elastic.START_TIMEOUT, "10")  # it sets none then
+    monkeypatch.setattr(elastic, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(elastic, "SETTLE_S", 0.2)
+    monkeypatch.setattr(elastic, "free_workers", lambda needs: rooms[-1])
+    seen = Room({"CPU": 1.0}, [{"CPU": 1.0}], {}, frozenset({"head"}), is_pending=False)
+    monkeypatch.setattr(free_room, "look", lambda needs: seen)
+    with GroupSize(ScaleConfig(num_workers=[2, 3]), {"CPU": 1.0}, said.append) as size:
+        yield size, rooms, said
+
+
+def test_a_start_waits_for_room_and_says_for_what(elastic_size):
+    size, rooms, said = elastic_size
+    waits = []
+
+    def enter(is_waiting):
+        waits.append(is_waiting)
+        if is_waiting:
+            rooms.append(2)
+
+    assert size.choose(frozenset({"head", "w1"}), lambda: None, enter) == 2
+    assert not waits[0]
+    assert said == ["host w1 is gone; waiting for 1 CPU (1 of 2 there)"]
+
+
+def test_a_stop_ends_the_wait_for_room(elastic_size):
+    size, _, _ = elastic_size
+    checks = []
+
+    def check():
+        checks.append(1)
+        if len(checks) == 3:
+            raise Interrupted("interrupted")
+
+    with pytest.raises(Interrupted):
+        size.choose(frozenset(), check, lambda is_waiting: None)
+
+
+def test_room_that_was_seen_before_the_workers_ended_does_not_count():
+    """The look that is under way when they end may have found what is gone."""
+    look = elastic._Look({"CPU": 1.0})
+    assert look.since(0.0) is None
+    look._found = 100.0, 9
+    assert look.since(100.0) == 9
+    assert look.since(100.1) is None
