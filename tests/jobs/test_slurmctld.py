@@ -1,0 +1,126 @@
+"""deploy/slurm on a real slurmctld with two nodes, which jobs share: by sbatch, a time limit and a queue.
+
+`make cluster-test` runs it.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import slurm_cluster
+from hosts import Hosts
+from running import JOB_TIMEOUT_S, SLOW_MODULE, Trace, assert_equal, eventually
+from slurm_cluster import SlurmCluster
+from shoal.storage.run_folder import RunFolder
+from shoal.tracking.journal import JournalReader
+
+pytestmark = pytest.mark.long
+
+NODES = ["node-1", "node-2"]
+# The user's own model takes its time, so that a small run lasts long enough to be signalled.
+PACED = SLOW_MODULE.replace("0.01", "0.05")
+STEPS = 400
+TRAIN = (
+    "model.name=paced:Net",
+    "data.source=synthetic:classification?rows=4000&features=20&classes=10",
+    "data.global_batch_size=32",
+    "train.epochs=100",
+    f"train.max_steps={STEPS}",
+    "train.evaluate_every_steps=100",
+    "checkpoint.every_steps=1000",
+    "scale.num_workers=2",
+)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if why := slurm_cluster.reason():
+        pytest.skip(why)
+    with Hosts(Path(tempfile.mkdtemp(prefix="shoal-", dir="/tmp"))) as hosts:
+        addresses = {name: f"10.78.0.{number}" for number, name in enumerate(NODES, start=1)}
+        lines = "\n".join(f"{address} {name}" for name, address in addresses.items())
+        for name, address in addresses.items():
+            hosts.on(name, address, lines)
+        yield hosts
+    assert hosts.remains() == []
+
+
+@pytest.fixture
+def slurm(hosts: Hosts) -> SlurmCluster:
+    (hosts.shared / "shoal").mkdir()
+    (hosts.shared / "project").mkdir()
+    (hosts.shared / "project" / "paced.py").write_text(PACED)
+    slurm = SlurmCluster(hosts, NODES, cpus=2)
+    slurm.start()
+    return slurm
+
+
+def test_jobs_share_nodes_and_one_whose_time_is_up_is_queued_again_and_goes_on(
+    hosts: Hosts, slurm: SlurmCluster
+) -> None:
+    """Two jobs on the same two nodes end with the same weights, one of them by way of a signal and the queue."""
+    first, second = (submit(hosts, slurm, name) for name in ("first", "second"))
+    for name in ("first", "second"):
+        wait_for_step(slurm, hosts, name, 50)
+    for name in NODES:
+        assert len(hosts.processes(name, "raylet/raylet")) == 2
+        assert len(hosts.processes(name, "RayTrainWorker")) == 2
+
+    # A minute is what is left, with which the signal comes at once; then as much as is needed.
+    elapsed = slurm.call("squeue", "--noheader", f"--job={second}", "--format=%M").stdout
+    limit = int(elapsed.strip().rpartition(":")[0]) + 1
+    slurm.call("scontrol", "update", f"JobId={second}", f"TimeLimit={limit}")
+    eventually(lambda: slurm.facts(second)["Restarts"] == "1", 120, "the job is queued again")
+    slurm.call("scontrol", "update", f"JobId={second}", "TimeLimit=60")
+
+    for job in (first, second):
+        wait(slurm, hosts, job)
+    said = log_of(hosts, second).read_text()
+    assert "resuming from the checkpoint of step" in said
+    traces = [Trace.of(folder_of(hosts, name)) for name in ("first", "second")]
+    assert_equal(*traces)
+    assert_nothing_left(hosts, first, second)
+
+
+def submit(hosts: Hosts, slurm: SlurmCluster, name: str) -> str:
+    options = ("--nodes=2", "--cpus-per-task=1", "--signal=USR1@60")
+    job = str(slurm_cluster.ROOT / "jobs" / "train.py")
+    return slurm.submit(hosts.shared / "project", *options, job, f"run_name={name}", *TRAIN)
+
+
+def folder_of(hosts: Hosts, name: str) -> RunFolder:
+    return RunFolder(str(hosts.shared / "shoal" / "runs" / "shoal" / name))
+
+
+def log_of(hosts: Hosts, job: str) -> Path:
+    return hosts.shared / "project" / f"shoal-{job}.log"
+
+
+def wait_for_step(slurm: SlurmCluster, hosts: Hosts, name: str, step: int) -> None:
+    def is_there() -> bool:
+        return any(point.step >= step for point in JournalReader(folder_of(hosts, name)).read())
+
+    eventually(is_there, 120, f"step {step} of {name} is trained")
+
+
+def wait(slurm: SlurmCluster, hosts: Hosts, job: str) -> None:
+    """Wait until a job has ended, which must have succeeded."""
+    until = time.monotonic() + JOB_TIMEOUT_S
+    while (state := slurm.facts(job)["JobState"]) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
+        assert time.monotonic() < until, log_of(hosts, job).read_text()
+        time.sleep(1)
+    assert state == "COMPLETED", log_of(hosts, job).read_text()
+
+
+def assert_nothing_left(hosts: Hosts, *jobs: str) -> None:
+    """Ray's processes and files are gone from both nodes; its logs are where sbatch was called."""
+    for name in NODES:
+        for word in ("ray", "shoal.tracking"):
+            assert hosts.processes(name, word) == []
+        assert hosts.run(name, "find", "/tmp/ray", "/dev/shm", "-mindepth", "1").stdout == ""
+        for job in jobs:
+            kept = hosts.shared / "project" / f"shoal-{job}-ray" / name
+            assert (kept / "raylet.out").exists()
