@@ -82,7 +82,9 @@ class SlurmCluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         for name in self._names:
-            own = [f"--{file}=/run/munge.{file.split('-')[0]}" for file in ("socket", "pid-file", "seed-file")]
+            own = [
+                f"--{file}=/run/munge.{file.split('-')[0]}" for file in ("socket", "pid-file", "seed-file")
+            ]
             munged = ["munged", "--foreground", "--force", f"--key-file={SHARED}/slurm/munge.key", *own]
             self._start(name, *munged, "--log-file=/run/munge.log")
         self._start(self._names[0], "slurmctld", "-D")
@@ -98,7 +100,9 @@ class SlurmCluster:
         done = self.call("sinfo", "--noheader", "--Node", "--states=idle", check=False)
         return len(done.stdout.splitlines())
 
-    def call(self, *command: str, check: bool = True, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    def call(
+        self, *command: str, check: bool = True, folder: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         """Call one of Slurm's commands on the first node."""
         return self._hosts.run(self._names[0], *command, check=check, folder=folder, **self.env)
 
@@ -107,7 +111,7 @@ class SlurmCluster:
 
         Args:
             folder: where it is called, which gets the job's log.
-            arguments: options of sbatch, then the command.
+            arguments: options of sbatch and the command, which has none.
         """
         options = [one for one in arguments if one.startswith("--")]
         command = [one for one in arguments if not one.startswith("--")]
