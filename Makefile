@@ -61,8 +61,8 @@ test: setup ## run the tests but the long ones; ARGS="tests/unit -k name" picks 
 test-long: setup ## run the tests that kill processes, take services away or go through runs of earlier versions
 	@$(PYTEST) -m long $(ARGS)
 
-cluster-test: setup ## run cluster.yaml on hosts made of this machine, one of which is lost; needs root
-	@$(PYTHON) -m pytest -q tests/jobs/test_ray_up.py $(ARGS)
+cluster-test: setup ## run cluster.yaml and a Slurm cluster on hosts made of this machine; needs root
+	@$(PYTHON) -m pytest -q -rs tests/jobs/test_ray_up.py tests/jobs/test_slurmctld.py $(ARGS)
 
 chaos: setup ## disturb jobs at random moments, and compare them with uninterrupted ones; ROUNDS=50 SEED=1
 	@$(PYTHON) tests/chaos.py $(ROUNDS) $(SEED)

@@ -210,7 +210,7 @@ def mlflow_record(tracking_uri: str, run_id: str) -> tuple[Any, dict[tuple[str, 
 
 
 @contextlib.contextmanager
-def ray_cluster(has_dashboard: bool = False) -> Iterator[dict[str, str]]:
+def ray_cluster(has_dashboard: bool = False, **env: str) -> Iterator[dict[str, str]]:
     """A small Ray cluster; its dashboard is ten more processes, and takes the jobs that are submitted."""
     gcs, dashboard, agent, client = (free_port() for _ in range(4))
     # A folder of its own, short since sockets lie in it: only jobs that receive its address find this cluster.
@@ -219,19 +219,23 @@ def ray_cluster(has_dashboard: bool = False) -> Iterator[dict[str, str]]:
     options += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     options += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
     options += [f"--include-dashboard={str(has_dashboard).lower()}"]
+    token = env.get("RAY_AUTH_TOKEN", "")
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
-        env={**os.environ, **RAY_ENV, "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**os.environ, **RAY_ENV, "RAY_USAGE_STATS_ENABLED": "0", **env},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         if has_dashboard:
             eventually(
-                lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), 60, "the dashboard starts"
+                lambda: answers(f"http://127.0.0.1:{dashboard}/api/version", token),
+                60,
+                "the dashboard starts",
             )
         eventually(lambda: has_joined(folder), 60, "the cluster starts")
-        yield {"address": f"127.0.0.1:{gcs}", "dashboard": f"127.0.0.1:{dashboard}"}
+        ports = {"address": gcs, "dashboard": dashboard, "agent": agent, "client": client}
+        yield {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     finally:
         end(psutil.Process(process.pid))
         shutil.rmtree(folder, ignore_errors=True)
@@ -252,9 +256,10 @@ def has_joined(folder: str) -> bool:
     return (Path(folder) / "ray_current_cluster").exists()
 
 
-def answers(url: str) -> bool:
+def answers(url: str, token: str = "") -> bool:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        urllib.request.urlopen(url, timeout=1)
+        urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=1)
     except OSError:
         return False
     return True

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from jsonschema import ValidationError as SchemaError
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
 
+from shoal.cluster import serve_app
+from shoal.cluster.serve_app import AppConfig
 from shoal.config.loading import load
 from shoal.runs.config import RunConfig
 from shoal.tune.config import SweepConfig
@@ -53,7 +58,7 @@ def problems(document: dict[str, Any], kind: str | None = None) -> list[str]:
 
 def cluster_of(document: dict[str, Any]) -> dict[str, Any]:
     spec = document["spec"]
-    return dict(spec.get("rayClusterSpec", spec))
+    return dict(spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec)
 
 
 def pods(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,7 +75,13 @@ def pods(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def test_there_are_manifests_of_each_kind():
-    assert {one["kind"] for one in DOCUMENTS.values()} == {"RayCluster", "RayJob", "StatefulSet", "Service"}
+    assert {one["kind"] for one in DOCUMENTS.values()} == {
+        "RayCluster",
+        "RayJob",
+        "RayService",
+        "StatefulSet",
+        "Service",
+    }
 
 
 @pytest.mark.parametrize("name", OF_RAY)
@@ -162,6 +173,40 @@ def test_the_command_of_a_job_is_one_that_shoal_takes(name):
         for group in workers
     )
     assert config.scale.num_workers * config.scale.cpus_per_worker <= cpus
+
+
+SERVED = yaml.safe_load(
+    next(one for one in OF_RAY.values() if one["kind"] == "RayService")["spec"]["serveConfigV2"]
+)
+
+
+def deployed(settings: dict[str, Any]) -> AppConfig:
+    """Return what an application of a service is given.
+
+    It is checked by Shoal's schema and by Ray Serve's own made strict, which otherwise drops what it does not know.
+    """
+    Draft202012Validator(strict(ServeDeploySchema.model_json_schema())).validate(settings)
+    (one,) = ServeDeploySchema.model_validate(settings).applications
+    assert one.import_path == f"{serve_app.__name__}:{serve_app.app.__name__}"
+    assert [deployment.name for deployment in one.deployments] == [serve_app.DEPLOYMENT]
+    return AppConfig(**one.args)
+
+
+def test_ray_serve_and_shoal_accept_the_application_of_a_service() -> None:
+    config = deployed(SERVED)
+    (one,) = SERVED["applications"][0]["deployments"]
+    assert one["ray_actor_options"]["num_cpus"] == config.serve.cpus_per_replica
+
+
+@pytest.mark.parametrize("path", list(paths(SERVED)), ids=str)
+def test_a_typo_in_an_application_is_found(path: tuple[Any, ...]) -> None:
+    planted = copy.deepcopy(SERVED)
+    parent = planted
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[f"{path[-1]}s"] = parent.pop(path[-1])
+    with pytest.raises((SchemaError, ValidationError, AssertionError)):
+        deployed(planted)
 
 
 def test_the_image_is_made_of_what_is_there():

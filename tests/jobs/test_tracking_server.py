@@ -1,5 +1,6 @@
 """deploy/tracking: a training through a restart of PostgreSQL, a backup, and the same from the backup."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from mlflow import MlflowClient
@@ -71,6 +72,25 @@ def serving(home: Path) -> Iterator[str]:
     assert not (home / "postgres" / "postmaster.pid").exists(), "PostgreSQL ended with it"
 
 
+def assert_refuses_strangers(uri: str) -> None:
+    """Nobody without a password, or with a wrong one, is shown a run or a file, writes one, or makes a user."""
+    api = "/api/2.0/mlflow"
+    wrong = {"Authorization": f"Basic {base64.b64encode(b'admin:guessed').decode()}"}
+    reads = [
+        "/",
+        f"{api}/experiments/search?max_results=1",
+        f"{api}-artifacts/artifacts",
+        "/signup",
+        "/version",
+    ]
+    writes = [f"{api}/runs/create", f"{api}/users/create", "/graphql", "/v1/traces"]
+    requests = [(path, None) for path in reads] + [(path, b"{}") for path in writes]
+    for path, body in requests:
+        for headers in ({}, wrong):
+            with pytest.raises(HTTPError, match="401"):
+                urlopen(Request(uri + path, body, {"Content-Type": "application/json", **headers}))
+
+
 def artifacts_of(uri: str, run_id: str, folder: Path) -> dict[str, bytes]:
     client = MlflowClient(uri, uri)
     path = Path(client.download_artifacts(run_id, "", str(folder)))
@@ -82,8 +102,7 @@ def test_a_training_through_a_restart_of_the_database_is_whole_and_so_is_its_bac
 ) -> None:
     first, second, backup = homes / "a", homes / "b", homes / "backup"
     with serving(first) as uri:
-        with pytest.raises(HTTPError, match="401"):
-            urlopen(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1")
+        assert_refuses_strangers(uri)
         password = (first / "admin-password").read_text().strip()
         credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
         for name, value in credentials.items():

@@ -9,7 +9,7 @@
   `elastic`: how many there are; `draining`: which nodes are about to leave;
   `replay`: whether a loss that was not finite is so again; `placement`: which hosts are left out
 - `actor_pool`, `trial_actor`: processes that run trials, reused; `trial_watch`: which of them hangs
-- `serving`: models as Ray Serve replicas
+- `serving`: models as Ray Serve replicas; `serve_app`: a whole server in each, as an application that others deploy
 - `dataset_cache`: the data of a sweep, read once
 - `node_actors`: a process on each node, which looks at it
 - `batch_inference`: actors that predict the fragments of a source

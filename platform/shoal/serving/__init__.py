@@ -6,6 +6,7 @@
 - `protocols`: the forms of requests and answers, one per file
 - `engine`: a model that answers batches, in a thread of its own; `batcher`: requests to batches
 - `models`: the models of a server, their versions, and which of them answers
+- `loading`: a model into this process, and its name in routes
 - `takeover`: an alias that moves is followed
 - `answer`: a request becomes an answer
 - `app`: the routes; `guard`: who may call them; `body`: what is read of a request; `metrics`: for Prometheus

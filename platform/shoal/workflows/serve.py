@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 import socket
 import tempfile
 import time
@@ -14,18 +13,15 @@ from pydantic import Field
 
 from shoal.config.schema import Section
 from shoal.errors import ConfigError
-from shoal.inference.predictor import Predictor
-from shoal.registry.model_uri import pinned_uri, resolve_model
+from shoal.registry.model_uri import pinned_uri
 from shoal.runs.job_result import JobResult, job_name, log_job_result, unused_folder
 from shoal.serving.app import make_app
-from shoal.serving.batcher import Batcher
 from shoal.serving.config import ServeSection
-from shoal.serving.engine import LocalEngine
+from shoal.serving.loading import load_here, names_of, version_of
 from shoal.serving.metrics import Metrics
 from shoal.serving.models import Models, ServedModel, Start, Started, Version
 from shoal.serving.server import Server, listen, on_signals
 from shoal.serving.shedding import Shedder
-from shoal.serving.signature import Signature
 from shoal.serving.takeover import follow
 from shoal.storage.records import Metadata, ServeResult
 from shoal.tracking.config import StoreConfig
@@ -96,12 +92,8 @@ def _starter(config: ServeConfig, tracking_uri: str, stack: contextlib.ExitStack
     scratch = stack.enter_context(tempfile.TemporaryDirectory())
     torch.set_num_threads(max(1, int(config.serve.cpus_per_replica)))
 
-    def load(uri: str) -> Started:
-        predictor = Predictor.load(resolve_model(uri, tracking_uri, scratch), trust_code=config.trust_code)
-        return Started(Signature.of(predictor), predictor.digest, LocalEngine(predictor))
-
     async def start(uri: str) -> Started:
-        return await asyncio.to_thread(load, uri)
+        return await asyncio.to_thread(load_here, uri, tracking_uri, config.trust_code, scratch)
 
     return start
 
@@ -122,9 +114,7 @@ async def _serve(
         return pinned_uri(uri, tracking_uri)
 
     async def load(uri: str) -> Version:
-        started = await start(uri)
-        batcher = Batcher(started.engine, section.max_batch_rows, section.max_queue, metrics.batch)
-        return Version(uri, number_of(uri), started.digest, started.signature, batcher)
+        return version_of(uri, await start(uri), section, metrics)
 
     loaded = [await load(locate(uri)) for uri in uris]
     models = Models(
@@ -155,28 +145,6 @@ async def _serve(
 def _address(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def number_of(uri: str) -> str:
-    """Return the version in `models:/NAME/VERSION`; else the last part of a URI: the run."""
-    return uri.rstrip("/").rpartition("/")[2]
-
-
-def names_of(uris: Sequence[str]) -> list[str]:
-    """Return a name for each model, by which routes call it: the registered name, or the run.
-
-    Of several versions of one model each is called by version or alias too.
-    """
-    short = [_name_of(uri) for uri in uris]
-    long = [re.sub(r"[/@]+", "-", uri.removeprefix("models:/").strip("/")) for uri in uris]
-    names = [long[i] if short.count(name) > 1 else name for i, name in enumerate(short)]
-    return [f"{name}-{i}" if name in names[:i] else name for i, name in enumerate(names)]
-
-
-def _name_of(uri: str) -> str:
-    if uri.startswith("models:/"):
-        return re.split("[/@]", uri.removeprefix("models:/"))[0]
-    return number_of(uri)
 
 
 def log_served(served: Served, uris: Sequence[str], config: ServeConfig, tracking_uri: str) -> ServeResult:
