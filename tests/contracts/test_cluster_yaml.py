@@ -59,8 +59,7 @@ def test_a_typo_in_a_cluster_of_a_cloud_is_found(cloud):
     from ray.autoscaler._private.util import validate_config
 
     for key in CLOUDS[cloud]:
-        planted = copy.deepcopy(CLOUDS[cloud])
-        planted[f"{key}s"] = planted.pop(key)
+        planted = copy.deepcopy(CLOUDS[cloud]) | {f"{key}s": CLOUDS[cloud][key]}
         with pytest.raises(ValidationError, match="Additional properties are not allowed"):
             validate_config(planted)
 
