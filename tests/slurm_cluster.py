@@ -118,7 +118,7 @@ class SlurmCluster:
         done = self.call("sbatch", "--parsable", *options, str(SCRIPT), *command, folder=folder)
         return done.stdout.strip()
 
-    def facts(self, job: str) -> dict[str, str]:
+    def show(self, job: str) -> dict[str, str]:
         """Return what Slurm says of a job, e.g. JobState, ExitCode, Restarts."""
         words = self.call("scontrol", "show", "job", job, "--oneliner").stdout.split()
         return dict(word.split("=", 1) for word in words if "=" in word)

@@ -181,7 +181,7 @@ SERVED = yaml.safe_load(
 
 
 def deployed(settings: dict[str, Any]) -> AppConfig:
-    """Return what an application of a service is given.
+    """Return the arguments of an application of a service.
 
     It is checked by Shoal's schema and by Ray Serve's own made strict, which otherwise drops what it does not know.
     """

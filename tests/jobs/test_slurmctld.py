@@ -72,7 +72,7 @@ def test_jobs_share_nodes_and_one_whose_time_is_up_is_queued_again_and_goes_on(
 
     # With a minute left the signal comes at once; then there is as much time as is needed.
     slurm.call("scontrol", "update", f"JobId={second}", "EndTime=now+61")
-    eventually(lambda: slurm.facts(second)["Restarts"] == "1", 120, "the job is queued again")
+    eventually(lambda: slurm.show(second)["Restarts"] == "1", 120, "the job is queued again")
     slurm.call("scontrol", "update", f"JobId={second}", "TimeLimit=60")
 
     for job in (first, second):
@@ -92,8 +92,8 @@ def test_a_job_that_is_ended_by_its_user_has_a_checkpoint_and_is_not_queued_agai
     job = submit(hosts, slurm, "ended", "--nodes=1", "scale.num_workers=1")
     wait_for_step(hosts, "ended", 10)
     slurm.call("scancel", "--batch", "--signal=TERM", job)
-    facts = wait(slurm, hosts, job)
-    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "130:0", "0")
+    shown = wait(slurm, hosts, job)
+    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "130:0", "0")
     folder = folder_of(hosts, "ended")
     assert folder.identity().status == "KILLED"
     assert [name for name in folder.names("checkpoints") if name.startswith("step-")]
@@ -123,10 +123,10 @@ def wait_for_step(hosts: Hosts, name: str, step: int) -> None:
 def wait(slurm: SlurmCluster, hosts: Hosts, job: str) -> dict[str, str]:
     """Wait until a job has ended, and return what Slurm says of it."""
     until = time.monotonic() + JOB_TIMEOUT_S
-    while (facts := slurm.facts(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
+    while (shown := slurm.show(job))["JobState"] in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
         assert time.monotonic() < until, log_of(hosts, job).read_text()
         time.sleep(1)
-    return facts
+    return shown
 
 
 def assert_nothing_left(hosts: Hosts, *jobs: str) -> None:
