@@ -65,6 +65,8 @@ def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert "result: " in done.stdout
     assert list(tmp_path.glob("runs/shoal/*/result.json"))
+    (kept,) = tmp_path.glob("runs/shoal/*/output/0001.txt")
+    assert "result: " in kept.read_text(), "which outlives the head, unlike the job's log"
     # Ray deletes the upload, and its Makefile with it.
     assert f"look at it: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout
 
