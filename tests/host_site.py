@@ -87,7 +87,7 @@ class HostSite:
     def make_ready(self) -> None:
         """All hosts are on and connected, and their nodes are the cluster's."""
         for name in list(self._cut):
-            self.mend(name)
+            self.reconnect(name)
         names = (HEAD, *WORKERS)
         for name in names:
             if not self.hosts.is_on(name):
@@ -149,7 +149,7 @@ class HostSite:
         self._cut.add(name)
         self.hosts.set_link(name, "down")
 
-    def mend(self, name: str) -> None:
+    def reconnect(self, name: str) -> None:
         self._cut.discard(name)
         self.hosts.set_link(name, "up")
 
@@ -209,7 +209,7 @@ def cut_off_for_a_while(target: HostTarget) -> None:
     name = target.await_host()
     target.site.cut(name)
     target.wait(CUT_S)
-    target.site.mend(name)
+    target.site.reconnect(name)
 
 
 def drain(target: HostTarget) -> None:

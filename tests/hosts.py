@@ -197,7 +197,7 @@ class Hosts:
         return name in self._pids
 
     def set_link(self, name: str, state: str) -> None:
-        """Set the switch's side of a host's cable "up" or "down"; nobody is told."""
+        """Set the switch's side of a host's cable "up" or "down", which the host does not notice."""
         _run("ip", "-n", self._switch, "link", "set", self._link(name), state)
 
     def processes(self, name: str, word: str) -> list[psutil.Process]:

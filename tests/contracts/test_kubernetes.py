@@ -213,8 +213,11 @@ def test_the_image_is_made_of_what_is_there():
     text = (ROOT / "deploy" / "Dockerfile").read_text()
     copied = [line.split()[2:-1] for line in text.splitlines() if line.startswith("COPY")]
     assert copied
-    for source in (one for sources in copied for one in sources):
+    sources = [source for line in copied for source in line]
+    for source in sources:
         assert (ROOT / source).exists(), source
+    sent = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert [line[1:] for line in sent if line.startswith("!")] == sources
     extras = re.findall(r"--editable '\.\[([\w,]+)\]'", text)[0].split(",")
     known = (ROOT / "pyproject.toml").read_text()
     assert all(re.search(rf"^{extra} = ", known, re.MULTILINE) for extra in extras)

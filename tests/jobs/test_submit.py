@@ -74,6 +74,8 @@ def test_submitted_job_trains(cluster: dict[str, str], upload: Path, tmp_path: P
     assert since_ms <= begun["at_ms"] <= until_ms, "goodput begins where the job was submitted"
     tags = json.loads((result.parent / "metadata.json").read_text())["tags"]
     assert tags["shoal.submission_id"] == "job"
+    (kept,) = tmp_path.glob("runs/shoal/*/output/0001.txt")
+    assert "result: " in kept.read_text(), "which outlives the head, unlike the job's log"
     # Ray deletes the upload, and its Makefile with it.
     assert f"look at it: mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in done.stdout
 

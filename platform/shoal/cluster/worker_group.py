@@ -167,12 +167,7 @@ class WorkerGroup:
         return FailureConfig(max_failures=0, controller_failure_limit=0 if self._scale.is_elastic else -1)
 
     def _attempt(
-        self,
-        spec: WorkerSpec,
-        workers: int,
-        folder: RunFolder,
-        decide: DecideFn | None,
-        watch: GroupWatch,
+        self, spec: WorkerSpec, workers: int, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
     ) -> BaseException | None:
         """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
         from ray.train import RunConfig, ScalingConfig

@@ -8,6 +8,7 @@ from shoal.runs.config import RunConfig
 from shoal.terminal.arguments import JobParser, file_and_settings
 from shoal.terminal.estimate_report import estimate_report
 from shoal.terminal.reports import schema_report, train_report
+from shoal.terminal.transcript import kept_output
 
 
 def main(arguments: list[str], program: str = "shoal train") -> int:
@@ -37,5 +38,6 @@ def main(arguments: list[str], program: str = "shoal train") -> int:
         print(schema_report(plan.dataset_info))
         print("the config is sound; nothing was trained")
         return 0
-    print(train_report(train_checked(plan, folder)))
+    with kept_output(folder):
+        print(train_report(train_checked(plan, folder)))
     return 0

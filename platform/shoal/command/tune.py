@@ -7,6 +7,7 @@ from shoal.errors import ConfigError
 from shoal.terminal.arguments import JobParser, file_and_settings
 from shoal.terminal.forecast_report import forecast_report
 from shoal.terminal.reports import sweep_report
+from shoal.terminal.transcript import kept_output
 from shoal.tune.config import SweepConfig, load_sweep
 from shoal.workflows.tune.forecast import forecast
 
@@ -37,7 +38,8 @@ def main(arguments: list[str], program: str = "shoal tune") -> int:
         print(forecast_report(forecast(plan)))
         return 0
     folder, done = open_sweep(config, plan)
-    print(sweep_report(done or sweep_checked(plan, folder)))
+    with kept_output(folder):
+        print(sweep_report(done or sweep_checked(plan, folder)))
     return 0
 
 

@@ -18,9 +18,8 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: the increment of SplitMix64
-LENGTH_NOISE = (
-    0.2  # by which share a row may count as longer than it is, so that batches differ from epoch to epoch
-)
+# By which share a row may count as longer than it is, so that batches differ from epoch to epoch.
+LENGTH_NOISE = 0.2
 SPLIT_SALT = np.uint64(0x5348_4F41_4C)  # keeps the draws of splits apart from those of the order
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -165,7 +164,7 @@ class Lanes:
     def _grouped_by_length(self, order: Indices, epoch: int) -> Indices:
         """Return the rows of each lane [lanes, batches] in an order in which those of a batch are of similar length.
 
-        The order that is given is random, and so is the noise that a place in it stands for.
+        The order it takes is random, and so is the noise that a place in it stands for.
         """
         assert self.lengths is not None
         batches = order.shape[1]

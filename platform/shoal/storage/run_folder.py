@@ -31,8 +31,18 @@ SAMPLE = "sample.txt"
 TRIALS = "trials"
 REPORTS = "report"
 EXPORTS = "export"
+OUTPUT = "output"  # what the job of an attempt printed
 SHOWN = (PICTURES, PROFILE, REPORTS)  # what MLflow shows of a run at its end
-WRITTEN = ("", CHECKPOINTS, JOURNAL, TIMELINE, PICTURES, PROFILE, REPORTS)  # where files of a run are written
+WRITTEN = (
+    "",
+    CHECKPOINTS,
+    JOURNAL,
+    TIMELINE,
+    PICTURES,
+    PROFILE,
+    REPORTS,
+    OUTPUT,
+)  # where files of a run are written
 MLFLOW_LOCK = ".mlflow.lock"
 LOCK_POLL_S = 0.05
 STOP_POLL_S = 15.0  # in an object store

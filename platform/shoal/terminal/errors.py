@@ -32,24 +32,30 @@ def _run(main: Callable[[list[str]], int]) -> int:
     try:
         with warnings_on_stderr():
             return main(sys.argv[1:])
-    except Interrupted as error:
-        print(mask(" ".join(str(error).split())), file=sys.stderr)
-        return error.exit_code
-    except ShoalError as error:
-        if os.environ.get("SHOAL_TRACEBACK") == "1":
-            print(mask(traceback.format_exc()), file=sys.stderr)
-        print(f"error: {mask(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        failed = storage_error(error)
-        print(f"error: {mask(str(failed))}" if failed else mask(traceback.format_exc()), file=sys.stderr)
-        return failed.exit_code if failed else 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception:
-        print(mask(traceback.format_exc()), file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = report(error)
+        print(text, file=sys.stderr)
+        return code
+
+
+def report(error: BaseException) -> tuple[str, int]:
+    """Return what a job prints of the error that ends it, and its exit code; a traceback if it was not foreseen."""
+    told: BaseException = error
+    if isinstance(error, OSError):
+        told = storage_error(error) or error
+    if isinstance(told, Interrupted):
+        return mask(" ".join(str(told).split())), told.exit_code
+    if isinstance(told, ShoalError):
+        line = f"error: {mask(' '.join(str(told).split()))}"
+        is_shown = os.environ.get("SHOAL_TRACEBACK") == "1" and told is error
+        return f"{_traceback(error)}\n{line}" if is_shown else line, told.exit_code
+    if isinstance(told, KeyboardInterrupt):
+        return "interrupted", 130
+    return _traceback(error), 1
+
+
+def _traceback(error: BaseException) -> str:
+    return mask("".join(traceback.format_exception(error)))
 
 
 def leave(code: int) -> NoReturn:
