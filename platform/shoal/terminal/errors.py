@@ -40,16 +40,16 @@ def _run(main: Callable[[list[str]], int]) -> int:
 
 def report(error: BaseException) -> tuple[str, int]:
     """Return what a job prints of the error that ends it, and its exit code; a traceback if it was not foreseen."""
-    told: BaseException = error
+    known: BaseException = error
     if isinstance(error, OSError):
-        told = storage_error(error) or error
-    if isinstance(told, Interrupted):
-        return mask(" ".join(str(told).split())), told.exit_code
-    if isinstance(told, ShoalError):
-        line = f"error: {mask(' '.join(str(told).split()))}"
-        is_shown = os.environ.get("SHOAL_TRACEBACK") == "1" and told is error
-        return f"{_traceback(error)}\n{line}" if is_shown else line, told.exit_code
-    if isinstance(told, KeyboardInterrupt):
+        known = storage_error(error) or error
+    if isinstance(known, Interrupted):
+        return mask(" ".join(str(known).split())), known.exit_code
+    if isinstance(known, ShoalError):
+        line = f"error: {mask(' '.join(str(known).split()))}"
+        is_shown = os.environ.get("SHOAL_TRACEBACK") == "1" and known is error
+        return f"{_traceback(error)}\n{line}" if is_shown else line, known.exit_code
+    if isinstance(known, KeyboardInterrupt):
         return "interrupted", 130
     return _traceback(error), 1
 
