@@ -100,11 +100,11 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """A head without CPUs for workers, and two hosts with one each."""
     if reason := Hosts.reason():
         pytest.skip(reason)
-    with Hosts(tmp_path / "hosts") as hosts:
+    with Hosts(tmp_path_factory.mktemp("h") / "h") as hosts:  # short: Ray's sockets lie below it
         for number, name in enumerate((HEAD, "w1", "w2"), start=1):
             hosts.on(name, f"192.168.93.{number}")
             hosts.start_ray(name, HEAD, cpus=int(name != HEAD), PYTHONPATH=MODULES)
@@ -139,11 +139,6 @@ def test_a_training_goes_on_without_a_host_that_is_powered_off_and_with_it_when_
     assert shrunk.at_ms - off_ms < 90_000  # 30 s on a machine of its own
     assert grown.at_ms - joined_ms < 60_000
     assert " on w2 was lost" in shrunk.why
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
-    assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
-    assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
 
 
 def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_one(
