@@ -75,6 +75,19 @@ def test_the_tutorial_runs_from_top_to_bottom(place: Place):
     assert "FINISHED" in out
 
 
+@pytest.mark.long
+def test_the_tutorial_of_speech_trains(place: Place):
+    """For one epoch, which learns nothing, and shows that all recordings are there and read."""
+    if not Path("/usr/share/asterisk/sounds/en_US_f_Allison").is_dir():
+        pytest.skip("the recordings are not here: apt-get install asterisk-core-sounds-en-wav")
+    (code,) = python_of(DOCS / "guides" / "speech-tutorial.md")
+    assert '"train.epochs": 50' in code
+    out = run_as_main(place, code.replace('"train.epochs": 50', '"train.epochs": 1'))
+    assert "FINISHED" in out
+    (listed,) = place.path.glob("prompts.tsv")
+    assert len(listed.read_text().splitlines()) > 500
+
+
 def test_the_tour_of_the_readme_runs(place: Place):
     out = run_as_main(place, *python_of(ROOT / "README.md"))
     assert float(re.search(r"test/accuracy +([\d.]+)", out)[1]) > 0.8
