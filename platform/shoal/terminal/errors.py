@@ -39,7 +39,7 @@ def _run(main: Callable[[list[str]], int]) -> int:
 
 
 def report(error: BaseException) -> tuple[str, int]:
-    """Return what a job prints of the error that ends it, and its exit code; a traceback if it is of no kind that is known."""
+    """Return what a job prints of the error that ends it, a traceback for one of no known kind, and its exit code."""
     known: BaseException = error
     if isinstance(error, OSError):
         known = storage_error(error) or error
