@@ -275,6 +275,7 @@ class Hosts:
     def _env(self, name: str, more: dict[str, str]) -> dict[str, str]:
         home = self.home(name)
         own = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "PATH": PATH, "LANG": "C.UTF-8"}
+        own["RAY_TMPDIR"] = "/tmp"  # its sockets lie there, whose paths may have 107 characters
         own |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT / "platform")}
         own |= {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         kept = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
