@@ -51,7 +51,15 @@ def _recordings(data: Any, column: str, audio: AudioFormat) -> Block:
         raise DataError(
             f"column '{column}' of recordings is missing: the columns are {', '.join(map(str, data))}"
         )
-    return {column: as_waves(data[column] if is_table else data, audio)}
+    # MLflow makes one row of a dict of lists whose column holds texts, {"audio": [...]}.
+    cells = [one for cell in (data[column] if is_table else data) for one in _encoded_in(cell)]
+    return {column: as_waves(cells, audio)}
+
+
+def _encoded_in(cell: Any) -> list[Any]:
+    """Return the encoded recordings in a list of them, or what is no such list as it is."""
+    are_encoded = isinstance(cell, list) and cell and all(isinstance(one, str | bytes) for one in cell)
+    return cell if are_encoded else [cell]
 
 
 def _columns_of_tree(data: Any, tree: Template) -> Block:
