@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,11 +101,12 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
 
 
 @pytest.fixture
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+def hosts() -> Iterator[Hosts]:
     """A head without CPUs for workers, and two hosts with one each."""
     if reason := Hosts.reason():
         pytest.skip(reason)
-    with Hosts(tmp_path_factory.mktemp("h") / "h") as hosts:  # short: Ray's sockets lie below it
+    folder = tempfile.mkdtemp(prefix="sh-", dir="/tmp")  # short: Ray's sockets lie below it
+    with Hosts(Path(folder)) as hosts:
         for number, name in enumerate((HEAD, "w1", "w2"), start=1):
             hosts.on(name, f"192.168.93.{number}")
             hosts.start_ray(name, HEAD, cpus=int(name != HEAD), PYTHONPATH=MODULES)
