@@ -41,7 +41,8 @@ class Speech(nn.Module):
             width: channels, and of the residual stream.
             depth: blocks.
             heads: of each attention; None is one for each 64 of the width, at least 1.
-            dropout: share dropped in training of attention weights and of a block's contributions.
+            dropout: share dropped in training of a block's contributions. Attention weights are all kept: which of them
+                were dropped would depend on the longest recording of a batch, and so on the number of workers.
 
         Raises:
             ModelError: inputs or heads cannot be used.
@@ -81,6 +82,7 @@ class ConvolutionBlock(Block):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__(width, heads, dropout, causal=False)
+        self.attention.dropout.p = 0.0
         self.convolution_norm = nn.LayerNorm(width)
         self.enter = nn.Linear(width, width)
         self.depthwise = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)

@@ -9,7 +9,9 @@ from shoal.data.sampler import Lanes
 from shoal.data.units import UnitTokenizer
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import ModelError
+from shoal.models.dropout import use_row_dropout
 from shoal.models.mup import parametrize, roles
+from shoal.models.row_draws import RowsOfBatch
 from shoal.models.speech import Speech
 from shoal.tasks.speech_recognition import SpeechRecognition
 from shoal.training.assemble import assemble_loop
@@ -108,3 +110,18 @@ def test_its_activations_move_alike_at_every_width_under_mup_and_not_under_the_s
 def test_what_is_no_spectrogram_is_refused():
     with pytest.raises(ModelError, match=r"a sample of shape \(8,\) is no spectrogram"):
         Speech((8,), 4)
+
+
+def test_the_draws_of_dropout_do_not_depend_on_the_padding_of_a_batch():
+    """So a recording is dropped out alike by one worker with long ones and by another with short ones."""
+    model = Speech((80, 40), 5, width=32, depth=2, dropout=0.5).train()
+    use_row_dropout(model)
+    recording, lengths = torch.randn(1, 80, 40), torch.tensor([48])
+    found = []
+    for frames in (48, 80):
+        torch.manual_seed(0)
+        with RowsOfBatch(0, step=3, first=2, distance=1, rows=1, device=torch.device("cpu")):
+            found.append(model(recording[:, :frames], lengths)[:, :12])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    model.eval()
+    assert not torch.allclose(model(recording, lengths)[:, :12], found[0], atol=0.1), "something is dropped"
