@@ -42,7 +42,7 @@ class SimulatedDatasets(DatasetCache):
 
     def put(self, plan: RunPlan) -> DatasetInfo:
         assert plan.dataset_info is not None
-        self._keep(CachedDataset(plan, plan.dataset_info, ShardRefs([[None]], True)))
+        self._keep(CachedDataset(plan, plan.dataset_info, {1: ShardRefs([[None]], True)}))
         return plan.dataset_info
 
 
