@@ -1,8 +1,9 @@
 """Linear layers computed by oneDNN, on CPUs where torch's own choice uses half of their speed.
 
 torch multiplies float32 matrices with MKL, which uses AVX-512 on Intel CPUs only. oneDNN, which torch includes for
-convolutions, uses it on every CPU that has it: on AMD's (Zen 4 and later) the same products take less than half the
-time. Both accumulate in float32. Depends on layers and CPUs; independent of what is trained.
+convolutions, uses it on every CPU that has it: on AMD's Zen 5 the same products take half the time, and on Zen 4,
+whose units have 256 bits, as long. Both accumulate in float32. Depends on layers and CPUs; independent of what is
+trained.
 """
 
 import functools
@@ -21,7 +22,7 @@ LEAST_WORK = 1 << 23
 
 @functools.cache
 def is_faster() -> bool:
-    """Whether oneDNN is faster than MKL on this machine's CPU."""
+    """Whether oneDNN is faster than MKL on this machine's CPU, or as fast."""
     has = torch.cpu.get_capabilities()
     is_amd = str(has.get("cpu_name", "")).startswith("AMD")
     return has_onednn_linear() and is_amd and bool(has.get("avx512_f"))
