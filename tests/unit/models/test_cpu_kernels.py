@@ -152,6 +152,6 @@ def test_where_it_is_taken_it_is_faster_or_as_fast() -> None:
         return time.perf_counter() - since
 
     ratios = [seconds(layer) / seconds(ours) for _ in range(15)]
-    # Zen 5, which alone among AMD's has this instruction, has units of 512 bits: 1.9 on a quiet machine. Of older ones 1.0.
+    # Of AMD's, Zen 5 alone has this instruction, and units of 512 bits: 1.9 on a quiet machine, 1.0 on older ones.
     is_wide = torch.cpu.get_capabilities().get("avx512_vp2intersect")
     assert median(ratios) > (1.2 if is_wide else 0.85)
