@@ -18,7 +18,7 @@ import ray_up
 import tracking_host
 from hosts import Hosts
 from ray_up import DESK, HEAD, UpCluster
-from running import JOB_TIMEOUT_S, SLOW_MODULE, TRACKED, eventually, mlflow_record
+from running import JOB_TIMEOUT_S, PACED_MODULE, TRACKED, eventually, mlflow_record
 from shoal.storage.records import TrainResult
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
@@ -27,8 +27,6 @@ from tracking_host import TrackingHost
 pytestmark = pytest.mark.long
 
 WORKERS, MLFLOW = ["worker-1", "worker-2"], "mlflow"
-# The user's own model takes its time, so that a small run lasts long enough to lose a host.
-PACED = SLOW_MODULE.replace("0.01", "0.05")
 STEPS = 600
 TRAIN = (
     "model.name=paced:Net",
@@ -76,7 +74,7 @@ def tracking(hosts: Hosts) -> TrackingHost:
 def cluster(hosts: Hosts, tracking: TrackingHost) -> UpCluster:
     (hosts.shared / "shoal").mkdir()
     cluster = UpCluster(hosts, WORKERS, tracking.env)
-    (cluster.project / "paced.py").write_text(PACED)
+    (cluster.project / "paced.py").write_text(PACED_MODULE)
     cluster.up()
     return cluster
 

@@ -13,7 +13,7 @@ import pytest
 
 import slurm_cluster
 from hosts import Hosts
-from running import JOB_TIMEOUT_S, ROOT, SLOW_MODULE, Trace, assert_equal, eventually
+from running import JOB_TIMEOUT_S, PACED_MODULE, ROOT, Trace, assert_equal, eventually
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking.journal import JournalReader
 from slurm_cluster import SlurmCluster
@@ -21,8 +21,6 @@ from slurm_cluster import SlurmCluster
 pytestmark = pytest.mark.long
 
 NODES = ["node-1", "node-2"]
-# The user's own model takes its time, so that a small run lasts long enough to be signalled.
-PACED = SLOW_MODULE.replace("0.01", "0.05")
 STEPS = 600
 TWO_NODES = ("--nodes=2", "--signal=USR1@60", "scale.num_workers=2")
 TRAIN = (
@@ -53,7 +51,7 @@ def hosts() -> Iterator[Hosts]:
 def slurm(hosts: Hosts) -> SlurmCluster:
     (hosts.shared / "shoal").mkdir()
     (hosts.shared / "project").mkdir()
-    (hosts.shared / "project" / "paced.py").write_text(PACED)
+    (hosts.shared / "project" / "paced.py").write_text(PACED_MODULE)
     slurm = SlurmCluster(hosts, NODES, cpus=2)
     slurm.start()
     return slurm

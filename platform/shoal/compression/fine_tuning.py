@@ -12,7 +12,7 @@ from torch import nn
 
 from shoal.data.dataset_info import inspect_source
 from shoal.data.loader import ResidentShard, Rows, Shard, ViewedShard
-from shoal.data.partition import partition_source
+from shoal.data.partition import lanes_of, partition_source
 from shoal.data.redraw import RedrawnRows, RedrawnShard
 from shoal.data.sampler import TRAIN
 from shoal.data.sources.base import Source
@@ -92,9 +92,7 @@ def fine_tune(
     info = inspect_source(source, preprocessing).model_copy(update={"transform": transform})
     held = partition_source(source, preprocessing, info, 1)[0]
     rows = {name: Rows.of(*arrays, device) for name, arrays in held.items()}
-    lanes = info.lanes(preprocessing)
-    if preprocessing.data.group_by_length:
-        lanes = replace(lanes, lengths=transform.packing().lengths(held[TRAIN][0]))
+    lanes = lanes_of(held, info, preprocessing)
     shard: Shard = ResidentShard(lanes, rows.pop(TRAIN), rows, device)
     if redrawn := RedrawnRows.of(source, preprocessing, info):
         shard = RedrawnShard(shard, redrawn, device)

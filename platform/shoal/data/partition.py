@@ -3,11 +3,13 @@
 Depends on the source's blocks and the order's lanes; independent of where the rows are then kept.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from shoal.data.dataset_info import DatasetInfo, blocks_with_splits
 from shoal.data.preprocessing_spec import PreprocessingSpec
-from shoal.data.sampler import SPLITS, TRAIN, count_splits
+from shoal.data.sampler import SPLITS, TRAIN, Lanes, count_splits
 from shoal.data.sources.base import Block, Source
 
 # One worker's rows of a block, by split: (inputs [n, ...], targets [n]).
@@ -81,3 +83,17 @@ def partition_source(
             rows.append(part)
         before = {name: before[name] + count for name, count in count_splits(split).items()}
     return [concatenate(rows) for rows in workers]
+
+
+def lanes_of(
+    rows: WorkerRows,
+    dataset_info: DatasetInfo,
+    preprocessing: PreprocessingSpec,
+    worker: int = 0,
+    num_workers: int = 1,
+) -> Lanes:
+    """Return the lanes of a worker's rows, grouped by length where that is asked."""
+    lanes = dataset_info.lanes(preprocessing, worker, num_workers)
+    if not preprocessing.data.group_by_length:
+        return lanes
+    return replace(lanes, lengths=dataset_info.transform.packing().lengths(rows[TRAIN][0]))

@@ -1,12 +1,11 @@
 """A worker's shard of rows that are kept in memory."""
 
 import logging
-from dataclasses import replace
 
 import torch
 
 from shoal.data.loader import ResidentShard, Rows
-from shoal.data.partition import WorkerRows
+from shoal.data.partition import WorkerRows, lanes_of
 from shoal.data.sampler import TRAIN
 from shoal.devices import free_bytes
 from shoal.runs.worker import WorkerSpec
@@ -24,9 +23,7 @@ def resident_shard(
     nbytes = sum(array.nbytes for arrays in rows.values() for array in arrays)
     place = place_of_rows(nbytes, free_bytes(device), device)
     held = {name: Rows.of(*arrays, place) for name, arrays in rows.items()}
-    lanes = spec.dataset_info.lanes(spec.preprocessing, rank, size)
-    if spec.preprocessing.data.group_by_length:
-        lanes = replace(lanes, lengths=spec.dataset_info.transform.packing().lengths(rows[TRAIN][0]))
+    lanes = lanes_of(rows, spec.dataset_info, spec.preprocessing, rank, size)
     return ResidentShard(lanes, held.pop(TRAIN), held, device)
 
 
