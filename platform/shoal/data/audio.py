@@ -20,7 +20,7 @@ from shoal.data.units import units_from_json
 BANDS = 40  # of the mel scale
 WINDOW_S, HOP_S = 0.025, 0.010  # of a frame, and from one to the next
 LOWEST_HZ = 20.0
-LOUDEST = (1 << 15) - 1  # of samples of 16 bits
+FULL_SCALE = 1 << 15  # of samples of 16 bits: what 1.0 is
 FLOOR = 1e-6  # of a band's power: that of silence
 MAX_RATE = 16_000  # speech has little above 8 kHz
 # A model of speech returns an output for so many frames: 40 ms, as a syllable takes 150 to 250.
@@ -53,7 +53,7 @@ class AudioFormat(BaseModel):
 
         Each band has mean 0 and deviation 1 over the recording, so that loudness and microphone do not matter.
         """
-        bands = log_mel(torch.from_numpy(wave.astype(np.float32) / LOUDEST), self.rate)
+        bands = log_mel(torch.from_numpy(_as_float(wave)), self.rate)
         deviation, mean = torch.std_mean(bands, dim=0, correction=0)
         found: np.ndarray = ((bands - mean) / deviation.clamp(min=1e-3)).half().numpy()
         return found
@@ -70,18 +70,24 @@ def _units(saved: str) -> Tokenizer:
 
 
 def resampled(wave: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """Return a wave [n] at another rate, by a polyphase filter that keeps out what the new rate cannot hold."""
+    """Return a wave [n] int16 at another rate, by a polyphase filter that keeps out what the new rate cannot hold."""
     if own == rate or not len(wave):
         return wave
     from scipy.signal import resample_poly  # takes 0.3 s to import
 
     divisor = math.gcd(own, rate)
-    return np.asarray(resample_poly(wave, rate // divisor, own // divisor), dtype=np.float32)
+    return as_16_bits(resample_poly(_as_float(wave), rate // divisor, own // divisor))
 
 
 def as_16_bits(wave: np.ndarray) -> np.ndarray:
     """Return samples of -1 to 1 as whole numbers of 16 bits, as recordings are kept."""
-    return np.asarray(np.rint(wave.clip(-1, 1) * LOUDEST), dtype=np.int16)
+    scaled = np.rint(wave * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1)
+    return np.asarray(scaled, dtype=np.int16)
+
+
+def _as_float(wave: np.ndarray) -> np.ndarray:
+    """Return samples of 16 bits as numbers from -1 to below 1."""
+    return wave.astype(np.float32) / FULL_SCALE
 
 
 def log_mel(wave: Tensor, rate: int) -> Tensor:

@@ -157,7 +157,7 @@ def _hiss(centres: np.ndarray, loudness: np.ndarray, draw: np.random.Generator) 
 
 def joined(words: list[np.ndarray], gaps_s: np.ndarray, rate: int = RATE) -> np.ndarray:
     """Return words with silence before each and after the last."""
-    gaps = [np.zeros(round(gap * rate), dtype=np.float32) for gap in gaps_s]
+    gaps = [np.zeros(round(gap * rate), dtype=words[0].dtype) for gap in gaps_s]
     parts = [part for pair in zip(gaps, words, strict=False) for part in pair]
     return np.concatenate([*parts, gaps[-1]])
 

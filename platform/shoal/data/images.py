@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from shoal.errors import DataError
+from shoal.processes import no_garbage_search
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,7 +113,7 @@ def used_bits(encoded: Sequence[EncodedImage]) -> int:
     Cameras and scanners store 10, 12 or 14 bits in 16. The same number holds for all images, so that a dark one stays
     darker than a bright one. Without images of 16 bits it is 16.
     """
-    brightest, _ = _collect(_sampled(encoded), _brightest)
+    brightest, _ = _collect(sampled(encoded), _brightest)
     deepest = max(brightest, default=-1)
     return DEEPEST if deepest < 0 else max(8, deepest.bit_length())
 
@@ -246,20 +247,22 @@ def _collect(encoded: Sequence[EncodedImage], use: Callable[["Image"], T]) -> tu
     import PIL.Image
 
     made, broken = [], []
-    for item in encoded:
-        try:
-            with PIL.Image.open(io.BytesIO(item.read())) as image:
-                made.append(use(image))
-        except PIL.UnidentifiedImageError:
-            broken.append(f"{item.name} (no format that is known)")
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others.
-        except Exception as error:
-            broken.append(f"{item.name} ({str(error).split(chr(10))[0] or type(error).__name__})")
+    with no_garbage_search():
+        for item in encoded:
+            try:
+                with PIL.Image.open(io.BytesIO(item.read())) as image:
+                    made.append(use(image))
+            except PIL.UnidentifiedImageError:
+                broken.append(f"{item.name} (no format that is known)")
+            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others.
+            except Exception as error:
+                broken.append(f"{item.name} ({str(error).split(chr(10))[0] or type(error).__name__})")
     return made, broken
 
 
-def _sampled(encoded: Sequence[EncodedImage]) -> Sequence[EncodedImage]:
-    return encoded[:: -(-len(encoded) // SAMPLED_IMAGES) or 1]
+def sampled(images: Sequence[T]) -> Sequence[T]:
+    """Return up to `SAMPLED_IMAGES` images, evenly spread, which show what all are like."""
+    return images[:: -(-len(images) // SAMPLED_IMAGES) or 1]
 
 
 def _brightest(image: "Image") -> int:
@@ -269,7 +272,7 @@ def _brightest(image: "Image") -> int:
 
 def _look_at(encoded: Sequence[EncodedImage], size: Callable[["Image"], T]) -> list[tuple[bool, T]]:
     """Return (is greyscale, size) of up to `SAMPLED_IMAGES` images, evenly spread; none is decoded."""
-    looks, broken = _collect(_sampled(encoded), lambda image: (_is_grey(image), size(image)))
+    looks, broken = _collect(sampled(encoded), lambda image: (_is_grey(image), size(image)))
     if not looks:
         refuse_broken(broken)
     return looks
@@ -310,5 +313,5 @@ def _to_array(
     if size and size != (image.height, image.width):
         resize = PIL.ImageOps.fit if crops else PIL.Image.Image.resize
         image = resize(image, (size[1], size[0]), PIL.Image.Resampling.BILINEAR)
-    pixels = np.array(image)
+    pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

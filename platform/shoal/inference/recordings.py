@@ -82,7 +82,7 @@ def encoded_wave(encoded: Encoded, audio: AudioFormat) -> np.ndarray:
         raise DataError(f"{encoded.name} cannot be read ({error})") from None
     if not len(samples):
         raise DataError(f"{encoded.name} holds no samples")
-    return as_16_bits(samples)
+    return samples
 
 
 def as_base64(samples: np.ndarray, rate: int) -> str:

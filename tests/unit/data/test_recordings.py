@@ -12,11 +12,12 @@ import pytest
 import soundfile
 import torch
 
-from shoal.data.audio import BANDS, AudioFormat, filter_bank, log_mel, resampled
+from shoal.data.audio import BANDS, FULL_SCALE, AudioFormat, as_16_bits, filter_bank, log_mel, resampled
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import inspect_source
 from shoal.data.partition import partition_source
 from shoal.data.sampler import SPLITS, TEST, TRAIN, VALIDATION
+from shoal.data.sources.encoded_audio import Encoded
 from shoal.data.units import make_units, units_from_json
 from shoal.errors import ConfigError, DataError
 from shoal.tasks.open_data import open_data, preprocessing_spec, reopen_source
@@ -153,7 +154,7 @@ def test_each_form_has_the_same_recordings_and_fingerprint(form, corpus):
     expected = [(text, round(0.8 * RATE)) for text in TEXTS]
     assert rows(source) == {TRAIN: expected[:4], TEST: expected[4:]}
     assert source.audio.rate == RATE
-    assert source.fingerprint == "64080f06314b88a6"
+    assert source.fingerprint == "8bfedafecf138358"
     info = inspect_source(source, preprocessing)
     assert info.rows == {TRAIN: 4, VALIDATION: 0, TEST: 2}
     assert info.transform.input_shapes == (81, BANDS)
@@ -255,11 +256,24 @@ def test_the_filters_cover_the_bands_and_a_tone_is_in_its_own():
 
 
 def test_resampling_keeps_a_tone_and_drops_what_the_rate_cannot_hold():
-    kept = resampled(tone(1.0, rate=48_000), 48_000, RATE)
+    kept = resampled(as_16_bits(tone(1.0, rate=48_000)), 48_000, RATE)
     assert len(kept) == RATE
-    assert np.abs(kept[200:-200] - tone(1.0)[200:-200]).max() < 0.08  # the noise differs
-    dropped = resampled(tone(1.0, hz=6000.0, rate=48_000), 48_000, RATE)
-    assert dropped.std() < 0.02
+    assert kept.dtype == np.int16
+    noise = (kept - as_16_bits(tone(1.0)).astype(float))[200:-200] / FULL_SCALE
+    assert np.abs(noise).max() < 0.08  # that of each tone is its own
+    dropped = resampled(as_16_bits(tone(1.0, hz=6000.0, rate=48_000)), 48_000, RATE)
+    assert (dropped / FULL_SCALE).std() < 0.02
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_a_wave_has_the_same_samples_however_it_is_encoded(tmp_path, subtype):
+    extremes = np.array([-FULL_SCALE, -1, 0, 1, FULL_SCALE - 1], dtype=np.int16)
+    path = tmp_path / "one.wav"
+    soundfile.write(path, extremes / FULL_SCALE, RATE, subtype)
+    samples, rate = Encoded("one", str(path)).decoded()
+    assert samples.dtype == np.int16
+    assert rate == RATE
+    assert samples.tolist() == extremes.tolist()
 
 
 def test_loudness_does_not_matter_and_a_wave_alone_has_as_many_frames_as_is_said():

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from shoal.data.audio import resampled
+from shoal.data.audio import as_16_bits, resampled
 from shoal.data.sources.base import filesystem_of
 from shoal.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64")
 KNOWN_TO_THE_SAMPLE = ("FLAC", "WAV", "AIFF", "AU", "W64", "NIST")  # formats whose header states the length
+WITHIN_16_BITS = (
+    "PCM_16",
+    "PCM_S8",
+    "PCM_U8",
+    "ULAW",
+    "ALAW",
+)  # encodings whose samples libsndfile gives as they are
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Encoded:
             return int(file.samplerate)
 
     def wave(self, rate: int) -> np.ndarray:
-        """Return the samples [n] at a rate, float32, channels mixed.
+        """Return the samples [n] at a rate, int16, channels mixed.
 
         Raises:
             ValueError: the file cannot be read, or ends before its header says.
@@ -59,15 +66,13 @@ class Encoded:
             first = round(self.start_s * own)
             count = -1 if self.duration_s is None else round(self.duration_s * own)
             samples = _samples(file, first, count)
-            if file.format in KNOWN_TO_THE_SAMPLE and len(samples) < (stated - first if count < 0 else count):
+            is_short = len(samples) < (stated - first if count < 0 else count)
+            if is_short and file.format in KNOWN_TO_THE_SAMPLE:
                 raise ValueError(
                     f"it ends after {(first + len(samples)) / own:.2f} s, and should have "
                     f"{(stated if count < 0 else first + count) / own:.2f}"
                 )
-        mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-        if not np.isfinite(mixed).all():
-            raise ValueError("it holds samples that are no numbers")
-        return mixed, own
+        return _mixed(samples), own
 
 
 def _opened(data: str | bytes) -> Any:
@@ -83,14 +88,10 @@ def _opened(data: str | bytes) -> Any:
         raise DataError("recordings need the 'soundfile' package: pip install 'shoal[speech]'") from None
     try:
         if isinstance(data, str) and "://" not in data:
-            if not os.path.getsize(data):
-                raise ValueError("it is empty (0 bytes)")
             return soundfile.SoundFile(data)
         return soundfile.SoundFile(io.BytesIO(data if isinstance(data, bytes) else _fetched(data)))
-    except FileNotFoundError:
-        raise ValueError("there is no such file") from None
     except (OSError, RuntimeError) as error:
-        raise ValueError(_reason(error)) from None
+        raise ValueError(_unopened(data) or _reason(error)) from None
 
 
 def _fetched(uri: str) -> bytes:
@@ -100,7 +101,7 @@ def _fetched(uri: str) -> bytes:
 
 
 def _samples(file: Any, first: int, count: int) -> np.ndarray:
-    """Return samples [n, channels].
+    """Return samples [n] or [n, channels]: int16 as they are encoded, of one channel, else float32.
 
     Raises:
         ValueError: they cannot be decoded.
@@ -108,9 +109,33 @@ def _samples(file: Any, first: int, count: int) -> np.ndarray:
     try:
         if first:
             file.seek(min(first, file.frames))
-        return np.asarray(file.read(count, dtype="float32", always_2d=True))
+        is_exact = file.channels == 1 and file.subtype in WITHIN_16_BITS
+        return np.asarray(file.read(count, dtype="int16" if is_exact else "float32"))
     except RuntimeError as error:
         raise ValueError(_reason(error)) from None
+
+
+def _mixed(samples: np.ndarray) -> np.ndarray:
+    """Return samples [n] or [n, channels] of one channel and 16 bits.
+
+    Raises:
+        ValueError: some are no numbers.
+    """
+    if samples.dtype == np.int16:
+        return samples
+    mixed = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mixed).all():
+        raise ValueError("it holds samples that are no numbers")
+    return as_16_bits(mixed)
+
+
+def _unopened(data: str | bytes) -> str | None:
+    """Return why a file did not open, where that is not for libsndfile to say."""
+    if isinstance(data, bytes) or "://" in data:
+        return None if data else "it is empty (0 bytes)"
+    if not os.path.exists(data):
+        return "there is no such file"
+    return None if os.path.getsize(data) else "it is empty (0 bytes)"
 
 
 def _reason(error: Exception) -> str:

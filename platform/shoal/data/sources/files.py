@@ -1,9 +1,11 @@
 """Reads `csv:`, `parquet:`, `json:` and `npz:` paths: a file, a folder or a glob, on a disk or in an object store."""
 
+import contextlib
 import glob
 import os
 import re
-from collections.abc import Collection, Iterator
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 import pyarrow as pa
@@ -19,7 +21,6 @@ from shoal.data.sources.base import (
     OtherTypesError,
     Part,
     Source,
-    file_size,
     filesystem_of,
 )
 from shoal.data.sources.csv_files import CsvReader, open_csv
@@ -202,6 +203,24 @@ def _named_split(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _below(folder: str) -> Iterator[str]:
+    """Yield the paths of a folder, and of those in it that are not hidden."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(parent, name) for name in names)
+
+
+def _with_sizes(paths: Iterable[str]) -> dict[str, int]:
+    """Return the files among some paths of a disk, with their sizes."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # a link to nothing
+            info = os.stat(path)
+            if stat.S_ISREG(info.st_mode):
+                found[path] = info.st_size
+    return found
+
+
 def list_files(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], int]:
     """List the files of a path, a glob, a directory or an s3:// prefix, sorted, with their total size."""
     hidden = (".",) if scheme == "text" else (".", "_")  # __init__.py is text, _SUCCESS is no table
@@ -212,18 +231,18 @@ def list_files(uri: str, scheme: str, location: str) -> tuple[tuple[str, ...], i
             info = filesystem.get_file_info(inner)
             if info.type == arrow_fs.FileType.Directory:
                 infos = filesystem.get_file_info(arrow_fs.FileSelector(inner, recursive=True))
-                paths = [prefix + one.path for one in infos if one.type == arrow_fs.FileType.File]
+                files = [one for one in infos if one.type == arrow_fs.FileType.File]
+                sizes = {prefix + one.path: int(one.size or 0) for one in files}
             else:
-                paths = [location] if info.type == arrow_fs.FileType.File else []
+                sizes = {location: int(info.size or 0)} if info.type == arrow_fs.FileType.File else {}
         elif os.path.isdir(os.path.expanduser(location)):
-            pattern = os.path.join(os.path.expanduser(location), "**", "*")
-            paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+            sizes = _with_sizes(_below(os.path.expanduser(location)))
         else:
-            paths = [path for path in glob.glob(os.path.expanduser(location)) if os.path.isfile(path)]
+            sizes = _with_sizes(glob.glob(os.path.expanduser(location)))
         paths = sorted(
-            path for path in paths if path == location or not os.path.basename(path).startswith(hidden)
+            path for path in sizes if path == location or not os.path.basename(path).startswith(hidden)
         )
-        nbytes = sum(file_size(path) for path in paths)
+        nbytes = sum(sizes[path] for path in paths)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"data.source='{uri}' cannot be listed ({error}): check the address") from None
     if not paths:

@@ -20,6 +20,7 @@ from shoal.data.images import (
     median_shape,
     read_pixels,
     refuse_broken,
+    sampled,
     used_bits,
 )
 from shoal.data.read_options import DETECTED, ReadOptions
@@ -111,7 +112,7 @@ def open_images(directory: str, shape: tuple[int, ...] | None = None, bits: int 
         DataError: there are no images of two classes, or no such shape.
     """
     files = tuple(list_images(directory))
-    bits = used_bits(encoded_files(files)) if bits is None else bits
+    bits = used_bits(encoded_files(sampled(files))) if bits is None else bits
     return ImageFolder(files, checked_shape(shape) if shape else image_shape(files), bits)
 
 
@@ -166,7 +167,7 @@ def image_shape(files: Sequence[ImageFile]) -> tuple[int, int, int]:
     Raises:
         DataError: all of them are broken.
     """
-    return median_shape(encoded_files(files))
+    return median_shape(encoded_files(sampled(files)))
 
 
 @dataclass(frozen=True)
@@ -233,9 +234,14 @@ def encoded_files(files: Sequence[ImageFile]) -> list[EncodedImage]:
             with filesystem.open_input_stream(path) as stream:
                 return bytes(stream.read())
 
-        return read
+        return read if "://" in first else partial(_read_file, path)
 
     return [EncodedImage(file.path, reader(file.path[prefix:])) for file in files]
+
+
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def open_image_source(

@@ -32,7 +32,7 @@ class Sound(Protocol):
         ...
 
     def wave(self, rate: int) -> np.ndarray:
-        """Return its samples [n] at a rate.
+        """Return its samples [n] at a rate, int16.
 
         Raises:
             ValueError: with the reason why there are none.

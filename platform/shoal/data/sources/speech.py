@@ -5,7 +5,6 @@ the run, or with `data.on_bad=skip` they are left out and counted. It knows reco
 they are listed and of models.
 """
 
-import contextlib
 import hashlib
 import zlib
 from collections import Counter
@@ -15,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from shoal.data.audio import MAX_RATE, AudioFormat, as_16_bits, outputs_of
+from shoal.data.audio import MAX_RATE, AudioFormat, outputs_of
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source
@@ -24,9 +23,11 @@ from shoal.data.sources.strings import Compose, Held, composed
 from shoal.data.tokenizer import Ids, Tokenizer
 from shoal.data.units import make_units
 from shoal.errors import DataError
+from shoal.processes import no_garbage_search
 
 AUDIO = "audio"  # the column of waves
 BLOCK_BYTES = 32 << 20  # of waves
+NO_SAMPLES, NO_TEXT = "it holds no samples", "it has no text"
 NAMED = 10  # recordings that a message names
 
 # Names of recordings that cannot be used, with the reason.
@@ -72,7 +73,18 @@ class Usable:
 
     @classmethod
     def of(cls, recording: Recording, split: str, wave: np.ndarray) -> "Usable":
-        return cls(recording, split, len(wave), zlib.crc32(wave.tobytes()))
+        return cls(recording, split, len(wave), _checksum(wave))
+
+
+@dataclass
+class _Heard:
+    """A recording as it was decoded at its own rate, or why it was not."""
+
+    recording: Recording
+    rate: int = 0
+    samples: int = 0
+    checksum: int = 0
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,10 +104,11 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         DataError: recordings cannot be used, or none is left.
     """
     bad: Bad = []
-    recordings = _held(recordings)
-    rates = _rates(recordings)
-    rate = options.trained.rate if options.trained else options.rate or min((MAX_RATE, *rates))
-    usable = _decoded(recordings, rate, options, bad)
+    with no_garbage_search():
+        heard = _heard(recordings)
+        rates = Counter(one.rate for one in heard if one.rate)
+        rate = options.trained.rate if options.trained else options.rate or min((MAX_RATE, *rates))
+        usable = _usable(heard, rate, options.rule, bad)
     if options.compose:
         usable = _strung(usable, rate, options.compose)
     form = options.trained or AudioFormat(rate=rate, units=_units(usable, options.units))
@@ -119,26 +132,24 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
     )
 
 
-def _held(recordings: Sequence[Recording]) -> list[Recording]:
-    """Return recordings decoded, since each is heard several times, or as they are where that takes much memory."""
-    found, room = list(recordings), IN_DRIVER_BYTES
-    for number, one in enumerate(recordings):
-        with contextlib.suppress(ValueError):  # said where it is decoded again
-            wave, rate = one.sound.decoded()
-            found[number] = Recording(Held(one.sound.name, rate, wave), one.text, one.split, one.speaker)
-            room -= wave.nbytes
-        if room < 0:
-            return list(recordings)
-    return found
-
-
-def _rates(recordings: Sequence[Recording]) -> Counter[int]:
-    """Count recordings by their own rates; those that do not open are left out."""
-    found: Counter[int] = Counter()
+def _heard(recordings: Sequence[Recording]) -> list[_Heard]:
+    """Decode each recording once, and hold those for which there is room, since each is heard several times."""
+    found, room = [], IN_DRIVER_BYTES
     for one in recordings:
-        with contextlib.suppress(ValueError):
-            found[one.sound.rate()] += 1
+        try:
+            wave, rate = one.sound.decoded()
+        except ValueError as error:
+            found.append(_Heard(one, problem=str(error)))
+            continue
+        found.append(_Heard(one, rate, len(wave), _checksum(wave)))
+        room -= wave.nbytes
+        if room >= 0:
+            found[-1].recording = replace(one, sound=Held(one.sound.name, rate, wave))
     return found
+
+
+def _checksum(wave: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(wave).data)
 
 
 def _rate_notes(rates: Counter[int], rate: int) -> tuple[str, ...]:
@@ -149,24 +160,21 @@ def _rate_notes(rates: Counter[int], rate: int) -> tuple[str, ...]:
     return (f"recordings of several rates ({counted}) are brought to {rate} Hz",)
 
 
-def _decoded(recordings: Sequence[Recording], rate: int, options: SpeechOptions, bad: Bad) -> list[Usable]:
-    """Decode each recording; those that cannot be, or have no text, are added to `bad`."""
+def _usable(heard: Sequence[_Heard], rate: int, rule: SplitRule, bad: Bad) -> list[Usable]:
+    """Return recordings at a rate; those that cannot be decoded, or have no text, are added to `bad`."""
     found = []
-    for one, split in zip(recordings, _splits(recordings, options.rule), strict=True):
-        name = one.sound.name
-        try:
-            wave = one.sound.wave(rate)
-        except ValueError as error:
-            bad.append((name, str(error)))
-            continue
-        if not len(wave):
-            bad.append((name, "it holds no samples"))
-        elif not one.text:
-            bad.append((name, "it has no text"))
+    for one, split in zip(heard, _splits([one.recording for one in heard], rule), strict=True):
+        recording = one.recording
+        problem = one.problem or ("" if one.samples else NO_SAMPLES) or ("" if recording.text else NO_TEXT)
+        if problem:
+            bad.append((recording.sound.name, problem))
+        elif one.rate == rate:
+            found.append(Usable(recording, split, one.samples, one.checksum))
         else:
-            if isinstance(one.sound, Held) and one.sound.own_rate != rate:
-                one = replace(one, sound=Held(name, rate, wave))
-            found.append(Usable.of(one, split, wave))
+            wave = recording.sound.wave(rate)
+            if isinstance(recording.sound, Held):
+                recording = replace(recording, sound=Held(recording.sound.name, rate, wave))
+            found.append(Usable.of(recording, split, wave))
     return found
 
 
@@ -258,7 +266,7 @@ def _blocks(rows: Sequence[Row], form: AudioFormat, label: str) -> Iterator[Bloc
 
 def _block(rows: Sequence[Row], form: AudioFormat, label: str) -> Block:
     return {
-        AUDIO: as_ragged([as_16_bits(row.recording.sound.wave(form.rate)) for row in rows]),
+        AUDIO: as_ragged([row.recording.sound.wave(form.rate) for row in rows]),
         label: as_ragged([row.ids for row in rows]),
     }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoal.data.audio import resampled
+from shoal.data.audio import as_16_bits, resampled
 from shoal.data.formants import DIGITS, RATE, Voice, joined, spoken, with_noise
 from shoal.data.sources.recordings import Recording
 from shoal.data.sources.synthetic import parse_options
@@ -43,7 +43,8 @@ class DigitString:
         voice = int(draw.integers(0, self.voices))
         words = [_word(self.seed, voice, digit, int(draw.integers(0, TAKES))) for digit in digits]
         wave = joined(words, draw.uniform(0.02, 0.15, len(words) + 1))
-        return resampled(with_noise(wave, draw.uniform(0.1, 0.9), draw.uniform(15, 35), draw), RATE, rate)
+        noisy = with_noise(wave, draw.uniform(0.1, 0.9), draw.uniform(15, 35), draw)
+        return resampled(as_16_bits(noisy), RATE, rate)
 
     def decoded(self) -> tuple[np.ndarray, int]:
         return self.wave(RATE), RATE
