@@ -55,8 +55,8 @@ class Speech(nn.Module):
             )
         heads = head_count(width, heads, rotates=True)
         self.head_dim = width // heads
-        self.first = nn.Conv1d(inputs[1], width, 3, stride=2, padding=1)
-        self.second = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.first = TimeConvolution(inputs[1], width, 3, stride=2, padding=1)
+        self.second = TimeConvolution(width, width, 3, stride=2, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(ConvolutionBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -65,16 +65,30 @@ class Speech(nn.Module):
     def forward(self, spectrograms: Tensor, lengths: Tensor) -> Tensor:
         """Map [n, frames, bands] and how many frames are no padding [n] to [n, outputs, units]; padding becomes 0."""
         x = spectrograms.to(self.first.weight.dtype)
-        x = _masked(x, lengths).transpose(1, 2)
+        x = _masked(x, lengths)
         for layer in (self.first, self.second):
             lengths = (lengths + 1) // 2
-            x = _masked(F.gelu(layer(x)).transpose(1, 2), lengths).transpose(1, 2)
-        x = self.dropout(x.transpose(1, 2))
+            x = _masked(F.gelu(layer(x)), lengths)
+        x = self.dropout(x)
         is_heard = _is_heard(x, lengths)
         rotation = Rotation(torch.arange(x.shape[1], device=x.device), self.head_dim)
         for block in self.blocks:
             x = block(x, is_heard, rotation)
         return self.output(self.norm(x)) * is_heard[..., None]  # type: ignore[no-any-return]
+
+
+class TimeConvolution(nn.Conv1d):
+    """A convolution of [n, t, channels] along t.
+
+    It is computed as one of images of height 1 whose channels come last in memory, as they do here: on CPUs that takes
+    an eighth of the time of a depthwise one along the rows of [n, channels, t].
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, weight = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)
+        padding = (0, int(self.padding[0]))
+        found = F.conv2d(images, weight, self.bias, (1, *self.stride), padding, groups=self.groups)
+        return found.squeeze(2).transpose(1, 2)
 
 
 class ConvolutionBlock(Block):
@@ -85,7 +99,7 @@ class ConvolutionBlock(Block):
         self.attention.dropout.p = 0.0
         self.convolution_norm = nn.LayerNorm(width)
         self.enter = nn.Linear(width, width)
-        self.depthwise = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
+        self.depthwise = TimeConvolution(width, width, KERNEL, padding=KERNEL // 2, groups=width)
         self.leave = nn.Linear(width, width)
 
     def forward(
@@ -105,7 +119,7 @@ class ConvolutionBlock(Block):
         """
         assert mask is not None
         inner = self.enter(self.convolution_norm(x)) * mask[..., None]
-        inner = F.gelu(self.depthwise(inner.transpose(1, 2)).transpose(1, 2))
+        inner = F.gelu(self.depthwise(inner))
         x = x + self.dropout(self.leave(inner))
         return super().forward(x, mask[:, None, None, :], rotation)
 

@@ -23,6 +23,9 @@ from shoal.tasks.base import RowTerms, Task
 from shoal.tasks.content_hash import row_keys, uniform
 from shoal.tasks.transcripts import BLANK, beam_search, edits, emissions, greedy
 
+# A batch's frames are a multiple of these: a convolution is prepared for each other length, which takes as long as some
+# rows, and those that are kept are of a thousand shapes.
+FRAMES_STEP = 16
 LENGTHS = "lengths"  # the argument of a model's forward that says how many frames are no padding
 
 
@@ -49,7 +52,7 @@ class SpeechRecognition(Task):
         return cls(transform.audio, seed, data.mask_bands, data.mask_frames)
 
     def view(self, batch: Batch, epoch: int | None) -> Batch:
-        """Return the rows cut to the longest of them, and in training with blanks that each epoch draws anew."""
+        """Return the rows cut to about the longest of them, and in training with blanks that each epoch draws anew."""
         name, spectrograms, lengths = _parts(batch)
         targets = only_tensor(batch.targets)
         if epoch is not None and (self.mask_bands or self.mask_frames):
@@ -58,7 +61,8 @@ class SpeechRecognition(Task):
             draws = uniform(row_keys(heard, self.seed + 1 + epoch), 4 * STRIPES, 0)
             spectrograms = blank_stripes(spectrograms, lengths, draws, self.mask_bands, self.mask_frames)
         longest, units = int(lengths.max()), int((targets >= 0).sum(1).max())
-        inputs = {name: spectrograms[:, :longest].float(), LENGTHS: lengths}
+        frames = -(-longest // FRAMES_STEP) * FRAMES_STEP
+        inputs = {name: spectrograms[:, :frames].float(), LENGTHS: lengths}
         return replace(batch, inputs=inputs, targets=targets[:, : max(1, units)])
 
     def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from shoal.data.audio import BANDS, AudioFormat
 from shoal.data.loader import Batch
 from shoal.data.units import UnitTokenizer
 from shoal.errors import ModelError
-from shoal.tasks.speech_recognition import SpeechRecognition
+from shoal.tasks.speech_recognition import FRAMES_STEP, SpeechRecognition
 from shoal.tasks.transcripts import BLANK, beam_search, edits, greedy
 from shoal.training.accumulation import split_batch
 
@@ -108,9 +108,9 @@ def test_blanks_of_training_depend_on_what_is_heard_alone():
     assert not torch.equal(task.view(batch, 1).inputs["x"], first)
     assert torch.equal(task.view(batch, None).inputs["x"], batch.inputs["x"])
     for part in split_batch(batch, 2, count=1):
-        longest = int(part.inputs["lengths"].max())
         found = task.view(part, 0).inputs["x"]
-        assert torch.equal(found, first[part.first : part.first + 2, :longest])
+        assert 0 <= found.shape[1] - int(part.inputs["lengths"].max()) < FRAMES_STEP
+        assert torch.equal(found, first[part.first : part.first + 2, : found.shape[1]])
 
 
 def test_a_model_that_does_not_take_lengths_or_returns_another_number_is_refused():
