@@ -1,4 +1,7 @@
-"""A node that is to leave: its training writes a checkpoint before, and goes on elsewhere as if it had stayed."""
+"""A node that is to leave: its training writes a checkpoint before, and goes on elsewhere as if it had stayed.
+
+So does a trial whose node is gone without a word, also where no other node has room for a new process.
+"""
 
 from pathlib import Path
 
@@ -24,6 +27,18 @@ SETTINGS = (
     "checkpoint.every_steps=3900",  # none between the start and the notice
     "scale.num_workers=2",
     "scale.max_failures=0",
+)
+
+
+SWEEP = (
+    "run_name=sweep",
+    "model.name=slow:Net",
+    "data.source=synthetic:classification?rows=2000",
+    "optim.lr=0.001,0.01",
+    "train.epochs=1000",
+    "train.evaluate_every_steps=250",
+    "checkpoint.every_steps=1400",
+    "scale.num_workers=1",
 )
 
 
@@ -59,19 +74,7 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
 def test_a_trial_of_one_worker_leaves_a_node_that_is_drained_and_makes_no_step_again(
     place: Place, tmp_path: Path
 ) -> None:
-    settings = (
-        "run_name=sweep",
-        "model.name=slow:Net",
-        "data.source=synthetic:classification?rows=2000",
-        "optim.lr=0.001,0.01",
-        "train.epochs=1000",
-        "train.max_steps=1500",
-        "train.evaluate_every_steps=250",
-        "checkpoint.every_steps=1400",
-        "scale.num_workers=1",
-        "scale.max_failures=0",
-        "tune.scheduler=asha",
-    )
+    settings = (*SWEEP, "train.max_steps=1500", "scale.max_failures=0", "tune.scheduler=asha")
     place.add_module("slow", SLOW_MODULE)
     folder = place.folder("sweep")
 
@@ -92,6 +95,32 @@ def test_a_trial_of_one_worker_leaves_a_node_that_is_drained_and_makes_no_step_a
     assert "lost its process" not in done.err
     assert len(made()) == len(set(made()))  # no step twice
     assert HostLedger(str(place.path / "runs")).recent(now_ms()) == {}
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    expected = twin.run("tune", *settings, "tune.max_concurrent_trials=1")
+    assert expected.code == 0, expected.err
+    assert points(done.result) == points(expected.result)
+
+
+def test_a_trial_whose_node_is_lost_goes_on_in_the_process_of_one_that_has_ended(
+    place: Place, tmp_path: Path
+) -> None:
+    settings = (*SWEEP, "train.max_steps=800")
+    place.add_module("slow", SLOW_MODULE)
+    folder = place.folder("sweep")
+
+    def step_of(trial: str) -> int:
+        return max((point.step for point in JournalReader(folder.inner(f"trials/{trial}")).read()), default=0)
+
+    with head() as address, node(address, "first", 1), node(address, "second", 1) as gone:
+        place.env["RAY_ADDRESS"] = address
+        process = place.start("tune", *settings)
+        eventually(lambda: min(map(step_of, ("t0000", "t0001"))) > 100, 90, "both trials train")
+        gone.kill()
+        done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert "goes on from its last checkpoint, 1 of 3" in done.err
     (tmp_path / "twin").mkdir()
     twin = Place(tmp_path / "twin", {})
     twin.add_module("slow", SLOW_MODULE)

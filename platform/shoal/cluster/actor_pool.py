@@ -1,6 +1,7 @@
 """Ray actors that run trials: started in advance, reused, replaced when lost.
 
-It knows neither the order of trials nor their records.
+A trial waits for the first actor that is there, whichever it is: where a host is lost, a new actor may find no room as
+long as idle ones live. It knows neither the order of trials nor their records.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ Event = TrialStarted | TrialReport | TrialEnded | ActorLost
 
 
 class ActorPool(Generic[Key]):
-    """A fixed number of actors; each runs one trial or is idle."""
+    """At most so many actors; each is starting, runs one trial or is idle."""
 
     def __init__(
         self, size: int, resources: dict[str, float], selector: dict[str, str] | None = None
@@ -67,27 +68,43 @@ class ActorPool(Generic[Key]):
         self._make = ray.remote(TrialActor).options(max_concurrency=4, **options).remote
         self._watch = TrialWatch()
         self.size = size
-        self._idle: list[Any] = [self._make() for _ in range(size)]
+        self._waiting: list[tuple[Key, TrialSpec]] = []  # trials, for an actor
+        self._given_up: list[Key] = []  # trials that have not begun
+        self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Key, Any]] = {}  # by the ref of the next events
+        self._starting: dict[Any, Any] = {}  # actors by a ref that resolves when they live
+        for _ in range(size):
+            self._start()
 
     @property
     def free(self) -> int:
-        return self.size - len(self._busy)
+        return self.size - len(self._busy) - len(self._waiting) - len(self._given_up)
 
     def holds(self, key: Key) -> bool:
-        """Whether an actor runs a trial."""
-        return any(held is key for held, _ in self._busy.values())
+        """Whether an actor runs a trial, or is to run it."""
+        held = [*(held for held, _ in self._busy.values()), *(held for held, _ in self._waiting)]
+        return any(one is key for one in held + self._given_up)
 
     def begin(self, key: Key, spec: TrialSpec) -> None:
-        """Start a trial on an idle actor."""
+        """Start a trial on an idle actor, or on the first one that is there."""
+        self._waiting.append((key, spec))
         # A lost one is replaced here, not when it is lost: the call hangs where Ray is dead, and a stop needs none.
-        actor = self._idle.pop(0) if self._idle else self._make()
-        actor.begin.remote(spec)
-        self._listen(key, actor)
+        if not self._idle and len(self._busy) + len(self._starting) < self.size:
+            self._start()
+        self._begin_waiting()
 
     def answer(self, key: Key, decision: Decision) -> None:
         """Answer the report that a running trial waits at."""
         self._actor(key).answer.remote(decision)
+
+    def interrupt(self, key: Key) -> None:
+        """Let a trial go on that waits at a report, and give up one that has not begun: it ends as interrupted."""
+        for waiting in self._waiting:
+            if waiting[0] is key:
+                self._waiting.remove(waiting)
+                self._given_up.append(key)
+                return
+        self.answer(key, "pause")
 
     def wait(self, timeout_s: float) -> list[tuple[Key, Event]]:
         """Return the events of all trials, after waiting at most `timeout_s` for the first one.
@@ -95,25 +112,39 @@ class ActorPool(Generic[Key]):
         A process that hangs is ended: its trial is lost then, as one whose process died.
         """
         self._watch.check([actor for _, actor in self._busy.values()])
-        ready, _ = (
-            ray.wait(list(self._busy), num_returns=len(self._busy) or 1, timeout=0)
-            if self._busy
-            else ([], [])
-        )
-        if not ready and self._busy:
-            ready, _ = ray.wait(list(self._busy), num_returns=1, timeout=timeout_s)
-        return [event for ref in ready for event in self._collect(ref)]
+        given_up, self._given_up = self._given_up, []
+        if given_up:
+            return [(key, TrialEnded("interrupted", 0.0)) for key in given_up]
+        refs = [*self._busy, *self._starting]
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
+        if not ready and refs:
+            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        events = [event for ref in ready for event in self._collect(ref)]
+        self._begin_waiting()
+        return events
 
     def close(self) -> None:
         """Kill all actors; a Ray that is dead itself is not waited for."""
         self._watch.close()
-        actors = [*self._idle, *(actor for _, actor in self._busy.values())]
+        actors = [*self._idle, *self._starting.values(), *(actor for _, actor in self._busy.values())]
         killing = threading.Thread(target=_kill, args=(actors,), name="shoal-kill", daemon=True)
         killing.start()
         killing.join(CLOSE_S)
-        self._idle, self._busy = [], {}
+        self._idle, self._busy, self._starting = [], {}, {}
+
+    def _start(self) -> None:
+        actor = self._make()
+        self._starting[actor.__ray_ready__.remote()] = actor
+
+    def _begin_waiting(self) -> None:
+        while self._waiting and self._idle:
+            (key, spec), actor = self._waiting.pop(0), self._idle.pop(0)
+            actor.begin.remote(spec)
+            self._listen(key, actor)
 
     def _collect(self, ref: Any) -> list[tuple[Key, Event]]:
+        if ref in self._starting:
+            return self._collect_start(ref)
         key, actor = self._busy.pop(ref)
         try:
             events: list[Event] = ray.get(ref)
@@ -129,6 +160,17 @@ class ActorPool(Generic[Key]):
         else:
             self._listen(key, actor)
         return [(key, event) for event in events]
+
+    def _collect_start(self, ref: Any) -> list[tuple[Key, Event]]:
+        """Take an actor that lives now; one that does not costs a trial that waits."""
+        actor = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayError as error:
+            lost = _lost(error, actor_id(actor))
+            return [(self._waiting.pop(0)[0], lost)] if self._waiting else []
+        self._idle.append(actor)
+        return []
 
     def _listen(self, key: Key, actor: Any) -> None:
         self._busy[actor.events.remote()] = (key, actor)

@@ -138,7 +138,7 @@ class Stopping:
         running = {trial for trial in progress if trial.is_busy and trial not in self._state.replaying}
         for trial in running:
             progress[trial].folder.request_stop("SIGTERM")
-            self._pool.answer(trial, "pause")  # for one that waits at a report and does not look for the file
+            self._pool.interrupt(trial)  # for one that waits at a report and does not look for the file
         began_s, ray = time.monotonic(), RayWatch()
         while running and (time.monotonic() - began_s < STOP_PATIENCE_S or self._are_saving(running)):
             if self._is_stopped_without_storage(began_s):
