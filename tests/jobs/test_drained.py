@@ -106,7 +106,7 @@ def test_a_trial_of_one_worker_leaves_a_node_that_is_drained_and_makes_no_step_a
 def test_a_trial_whose_node_is_lost_goes_on_in_the_process_of_one_that_has_ended(
     place: Place, tmp_path: Path
 ) -> None:
-    settings = (*SWEEP, "train.max_steps=800")
+    settings = (*SWEEP, "train.max_steps=2000")
     place.add_module("slow", SLOW_MODULE)
     folder = place.folder("sweep")
 

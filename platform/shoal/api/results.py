@@ -10,7 +10,7 @@ from shoal.api.models import Model, own_model
 from shoal.storage import records
 from shoal.storage.run_folder import RunFolder
 from shoal.terminal.tables import table
-from shoal.tracking.journal import JournalReader
+from shoal.tracking.journal import all_points
 from shoal.tune.report.text import params_text
 
 SYSTEM = "system/"  # metrics of the host, whose steps are seconds
@@ -79,7 +79,7 @@ class _Trained(_Recorded):
     def curves(self) -> pd.DataFrame:
         """Every metric at every step that it was recorded at: a row for each step, a column for each metric."""
         series: dict[str, dict[int, float]] = {}
-        for point in JournalReader(RunFolder(self.folder)):
+        for point in all_points(RunFolder(self.folder)):
             if not point.key.startswith(SYSTEM):
                 series.setdefault(point.key, {})[point.step] = point.value
         return pd.DataFrame(series).sort_index().rename_axis("step")

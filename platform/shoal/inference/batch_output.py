@@ -166,7 +166,7 @@ class Output:
 
     def count_rejects(self, fragment: int, number: int) -> int:
         """Return how many rows of a slice were rejected."""
-        data = self._folder.poll(_rejects(fragment, number))
+        data = self._folder.poll(_rejects(fragment, number), most_tries=None)
         return len(data.splitlines()) if data else 0
 
     def write_fragment(self, fragment: int, done: Done) -> None:
@@ -174,7 +174,7 @@ class Output:
 
     def fragment(self, number: int) -> Done | None:
         """Return what became of a fragment's rows; None: it is not complete."""
-        data = self._folder.poll(_marker(number))
+        data = self._folder.poll(_marker(number), most_tries=None)
         return Done(**json.loads(data)) if data else None
 
     def finish(self, state: State, count: int) -> State:

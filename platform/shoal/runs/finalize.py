@@ -37,7 +37,7 @@ from shoal.runs.transcripts import write_transcripts
 from shoal.storage.records import Goodput, Identity, Metadata, Outcome, Resize, Verified
 from shoal.storage.run_folder import CHECKPOINTS, MODEL, MODEL_CARD, PICTURES, SAMPLE, RunFolder
 from shoal.tasks.registry import TASKS, TaskName
-from shoal.tracking.journal import Journal, JournalReader
+from shoal.tracking.journal import Journal, all_points
 from shoal.training.checkpoint.contents import WEIGHTS, checkpoint_name
 
 SAMPLED = {"max_new_tokens": 400, "temperature": 0.7}
@@ -200,7 +200,7 @@ def _save(
 def draw_pictures(folder: RunFolder, outcome: Outcome, dataset_info: DatasetInfo) -> None:
     """Draw the loss curve, the confusion matrix of a classification, the precision of a detection, and the data."""
     points: dict[str, list[tuple[int, float]]] = {}
-    for point in JournalReader(folder):
+    for point in all_points(folder):
         if point.key in ("train/loss", "val/loss", WORKERS_METRIC):
             points.setdefault(point.key, []).append((point.step, point.value))
     sizes = points.pop(WORKERS_METRIC, [])

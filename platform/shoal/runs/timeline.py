@@ -194,8 +194,8 @@ def _files(folder: RunFolder) -> Iterator[tuple[str, bytes]]:
         for name in folder.names(TIMELINE):
             yield name, folder.read(f"{TIMELINE}/{name}")
         return
-    for file, count in folder.parts.counts(TIMELINE, is_fresh=True).items():
-        yield file, b"".join(folder.parts.read_listed(f"{TIMELINE}/{file}", 0, count))
+    for file, count in folder.parts.counts(TIMELINE, is_fresh=True, most_tries=None).items():
+        yield file, b"".join(folder.parts.read_listed(f"{TIMELINE}/{file}", 0, count, most_tries=None))
 
 
 def _parse(data: bytes) -> list[Mark]:

@@ -131,10 +131,14 @@ class Folder:
         """Return a file's bytes, or raise FileNotFoundError."""
         return self._retry(lambda: self._read(name))
 
-    def poll(self, name: str) -> bytes | None:
-        """Return a file's bytes, or None where it is not there; tried once, since whoever polls comes again."""
+    def poll(self, name: str, most_tries: int | None = 1) -> bytes | None:
+        """Return a file's bytes, or None where it is not there.
+
+        Args:
+            most_tries: of an object store that does not answer: once, for who polls comes again; None: as `read` does.
+        """
         try:
-            return self._retry(lambda: self._read(name), 1)
+            return self._retry(lambda: self._read(name), most_tries)
         except FileNotFoundError:
             return None
 

@@ -39,7 +39,7 @@ class HostLedger:
     def _failures(self, host: str) -> list[HostFailure]:
         found = []
         for name in self._folder.names(f"{HOSTS}/{host}"):
-            data = self._folder.poll(f"{HOSTS}/{host}/{name}")
+            data = self._folder.poll(f"{HOSTS}/{host}/{name}", most_tries=None)
             try:
                 found.append(HostFailure.parse(data or b""))
             except ValueError:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 from shoal.errors import LeaseLostError
@@ -22,7 +23,7 @@ AT_ONCE, CHUNK = 8, 32  # requests, and parts in memory, where a long journal is
 class WholeFiles(Protocol):
     """What parts are kept in: a folder of whole files."""
 
-    def poll(self, name: str) -> bytes | None: ...
+    def poll(self, name: str, most_tries: int | None = 1) -> bytes | None: ...
 
     def write(self, name: str, data: bytes) -> None: ...
 
@@ -102,7 +103,11 @@ class PartAppender:
 
 
 class PartReader:
-    """Reads parts for all readers of a process: a part once, and what is not there not again before `POLL_S`."""
+    """Reads parts for all readers of a process: a part once, and what is not there not again before `POLL_S`.
+
+    The methods ask a store that does not answer `most_tries` times: once, for a reader that comes again; None: until an
+    outage has lasted too long, for one that needs them all now.
+    """
 
     def __init__(self, folder: WholeFiles) -> None:
         self._folder, self._lock = folder, threading.Lock()
@@ -111,27 +116,28 @@ class PartReader:
         self._absent: tuple[str, float, bool] | None = None
         self._listed: dict[str, tuple[float, dict[str, int]]] = {}
 
-    def counts(self, folder: str, is_fresh: bool = False) -> dict[str, int]:
+    def counts(self, folder: str, is_fresh: bool = False, most_tries: int | None = 1) -> dict[str, int]:
         """Return how many parts each file in a folder had `POLL_S` ago at most, or has now."""
         with self._lock:
             listed_s, counts = self._listed.get(folder, (float("-inf"), {}))
             if is_fresh or time.monotonic() - listed_s > POLL_S:
-                counts = count_parts(self._folder.names(folder, 1))
+                counts = count_parts(self._folder.names(folder, most_tries))
                 self._listed[folder] = time.monotonic(), counts
                 self._absent = None
             return counts
 
-    def read_listed(self, file: str, first: int, end: int) -> Iterator[bytes]:
+    def read_listed(self, file: str, first: int, end: int, most_tries: int | None = 1) -> Iterator[bytes]:
         """Yield parts that were listed, several requests at a time where they are many; a lost one is empty."""
         if end - first <= MOST_RECENT:
-            yield from ((self.read(file, number) or b"") for number in range(first, end))
+            yield from ((self.read(file, number, most_tries) or b"") for number in range(first, end))
             return
+        poll = partial(self._folder.poll, most_tries=most_tries)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for start in range(first, end, CHUNK):
                 names = [part_name(file, number) for number in range(start, min(start + CHUNK, end))]
-                yield from (data or b"" for data in pool.map(self._folder.poll, names))
+                yield from (data or b"" for data in pool.map(poll, names))
 
-    def read(self, file: str, number: int) -> bytes | None:
+    def read(self, file: str, number: int, most_tries: int | None = 1) -> bytes | None:
         """Return a part, or None where it was not there `POLL_S` ago at most."""
         name = part_name(file, number)
         with self._lock:
@@ -140,7 +146,7 @@ class PartReader:
             absent, absent_s, was_asked = self._absent or ("", 0.0, False)
             if name == absent and time.monotonic() - absent_s < POLL_S:
                 return None
-            data = self._folder.poll(name)
+            data = self._folder.poll(name, most_tries)
             if data is None:
                 self._absent = name, time.monotonic(), True
                 return None

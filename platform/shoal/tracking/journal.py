@@ -103,8 +103,17 @@ class JournalReader:
     alone; `look_again` has it list them once more.
     """
 
-    def __init__(self, folder: RunFolder, position: JournalPosition | None = None) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: RunFolder, position: JournalPosition | None = None, most_tries: int | None = 1
+    ) -> None:
+        """Set up.
+
+        Args:
+            position: where an earlier reader stopped.
+            most_tries: how often an object store is asked that does not answer: once, for one who reads again later;
+                None: until an outage has lasted too long.
+        """
+        self._folder, self._most_tries = folder, most_tries
         position = position or JournalPosition()
         self._steps, self._offsets, self._parts = dict(position.steps), dict(position.offsets), {}
         if not folder.is_local:
@@ -170,15 +179,18 @@ class JournalReader:
         """Yield the new parts of the files in an object store."""
         reader = self._folder.parts
         if self._growing is None:
-            counts, self._looks_again = reader.counts(JOURNAL, self._looks_again), False
+            counts = reader.counts(JOURNAL, self._looks_again, self._most_tries)
+            self._looks_again = False
             self._listed = counts if self._listed is None else self._listed
             for file, count in sorted(counts.items()):
-                for data in reader.read_listed(f"{JOURNAL}/{file}", self._parts.get(file, 0), count):
+                first = self._parts.get(file, 0)
+                for data in reader.read_listed(f"{JOURNAL}/{file}", first, count, self._most_tries):
                     yield self._take(file, data)
                 if count > self._listed.get(file, 0):
                     self._growing = file
         while self._growing:
-            part = reader.read(f"{JOURNAL}/{self._growing}", self._parts.get(self._growing, 0))
+            number = self._parts.get(self._growing, 0)
+            part = reader.read(f"{JOURNAL}/{self._growing}", number, self._most_tries)
             if part is None:
                 return
             yield self._take(self._growing, part)
@@ -200,3 +212,12 @@ class JournalReader:
                     number = math.nan if value is None else value
                     points.append(MetricPoint(key, number, entry["step"], entry["ms"]))
         return points
+
+
+def all_points(folder: RunFolder) -> Iterator[MetricPoint]:
+    """Yield the points that a run has; an object store that is away is waited for.
+
+    Raises:
+        StorageError: it was away for too long.
+    """
+    return iter(JournalReader(folder, most_tries=None))

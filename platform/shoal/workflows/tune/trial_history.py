@@ -7,7 +7,7 @@ from shoal.cluster.dataset_cache import DatasetCache
 from shoal.runs.config import RunConfig
 from shoal.storage.records import Identity, TrialResult
 from shoal.storage.run_folder import RunFolder
-from shoal.tracking.journal import JournalReader
+from shoal.tracking.journal import all_points
 from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 from shoal.training.loop import total_steps
@@ -54,7 +54,7 @@ class TrialHistory:
     def curve(self, folder: RunFolder) -> list[tuple[int, float]]:
         """Return (step, value of the metric) of each evaluation, from a trial's journal."""
         metric = self._config.tune.metric
-        return [(point.step, point.value) for point in JournalReader(folder) if point.key == metric]
+        return [(point.step, point.value) for point in all_points(folder) if point.key == metric]
 
     def _reports(self, trial: Trial, folder: RunFolder, until_step: float = math.inf) -> list[Report]:
         found = [(step, value) for step, value in self.curve(folder) if step <= until_step]
