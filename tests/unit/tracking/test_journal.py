@@ -6,12 +6,13 @@ import uuid
 
 import pytest
 
+from shoal.errors import StorageError
 from shoal.storage import parts
 from shoal.storage.parts import part_name
 from shoal.storage.records import JournalPosition
 from shoal.storage.run_folder import RunFolder
 from shoal.tracking import journal as journal_module
-from shoal.tracking.journal import Journal, JournalReader, MetricPoint, NoJournal, journal_name
+from shoal.tracking.journal import Journal, JournalReader, MetricPoint, NoJournal, all_points, journal_name
 
 
 @pytest.fixture
@@ -277,3 +278,17 @@ def test_a_long_journal_is_read_in_pieces_without_losing_a_point(place, monkeypa
         pieces.append(steps(points))
     assert [step for piece in pieces for step in piece] == list(range(1, 500))
     assert len(pieces) > 10 or not folder.is_local
+
+
+def test_all_points_are_read_whenever_the_store_answers_again(s3, object_store):
+    folder = RunFolder(f"{s3}/all-points")
+    note(folder, 1, range(3))
+    object_store.is_away = True
+    with pytest.raises(StorageError):
+        JournalReader(folder).read()  # who polls comes again
+    again = threading.Timer(3.0, setattr, (object_store, "is_away", False))
+    again.start()
+    try:
+        assert [one.step for one in all_points(folder)] == [0, 1, 2]
+    finally:
+        again.join()
