@@ -9,9 +9,8 @@ killed, and started again 20 s later. Every point is then counted in PostgreSQL.
 Of the 10,000 runs with ten params and ten metrics MLflow writes one, and PostgreSQL copies its rows.
 """
 
-import re
 import multiprocessing
-import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -147,9 +146,7 @@ def load(path: Path, server: MlflowServer, seconds: float, meanwhile: Callable[[
     if not tracker.close(Ending("FINISHED", None, end_ms)):
         progress(f"not all is in MLflow: {tracker.problem}")
     heartbeat.close()
-    return Load(
-        paced, *stored(server, folder, trials, steps), arrived_s, closed_s=time.monotonic() - since
-    )
+    return Load(paced, *stored(server, folder, trials, steps), arrived_s, closed_s=time.monotonic() - since)
 
 
 def stored(
@@ -193,7 +190,9 @@ def fill(server: MlflowServer) -> RunsTable:
     client.set_experiment_tag(
         experiment, cockpit.VIEW_TAG + cockpit.view_key(table), cockpit.view_state(table)
     )
-    run = client.create_run(experiment, run_name="t00000", tags={"shoal.run": "t00000", "mlflow.user": "shoal"})
+    run = client.create_run(
+        experiment, run_name="t00000", tags={"shoal.run": "t00000", "mlflow.user": "shoal"}
+    )
     now_ms = int(time.time() * 1000)
     client.log_batch(
         run.info.run_id,
@@ -236,7 +235,7 @@ def pages(client: Any, experiment: str, **more: Any) -> Iterator[float]:
 
 
 def first_table(server: MlflowServer, table: RunsTable) -> float:
-    """Return the seconds from opening the experiment's page in a new browser until rows with their metrics are shown."""
+    """Return the seconds from opening the experiment's page in a new browser until runs with a metric are shown."""
     from browser import Browser
     from shoal.registry.client import connect
 
@@ -256,3 +255,75 @@ def has_rows(text: str) -> bool:
 
 def p95(values: list[float]) -> float:
     return quantiles(values, n=20, method="inclusive")[-1]
+
+
+def measure_load(repeat: int, seconds: float) -> tuple[list[Row], list[Figure]]:
+    """Measure what is recorded, without and with the outage, in turn with trials that record nothing."""
+    found: dict[str, list[tuple[Load, float]]] = {"": [], ", killed for 20 s": []}
+    for number in range(repeat):
+        for name, loads in found.items():
+            alone = run_trials([None] * TRIALS_AT_ONCE, seconds)
+            with scratch() as folder, mlflow_server() as server:
+                meanwhile = partial(outage, server, seconds) if name else partial(time.sleep, 0)
+                one = load(folder / "run", server, seconds, meanwhile)
+            loads.append((one, slower(one.trials, alone)))
+            progress(
+                f"round {number + 1}/{repeat}{name}: {loads[-1][1]:.2f}% slower, {one.lost} lost, {one.twice} twice, "
+                f"all in after {one.arrived_s:.1f} s, closed {one.closed_s:.1f} s later"
+            )
+    rows, figures = [], []
+    for name, loads in found.items():
+        appends = [
+            1e6 * sum(t.appending_s for t in one.trials) / sum(t.steps for t in one.trials)
+            for one, _ in loads
+        ]
+        rates = [METRICS * sum(t.steps / t.seconds for t in one.trials) for one, _ in loads]
+        slowed = Row(f"slowest trial, slower by{name}", [percent for _, percent in loads], "%")
+        rows += [
+            Row(f"metrics written{name}", rates, "1/s"),
+            slowed,
+            Row(f"a step's append{name}", appends, "us"),
+        ]
+        rows.append(
+            Row(
+                f"last point in PostgreSQL, after the last step{name}",
+                [one.arrived_s for one, _ in loads],
+                "s",
+            )
+        )
+        rows.append(Row(f"all runs ended, after that{name}", [one.closed_s for one, _ in loads], "s"))
+        figures += [
+            Figure(slowed.name, max(slowed.values), SLOWER, is_at_least=False, unit="%"),
+            Figure(f"points lost{name}", sum(one.lost for one, _ in loads), 0, is_at_least=False, unit=""),
+            Figure(f"points twice{name}", sum(one.twice for one, _ in loads), 0, is_at_least=False, unit=""),
+        ]
+    return rows, figures
+
+
+def measure_pages(repeat: int) -> tuple[list[Row], list[Figure]]:
+    """Measure the pages of 10,000 runs."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    shown: list[float] = []
+    rows: dict[str, list[float]] = {}
+    with mlflow_server() as server:
+        table = fill(server)
+        for number in range(repeat):
+            for name, seconds in searches(server, table).items():
+                rows.setdefault(name, []).append(p95(seconds))
+            shown.append(first_table(server, table))
+            progress(f"round {number + 1}/{repeat}: first table after {shown[-1]:.1f} s")
+    found = [Row(f"100 of 10,000 runs {name}, p95", values, "s") for name, values in rows.items()]
+    browser = Row("first table of 10,000 runs in a browser", shown, "s")
+    figures = [Figure(row.name, row.median, 1.0, is_at_least=False, unit="s") for row in found]
+    figures.append(Figure(browser.name, browser.median, 5.0, is_at_least=False, unit="s"))
+    return [*found, browser], figures
+
+
+def measure(repeat: int, seconds: float) -> Report:
+    rows, figures = measure_load(repeat, seconds)
+    more_rows, more_figures = measure_pages(repeat)
+    return Report("The tracking server", [*rows, *more_rows], [*figures, *more_figures])
+
+
+if __name__ == "__main__":
+    main(measure, repeat=1, seconds=60.0)
