@@ -262,7 +262,7 @@ def measure_load(repeat: int, seconds: float) -> tuple[list[Row], list[Figure]]:
     found: dict[str, list[tuple[Load, float]]] = {"": [], ", killed for 20 s": []}
     for number in range(repeat):
         for name, loads in found.items():
-            alone = run_trials([None] * TRIALS_AT_ONCE, seconds)
+            alone = run_trials([None] * TRIALS_AT_ONCE, seconds / 3)
             with scratch() as folder, mlflow_server() as server:
                 meanwhile = partial(outage, server, seconds) if name else partial(time.sleep, 0)
                 one = load(folder / "run", server, seconds, meanwhile)
