@@ -136,7 +136,7 @@ def load(path: Path, server: MlflowServer, seconds: float, meanwhile: Callable[[
     paced = run_trials([trial.uri for trial in trials], seconds, meanwhile)
     since = time.monotonic()
     steps = [one.steps for one in paced]
-    while sum(stored(server, folder, trials, steps)) and time.monotonic() - since < ALL_IN_S:
+    while count_points(server) < sum(steps) * STORED_KEYS and time.monotonic() - since < ALL_IN_S:
         time.sleep(0.5)
     arrived_s, since = time.monotonic() - since, time.monotonic()
     end_ms = int(time.time() * 1000)
@@ -147,6 +147,12 @@ def load(path: Path, server: MlflowServer, seconds: float, meanwhile: Callable[[
         progress(f"not all is in MLflow: {tracker.problem}")
     heartbeat.close()
     return Load(paced, *stored(server, folder, trials, steps), arrived_s, closed_s=time.monotonic() - since)
+
+
+def count_points(server: MlflowServer) -> int:
+    """Return how many points a new server has; cheaper than `stored`."""
+    with server.database() as database:
+        return int(database.execute("select count(*) from metrics").fetchone()[0])
 
 
 def stored(
