@@ -86,7 +86,7 @@ def run_trials(
     """Run trials side by side, each in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     assert isinstance(context, ForkServerContext)
-    context.set_forkserver_preload(["tracking_server"])
+    context.set_forkserver_preload(["tracking_server"])  # imported once, and not by each process
     with context.Pool(len(uris)) as pool:
         begin_s = time.time() + 5
         results = pool.starmap_async(pace, [(uri, begin_s, seconds) for uri in uris], chunksize=1)
