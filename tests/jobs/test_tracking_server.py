@@ -93,10 +93,10 @@ def assert_refuses_strangers(uri: str) -> None:
                 urlopen(Request(uri + path, body, {"Content-Type": "application/json", **headers}))
 
 
-def as_user(uri: str, user: str, password: str, path: str, method: str = "GET", **body: str) -> None:
+def as_user(uri: str, user: str, secret: str, path: str, method: str = "GET", **body: str) -> None:
     """Call the server as a user, whom it must not refuse."""
-    secret = base64.b64encode(f"{user}:{password}".encode()).decode()
-    headers = {"Authorization": f"Basic {secret}", "Content-Type": "application/json"}
+    basic = base64.b64encode(f"{user}:{secret}".encode()).decode()
+    headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
     data = json.dumps(body).encode() if body else None
     with urlopen(Request(f"{uri}/api/2.0/mlflow/{path}", data, headers, method=method)):
         pass
