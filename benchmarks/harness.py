@@ -81,8 +81,13 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def main(measure: Callable[[int], Report], repeat: int = 5) -> None:
-    """Run a benchmark as a script: `[--repeat N] [--patience SECONDS] [--json FILE]`."""
+def main(measure: Callable[..., Report], repeat: int = 5, **own: float) -> None:
+    """Run a benchmark as a script: `[--repeat N] [--patience SECONDS] [--json FILE]`.
+
+    Args:
+        measure: takes the rounds, and the benchmark's own options by name.
+        own: these options, with what they are by default.
+    """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--repeat", type=int, default=repeat, help=f"rounds (default {repeat})")
     parser.add_argument("--json", type=Path, help="also write the report here")
@@ -92,11 +97,13 @@ def main(measure: Callable[[int], Report], repeat: int = 5) -> None:
         default=Quiet.patience_s,
         help="seconds that a timing waits for others to leave the machine alone (default %(default)g; 0: as it comes)",
     )
+    for name, usual in own.items():
+        parser.add_argument(f"--{name}", type=float, default=usual, help="(default %(default)g)")
     given = parser.parse_args()
     Quiet.patience_s = given.patience
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     since = time.monotonic()
-    report = measure(given.repeat)
+    report = measure(given.repeat, **{name: getattr(given, name) for name in own})
     print_report(report)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)

@@ -92,12 +92,12 @@ class Browser:
         """Return the text that the page shows."""
         return str(self.run("return document.body.innerText"))
 
-    def wait(self, found: Callable[[str], Any], what: str) -> str:
+    def wait(self, found: Callable[[str], Any], what: str, every_s: float = 0.5) -> str:
         """Return the page's text once it passes."""
         until = time.monotonic() + PATIENCE_S
         while not found(text := self.text()):
             assert time.monotonic() < until, f"{what}: the page says {text[:3000]!r}"
-            time.sleep(0.5)
+            time.sleep(every_s)
         return text
 
     def picture(self, path: Path) -> None:

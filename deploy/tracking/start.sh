@@ -24,6 +24,7 @@ database_uri = postgresql://shoal@/mlflow_auth?host=$run
 admin_username = admin
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 grant_default_workspace_access = false
+auth_cache_ttl_seconds = 60
 END
 
 [ -d "$data" ] || make_database

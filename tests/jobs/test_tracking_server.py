@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -51,7 +53,7 @@ def call(home: Path, script: str, *arguments: str) -> "subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def serving(home: Path) -> Iterator[str]:
+def serving(home: Path) -> Iterator[tuple[str, psutil.Process]]:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     with (home.parent / f"{home.name}.log").open("w") as log:
@@ -65,7 +67,7 @@ def serving(home: Path) -> Iterator[str]:
     try:
         eventually(lambda: answers(f"{uri}/health") or process.poll() is not None, 90, "the server starts")
         assert process.poll() is None, (home.parent / f"{home.name}.log").read_text()
-        yield uri
+        yield uri, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -91,6 +93,37 @@ def assert_refuses_strangers(uri: str) -> None:
                 urlopen(Request(uri + path, body, {"Content-Type": "application/json", **headers}))
 
 
+def as_user(uri: str, user: str, secret: str, path: str, method: str = "GET", **body: str) -> None:
+    """Call the server as a user, whom it must not refuse."""
+    basic = base64.b64encode(f"{user}:{secret}".encode()).decode()
+    headers = {"Authorization": f"Basic {basic}", "Content-Type": "application/json"}
+    data = json.dumps(body).encode() if body else None
+    with urlopen(Request(f"{uri}/api/2.0/mlflow/{path}", data, headers, method=method)):
+        pass
+
+
+def assert_remembers_who_is_in(uri: str, server: psutil.Process, password: str) -> None:
+    """A password is hashed, for some 0.1 s of CPU time, once and not with each request; a new one counts at once."""
+    search = "experiments/search?max_results=1"
+    as_user(uri, "admin", password, search)
+    before = cpu_seconds(server)
+    for _ in range(50):
+        as_user(uri, "admin", password, search)
+    assert cpu_seconds(server) - before < 2.0
+    first, second = "a-first-password", "another-password"
+    as_user(uri, "admin", password, "users/create", "POST", username="guest", password=first)
+    as_user(uri, "guest", first, search)
+    as_user(uri, "admin", password, "users/update-password", "PATCH", username="guest", password=second)
+    with pytest.raises(HTTPError, match="401"):
+        as_user(uri, "guest", first, search)
+    as_user(uri, "guest", second, search)
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time of a process and of those below it."""
+    return sum(sum(one.cpu_times()[:2]) for one in [process, *process.children(recursive=True)])
+
+
 def artifacts_of(uri: str, run_id: str, folder: Path) -> dict[str, bytes]:
     client = MlflowClient(uri, uri)
     path = Path(client.download_artifacts(run_id, "", str(folder)))
@@ -101,9 +134,10 @@ def test_a_training_through_a_restart_of_the_database_is_whole_and_so_is_its_bac
     homes: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, backup = homes / "a", homes / "b", homes / "backup"
-    with serving(first) as uri:
-        assert_refuses_strangers(uri)
+    with serving(first) as (uri, server):
         password = (first / "admin-password").read_text().strip()
+        assert_remembers_who_is_in(uri, server, password)
+        assert_refuses_strangers(uri)
         credentials = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
         for name, value in credentials.items():
             monkeypatch.setenv(name, value)
@@ -132,7 +166,7 @@ def test_a_training_through_a_restart_of_the_database_is_whole_and_so_is_its_bac
     )
     restored = call(second, "restore.sh", str(backup))
     assert restored.returncode == 0, restored.stderr
-    with serving(second) as uri:
+    with serving(second) as (uri, _):
         run_there, history_there = mlflow_record(uri, run_id)
         assert history_there == history
         assert run_there.info.status == "FINISHED"
