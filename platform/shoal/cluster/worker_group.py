@@ -24,7 +24,7 @@ from shoal.cluster.worker_failure import error_of, is_peer_error, load_error
 from shoal.devices import Kind
 from shoal.distributed.parallelism import make_group
 from shoal.distributed.shm_allreduce import COLLECTIVE_TIMEOUT_S
-from shoal.errors import Interrupted, StorageError
+from shoal.errors import Interrupted, LeaseLostError, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.failure_policy import account_of
@@ -88,7 +88,9 @@ class WorkerGroup:
                 selector = placement.selector(self._needs, workers, replay.host, number > 0)
                 room = RoomWatch(self._needs, workers, hosts, _say_waiting, selector)
                 with GroupWatch(workers, room, size, replay) as watch:
-                    error = self._attempt(replace(spec, start=number), workers, folder, decide, watch)
+                    error = self._attempt(
+                        replace(spec, start=folder.begin_start()), workers, folder, decide, watch
+                    )
                     if error is None and not self._goes_on(watch, folder):
                         replay.end(_last_step(folder))
                         return
@@ -331,7 +333,7 @@ def _train(
 
 def _save_error(error: Exception, spec: WorkerSpec, rank: int, clock: Clock) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, LeaseLostError):
         folder = spec.open_folder()
         earlier = load_error(folder)
         if earlier is None or is_peer_error(earlier):
