@@ -170,7 +170,7 @@ def test_a_training_goes_on_without_a_host_that_is_powered_off_and_with_it_when_
 def test_a_training_goes_on_without_a_host_that_is_cut_off_whose_processes_change_nothing_when_it_is_back(
     hosts: Hosts, tmp_path: Path
 ) -> None:
-    """Nothing tells that it is but its silence; its worker 0, which writes the records, lives and sees the run folder."""
+    """Nothing tells that it is but its silence; worker 0, which writes the records, lives there and sees the folder."""
     training = OnHosts(hosts, tmp_path / "log")
     training.await_step(250)
     cut = host_of_worker_0(hosts)

@@ -1,4 +1,4 @@
-"""Which nodes take connections: Ray counts a host that is gone without a word as alive for 14 s, and a cut one for longer."""
+"""Which nodes take connections: Ray counts one without power as alive for 14 s, one that is cut off for longer."""
 
 import socket
 from collections.abc import Iterable
