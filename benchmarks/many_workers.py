@@ -77,6 +77,7 @@ def torch_free_worker(config: dict[str, Any]) -> None:
         while not (is_stopping := folder.is_stop_requested() or is_to_leave()):
             clock.enter_step(step + 1, samples=1)
             time.sleep(config["step_s"])
+            clock.spent["compute"] += config["step_s"]
             step += 1
             times.write(f"{start} {step} {time.time()}\n")
             times.flush()
@@ -141,7 +142,8 @@ class Round:
 
     def share(self, process: str) -> float:
         """Return what a process took of a core."""
-        return self.cpu_s.get(process, 0.0) / self.wall_s
+        spent = (seconds for name, seconds in self.cpu_s.items() if name.startswith(process))
+        return sum(spent) / self.wall_s
 
 
 class Watched:
@@ -183,17 +185,23 @@ class Watched:
         return next((float(line[2]) for line in lines if len(line) == 3 and int(line[0]) == start), None)
 
     def _sample(self) -> None:
-        for name, word in (("driver", self._script), ("controller", "TrainController")):
-            for one in self._hosts.processes(HEAD, word):
+        controllers = self._hosts.processes(HEAD, "TrainController")
+        for name, processes in (("driver", self._driver()), ("controller", controllers)):
+            for one in processes:
                 with contextlib.suppress(psutil.Error):
                     spent = one.cpu_times()
-                    self.cpu_s[name] = max(self.cpu_s.get(name, 0.0), spent.user + spent.system)
+                    self.cpu_s[f"{name} {one.pid}"] = spent.user + spent.system
+
+    def _driver(self) -> list[psutil.Process]:
+        """Return the process itself, without what entered the host for it."""
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(self.process.pid).children()
+        return []
 
     def stop(self) -> int:
         """Interrupt the driver; return its exit code."""
-        for one in self._hosts.processes(HEAD, self._script):
-            with contextlib.suppress(psutil.Error):
-                one.send_signal(signal.SIGINT)
+        for one in self._driver():
+            one.send_signal(signal.SIGINT)
         return self.process.wait(LIMIT_S)
 
 
@@ -236,9 +244,10 @@ def measure(repeat: int) -> Report:
             with cluster() as hosts, tempfile.TemporaryDirectory() as logs:
                 one = measured(hosts, Path(logs) / "log", *command)
                 found[name].append(one)
+            cpu = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.cpu_s.items())
             progress(
                 f"round {number + 1}/{repeat}: {name} started in {one.start_s:.1f} s, "
-                f"went on after {one.resume_s:.1f} s; CPU seconds {one.cpu_s} of {one.wall_s:.0f} s"
+                f"went on after {one.resume_s:.1f} s; of {one.wall_s:.0f} s CPU: {cpu}"
             )
     rows = []
     for name, rounds in found.items():
