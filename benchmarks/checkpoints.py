@@ -2,8 +2,9 @@
 
 An MLP of 4 million parameters with Adam, whose checkpoint has 50 MB. Two runs of `jobs/train.py`, each in a process
 of its own with one thread, train side by side, so that the machine is alike for both: one with
-`checkpoint.every_s=30`, one without any after its first. Steps are counted over the same two minutes. The account is what the run's timeline says
-that the loop was held up for checkpoints; the writing itself, beside the steps, shows in the throughput alone.
+`checkpoint.every_s=30`, one without any after its first. Steps are counted over the same two minutes. The account is
+what the run's timeline says that the loop was held up for checkpoints; the writing itself, beside the steps, shows in
+the throughput alone.
 """
 
 import contextlib

@@ -198,7 +198,7 @@ class Watched:
     def _driver(self) -> list[psutil.Process]:
         """Return the process itself, without what entered the host for it."""
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(self.process.pid).children()
+            return list(psutil.Process(self.process.pid).children())
         return []
 
     def stop(self) -> int:
@@ -258,10 +258,11 @@ def measure(repeat: int) -> Report:
             with cluster() as hosts, tempfile.TemporaryDirectory() as logs:
                 one = measured(hosts, Path(logs) / "log", *command)
                 found[name].append(one)
-            cpu = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.cpu_s.items())
+            spent = {f"{WORKERS} workers": one.worker_cpu_s} | one.cpu_s
+            cpu = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
             progress(
                 f"round {number + 1}/{repeat}: {name} started in {one.start_s:.1f} s, "
-                f"went on after {one.resume_s:.1f} s; of {one.wall_s:.0f} s CPU: workers {one.worker_cpu_s:.0f} s, {cpu}"
+                f"went on after {one.resume_s:.1f} s; of {one.wall_s:.0f} s CPU: {cpu}"
             )
     rows = []
     for name, rounds in found.items():
