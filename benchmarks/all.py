@@ -11,7 +11,7 @@ import sys
 from harness import RESULTS, ROOT, Figure, table
 
 NAMES = ("throughput", "memory", "tracking", "journal", "startup", "scaling", "sweep", "language", "large", "transfer",
-         "serving", "predict", "compression", "decoding", "applications")  # fmt: skip
+         "serving", "predict", "compression", "decoding", "applications", "checkpoints", "many_workers")  # fmt: skip
 
 
 def run_all(names: list[str], options: list[str]) -> list[Figure]:

@@ -246,8 +246,9 @@ def cluster() -> Iterator[Hosts]:
 
 def measure(repeat: int) -> Report:
     """Measure Shoal and its peer in turn, each on hosts of its own."""
+    title = f"{WORKERS} torch-free workers on {len(NAMES)} hosts"
     if reason := Hosts.reason():
-        raise SystemExit(f"there are no hosts here: {reason}")
+        return Report(title, [], [], [f"Not measured, for want of hosts: {reason}"])
     commands = {
         "Shoal": (str(Path(__file__).resolve()), AS_DRIVER),
         "bare Ray Train": (str(PEERS / "ray_train_idle.py"), str(WORKERS), f"{SHARED}/times"),
@@ -279,7 +280,7 @@ def measure(repeat: int) -> Report:
         Figure("the driver meanwhile", rows[4].median, 1.0, False, unit="cores"),
     ]
     note = f"{os.cpu_count()} cores for {WORKERS} workers."
-    return Report(f"{WORKERS} torch-free workers on {len(NAMES)} hosts", rows, figures, [note])
+    return Report(title, rows, figures, [note])
 
 
 if __name__ == "__main__":
