@@ -6,7 +6,7 @@ each says what it does to the driver's board and makes steps of half a second th
 writes journal, timeline and checkpoints. One worker is killed. The peer is bare Ray Train with the same
 number of workers that do nothing, on the same hosts: on few cores most of the time is 64 processes that import Ray.
 
-The hosts are network namespaces (`tests/hosts.py`), with 16 CPUs each as Ray is told.
+The hosts are network namespaces (`tests/hosts.py`), which have 16 CPUs each as Ray counts them.
 """
 
 import contextlib
