@@ -113,7 +113,7 @@ def main(measure: Callable[..., Report], repeat: int = 5, **own: float) -> None:
 
 def print_report(report: Report) -> None:
     """Print the table of medians and spreads, then the required figures."""
-    rounds = max(len(row.values) for row in report.rows)
+    rounds = max((len(row.values) for row in report.rows), default=0)
     print(f"\n{report.title}\nmedian of {rounds}, with the smallest and the largest\n")
     rows = [
         (row.name, show(row.median), show(min(row.values)), show(max(row.values)), row.unit)

@@ -1,10 +1,12 @@
 """Nodes that die and come back: a training goes on with fewer workers, then with more, to the same losses."""
 
 import contextlib
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -113,27 +115,49 @@ def hosts() -> Iterator[Hosts]:
         yield hosts
 
 
+@dataclass
+class OnHosts:
+    """A training of one or two workers, started on the head."""
+
+    hosts: Hosts
+    log: Path
+
+    def __post_init__(self) -> None:
+        (self.hosts.shared / "slow.py").write_text(SLOW_MODULE)
+        own = (f"storage_path={SHARED}/runs", f"track.tracking_uri=sqlite:///{SHARED}/mlflow.db")
+        command = [sys.executable, str(ROOT / "jobs/train.py"), *SETTINGS, *own, "scale.num_workers=[1, 2]"]
+        address = f"{self.hosts.addresses[HEAD]}:6379"
+        self.process = self.hosts.start(HEAD, *command, log=self.log, PYTHONPATH=MODULES, RAY_ADDRESS=address)
+        self.folder = RunFolder(str(self.hosts.shared / "runs/shoal/run"))
+
+    def await_step(self, step: int) -> None:
+        eventually(self._is_at(step), 100, f"the workers make step {step}")
+
+    def _is_at(self, step: int) -> Callable[[], bool]:
+        return lambda: last_step(self.folder) >= step or self.process.poll() is not None
+
+    def await_resizes(self, count: int) -> None:
+        eventually(lambda: len(resizes_so_far(self.folder)) == count, 120, f"{count} resizes")
+
+    def wait(self) -> None:
+        assert self.process.wait(600) == 0, self.log.read_text()
+
+
 def test_a_training_goes_on_without_a_host_that_is_powered_off_and_with_it_when_it_is_back(
     hosts: Hosts, tmp_path: Path
 ) -> None:
     """Ray counts a host without power as alive for a while, with room for a worker."""
-    (hosts.shared / "slow.py").write_text(SLOW_MODULE)
-    folder = RunFolder(str(hosts.shared / "runs/shoal/run"))
-    own = (f"storage_path={SHARED}/runs", f"track.tracking_uri=sqlite:///{SHARED}/mlflow.db")
-    command = [sys.executable, str(ROOT / "jobs/train.py"), *SETTINGS, *own, "scale.num_workers=[1, 2]"]
-    log = tmp_path / "log"
-    address = f"{hosts.addresses[HEAD]}:6379"
-    process = hosts.start(HEAD, *command, log=log, PYTHONPATH=MODULES, RAY_ADDRESS=address)
-    eventually(lambda: last_step(folder) >= 250 or process.poll() is not None, 100, "two workers make steps")
+    training = OnHosts(hosts, tmp_path / "log")
+    training.await_step(250)
     off_ms = time.time() * 1000
     hosts.off("w2")
-    eventually(lambda: len(resizes_so_far(folder)) == 1, 60, "one worker goes on")
+    training.await_resizes(1)
     hosts.on("w2")
     hosts.start_ray("w2", HEAD, PYTHONPATH=MODULES)
     joined_ms = time.time() * 1000
-    eventually(lambda: len(resizes_so_far(folder)) == 2, 60, "two workers go on")
-    assert process.wait(600) == 0, log.read_text()
-    shrunk, grown = resizes_so_far(folder)
+    training.await_resizes(2)
+    training.wait()
+    shrunk, grown = resizes_so_far(training.folder)
     print(f"hosts: shrunk {(shrunk.at_ms - off_ms) / 1000:.1f} s after the power-off")
     print(f"hosts: grown {(grown.at_ms - joined_ms) / 1000:.1f} s after Ray was started there")
     assert (shrunk.before, shrunk.workers) == (2, 1)
@@ -141,6 +165,45 @@ def test_a_training_goes_on_without_a_host_that_is_powered_off_and_with_it_when_
     assert shrunk.at_ms - off_ms < 90_000  # 30 s on a machine of its own
     assert grown.at_ms - joined_ms < 60_000
     assert " on w2 was lost" in shrunk.why
+
+
+def test_a_training_goes_on_without_a_host_that_is_cut_off_whose_processes_change_nothing_when_it_is_back(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """Nothing tells that it is but its silence; worker 0, which writes the records, lives there and sees the folder."""
+    training = OnHosts(hosts, tmp_path / "log")
+    training.await_step(250)
+    cut = host_of_worker_0(hosts)
+    late = hosts.processes(cut, "RayTrainWorker")
+    cut_ms = time.time() * 1000
+    hosts.set_link(cut, "down")
+    training.await_resizes(1)
+    assert [one for one in late if one.is_running()]
+    training.await_step(resizes_so_far(training.folder)[0].step + 500)
+    hosts.set_link(cut, "up")
+    eventually(lambda: not hosts.processes(cut, "/raylet/raylet"), 120, "Ray ends a node that it gave up")
+    hosts.start_ray(cut, HEAD, PYTHONPATH=MODULES)
+    joined_ms = time.time() * 1000
+    training.await_resizes(2)
+    assert not [one for one in late if one.is_running()]
+    training.wait()
+    shrunk, grown = resizes_so_far(training.folder)
+    print(f"hosts: shrunk {(shrunk.at_ms - cut_ms) / 1000:.1f} s after the cut")
+    print(f"hosts: grown {(grown.at_ms - joined_ms) / 1000:.1f} s after Ray was started there")
+    assert (shrunk.before, shrunk.workers) == (2, 1)
+    assert (grown.before, grown.workers) == (1, 2)
+    assert shrunk.at_ms - cut_ms < 90_000  # 30 s on a machine of its own
+    assert grown.at_ms - joined_ms < 60_000
+    assert f"worker 0 on {cut} has been in" in shrunk.why
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
+    assert_close(Trace.of(training.folder), Trace.of(twin.folder("run")))
+    result = training.folder.load(TrainResult)
+    assert result is not None
+    _, history = mlflow_record(f"sqlite:///{hosts.shared}/mlflow.db", str(result.mlflow_run_id))
+    assert history.keys() == Trace.of(training.folder).points.keys()
 
 
 def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_one(
@@ -181,6 +244,18 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_o
         assert mine.samples_seen == other.samples_seen
     workers = [point.value for point in JournalReader(trial).read() if point.key == WORKERS_METRIC]
     assert (workers[0], workers[-1]) == (2.0, 1.0)
+
+
+def host_of_worker_0(hosts: Hosts) -> str:
+    """Return where the journal is written."""
+    for name in ("w1", "w2"):
+        for one in hosts.processes(name, "RayTrainWorker"):
+            open_files = [
+                os.readlink(file) for file in Path(f"/proc/{one.pid}/fd").iterdir() if file.is_symlink()
+            ]
+            if any("/journal/" in file for file in open_files):
+                return name
+    raise AssertionError("no worker writes a journal")
 
 
 def last_step(folder: RunFolder) -> int:

@@ -8,13 +8,12 @@ ends and starts workers is in `worker_group` and `group_watch`.
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shoal.cluster.answering import answering
 from shoal.cluster.free_room import RoomWatch, fits
 from shoal.cluster.ray_private import START_TIMEOUT, draining_nodes, free_resources
 from shoal.runs.config import ScaleConfig
@@ -31,7 +30,6 @@ ROOM_S = 5.0
 PAUSE_S = 60.0
 # For the places of workers, for which there was room a moment ago; then the size is chosen again. Ray's own is 60 s.
 START_S = 10.0
-REACH_S, REACHED_AT_ONCE = 1.0, 16
 
 logger = logging.getLogger(__name__)
 
@@ -181,26 +179,6 @@ def free_workers(needs: Mapping[str, float]) -> int:
     import ray
 
     free, leaving = free_resources(), draining_nodes()
-    room: dict[tuple[str, int], int] = {}
-    for node in ray.nodes():
-        name = node["NodeID"]
-        if node["Alive"] and name not in leaving and (count := fits(needs, free.get(name, {}))):
-            room[node["NodeManagerAddress"], node["NodeManagerPort"]] = count
-    return sum(room[address] for address in _reachable(room))
-
-
-def _reachable(addresses: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return those that take connections: Ray counts a host that was powered off as alive for 14 s."""
-    asked = list(addresses)
-    if not asked:
-        return []
-    with ThreadPoolExecutor(min(len(asked), REACHED_AT_ONCE)) as pool:
-        return [address for address, answers in zip(asked, pool.map(_answers, asked), strict=True) if answers]
-
-
-def _answers(address: tuple[str, int]) -> bool:
-    try:
-        with socket.create_connection(address, timeout=REACH_S):
-            return True
-    except OSError:
-        return False
+    room = {name: fits(needs, has) for name, has in free.items() if name not in leaving}
+    roomy = [node for node in ray.nodes() if room.get(node["NodeID"])]
+    return sum(room[node["NodeID"]] for node in answering(roomy))

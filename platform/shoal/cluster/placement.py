@@ -1,7 +1,7 @@
-"""On which hosts workers are placed: not on those that failed too many runs, where the others have room.
+"""On which hosts workers are placed: not on those that failed too many runs or do not answer, where others have room.
 
-Ray places workers wherever there is room; a label selector leaves nodes out. What is left out is a pure function of
-what Ray says of its nodes.
+Ray places workers wherever it believes that there is room; a label selector leaves nodes out. What is left out is a
+pure function of what Ray says of its nodes, and of which of them answer.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shoal.cluster import session
+from shoal.cluster.answering import answering
 from shoal.cluster.free_room import NODE_ID, fits
 from shoal.cluster.ray_private import draining_nodes, free_resources
 from shoal.storage.host_ledger import HostLedger, failing_hosts
@@ -27,12 +28,13 @@ LETS_BACK = "`shoal doctor` lets it back once its checks pass there"
 
 @dataclass(frozen=True)
 class FreeNode:
-    """A live node, by Ray's name, its host, what it has, and what of it is free."""
+    """A live node, by Ray's name, its host, what it has, what of it is free, and whether it takes connections."""
 
     node: str
     host: str
     total: Mapping[str, float]
     free: Mapping[str, float]
+    answers: bool = True
 
 
 def leave_out(
@@ -90,7 +92,9 @@ class Placement:
             return None
         recent = self._recent()
         failing = [host for host in failing_hosts(recent) if host in there]
-        wanted = [*([suspect] if suspect in there else []), *(host for host in failing if host != suspect)]
+        silent = [node.host for node in nodes if not node.answers]
+        suspects = [suspect] if suspect in there else []
+        wanted = list(dict.fromkeys([*silent, *suspects, *failing]))
         possible = leave_out([replace(node, free=node.total) for node in nodes], needs, workers, wanted)
         until = time.monotonic() + (PATIENCE_S if waits else 0.0)
         while len(left := leave_out(nodes, needs, workers, wanted)) < len(possible):
@@ -144,13 +148,15 @@ def live_nodes() -> list[FreeNode]:
     import ray
 
     draining, free = draining_nodes(), free_resources()
+    live = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    there = {node["NodeID"] for node in answering(live)}
     return [
         FreeNode(
             node["NodeID"],
             node["NodeManagerHostname"],
             node["Resources"],
             free.get(node["NodeID"], node["Resources"]),
+            node["NodeID"] in there,
         )
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
+        for node in live
     ]

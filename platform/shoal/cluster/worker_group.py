@@ -24,7 +24,7 @@ from shoal.cluster.worker_failure import error_of, is_peer_error, load_error
 from shoal.devices import Kind
 from shoal.distributed.parallelism import make_group
 from shoal.distributed.shm_allreduce import COLLECTIVE_TIMEOUT_S
-from shoal.errors import Interrupted, StorageError
+from shoal.errors import Interrupted, LeaseLostError, StorageError
 from shoal.processes import lossy_streams
 from shoal.runs.config import ScaleConfig
 from shoal.runs.failure_policy import account_of
@@ -88,7 +88,9 @@ class WorkerGroup:
                 selector = placement.selector(self._needs, workers, replay.host, number > 0)
                 room = RoomWatch(self._needs, workers, hosts, _say_waiting, selector)
                 with GroupWatch(workers, room, size, replay) as watch:
-                    error = self._attempt(replace(spec, start=number), workers, folder, decide, watch)
+                    error = self._attempt(
+                        replace(spec, start=folder.begin_start()), workers, folder, decide, watch
+                    )
                     if error is None and not self._goes_on(watch, folder):
                         replay.end(_last_step(folder))
                         return
@@ -166,16 +168,13 @@ class WorkerGroup:
 
         return FailureConfig(max_failures=0, controller_failure_limit=0 if self._scale.is_elastic else -1)
 
-    def _attempt(
+    def _trainer(
         self, spec: WorkerSpec, workers: int, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
-    ) -> BaseException | None:
-        """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
-        from ray.train import RunConfig, ScalingConfig
+    ) -> Any:
+        """Return Ray's trainer of one start."""
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        folder.delete(ErrorRecord.file)
-        filesystem, path = folder.in_arrow(RAY_STATE)
-        trainer = TorchTrainer(
+        return TorchTrainer(
             _ray_worker,
             train_loop_config={
                 "spec": spec,
@@ -185,19 +184,36 @@ class WorkerGroup:
                 "board": watch.board,
             },
             torch_config=TorchConfig(backend=self._kind.backend, timeout_s=int(COLLECTIVE_TIMEOUT_S)),
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=self._kind.resource == "GPU",
-                resources_per_worker=self._needs,
-                label_selector=watch.room.selector,
-            ),
-            run_config=RunConfig(
-                name=f"attempt-{spec.attempt}-{spec.start}",
-                storage_path=path,
-                storage_filesystem=None if folder.is_local else filesystem,
-                failure_config=self._failure_config,
-            ),
+            **self._configs(spec, workers, folder, watch),
         )
+
+    def _configs(
+        self, spec: WorkerSpec, workers: int, folder: RunFolder, watch: GroupWatch
+    ) -> dict[str, Any]:
+        """Return where the workers of one start are placed, and where Ray keeps its state."""
+        from ray.train import RunConfig, ScalingConfig
+
+        filesystem, path = folder.in_arrow(RAY_STATE)
+        scaling = ScalingConfig(
+            num_workers=workers,
+            use_gpu=self._kind.resource == "GPU",
+            resources_per_worker=self._needs,
+            label_selector=watch.room.selector,
+        )
+        run = RunConfig(
+            name=f"attempt-{spec.attempt}-{spec.start}",
+            storage_path=path,
+            storage_filesystem=None if folder.is_local else filesystem,
+            failure_config=self._failure_config,
+        )
+        return {"scaling_config": scaling, "run_config": run}
+
+    def _attempt(
+        self, spec: WorkerSpec, workers: int, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
+    ) -> BaseException | None:
+        """Fit once, in a thread: Ray must not replace our signal handler, and a stop must not block."""
+        folder.delete(ErrorRecord.file)
+        trainer = self._trainer(spec, workers, folder, decide, watch)
         outcome: list[BaseException | None] = []
 
         def run() -> None:
@@ -331,7 +347,7 @@ def _train(
 
 def _save_error(error: Exception, spec: WorkerSpec, rank: int, clock: Clock) -> None:
     """Leave the first worker's own error in the run folder; Ray's account of it buries the cause."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, LeaseLostError):
         folder = spec.open_folder()
         earlier = load_error(folder)
         if earlier is None or is_peer_error(earlier):

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shoal.cluster.answering import answering
 from shoal.cluster.status_board import on_node
 from shoal.runs.hang import WorkerStatus
 
 MOST_LINES, MOST_BYTES = 20, 8192
 DUMP_S = 10.0
 ASK_EVERY_S = 10.0
-REPORT_S, LINES_S = 15.0, 5.0  # for all hosts together; one that is cut off never answers
+REPORT_S, LINES_S = 15.0, 5.0  # for all hosts together
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")  # lines by which Ray attributes those that follow
 STOPPED = "it is stopped (SIGSTOP)"
 STATES = {"T": STOPPED, "t": "a debugger holds it", "D": "the system holds it (a disk?)"}
@@ -86,12 +87,11 @@ def _on_their_hosts(
     by_node: dict[str, list[WorkerStatus]] = {}
     for worker in workers:
         by_node.setdefault(worker.node, []).append(worker)
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    there = answering(node for node in ray.nodes() if node["NodeID"] in by_node)
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     refs = [
-        task.options(scheduling_strategy=on_node(node)).remote(here)
-        for node, here in by_node.items()
-        if node in alive
+        task.options(scheduling_strategy=on_node(node["NodeID"])).remote(by_node[node["NodeID"]])
+        for node in there
     ]
     ready, late = ray.wait(refs, num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
     reports = {}

@@ -70,7 +70,7 @@ class WorkerSpec:
     )  # that were passed from Python: pickles
     search_path: tuple[str, ...] = field(default_factory=import_path.search_path, repr=False)
     sweep_folder: str | None = None  # of a trial: the folder that holds the lease of the attempt
-    start: int = 0  # how often workers of this attempt were started before
+    start: int | None = None  # of a worker that may be lost: how often the attempt's were started before
 
     def enter_process(self) -> None:
         """Let this process have the addresses' secrets, the objects and the modules of the driver."""
@@ -79,9 +79,9 @@ class WorkerSpec:
         objects.receive(self.objects)
 
     def open_folder(self) -> RunFolder:
-        """Return the run folder, which this worker may write until a later attempt begins."""
+        """Return the run folder, which this worker may write until a later attempt, or its workers' next start."""
         holder = Folder(self.sweep_folder) if self.sweep_folder else None
-        return RunFolder(self.folder).of_attempt(self.attempt, holder)
+        return RunFolder(self.folder).of_attempt(self.attempt, holder, self.start)
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _timeline(spec: WorkerSpec, folder: RunFolder, rank: int, clock: Clock) -> W
     """Return where worker 0 of a run, but not of a trial, says what its time goes to."""
     if rank or spec.sweep_folder:
         return WorkerTimeline(clock)
-    return WorkerTimeline(clock, folder, worker_file(spec.attempt, spec.start))
+    return WorkerTimeline(clock, folder, worker_file(spec.attempt, spec.start or 0))
 
 
 def _watch_system(stack: contextlib.ExitStack, journal: Journal, start_ms: int) -> None:

@@ -1,7 +1,8 @@
 """A folder that one process at a time works on: its lease, and the fence before what an earlier attempt still writes.
 
 Each attempt has a lease in a folder of its own. It is created by one process (`shoal.storage.exclusive`), and once that
-of the next attempt is there, nothing is written any more.
+of the next attempt is there, nothing is written any more. Nor do workers write once those of their attempt were started
+again.
 """
 
 import logging
@@ -19,6 +20,7 @@ from shoal.storage.record_folder import RecordFolder
 from shoal.storage.records import Lease
 
 ATTEMPTS = "attempts"
+START = "start-"
 WATCH_EVERY_S = {True: 1.0, False: 5.0}  # by whether the folder is on a disk
 # In an object store a look for a later attempt costs a request. A process that was paused or suspended for so long that
 # another one took over looks again before it writes.
@@ -41,14 +43,27 @@ class LeasedFolder(RecordFolder):
         self._gone: Lease | None = None  # of a process on another host, which was watched
         self._own: Lease | None = None  # as this object wrote it last; nobody else renews it
 
-    def of_attempt(self, attempt: int, holder: "Folder | None" = None) -> Self:
+    def of_attempt(self, attempt: int, holder: "Folder | None" = None, start: int | None = None) -> Self:
         """Let this folder belong to an attempt from now on.
 
         Args:
             holder: the folder that has the attempt's lease; of a trial, that of its sweep.
+            start: how often the attempt's workers were started before, if this process is one of them. It writes
+                nothing after the next start either.
         """
-        self._fence = _Fence(holder or Folder(self.uri), attempt)
+        own = Folder(self.uri)
+        self._fence = _Fence(holder or own, attempt, own, start)
         return self
+
+    def begin_start(self) -> int:
+        """Begin the next start of this attempt's workers; return how often they were started before.
+
+        Those of earlier starts write nothing more: on a host that is cut off they live, and nobody can end them.
+        """
+        attempt = self.attempt or 0
+        number = sum(name.startswith(START) for name in self.names(f"{ATTEMPTS}/{attempt:04d}"))
+        self.write(_start_file(attempt, number), b"")
+        return number
 
     def share_attempt(self, folder: "LeasedFolder") -> Self:
         """Let this folder belong to the attempt that another belongs to, if any."""
@@ -203,36 +218,51 @@ class LeasedFolder(RecordFolder):
 
 
 class _Fence:
-    """Whether a later attempt than one has begun."""
+    """Whether a later attempt than one has begun, or its workers were started again."""
 
-    def __init__(self, folder: Folder, attempt: int) -> None:
-        self._folder, self.attempt = folder, attempt
-        self._next = _lease_file(attempt + 1)
-        self._local_next = folder.local(self._next)
+    def __init__(self, holder: Folder, attempt: int, own: Folder, start: int | None) -> None:
+        self.attempt, self._holder = attempt, holder
+        self._later = [(holder, _lease_file(attempt + 1))]
+        if start is not None:
+            self._later.append((own, _start_file(attempt, start + 1)))
+        self._on_disk = [path for folder, name in self._later if (path := folder.local(name)) is not None]
         self._looked_s = -math.inf
 
     def check(self, at_once: bool) -> None:
-        if self._local_next is not None:
-            is_passed = os.path.exists(self._local_next)
-        else:
-            now = _awake_and_asleep_s()
-            if not at_once and now - self._looked_s < FENCE_EVERY_S:
-                return
-            parent, _, name = self._next.rpartition("/")
+        if not self._on_disk:
+            self._check_in_store(at_once)
+        elif passed := [number for number, path in enumerate(self._on_disk) if os.path.exists(path)]:
+            raise self._lost(passed[0])
+
+    def _check_in_store(self, at_once: bool) -> None:
+        now = _awake_and_asleep_s()
+        if not at_once and now - self._looked_s < FENCE_EVERY_S:
+            return
+        for number, (folder, file) in enumerate(self._later):
+            parent, _, name = file.rpartition("/")
             try:
-                is_passed = name in self._folder.names(parent, most_tries=1)
+                is_passed = name in folder.names(parent, most_tries=1)
             except OSError:  # a store that does not answer takes no write either
                 self._looked_s = now - FENCE_EVERY_S + AWAY_EVERY_S  # each look would take a second or two
                 return
-            self._looked_s = -math.inf if is_passed else now
-        if is_passed:
-            later = LeasedFolder(self._folder.uri).lease()
-            raise LeaseLostError(
-                f"attempt {self.attempt} at '{self._folder.uri}' was taken for dead and taken over by attempt "
-                f"{self.attempt + 1}"
-                + (f" of {later.process}" if later and later.pid else "")
-                + ": this process writes nothing more"
+            if is_passed:
+                self._looked_s = -math.inf
+                raise self._lost(number)
+        self._looked_s = now
+
+    def _lost(self, number: int) -> LeaseLostError:
+        if number:
+            return LeaseLostError(
+                f"this worker of attempt {self.attempt} at '{self._later[1][0].uri}' was taken for lost, and another "
+                "one was started: this process writes nothing more"
             )
+        later = LeasedFolder(self._holder.uri).lease()
+        return LeaseLostError(
+            f"attempt {self.attempt} at '{self._holder.uri}' was taken for dead and taken over by attempt "
+            f"{self.attempt + 1}"
+            + (f" of {later.process}" if later and later.pid else "")
+            + ": this process writes nothing more"
+        )
 
 
 class _FencedAppender:
@@ -255,3 +285,7 @@ def _awake_and_asleep_s() -> float:
 
 def _lease_file(attempt: int) -> str:
     return f"{ATTEMPTS}/{attempt:04d}/{Lease.file}"
+
+
+def _start_file(attempt: int, start: int) -> str:
+    return f"{ATTEMPTS}/{attempt:04d}/{START}{start:04d}"

@@ -1,7 +1,5 @@
 """How many workers an elastic run starts with, and when they are left for more: functions of what was seen when."""
 
-import socket
-
 import pytest
 
 from shoal.cluster import elastic, free_room
@@ -98,16 +96,6 @@ def test_a_fixed_number_is_taken_without_a_look(monkeypatch):
     with GroupSize(ScaleConfig(num_workers=3), {"CPU": 1.0}, print) as size:
         assert size.choose(frozenset(), lambda: None, print) == 3
         assert size.larger(1) is None
-
-
-def test_a_node_that_takes_no_connections_is_none():
-    with socket.socket() as there, socket.socket() as gone:
-        there.bind(("127.0.0.1", 0))
-        there.listen()
-        gone.bind(("127.0.0.1", 0))  # it does not listen: refused
-        addresses = [there.getsockname(), gone.getsockname()]
-        assert elastic._reachable(addresses) == addresses[:1]
-    assert elastic._reachable([]) == []
 
 
 @pytest.fixture

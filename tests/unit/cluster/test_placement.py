@@ -2,7 +2,9 @@
 
 import pytest
 
-from shoal.cluster.placement import FreeNode, leave_out
+from shoal.cluster import placement, session
+from shoal.cluster.free_room import NODE_ID
+from shoal.cluster.placement import FreeNode, Placement, leave_out
 
 TOTAL = {"CPU": 4.0}
 NODES = [
@@ -33,3 +35,24 @@ def test_hosts_are_left_out_while_the_others_have_room(workers, hosts, left):
 
 def test_the_only_host_is_never_left_out():
     assert leave_out(NODES[:1], {"CPU": 1.0}, 1, ["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "selector"),
+    [
+        (1, {NODE_ID: "!in(b1)"}),
+        (2, {NODE_ID: "!in(b1)"}),
+        (3, None),  # the others have no room
+    ],
+)
+def test_a_host_that_takes_no_connections_is_left_out_where_the_others_have_room(
+    workers, selector, monkeypatch, tmp_path
+):
+    """Ray believes it alive, and with room."""
+    nodes = [
+        FreeNode("a1", "a", {"CPU": 2.0}, {"CPU": 2.0}),
+        FreeNode("b1", "b", TOTAL, TOTAL, answers=False),
+    ]
+    monkeypatch.setattr(session, "answers", lambda: True)
+    monkeypatch.setattr(placement, "live_nodes", lambda: nodes)
+    assert Placement(f"{tmp_path}/shoal/run").selector({"CPU": 1.0}, workers) == selector

@@ -312,6 +312,26 @@ def test_an_attempt_that_was_taken_over_writes_and_deletes_nothing_more(lost, tm
     later.renew_lease()
 
 
+@pytest.mark.parametrize("inside", ["", "trials/t0000"])
+def test_workers_write_nothing_more_once_those_of_their_attempt_were_started_again(
+    folder, inside, monkeypatch
+):
+    monkeypatch.setattr(folder_module, "FENCE_EVERY_S", 0.0)
+    folder.acquire_lease()
+    driver = folder.inner(inside) if inside else folder
+    first = RunFolder(driver.uri).of_attempt(1, folder, driver.begin_start())
+    out = first.appender("journal/0001.jsonl")
+    out.write(b"1\n")
+    second = RunFolder(driver.uri).of_attempt(1, folder, driver.begin_start())
+    for write in (lambda: first.write("kept", b"first"), lambda: out.write(b"2\n"), first.check_fence):
+        with pytest.raises(LeaseLostError, match="was taken for lost, and another one was started"):
+            write()
+    second.write("kept", b"second")
+    driver.write("driver's", b"own")
+    assert driver.begin_start() == 2
+    assert driver.read("kept") == b"second"
+
+
 def test_an_attempt_that_was_taken_over_leaves_the_lease_of_the_other_alone(lost):
     earlier, later = lost
     before = later.lease()

@@ -4,6 +4,8 @@ A trial is a run folder below the sweep's, with a journal and checkpoints of its
 is replayed through the engine before a process works on the trial, so nothing is trained twice.
 """
 
+from dataclasses import replace
+
 from shoal.cluster.actor_pool import ActorPool
 from shoal.cluster.dataset_cache import DatasetCache
 from shoal.cluster.trial_actor import TrialSpec
@@ -213,6 +215,8 @@ class TrialLifecycle:
         folder.delete(TrialResult.file)
         if not folder.exists(CONFIG):
             folder.write(CONFIG, to_yaml(progress.config).encode())
+        if not spec.is_distributed:  # the group of workers counts its own starts
+            spec = replace(spec, worker=replace(spec.worker, start=folder.begin_start()))
         self._pool.begin(trial, spec)
 
     def _create(self, trial: Trial, folder: RunFolder) -> None:
