@@ -171,7 +171,7 @@ class Watched:
         self.cpu_s: dict[str, float] = {}
 
     def await_steps(self, start: int) -> float:
-        """Return when the last worker made its first step of a start.
+        """Return when the last worker made its first step of a start, or of a later one.
 
         Raises:
             SystemExit: that takes too long, or the driver ended.
@@ -187,7 +187,7 @@ class Watched:
 
     def _first(self, file: Path, start: int) -> float | None:
         lines = (line.split() for line in file.read_text().splitlines())
-        return next((float(line[2]) for line in lines if len(line) == 3 and int(line[0]) == start), None)
+        return next((float(line[2]) for line in lines if len(line) == 3 and int(line[0]) >= start), None)
 
     def _sample(self) -> None:
         controllers = self._hosts.processes(HEAD, "TrainController")
