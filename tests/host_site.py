@@ -104,7 +104,8 @@ class HostSite:
         if not self.hosts.processes(HEAD, "gcs_server"):
             return {"nodes": {}}
         done = self.hosts.run(HEAD, sys.executable, "-c", STATE, RAY_ADDRESS="auto")
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        [state] = [line for line in done.stdout.splitlines() if line.startswith("{")]  # Ray may say more
+        return dict(json.loads(state))
 
     @contextlib.contextmanager
     def storage(self, kind: str, name: str) -> Iterator[Storage]:
