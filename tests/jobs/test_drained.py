@@ -3,7 +3,9 @@
 So does a trial whose node is gone without a word, also where no other node has room for a new process.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweeps import points
@@ -42,6 +44,20 @@ SWEEP = (
 )
 
 
+def undisturbed(tmp_path: Path) -> Place:
+    """A place for the same job on this machine alone."""
+    (tmp_path / "twin").mkdir()
+    twin = Place(tmp_path / "twin", {})
+    twin.add_module("slow", SLOW_MODULE)
+    return twin
+
+
+def points_of_one_at_a_time(tmp_path: Path, settings: Sequence[str]) -> Any:
+    done = undisturbed(tmp_path).run("tune", *settings, "tune.max_concurrent_trials=1")
+    assert done.code == 0, done.err
+    return points(done.result)
+
+
 def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_again(
     place: Place, tmp_path: Path
 ) -> None:
@@ -64,9 +80,7 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
     assert second.why.endswith("was drained")
     assert 100 <= second.step < 3900
     assert result.goodput.seconds["repeated_steps"] == 0
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
+    twin = undisturbed(tmp_path)
     assert twin.run("train", *SETTINGS).code == 0
     assert_equal(Trace.of(folder), Trace.of(twin.folder("run")))
 
@@ -95,12 +109,7 @@ def test_a_trial_of_one_worker_leaves_a_node_that_is_drained_and_makes_no_step_a
     assert "lost its process" not in done.err
     assert len(made()) == len(set(made()))  # no step twice
     assert HostLedger(str(place.path / "runs")).recent(now_ms()) == {}
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
-    expected = twin.run("tune", *settings, "tune.max_concurrent_trials=1")
-    assert expected.code == 0, expected.err
-    assert points(done.result) == points(expected.result)
+    assert points(done.result) == points_of_one_at_a_time(tmp_path, settings)
 
 
 def test_a_trial_whose_node_is_lost_goes_on_in_the_process_of_one_that_has_ended(
@@ -121,9 +130,4 @@ def test_a_trial_whose_node_is_lost_goes_on_in_the_process_of_one_that_has_ended
         done = place.wait(process)
     assert done.code == 0, done.out + done.err
     assert "goes on from its last checkpoint, 1 of 3" in done.err
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
-    expected = twin.run("tune", *settings, "tune.max_concurrent_trials=1")
-    assert expected.code == 0, expected.err
-    assert points(done.result) == points(expected.result)
+    assert points(done.result) == points_of_one_at_a_time(tmp_path, settings)
