@@ -11,6 +11,7 @@ from shoal.runs.hang import ENDED, WorkerStatus
 
 TIMES = 2.0  # as long as the fastest
 STEPS, WINDOW_S = 20, 10.0  # that it is so for: steps of a millisecond vary by the moment
+LEAST_S = 0.001  # of its own work in a step: the others do not notice a wait for less
 
 
 class Pace:
@@ -48,7 +49,9 @@ class Pace:
         }
         best = min(own_s, key=lambda rank: own_s[rank])
         found = [
-            rank for rank in sorted(own_s) if own_s[rank] >= TIMES * own_s[best] and rank not in self._named
+            rank
+            for rank in sorted(own_s)
+            if own_s[rank] >= max(LEAST_S, TIMES * own_s[best]) and rank not in self._named
         ]
         self._named.update(found)
         return [_words(now[rank], own_s[rank], now[best], own_s[best], steps) for rank in found]

@@ -35,6 +35,8 @@ def test_a_worker_that_takes_twice_as_long_is_named_once():
     [
         ([0.010, 0.019], {}),
         ([0.010], {}),
+        ([0.0, 0.0], {}),
+        ([0.0001, 0.0009], {}),
         ([0.010, 0.030], {"count": 2}),  # the first window warms up
         ([0.010, 0.030], {"steps": STEPS - 1, "every_s": WINDOW_S / 4, "count": 4}),
         ([0.010, 0.030], {"every_s": WINDOW_S / 10, "count": 6}),
