@@ -175,7 +175,23 @@ class Trace:
         last = max(local.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
         read = JournalReader(folder).read()
         points = {(point.key, point.step): point.value for point in read if point.key.startswith(TRACKED)}
-        return cls(last.name, load_file(last / "model.safetensors"), points)
+        return cls(last.name, _weights(last), points)
+
+
+def _weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Return the weights of a checkpoint, which may be in shards alone."""
+    whole = checkpoint / "model.safetensors"
+    if whole.exists():
+        return load_file(whole)
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "all.pt"
+        dcp_to_torch_save(checkpoint, file)
+        found = torch.load(file, weights_only=True)
+    start = "model/"
+    return {name[len(start) :]: one.numpy() for name, one in found.items() if name.startswith(start)}
 
 
 def assert_equal(one: Trace, other: Trace) -> None:
