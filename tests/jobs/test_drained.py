@@ -44,7 +44,7 @@ SWEEP = (
 )
 
 
-def undisturbed(tmp_path: Path) -> Place:
+def uninterrupted(tmp_path: Path) -> Place:
     """A place for the same job on this machine alone."""
     (tmp_path / "twin").mkdir()
     twin = Place(tmp_path / "twin", {})
@@ -53,7 +53,7 @@ def undisturbed(tmp_path: Path) -> Place:
 
 
 def points_of_one_at_a_time(tmp_path: Path, settings: Sequence[str]) -> Any:
-    done = undisturbed(tmp_path).run("tune", *settings, "tune.max_concurrent_trials=1")
+    done = uninterrupted(tmp_path).run("tune", *settings, "tune.max_concurrent_trials=1")
     assert done.code == 0, done.err
     return points(done.result)
 
@@ -80,7 +80,7 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
     assert second.why.endswith("was drained")
     assert 100 <= second.step < 3900
     assert result.goodput.seconds["repeated_steps"] == 0
-    twin = undisturbed(tmp_path)
+    twin = uninterrupted(tmp_path)
     assert twin.run("train", *SETTINGS).code == 0
     assert_equal(Trace.of(folder), Trace.of(twin.folder("run")))
 
