@@ -11,8 +11,8 @@ import sys
 from harness import RESULTS, ROOT, Figure, table
 
 NAMES = ("throughput", "memory", "tracking", "journal", "startup", "scaling", "sweep", "language", "large", "transfer",
-         "serving", "predict", "compression", "decoding", "applications", "checkpoints", "tracking_server",
-         "many_workers")  # fmt: skip
+         "serving", "predict", "compression", "decoding", "applications", "checkpoints", "recovery",
+         "tracking_server", "many_workers")  # fmt: skip
 
 
 def run_all(names: list[str], options: list[str]) -> list[Figure]:
