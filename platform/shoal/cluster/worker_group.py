@@ -161,12 +161,15 @@ class WorkerGroup:
         """What each worker asks of a node, by Ray's names."""
         return {"CPU": self._scale.cpus_per_worker} | self._kind.resources
 
-    @property
-    def _failure_config(self) -> Any:
-        """Ray starts no workers again; it waits for places, unless fewer workers can do without them."""
+    def _failure_config(self, room: RoomWatch) -> Any:
+        """Ray starts no workers again; it waits for their places.
+
+        Not for ever, where fewer workers can do without them, or hosts that were left out may have to be used after all.
+        """
         from ray.train import FailureConfig
 
-        return FailureConfig(max_failures=0, controller_failure_limit=0 if self._scale.is_elastic else -1)
+        gives_up = self._scale.is_elastic or room.selector
+        return FailureConfig(max_failures=0, controller_failure_limit=0 if gives_up else -1)
 
     def _trainer(
         self, spec: WorkerSpec, workers: int, folder: RunFolder, decide: DecideFn | None, watch: GroupWatch
@@ -204,7 +207,7 @@ class WorkerGroup:
             name=f"attempt-{spec.attempt}-{spec.start}",
             storage_path=path,
             storage_filesystem=None if folder.is_local else filesystem,
-            failure_config=self._failure_config,
+            failure_config=self._failure_config(watch.room),
         )
         return {"scaling_config": scaling, "run_config": run}
 
