@@ -164,7 +164,7 @@ class WorkerGroup:
     def _failure_config(self, room: RoomWatch) -> Any:
         """Ray starts no workers again; it waits for their places.
 
-        Not for ever, where fewer workers can do without them, or hosts that were left out may have to be used after all.
+        Not for ever, where fewer workers can do without them, or hosts that were left out may be needed after all.
         """
         from ray.train import FailureConfig
 
