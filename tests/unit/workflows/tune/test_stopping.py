@@ -29,8 +29,7 @@ class ScriptedPool:
     busy: list[Trial] = field(default_factory=list)
     events: deque[tuple[Trial, Event]] = field(default_factory=deque)
 
-    def answer(self, trial: Trial, decision: str) -> None:
-        assert decision == "pause"
+    def interrupt(self, trial: Trial) -> None:
         self.events.append((trial, TrialEnded("interrupted", 1.0)))
 
     def wait(self, timeout_s: float) -> list[tuple[Trial, Event]]:
