@@ -16,13 +16,8 @@ from shoal.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph", ".w64")
 KNOWN_TO_THE_SAMPLE = ("FLAC", "WAV", "AIFF", "AU", "W64", "NIST")  # formats whose header states the length
-WITHIN_16_BITS = (
-    "PCM_16",
-    "PCM_S8",
-    "PCM_U8",
-    "ULAW",
-    "ALAW",
-)  # encodings whose samples libsndfile gives as they are
+# Encodings whose samples libsndfile gives as they are.
+WITHIN_16_BITS = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
 
 
 @dataclass(frozen=True)
