@@ -83,7 +83,14 @@ def test_a_failing_host_is_left_out_and_named(place: Place) -> None:
         assert "is used all the same, since the others lack room for 2 workers" in two.err
 
 
-def test_a_host_that_is_left_out_is_used_once_the_others_are_gone(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("job", "settings"),
+    [("train", ["scale.num_workers=1"]), ("tune", ["optim.lr=0.01,0.1"])],
+    ids=["training", "sweep"],
+)
+def test_a_host_that_is_left_out_is_used_once_the_others_are_gone(
+    place: Place, job: str, settings: list[str]
+) -> None:
     ledger = HostLedger(str(place.path / "runs"))
     with head() as address, node(address, "first", 1, "w1"), node(address, "second", 1, "w2") as other:
         place.env |= {"RAY_ADDRESS": address, "GLOO_SOCKET_IFNAME": "lo"}
@@ -91,11 +98,12 @@ def test_a_host_that_is_left_out_is_used_once_the_others_are_gone(place: Place) 
             ledger.charge(
                 HostFailure(host="w1", run=f"shoal/r{number}", kind="hang", message="", at_ms=now_ms())
             )
-        process = place.start("train", "run_name=run", "scale.num_workers=1", *SETTINGS)
+        process = place.start(job, "run_name=run", *settings, *SETTINGS)
         assert process.stderr is not None
         while "is left out" not in (line := process.stderr.readline()):
             assert line, "it ended"
         other.kill()
         done = place.wait(process)
     assert done.code == 0, done.out + done.err
-    assert host_of(place, "run") == "w1"
+    if job == "train":
+        assert host_of(place, "run") == "w1"

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from shoal.cluster import session
 from shoal.cluster.actor_pool import ActorPool
@@ -84,10 +85,12 @@ class _SweepRun(RunLifecycle):
         kind = session.connect(self.config.scale, spare_cpus(base))
         needs = self._plan.actor_resources(kind)
         # Of trials with several workers, each places its own.
-        selector = Placement(self.folder.uri).selector(needs, 1) if needs else None
+        placement = Placement(self.folder.uri)
+        choose = partial(placement.selector, needs, 1) if needs else lambda: None
+        selector = choose()
         slots = self._plan.slots(resources_beside(selector), spare_cpus(base), kind)
         # The actors start, and import torch, while the data set is put.
-        pool: ActorPool[Trial] = ActorPool(slots, needs, selector)
+        pool: ActorPool[Trial] = ActorPool(slots, needs, selector, choose)
         with self.stops_at_once():
             dataset_info = self._dataset_cache.put(base)
         if base.dataset_info is None:
