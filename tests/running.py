@@ -160,6 +160,20 @@ class Place:
         pytest.fail(f"step {step} was not reached: {process.communicate()}")
 
 
+def twin_place(tmp_path: Path) -> Place:
+    """A place for an uninterrupted run of the same job with `slow:Net`, on this machine alone."""
+    path = tmp_path / "twin"
+    path.mkdir()
+    twin = Place(path, {})
+    twin.add_module("slow", SLOW_MODULE)
+    return twin
+
+
+def last_step(folder: RunFolder) -> int:
+    """Return the last step whose loss is in the journal."""
+    return max((point.step for point in JournalReader(folder).read() if point.key == "train/loss"), default=0)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What a run left behind: final weights, and every recorded value."""

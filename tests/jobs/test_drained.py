@@ -11,7 +11,7 @@ import pytest
 from sweeps import points
 
 from ray_nodes import drain, head, node
-from running import SLOW_MODULE, Place, Trace, assert_equal, eventually
+from running import SLOW_MODULE, Place, Trace, assert_equal, eventually, twin_place
 from shoal.storage.host_ledger import HostLedger
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord, TrainResult
@@ -44,16 +44,8 @@ SWEEP = (
 )
 
 
-def uninterrupted(tmp_path: Path) -> Place:
-    """A place for the same job on this machine alone."""
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
-    return twin
-
-
 def points_of_one_at_a_time(tmp_path: Path, settings: Sequence[str]) -> Any:
-    done = uninterrupted(tmp_path).run("tune", *settings, "tune.max_concurrent_trials=1")
+    done = twin_place(tmp_path).run("tune", *settings, "tune.max_concurrent_trials=1")
     assert done.code == 0, done.err
     return points(done.result)
 
@@ -80,7 +72,7 @@ def test_a_node_that_is_drained_is_left_with_a_checkpoint_and_no_step_is_made_ag
     assert second.why.endswith("was drained")
     assert 100 <= second.step < 3900
     assert result.goodput.seconds["repeated_steps"] == 0
-    twin = uninterrupted(tmp_path)
+    twin = twin_place(tmp_path)
     assert twin.run("train", *SETTINGS).code == 0
     assert_equal(Trace.of(folder), Trace.of(twin.folder("run")))
 

@@ -13,7 +13,17 @@ import pytest
 
 from hosts import SHARED, Hosts
 from ray_nodes import head, node
-from running import ROOT, SLOW_MODULE, Place, Trace, assert_close, eventually, mlflow_record
+from running import (
+    ROOT,
+    SLOW_MODULE,
+    Place,
+    Trace,
+    assert_close,
+    eventually,
+    last_step,
+    mlflow_record,
+    twin_place,
+)
 from shoal.runs.callbacks import WORKERS_METRIC
 from shoal.runs.goodput import resizes
 from shoal.runs.timeline import read_timeline
@@ -95,9 +105,7 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
     assert run.data.tags["shoal.num_workers"] == "[1, 2]"
     assert run.data.metrics["perf/num_workers"] == 2
     assert history.keys() == Trace.of(folder).points.keys()
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
+    twin = twin_place(tmp_path)
     assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
     assert_close(Trace.of(folder), Trace.of(twin.folder("run")))
 
@@ -195,9 +203,7 @@ def test_a_training_goes_on_without_a_host_that_is_cut_off_whose_processes_chang
     assert shrunk.at_ms - cut_ms < 90_000  # 30 s on a machine of its own
     assert grown.at_ms - joined_ms < 60_000
     assert f"worker 0 on {cut} has been in" in shrunk.why
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
+    twin = twin_place(tmp_path)
     assert twin.run("train", *SETTINGS, "scale.num_workers=0").code == 0
     assert_close(Trace.of(training.folder), Trace.of(twin.folder("run")))
     result = training.folder.load(TrainResult)
@@ -227,9 +233,7 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_o
         lost.kill()
         done = place.wait(process)
     assert done.code == 0, done.out + done.err
-    (tmp_path / "twin").mkdir()
-    twin = Place(tmp_path / "twin", {})
-    twin.add_module("slow", SLOW_MODULE)
+    twin = twin_place(tmp_path)
     uninterrupted = twin.run("tune", *settings)
     assert uninterrupted.code == 0, uninterrupted.err
     for name in ("t0000", "t0001"):
@@ -256,7 +260,3 @@ def host_of_worker_0(hosts: Hosts) -> str:
             if any("/journal/" in file for file in open_files):
                 return name
     raise AssertionError("no worker writes a journal")
-
-
-def last_step(folder: RunFolder) -> int:
-    return max((point.step for point in JournalReader(folder).read() if point.key == "train/loss"), default=0)

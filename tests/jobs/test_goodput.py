@@ -7,9 +7,8 @@ import time
 import psutil
 import pytest
 
-from running import SLOW_MODULE, Place, mlflow_record, train_workers
+from running import SLOW_MODULE, Place, last_step, mlflow_record, train_workers
 from shoal.storage.records import Identity, TrainResult
-from shoal.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.long
 
@@ -32,10 +31,6 @@ def start(place: Place) -> subprocess.Popen[str]:
     return place.start("train", *SETTINGS)
 
 
-def last_step(place: Place) -> int:
-    return max((point.step for point in JournalReader(place.folder("run")).read()), default=0)
-
-
 def test_ten_kills_in_one_run_and_all_seconds_are_accounted_for(place: Place) -> None:
     draw = random.Random(0)
     place.add_module("slow", SLOW_MODULE)
@@ -44,7 +39,7 @@ def test_ten_kills_in_one_run_and_all_seconds_are_accounted_for(place: Place) ->
     for number in range(KILLS):
         planned = (number + 1) * STEPS // (KILLS + 2) + draw.randrange(50)
         # On a busy machine the step was made before the last kill: the workers that follow are to make one.
-        place.wait_for_step(process, "run", max(planned, last_step(place) + 20))
+        place.wait_for_step(process, "run", max(planned, last_step(place.folder("run")) + 20))
         if number in DRIVER:
             process.kill()
             process.communicate()
