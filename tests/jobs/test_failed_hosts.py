@@ -105,5 +105,6 @@ def test_a_host_that_is_left_out_is_used_once_the_others_are_gone(
         other.kill()
         done = place.wait(process)
     assert done.code == 0, done.out + done.err
+    assert "waiting for 1 CPU (0 of 1 there)" in done.err
     if job == "train":
         assert host_of(place, "run") == "w1"

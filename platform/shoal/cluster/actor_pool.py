@@ -8,7 +8,6 @@ import contextlib
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -16,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from shoal.cluster import session
 from shoal.cluster.ray_private import OUT_OF_MEMORY, STOPPED_ACTOR, actor_id
+from shoal.cluster.start_watch import Selector, StartWatch
 from shoal.cluster.status_board import on_node, this_node
 from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
 from shoal.cluster.trial_watch import TrialWatch
@@ -25,11 +24,9 @@ from shoal.training.loop import Decision
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 60.0  # without any actor that lives, until hosts are chosen again
 CLOSE_S = 5.0  # `ray.kill` waits for Ray's server, and after 60 s ends the process
 
 Key = TypeVar("Key")
-Selector = dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,7 @@ class ActorPool(Generic[Key]):
             options["scheduling_strategy"] = on_node(this_node())
         # Threads: one waits for events; others serve `begin`, `answer` and the reports of Ray Train workers meanwhile.
         self._options = options | {"max_concurrency": 4}
-        self._selector, self._choose_again = selector, choose_again
-        self._lived_s = time.monotonic()  # when an actor lived last
+        self._start_watch = StartWatch(resources, selector, choose_again)
         self._watch = TrialWatch()
         self.size = size
         self._waiting: list[tuple[Key, TrialSpec]] = []  # trials, for an actor
@@ -121,7 +117,7 @@ class ActorPool(Generic[Key]):
         given_up, self._given_up = self._given_up, []
         if given_up:
             return [(key, TrialEnded("interrupted", 0.0)) for key in given_up]
-        self._give_up_starts()
+        self._check_starts()
         refs = [*self._busy, *self._starting]
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if refs else ([], [])
         if not ready and refs:
@@ -140,24 +136,18 @@ class ActorPool(Generic[Key]):
         self._idle, self._busy, self._starting = [], {}, {}
 
     def _start(self) -> None:
-        actor = ray.remote(TrialActor).options(**self._options, label_selector=self._selector).remote()
+        kind = ray.remote(TrialActor).options(**self._options, label_selector=self._start_watch.selector)
+        actor = kind.remote()
         self._starting[actor.__ray_ready__.remote()] = actor
 
-    def _give_up_starts(self) -> None:
-        """Start the actors elsewhere, if none has lived for a while and the hosts to be left out are others by now."""
+    def _check_starts(self) -> None:
         if self._busy or self._idle or not self._starting:
-            self._lived_s = time.monotonic()
-        if time.monotonic() - self._lived_s < PATIENCE_S or not session.answers():
-            return
-        self._lived_s = time.monotonic()
-        selector = self._choose_again()
-        if selector == self._selector:
-            return
-        self._selector = selector
-        given_up, self._starting = self._starting, {}
-        _kill([*given_up.values()])
-        for _ in given_up:
-            self._start()
+            self._start_watch.rest()
+        elif self._start_watch.check():
+            given_up, self._starting = self._starting, {}
+            _kill([*given_up.values()])
+            for _ in given_up:
+                self._start()
 
     def _begin_waiting(self) -> None:
         while self._waiting and self._idle:
