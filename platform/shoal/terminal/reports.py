@@ -177,7 +177,7 @@ def sweep_report(result: SweepResult) -> str:
     if result.width_report:
         lines.append(result.width_report)
     metrics = result.best.metrics if result.best else {}
-    lines += [f"  {name:<14}{_number(value):.6g}" for name, value in sorted(metrics.items())]
+    lines += [_metrics_table(metrics)] if metrics else []
     lines.append(f"report: {result.run_folder}/report/report.html")
     lines.append(look_at_it(result.tracking_uri, result.runs_table))
     return "\n".join([*lines, result_line(result.run_folder)])
