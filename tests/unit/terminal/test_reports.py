@@ -124,8 +124,8 @@ def test_a_sweeps_report_has_trials_findings_the_width_report_and_the_best_metri
         "best        t0001",
         "width table",
         "drifts",
-        "  test/loss     nan",
-        "  val/loss      0.25",
+        "  test/loss   nan",
+        "  val/loss   0.25",
     ]
     assert lines[-3] == "report: /runs/e/run-1/report/report.html"
     assert lines[-1] == "result: /runs/e/run-1/result.json"
