@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,7 +163,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": sys.version.split()[0],
-        **{name: version(name) for name in names},
+        **{name: version(name) for name in names if find_spec(name)},
     }
 
 

@@ -7,7 +7,8 @@
 - `status_board`: what each worker does at the moment; `worker_process`: their processes, seen from their hosts;
   `worker_failure`: what their ends mean; `free_room`: what they wait for before they start;
   `elastic`: how many there are; `draining`: which nodes are about to leave; `answering`: which take connections;
-  `replay`: whether a loss that was not finite is so again; `placement`: which hosts are left out
+  `replay`: whether a loss that was not finite is so again; `placement`: which hosts are left out, by a
+  `node_selector`
 - `actor_pool`, `trial_actor`: processes that run trials, reused; `trial_watch`: which of them hangs; `start_watch`:
   which do not start
 - `serving`: models as Ray Serve replicas; `serve_app`: a whole server in each, as an application that others deploy

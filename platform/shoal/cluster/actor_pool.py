@@ -15,8 +15,9 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayError
 
+from shoal.cluster.node_selector import Selector
 from shoal.cluster.ray_private import OUT_OF_MEMORY, STOPPED_ACTOR, actor_id
-from shoal.cluster.start_watch import Selector, StartWatch
+from shoal.cluster.start_watch import StartWatch
 from shoal.cluster.status_board import on_node, this_node
 from shoal.cluster.trial_actor import TrialActor, TrialEnded, TrialReport, TrialSpec, TrialStarted
 from shoal.cluster.trial_watch import TrialWatch

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shoal.cluster.node_selector import Selector, left_out
 from shoal.cluster.ray_private import free_resources
 
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
 FIND_S = 30.0
-NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 TINY = 1e-6  # Ray's resources are fractions
 
 logger = logging.getLogger(__name__)
@@ -79,22 +79,23 @@ def _amounts(needs: Mapping[str, float], missing: int, there: int, workers: int)
     return f"{missing * each:g} {name} ({there * each:g} of {workers * each:g} there)"
 
 
-def look(needs: Mapping[str, float], left_out: str = "") -> Room:
+def look(needs: Mapping[str, float], selector: Selector = None) -> Room:
     """Ask Ray.
 
     Args:
-        left_out: Ray's names of nodes that the workers may not be on.
+        selector: labels of the nodes that the workers may be on.
     """
     import ray
     from ray.util import placement_group_table
 
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
+    others = left_out(selector)
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in others]
     groups: list[Any] = list(placement_group_table().values())
     pending = [group for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
     return Room(
         needs,
         [node["Resources"] for node in alive],
-        _free_on(node["NodeID"] for node in alive) if left_out else ray.available_resources(),
+        _free_on(node["NodeID"] for node in alive) if others else ray.available_resources(),
         frozenset(node["NodeManagerHostname"] for node in alive),
         any(_is_of(group["bundles"], needs) for group in pending),
     )
@@ -127,7 +128,7 @@ class RoomWatch:
         workers: int,
         earlier_hosts: frozenset[str],
         say: Callable[[str], None],
-        selector: dict[str, str] | None = None,
+        selector: Selector = None,
         is_pending: bool = False,
     ) -> None:
         """Take what is waited for.
@@ -165,7 +166,7 @@ class RoomWatch:
         """Ask Ray, and say what is waited for."""
         now = time.monotonic()
         waited_s = now - self._since_s
-        room = look(self._needs, (self.selector or {}).get(NODE_ID, ""))
+        room = look(self._needs, self.selector)
         room = replace(room, is_pending=room.is_pending or self._is_pending)
         words = describe_wait(room, self._workers, self._earlier, waited_s)
         if words is not None and (words != self._said or now >= self._say_s):

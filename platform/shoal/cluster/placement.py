@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from shoal.cluster import session
 from shoal.cluster.answering import answering
-from shoal.cluster.free_room import NODE_ID, fits
+from shoal.cluster.free_room import fits
+from shoal.cluster.node_selector import Selector, leaving_out, left_out
 from shoal.cluster.ray_private import draining_nodes, free_resources
 from shoal.storage.host_ledger import HostLedger, failing_hosts
 from shoal.storage.lease import now_ms
@@ -76,7 +77,7 @@ class Placement:
 
     def selector(
         self, needs: Mapping[str, float], workers: int, suspect: str | None = None, waits: bool = False
-    ) -> dict[str, str] | None:
+    ) -> Selector:
         """Return the label selector that leaves hosts out, or None where there is nothing to leave out.
 
         Args:
@@ -104,8 +105,7 @@ class Placement:
             nodes = live_nodes()
         for host in failing:
             self._say(host, recent[host], workers, host in left)
-        out = [node.node for node in nodes if node.host in left]
-        return {NODE_ID: f"!in({','.join(out)})"} if out else None
+        return leaving_out([node.node for node in nodes if node.host in left])
 
     def _recent(self) -> dict[str, list[HostFailure]]:
         try:
@@ -130,14 +130,14 @@ class Placement:
         )  # fmt: skip
 
 
-def resources_beside(selector: Mapping[str, str] | None) -> dict[str, float]:
+def resources_beside(selector: Selector) -> dict[str, float]:
     """Return the resources of all live nodes that a selector of `Placement` does not leave out, by Ray's names."""
     import ray
 
-    left = selector[NODE_ID] if selector else ""
+    others = left_out(selector)
     found: dict[str, float] = defaultdict(float)
     for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in left:
+        if node["Alive"] and node["NodeID"] not in others:
             for name, amount in node["Resources"].items():
                 found[name] += amount
     return found

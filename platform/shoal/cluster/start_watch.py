@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 
 from shoal.cluster import session
 from shoal.cluster.free_room import FIND_S, RoomWatch
+from shoal.cluster.node_selector import Selector
 
 logger = logging.getLogger(__name__)
 
 CHOOSE_AFTER_S = 60.0  # as long as Ray Train waits for the places of workers
-
-Selector = dict[str, str] | None
 
 
 class StartWatch:

@@ -107,7 +107,7 @@ def elastic_size(monkeypatch):
     monkeypatch.setattr(elastic, "SETTLE_S", 0.2)
     monkeypatch.setattr(elastic, "free_workers", lambda needs: rooms[-1])
     seen = Room({"CPU": 1.0}, [{"CPU": 1.0}], {}, frozenset({"head"}), is_pending=False)
-    monkeypatch.setattr(free_room, "look", lambda needs, left_out: seen)
+    monkeypatch.setattr(free_room, "look", lambda needs, selector: seen)
     with GroupSize(ScaleConfig(num_workers=[2, 3]), {"CPU": 1.0}, said.append) as size:
         yield size, rooms, said
 

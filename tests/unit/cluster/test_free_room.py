@@ -41,7 +41,7 @@ def test_after_a_loss_ray_has_a_while_to_find_that_the_host_is_gone():
 def test_it_is_said_at_once_then_now_and_then_and_when_it_changes(monkeypatch):
     now, rooms, said = [100.0], [room([ONE])], []
     monkeypatch.setattr(free_room.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(free_room, "look", lambda needs, left_out: rooms[-1])
+    monkeypatch.setattr(free_room, "look", lambda needs, selector: rooms[-1])
     watch = RoomWatch({"CPU": 1.0}, 3, frozenset(), lambda words: said.append((now[0], words)))
     for second in range(100, 165):
         now[0] = float(second)
