@@ -2,19 +2,16 @@
 
 import contextlib
 import os
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hosts import SHARED, Hosts
+from host_training import HEAD, MODULES, OTHERS, HostTraining, three_hosts
+from hosts import Hosts
 from ray_nodes import head, node
 from running import (
-    ROOT,
     SLOW_MODULE,
     Place,
     Trace,
@@ -33,8 +30,6 @@ from shoal.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.long
 
-HEAD = "head"
-MODULES = f"{SHARED}:{ROOT}/platform"
 STEPS, EVERY = 6000, 100
 SETTINGS = (
     "run_name=run",
@@ -112,58 +107,31 @@ def test_a_training_shrinks_when_a_node_dies_and_grows_when_one_returns(
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    """A head without CPUs for workers, and two hosts with one each."""
-    if reason := Hosts.reason():
-        pytest.skip(reason)
-    folder = tempfile.mkdtemp(prefix="sh-", dir="/tmp")  # short: Ray's sockets lie below it
-    with Hosts(Path(folder)) as hosts:
-        for number, name in enumerate((HEAD, "w1", "w2"), start=1):
-            hosts.on(name, f"192.168.93.{number}")
-            hosts.start_ray(name, HEAD, cpus=int(name != HEAD), PYTHONPATH=MODULES)
+    with three_hosts() as hosts:
         yield hosts
 
 
-@dataclass
-class OnHosts:
-    """A training of one or two workers, started on the head."""
+def start(hosts: Hosts, tmp_path: Path) -> HostTraining:
+    return HostTraining(hosts, tmp_path / "log", (*SETTINGS, "scale.num_workers=[1, 2]"))
 
-    hosts: Hosts
-    log: Path
 
-    def __post_init__(self) -> None:
-        (self.hosts.shared / "slow.py").write_text(SLOW_MODULE)
-        own = (f"storage_path={SHARED}/runs", f"track.tracking_uri=sqlite:///{SHARED}/mlflow.db")
-        command = [sys.executable, str(ROOT / "jobs/train.py"), *SETTINGS, *own, "scale.num_workers=[1, 2]"]
-        address = f"{self.hosts.addresses[HEAD]}:6379"
-        self.process = self.hosts.start(HEAD, *command, log=self.log, PYTHONPATH=MODULES, RAY_ADDRESS=address)
-        self.folder = RunFolder(str(self.hosts.shared / "runs/shoal/run"))
-
-    def await_step(self, step: int) -> None:
-        eventually(self._is_at(step), 100, f"the workers make step {step}")
-
-    def _is_at(self, step: int) -> Callable[[], bool]:
-        return lambda: last_step(self.folder) >= step or self.process.poll() is not None
-
-    def await_resizes(self, count: int) -> None:
-        eventually(lambda: len(resizes_so_far(self.folder)) == count, 120, f"{count} resizes")
-
-    def wait(self) -> None:
-        assert self.process.wait(600) == 0, self.log.read_text()
+def await_resizes(training: HostTraining, count: int) -> None:
+    eventually(lambda: len(resizes_so_far(training.folder)) == count, 120, f"{count} resizes")
 
 
 def test_a_training_goes_on_without_a_host_that_is_powered_off_and_with_it_when_it_is_back(
     hosts: Hosts, tmp_path: Path
 ) -> None:
     """Ray counts a host without power as alive for a while, with room for a worker."""
-    training = OnHosts(hosts, tmp_path / "log")
+    training = start(hosts, tmp_path)
     training.await_step(250)
     off_ms = time.time() * 1000
     hosts.off("w2")
-    training.await_resizes(1)
+    await_resizes(training, 1)
     hosts.on("w2")
     hosts.start_ray("w2", HEAD, PYTHONPATH=MODULES)
     joined_ms = time.time() * 1000
-    training.await_resizes(2)
+    await_resizes(training, 2)
     training.wait()
     shrunk, grown = resizes_so_far(training.folder)
     print(f"hosts: shrunk {(shrunk.at_ms - off_ms) / 1000:.1f} s after the power-off")
@@ -179,20 +147,20 @@ def test_a_training_goes_on_without_a_host_that_is_cut_off_whose_processes_chang
     hosts: Hosts, tmp_path: Path
 ) -> None:
     """Nothing tells that it is but its silence; worker 0, which writes the records, lives there and sees the folder."""
-    training = OnHosts(hosts, tmp_path / "log")
+    training = start(hosts, tmp_path)
     training.await_step(250)
     cut = host_of_worker_0(hosts)
     late = hosts.processes(cut, "RayTrainWorker")
     cut_ms = time.time() * 1000
     hosts.set_link(cut, "down")
-    training.await_resizes(1)
+    await_resizes(training, 1)
     assert [one for one in late if one.is_running()]
     training.await_step(resizes_so_far(training.folder)[0].step + 500)
     hosts.set_link(cut, "up")
     eventually(lambda: not hosts.processes(cut, "/raylet/raylet"), 120, "Ray ends a node that it gave up")
     hosts.start_ray(cut, HEAD, PYTHONPATH=MODULES)
     joined_ms = time.time() * 1000
-    training.await_resizes(2)
+    await_resizes(training, 2)
     assert not [one for one in late if one.is_running()]
     training.wait()
     shrunk, grown = resizes_so_far(training.folder)
@@ -208,7 +176,7 @@ def test_a_training_goes_on_without_a_host_that_is_cut_off_whose_processes_chang
     assert_close(Trace.of(training.folder), Trace.of(twin.folder("run")))
     result = training.folder.load(TrainResult)
     assert result is not None
-    _, history = mlflow_record(f"sqlite:///{hosts.shared}/mlflow.db", str(result.mlflow_run_id))
+    _, history = mlflow_record(training.tracking_uri, str(result.mlflow_run_id))
     assert history.keys() == Trace.of(training.folder).points.keys()
 
 
@@ -252,7 +220,7 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_o
 
 def host_of_worker_0(hosts: Hosts) -> str:
     """Return where the journal is written."""
-    for name in ("w1", "w2"):
+    for name in OTHERS:
         for one in hosts.processes(name, "RayTrainWorker"):
             open_files = [
                 os.readlink(file) for file in Path(f"/proc/{one.pid}/fd").iterdir() if file.is_symlink()
