@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0  # until workers that were ended have left their room
 LOOK_EVERY_S = 0.5
+TOO_MANY = "half of the hosts at most are left out"  # where most fail, it is not the hosts
 LETS_BACK = "`shoal doctor` lets it back once its checks pass there"
 
 
@@ -93,9 +94,11 @@ class Placement:
             return None
         recent = self._recent()
         failing = [host for host in failing_hosts(recent) if host in there]
+        able = {node.host for node in nodes if fits(needs, node.total)}
+        worst = failing[: len(able) // 2]
         silent = [node.host for node in nodes if not node.answers]
         suspects = [suspect] if suspect in there else []
-        wanted = list(dict.fromkeys([*silent, *suspects, *failing]))
+        wanted = list(dict.fromkeys([*silent, *suspects, *worst]))
         possible = leave_out([replace(node, free=node.total) for node in nodes], needs, workers, wanted)
         until = time.monotonic() + (PATIENCE_S if waits else 0.0)
         while len(left := leave_out(nodes, needs, workers, wanted)) < len(possible):
@@ -104,7 +107,8 @@ class Placement:
             time.sleep(LOOK_EVERY_S)
             nodes = live_nodes()
         for host in failing:
-            self._say(host, recent[host], workers, host in left)
+            used = f"the others lack room for {workers} workers" if host in worst else TOO_MANY
+            self._say(host, recent[host], None if host in left else used)
         return leaving_out([node.node for node in nodes if node.host in left])
 
     def _recent(self) -> dict[str, list[HostFailure]]:
@@ -114,16 +118,17 @@ class Placement:
             logger.debug("what hosts have failed is not known", exc_info=True)
             return {}
 
-    def _say(self, host: str, failures: Sequence[HostFailure], workers: int, is_out: bool) -> None:
+    def _say(self, host: str, failures: Sequence[HostFailure], used: str | None) -> None:
+        """Warn of a host, once.
+
+        Args:
+            used: why it is used all the same; None: it is left out.
+        """
         if host in self._said:
             return
         self._said.add(host)
         last = failures[0]
-        what = (
-            "is left out"
-            if is_out
-            else f"is used all the same, since the others lack room for {workers} workers"
-        )
+        what = f"is used all the same, since {used}" if used else "is left out"
         logger.warning(
             "host %s failed %d runs in a week, the last of them %s (%s), and %s: %s",
             host, len(failures), last.run, last.kind, what, LETS_BACK,

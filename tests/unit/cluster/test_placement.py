@@ -5,6 +5,9 @@ import pytest
 from shoal.cluster import placement, session
 from shoal.cluster.node_selector import leaving_out
 from shoal.cluster.placement import FreeNode, Placement, leave_out
+from shoal.storage.host_ledger import HostLedger
+from shoal.storage.lease import now_ms
+from shoal.storage.records import HostFailure
 
 TOTAL = {"CPU": 4.0}
 NODES = [
@@ -56,3 +59,21 @@ def test_a_host_that_takes_no_connections_is_left_out_where_the_others_have_room
     monkeypatch.setattr(session, "answers", lambda: True)
     monkeypatch.setattr(placement, "live_nodes", lambda: nodes)
     assert Placement(f"{tmp_path}/shoal/run").selector({"CPU": 1.0}, workers) == selector
+
+
+def test_of_hosts_that_failed_runs_half_at_most_are_left_out(monkeypatch, tmp_path, caplog):
+    """Where most hosts fail, it is not the hosts; and a sweep would train on the few that are left."""
+    nodes = [FreeNode(f"{host}1", host, TOTAL, TOTAL) for host in "abc"]
+    nodes.append(FreeNode("h1", "head", {"CPU": 0.0}, {"CPU": 0.0}))  # which trains nothing
+    monkeypatch.setattr(session, "answers", lambda: True)
+    monkeypatch.setattr(placement, "live_nodes", lambda: nodes)
+    ledger = HostLedger(str(tmp_path))
+    for host, failed in (("a", 3), ("b", 4)):
+        for number in range(failed):
+            failure = HostFailure(host=host, run=f"shoal/r{number}", kind="hang", message="", at_ms=now_ms())
+            ledger.charge(failure)
+    assert Placement(f"{tmp_path}/shoal/run").selector({"CPU": 1.0}, 1) == leaving_out(["b1"])
+    said = {record.args[0]: record.getMessage() for record in caplog.records}
+    assert "host b failed 4 runs in a week" in said["b"]
+    assert "and is left out" in said["b"]
+    assert "and is used all the same, since half of the hosts at most are left out" in said["a"]
