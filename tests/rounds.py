@@ -41,6 +41,7 @@ STRATEGIES: dict[str, tuple[str, tuple[str, ...]]] = {
 ATTEMPT_S = 240.0  # a job takes a sixth of it
 LEFT_S = 120.0  # Ray's agents end by themselves a minute after their raylet
 MOST_ATTEMPTS = 3
+MOST_DRAWS = 8  # of a moment
 SHARE = 0.8  # of the twin's seconds, from which moments are drawn: later ones are often too late
 WEIGHTS = "model/data/weights/model.safetensors"
 
@@ -144,10 +145,10 @@ class Rounds:
         self._twins: dict[tuple[Site, str], tuple[Remains, float]] = {}
 
     def run(self, strategy: str, disturbance: Disturbance, draw: random.Random) -> Report:
-        """Run one round; a moment at which the job had ended is drawn again."""
+        """Run one round; a moment at which the job had ended is drawn again, a few times."""
         site = self._site_of(disturbance)
         twin, twin_s = self._twin(site, strategy)
-        while True:
+        for _ in range(MOST_DRAWS):
             name = f"{strategy}-{uuid.uuid4().hex[:6]}"
             site.make_ready()
             with site.storage(disturbance.storage, name) as storage:
@@ -156,6 +157,7 @@ class Rounds:
                     return one.run(twin, twin_s)
                 except TooLateError:
                     continue
+        return Report(strategy, disturbance.name, "", problem=f"not disturbed at any of {MOST_DRAWS} moments")
 
     def _twin(self, site: Site, strategy: str) -> tuple[Remains, float]:
         if (site, strategy) not in self._twins:
