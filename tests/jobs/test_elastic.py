@@ -1,6 +1,7 @@
 """Nodes that die and come back: a training goes on with fewer workers, then with more, to the same losses."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -180,25 +181,34 @@ def test_a_training_goes_on_without_a_host_that_is_cut_off_whose_processes_chang
     assert history.keys() == Trace.of(training.folder).points.keys()
 
 
-def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_one(
+def test_a_trial_shrinks_and_grows_again_and_the_sweep_ends_as_an_uninterrupted_one(
     place: Place, tmp_path: Path
 ) -> None:
-    """The trial that loses a node goes on with one worker, and the next one begins with one."""
+    """The trial that loses a node goes on with one worker, and with two once another node is there."""
     place.add_module("slow", SLOW_MODULE)
     settings = (
         *SETTINGS[:3],
         "train.epochs=1000",
-        "train.max_steps=1500",
+        "train.max_steps=4000",
         "train.evaluate_every_steps=500",
         "checkpoint.every_steps=50",
         "optim.lr=0.01,0.1",
     )
     trial = RunFolder(f"{place.folder('run').uri}/trials/t0000")
-    with head() as address, node(address, "first", cpus=1), node(address, "second", cpus=1) as lost:
+
+    def workers() -> list[float]:
+        """How many there were, one after the other."""
+        found = [point.value for point in JournalReader(trial).read() if point.key == WORKERS_METRIC]
+        return [one for one, _ in itertools.groupby(found)]
+
+    with head() as address, node(address, "first", cpus=1), contextlib.ExitStack() as nodes:
+        lost = nodes.enter_context(node(address, "second", cpus=1))
         place.env["RAY_ADDRESS"] = address
         process = place.start("tune", *settings, "scale.num_workers=[1, 2]")
         eventually(lambda: last_step(trial) >= 150, 100, "the first trial makes steps")
         lost.kill()
+        eventually(lambda: workers() == [2.0, 1.0], 60, "one worker goes on")
+        nodes.enter_context(node(address, "third", cpus=1))
         done = place.wait(process)
     assert done.code == 0, done.out + done.err
     twin = twin_place(tmp_path)
@@ -212,10 +222,9 @@ def test_trials_shrink_when_a_node_dies_and_the_sweep_ends_as_an_uninterrupted_o
         assert other is not None
         assert mine.outcome == other.outcome == "finished"
         assert mine.metrics == pytest.approx(other.metrics, rel=1e-4)
-        assert mine.steps == other.steps == 1500
+        assert mine.steps == other.steps == 4000
         assert mine.samples_seen == other.samples_seen
-    workers = [point.value for point in JournalReader(trial).read() if point.key == WORKERS_METRIC]
-    assert (workers[0], workers[-1]) == (2.0, 1.0)
+    assert workers() == [2.0, 1.0, 2.0]
 
 
 def host_of_worker_0(hosts: Hosts) -> str:
