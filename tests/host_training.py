@@ -1,14 +1,12 @@
 """A training on three hosts: a head without CPUs for workers, on which its driver runs, and two hosts with one each."""
 
 import contextlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from hosts import SHARED, Hosts
@@ -37,8 +35,7 @@ class HostTraining:
     """A training with `slow:Net` as its model, and with `run_name=run` among its settings.
 
     Attributes:
-        log: what its drivers print.
-        process: the driver.
+        log: what its driver prints.
     """
 
     hosts: Hosts
@@ -49,24 +46,10 @@ class HostTraining:
         (self.hosts.shared / "slow.py").write_text(SLOW_MODULE)
         self.folder = RunFolder(str(self.hosts.shared / "runs/shoal/run"))
         self.tracking_uri = f"sqlite:///{self.hosts.shared}/mlflow.db"
-        self.start()
-
-    def start(self) -> None:
         own = (f"storage_path={SHARED}/runs", f"track.tracking_uri=sqlite:///{SHARED}/mlflow.db")
         command = [sys.executable, str(ROOT / "jobs/train.py"), *self.settings, *own]
         address = f"{self.hosts.addresses[HEAD]}:6379"
-        self.process: subprocess.Popen[str] = self.hosts.start(
-            HEAD, *command, log=self.log, PYTHONPATH=MODULES, RAY_ADDRESS=address
-        )
-
-    def workers(self) -> list[psutil.Process]:
-        return [one for name in OTHERS for one in self.hosts.processes(name, "RayTrainWorker")]
-
-    def kill_driver(self) -> None:
-        """Kill it alone: `process` only enters the host, and ends with it."""
-        for one in psutil.Process(self.process.pid).children():
-            one.kill()
-        self.process.wait()
+        self.process = self.hosts.start(HEAD, *command, log=self.log, PYTHONPATH=MODULES, RAY_ADDRESS=address)
 
     def await_step(self, step: int) -> None:
         eventually(self._is_at(step), 100, f"the workers make step {step}")
@@ -74,7 +57,5 @@ class HostTraining:
     def _is_at(self, step: int) -> Callable[[], bool]:
         return lambda: last_step(self.folder) >= step or self.process.poll() is not None
 
-    def wait(self) -> str:
-        """Wait for its end; return what the driver printed."""
+    def wait(self) -> None:
         assert self.process.wait(600) == 0, self.log.read_text()
-        return self.log.read_text()
