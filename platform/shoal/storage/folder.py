@@ -179,10 +179,11 @@ class Folder:
         return sorted(info.base_name for info in found if not durable.is_scratch(info.base_name))
 
     def files(self, name: str) -> list[str]:
-        """Return the sorted names of all files inside a sub-folder and those below it: `step-1/state.json`."""
+        """Return the sorted names of all files below a sub-folder, without scratch: `step-1/state.json`."""
         selector = _arrow_fs().FileSelector(self._path(name), allow_not_found=True, recursive=True)
         found = self._retry(lambda: self._fs.get_file_info(selector))
-        return sorted(info.path[len(self._path(name)) + 1 :] for info in found if info.is_file)
+        names = [info.path[len(self._path(name)) + 1 :] for info in found if info.is_file]
+        return sorted(one for one in names if not any(map(durable.is_scratch, one.split("/"))))
 
     def size(self, name: str) -> int:
         return int(self._fs.get_file_info(self._path(name)).size)

@@ -66,6 +66,13 @@ def test_names_are_sorted_and_an_absent_folder_has_none(folder):
     assert folder.names("nowhere") == []
 
 
+def test_files_are_all_those_below_but_what_is_not_in_its_place(folder):
+    for name in ("x/b", "x/c/d", "x/.part-1/e", "x/c/.part-2"):
+        folder.write(name, b"1")
+    assert folder.files("x") == ["b", "c/d"]
+    assert folder.files("nowhere") == []
+
+
 def test_deleting_takes_files_folders_and_nothing_at_all(folder):
     for name in ("a", "c/d", "c/e/f"):
         folder.write(name, b"x")
