@@ -47,7 +47,7 @@ class StartWatch:
         if not self._needs or now_s - self._since_s < FIND_S:
             return False
         self._room = self._room or RoomWatch(
-            self._needs, 1, frozenset(), _say, self.selector, is_pending=True
+            self._needs, 1, frozenset(), logger.warning, self.selector, is_pending=True
         )
         self._room.check()
         if now_s - self._chosen_s < CHOOSE_AFTER_S or not session.answers():
@@ -58,7 +58,3 @@ class StartWatch:
             return False
         self._room = None
         return True
-
-
-def _say(words: str) -> None:
-    logger.warning("%s", words)

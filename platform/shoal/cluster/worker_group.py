@@ -81,12 +81,12 @@ class WorkerGroup:
         why = ""
         placement = Placement(spec.sweep_folder or spec.folder)
         replays = spec.sweep_folder is None  # a trial that diverges is a result
-        with GroupSize(self._scale, self._needs, _say_waiting) as size:
+        with GroupSize(self._scale, self._needs, logger.warning) as size:
             for number in itertools.count():
                 workers = self._begin(size, number, why, hosts, folder)
                 replay = Replay(folder, earlier, placement)
                 selector = placement.selector(self._needs, workers, replay.host, number > 0)
-                room = RoomWatch(self._needs, workers, hosts, _say_waiting, selector)
+                room = RoomWatch(self._needs, workers, hosts, logger.warning, selector)
                 with GroupWatch(workers, room, size, replay) as watch:
                     error = self._attempt(
                         replace(spec, start=folder.begin_start()), workers, folder, decide, watch
@@ -250,10 +250,6 @@ def _interrupted() -> Interrupted:
 def _last_step(folder: RunFolder) -> int:
     outcome = folder.load(Outcome)
     return outcome.progress.step if outcome else 0
-
-
-def _say_waiting(words: str) -> None:
-    logger.warning("%s", words)
 
 
 class StopPatience:
