@@ -82,11 +82,11 @@ class Placement:
         """Return the label selector that leaves hosts out, or None where there is nothing to leave out.
 
         Args:
-            needs: of each worker, by Ray's names of resources.
+            needs: of each worker, by Ray's names of resources; where it is nothing, no host is left out.
             suspect: a host to avoid for once, before all others.
             waits: whether workers of an earlier attempt may still leave room.
         """
-        if not session.answers():
+        if not needs or not session.answers():
             return None
         nodes = live_nodes()
         there = {node.host for node in nodes}

@@ -85,8 +85,7 @@ class _SweepRun(RunLifecycle):
         kind = session.connect(self.config.scale, spare_cpus(base))
         needs = self._plan.actor_resources(kind)
         # Of trials with several workers, each places its own.
-        placement = Placement(self.folder.uri)
-        choose = partial(placement.selector, needs, 1) if needs else lambda: None
+        choose = partial(Placement(self.folder.uri).selector, needs, 1)
         selector = choose()
         slots = self._plan.slots(resources_beside(selector), spare_cpus(base), kind)
         # The actors start, and import torch, while the data set is put.
