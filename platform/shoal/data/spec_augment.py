@@ -21,17 +21,18 @@ def blank_stripes(spectrograms: Tensor, lengths: Tensor, draws: Tensor, bands: i
         bands: of a stripe, at most; 0: no stripes.
         frames: of a stretch, at most; 0: no stretches.
     """
-    count = spectrograms.new_full((len(spectrograms),), spectrograms.shape[2], dtype=torch.float64)
-    most = (lengths * SHARE).clamp(max=frames)
-    kept = torch.ones_like(spectrograms, dtype=torch.bool)
-    for number in range(STRIPES):
-        of_bands, of_frames = draws[:, 4 * number :][:, :2], draws[:, 4 * number :][:, 2:4]
+    rows, size, width = spectrograms.shape
+    most_frames = (lengths * SHARE).clamp(max=frames)
+    all_bands = torch.full_like(draws[:, 0], width)
+    most_bands = torch.full_like(all_bands, bands)
+    blank_bands = torch.zeros((rows, width), dtype=torch.bool, device=draws.device)
+    blank_frames = torch.zeros((rows, size), dtype=torch.bool, device=draws.device)
+    for drawn in draws.split(4, dim=1):
         if bands:
-            stripe = _inside(spectrograms.shape[2], count, count.new_full(count.shape, bands), of_bands)
-            kept &= ~stripe[:, None, :]
+            blank_bands |= _inside(width, all_bands, most_bands, drawn[:, :2])
         if frames:
-            kept &= ~_inside(spectrograms.shape[1], lengths, most, of_frames)[:, :, None]
-    return spectrograms * kept
+            blank_frames |= _inside(size, lengths, most_frames, drawn[:, 2:])
+    return spectrograms.masked_fill(blank_frames[:, :, None] | blank_bands[:, None, :], 0.0)
 
 
 def _inside(size: int, whole: Tensor, most: Tensor, draws: Tensor) -> Tensor:

@@ -55,14 +55,14 @@ class SpeechRecognition(Task):
         """Return the rows cut to about the longest of them, and in training with blanks that each epoch draws anew."""
         name, spectrograms, lengths = _parts(batch)
         targets = only_tensor(batch.targets)
+        longest, units = int(lengths.max()), int((targets >= 0).sum(1).max())
+        seen = spectrograms[:, : -(-longest // FRAMES_STEP) * FRAMES_STEP]
         if epoch is not None and (self.mask_bands or self.mask_frames):
             # One band tells recordings apart.
             heard = spectrograms[:, :, :1].float().contiguous().view(torch.int32).long()
             draws = uniform(row_keys(heard, self.seed + 1 + epoch), 4 * STRIPES, 0)
-            spectrograms = blank_stripes(spectrograms, lengths, draws, self.mask_bands, self.mask_frames)
-        longest, units = int(lengths.max()), int((targets >= 0).sum(1).max())
-        frames = -(-longest // FRAMES_STEP) * FRAMES_STEP
-        inputs = {name: spectrograms[:, :frames].float(), LENGTHS: lengths}
+            seen = blank_stripes(seen, lengths, draws, self.mask_bands, self.mask_frames)
+        inputs = {name: seen.float(), LENGTHS: lengths}
         return replace(batch, inputs=inputs, targets=targets[:, : max(1, units)])
 
     def own_total(self, outputs: Tensor, batch: Batch) -> Tensor:
