@@ -87,3 +87,15 @@ class ArrayStats:
 def _cut(lengths: Lengths) -> int:
     """Return a length at which padding takes less than `PADDED_TIMES` the entries."""
     return max(1, PADDED_TIMES * lengths.total // (2 * lengths.rows))
+
+
+def longest_kept(lengths: np.ndarray, entry_bytes: int) -> int:
+    """Return up to which length rows can be padded to the longest, where those that are longer are left out.
+
+    Args:
+        lengths: [n] entries of each row, n > 0.
+    """
+    lengths = np.sort(lengths)
+    padded = np.arange(1, len(lengths) + 1) * lengths * entry_bytes
+    held = np.cumsum(lengths) * entry_bytes
+    return int(lengths[padded <= np.maximum(PADDED_BYTES, PADDED_TIMES * held)][-1])

@@ -77,8 +77,8 @@ class DataConfig(Section):
     )
     on_bad: Literal["stop", "skip"] = Field(
         "stop",
-        description="task=speech_recognition: recordings that cannot be used (empty, unreadable, without a text, or "
-        "too short for it) stop the run, or are left out and counted",
+        description="task=speech_recognition: recordings that cannot be used (empty, unreadable, without a text, too "
+        "short for it, or much longer than the others) stop the run, or are left out and counted",
     )
     columns: dict[str, ColumnKind] = Field(
         default_factory=dict,

@@ -222,6 +222,25 @@ def test_what_is_broken_stops_the_run_by_name_or_is_left_out_and_counted(tmp_pat
     assert note.endswith(": left out")
 
 
+def test_a_recording_much_longer_than_the_others_stops_the_run_or_is_left_out(tmp_path):
+    lines = ["path\tsentence\tsplit"]
+    for number in range(60):
+        soundfile.write(tmp_path / f"{number}.wav", tone(seconds=1 + number / 60, seed=number), RATE)
+        lines.append(f"{number}.wav\tyes no\ttrain")
+    soundfile.write(
+        tmp_path / "long.flac", np.zeros(1_200 * RATE, dtype=np.int16), RATE
+    )  # 61 of these: 1.2 GB
+    (tmp_path / "all.tsv").write_text("\n".join([*lines, "long.flac\tno\ttrain"]))
+    with pytest.raises(
+        DataError, match=r"long\.flac' \(1200 s long, and those that are kept have 1\.5 s on.*on_bad=skip"
+    ):
+        opened(f"audio:{tmp_path}")
+    source, spec = opened(f"audio:{tmp_path}", on_bad="skip")
+    inspect_source(source, spec)  # which refuses too much padding
+    assert len(rows(source)[TRAIN]) == 60
+    assert "1 recording cannot be used: " in source.notes[0]
+
+
 def test_a_list_without_texts_or_recordings_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(), RATE)
     with pytest.raises(DataError, match="has 1 recordings and no list of their texts"):

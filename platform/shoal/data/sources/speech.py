@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from shoal.data.array_stats import longest_kept
 from shoal.data.audio import MAX_RATE, AudioFormat, outputs_of
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
@@ -111,6 +112,8 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
         usable = _usable(heard, rate, options.rule, bad)
     if options.compose:
         usable = _strung(usable, rate, options.compose)
+    if not options.trained:  # what is trained on is kept padded
+        usable = _of_like_length(usable, rate, bad)
     form = options.trained or AudioFormat(rate=rate, units=_units(usable, options.units))
     by_split = _rows(usable, form, bad)
     if bad and not options.skips:
@@ -197,6 +200,20 @@ def _strung(usable: Sequence[Usable], rate: int, how: Compose) -> list[Usable]:
         strings = composed(own, sounds, split, how) if own else []
         found += [Usable.of(string, split, string.sound.wave(rate)) for string in strings]
     return found
+
+
+def _of_like_length(usable: Sequence[Usable], rate: int, bad: Bad) -> list[Usable]:
+    """Return recordings that can be padded to the longest of them; those that are too long are added to `bad`."""
+    lengths = np.array([one.samples for one in usable], dtype=np.int64)
+    longest = longest_kept(lengths, np.dtype(np.int16).itemsize) if len(usable) else 0
+    mean_s = lengths[lengths <= longest].mean() / rate if len(usable) else 0.0
+    for one in usable:
+        if one.samples > longest:
+            reason = (
+                f"{one.samples / rate:.0f} s long, and those that are kept have {mean_s:.1f} s on average"
+            )
+            bad.append((one.recording.sound.name, f"{reason}: all are padded to the longest"))
+    return [one for one in usable if one.samples <= longest]
 
 
 def _units(usable: Sequence[Usable], name: str) -> str:
