@@ -135,6 +135,38 @@ def test_a_box_of_three_numbers_is_refused_with_its_picture(tmp_path, name):
         opened(folder)
 
 
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_ids_that_are_not_unique_are_refused(tmp_path, kind):
+    """Of two images with one id, one would be gone, and the other have its boxes."""
+    folder = write_coco(tmp_path / "coco", pictures())
+    path = folder / "annotations" / "instances_train2017.json"
+    data = json.loads(path.read_text())
+    data[kind].append(data[kind][0] | {"file_name": "other.png", "name": "other"})
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=f"has several {kind} with id {data[kind][0]['id']}: give each"):
+        opened(folder)
+
+
+def test_a_polygon_with_a_word_is_refused_with_its_line(tmp_path):
+    folder = write_yolo(tmp_path / "yolo", pictures())
+    (folder / "labels" / "train" / "0000.txt").write_text("0 0.1 0.1 0.5 0.1 x 0.5")
+    with pytest.raises(DataError, match=r"0000.png \(line 1\)' has the polygon \["):
+        opened(folder / "data.yaml")
+
+
+def test_a_list_of_images_may_have_spaces_in_their_names(tmp_path):
+    folder = write_yolo(tmp_path / "yolo", pictures())
+    images = sorted((folder / "images" / "train").iterdir())
+    labels = folder / "labels" / "train" / f"{images[0].stem}.txt"
+    images[0].rename(images[0].with_name("my first.png"))
+    labels.rename(labels.with_name("my first.txt"))
+    listed = ["images/train/my first.png", *(f"images/train/{image.name}" for image in images[1:])]
+    (folder / "train.txt").write_text("\n".join(listed) + "\n\n")
+    data_file = folder / "data.yaml"
+    data_file.write_text(yaml.safe_dump(yaml.safe_load(data_file.read_text()) | {"train": "train.txt"}))
+    assert sum(len(targets) for _, targets in rows(opened(data_file))) == len(pictures())
+
+
 def test_a_picture_of_another_size_than_its_annotation_says_is_refused(tmp_path):
     folder = write_voc(tmp_path / "data", pictures())
     other = io.BytesIO()

@@ -28,8 +28,8 @@ def read_coco(files: Files, names: list[str]) -> Annotations:
         names: of the files; with several, each names its split.
 
     Raises:
-        DataError: a file is damaged, images are missing or annotated twice, a box has not four numbers, or an
-            annotation is of no image or category.
+        DataError: a file is damaged, images are missing or annotated twice, a box has not four numbers, ids are
+            not unique, or an annotation is of no image or category.
     """
     dropped, images, missing = Dropped(), [], []
     seen: set[str] = set()
@@ -57,8 +57,8 @@ def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | 
     where = f"'{name}' of data.source='{files.uri}'"
     try:
         data = json.loads(files.text(name))
-        labels = {one["id"]: str(one["name"]) for one in data["categories"]}
-        listed = {one["id"]: one for one in data["images"]}
+        labels = {number: str(one["name"]) for number, one in _by_id(data, "categories", where).items()}
+        listed = _by_id(data, "images", where)
         boxes: dict[Any, list[Box]] = {number: [] for number in listed}
         for annotation in data["annotations"]:
             _add(annotation, boxes, labels, listed, dropped, where)
@@ -70,6 +70,16 @@ def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | 
             f"{where} is no COCO JSON ({type(error).__name__}: {error}): it needs images with id, file_name, width and "
             "height, categories with id and name, and annotations with image_id, category_id and bbox"
         ) from None
+
+
+def _by_id(data: dict[str, Any], kind: str, where: str) -> dict[Any, dict[str, Any]]:
+    """Return the images or categories by their ids."""
+    found: dict[Any, dict[str, Any]] = {}
+    for one in data[kind]:
+        if one["id"] in found:
+            raise DataError(f"{where} has several {kind} with id {one['id']}: give each an id of its own")
+        found[one["id"]] = one
+    return found
 
 
 def _add(

@@ -68,7 +68,7 @@ def _images_of(files: Files, name: str, data: dict[str, Any], place: object, mis
     for one in place if isinstance(place, list) else [place]:
         path = _resolved(files, name, str(data.get("path") or ""), str(one))
         if path in files.sizes and path.endswith(".txt"):
-            for line in files.text(path).split():
+            for line in filter(None, map(str.strip, files.text(path).splitlines())):
                 image = files.find_image(line, path)
                 (found if image else missing).append(image or line)
         else:
@@ -127,7 +127,12 @@ def _boxes(files: Files, path: str, size: Size, classes: dict[int, str]) -> list
 
 def _sides(words: list[str], image: str, size: Size) -> tuple[float, float, float, float]:
     if len(words) > 5 and len(words) % 2 == 0:
-        x, y = [float(word) for word in words[::2]], [float(word) for word in words[1::2]]
+        try:
+            x, y = [float(word) for word in words[::2]], [float(word) for word in words[1::2]]
+        except ValueError:
+            raise DataError(
+                f"image '{image}' has the polygon {words!r}, not all of which are numbers; fix its annotation"
+            ) from None
         left, top, right, bottom = min(x), min(y), max(x), max(y)
     else:
         middle_x, middle_y, width, height = four_numbers(words, image)
