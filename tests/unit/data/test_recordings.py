@@ -145,7 +145,48 @@ def as_hugging_face(folder, names, splits):
     return f"huggingface:{folder}/saved"
 
 
-FORMS = (as_table, as_common_voice, as_nemo, as_lhotse, as_kaldi, as_librispeech, as_hugging_face)
+def as_ljspeech(folder, names, splits):
+    for split in (TRAIN, TEST):
+        part = folder / split
+        (part / "wavs").mkdir(parents=True)
+        for name, text, s in zip(names, TEXTS, splits, strict=True):
+            if s == split:
+                (folder / f"{name}.flac").rename(part / "wavs" / f"{name}.flac")
+                with (part / "metadata.csv").open("a") as file:
+                    file.write(f'{name}|"{text.upper()}, once|{text}\n')
+    return f"audio:{folder}"
+
+
+def as_texts_beside(folder, names, splits):
+    for name, text, split in zip(names, TEXTS, splits, strict=True):
+        (folder / split).mkdir(exist_ok=True)
+        (folder / f"{name}.flac").rename(folder / split / f"{name}.flac")
+        (folder / split / f"{name}.txt").write_text(f"{text}\n")
+    return f"audio:{folder}"
+
+
+def as_list_of_another_machine(folder, names, splits):
+    """Whose recordings have been converted since, and two of whose folders hold the same file names."""
+    lines = ["wav_filename,wav_filesize,transcript,split"]
+    for name, text, split in zip(names, TEXTS, splits, strict=True):
+        (folder / "x" / split).mkdir(exist_ok=True, parents=True)
+        (folder / f"{name}.flac").rename(folder / "x" / split / f"{int(name[-1]) % 4}.flac")
+        lines.append(f"/data/{split}/{int(name[-1]) % 4}.mp3,100,{text},{split}")
+    (folder / "all.csv").write_text("\n".join(lines))
+    return f"audio:{folder}"
+
+
+FORMS = (
+    as_table,
+    as_common_voice,
+    as_nemo,
+    as_lhotse,
+    as_kaldi,
+    as_librispeech,
+    as_hugging_face,
+    as_ljspeech,
+)
+FORMS += (as_texts_beside, as_list_of_another_machine)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -220,6 +261,15 @@ def test_what_is_broken_stops_the_run_by_name_or_is_left_out_and_counted(tmp_pat
     assert rows(source) == {TRAIN: [("yes no", 6400)], TEST: [("yes", 6400)]}
     [note] = source.notes
     assert note.endswith(": left out")
+
+
+def test_a_name_that_several_files_have_is_not_guessed(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        soundfile.write(tmp_path / folder / "1.wav", tone(), RATE)
+    (tmp_path / "all.tsv").write_text("path\tsentence\nsome/1.wav\tyes\n")
+    with pytest.raises(DataError, match=r"'some/1\.wav' \(there is no such file\)"):
+        opened(f"audio:{tmp_path}")
 
 
 def test_a_recording_much_longer_than_the_others_stops_the_run_or_is_left_out(tmp_path):

@@ -11,8 +11,9 @@
 - `boxes`: images with boxes of objects, as `annotated` by the readers `coco`, `voc`, `yolo` and `objects_column`;
   `synthetic_boxes` makes some
 - `text`, `text_column`: rows of tokens, by `corpus`
-- `speech`: rows of recordings; `recordings`: these with their texts, of files (`audio`, decoded by `encoded_audio`), of
-  columns, of a synthesiser (`spoken_digits`), or strung together (`strings`)
+- `speech`: rows of recordings; `recordings`: these with their texts, of files (`audio`, found by
+  `recording_files`, decoded by `encoded_audio`), of columns, of a synthesiser (`spoken_digits`), or strung together
+  (`strings`)
 - `image_column`: encoded images among rows become pixels
 - `arrow`: Arrow tables and pandas columns become arrays
 

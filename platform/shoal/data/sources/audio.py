@@ -1,7 +1,8 @@
 """Lists the recordings of `audio:PATH`: tables, manifests and trees, as corpora of speech are published.
 
-A folder with a .csv or .tsv of paths and texts (as Common Voice's); manifests of NeMo (.jsonl, .json) and cuts of
-Lhotse (.jsonl, .jsonl.gz); LibriSpeech's tree; data folders of Kaldi (wav.scp and text). No recording is opened.
+A folder with a .csv or .tsv of paths and texts (as Common Voice's, or LJSpeech's without a header); manifests of NeMo
+(.jsonl, .json) and cuts of Lhotse (.jsonl, .jsonl.gz); LibriSpeech's tree; data folders of Kaldi (wav.scp and text); a
+.txt beside each recording. No recording is opened.
 """
 
 import csv
@@ -12,17 +13,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from shoal.data.read_options import ReadOptions
 from shoal.data.sampler import split_named
 from shoal.data.sources.base import filesystem_of
 from shoal.data.sources.encoded_audio import SUFFIXES, Encoded
 from shoal.data.sources.files import given_splits, list_files
+from shoal.data.sources.recording_files import ListedFiles
 from shoal.data.sources.recordings import (
     PATHS,
     SPEAKERS,
     SPLIT_COLUMNS,
+    TEXTS,
     Recording,
     clean,
     find_column,
@@ -32,7 +35,8 @@ from shoal.errors import DataError
 
 TABLES, MANIFESTS = (".csv", ".tsv"), (".jsonl", ".jsonl.gz", ".json")
 TRANSCRIPTS, SCRIPT = ".trans.txt", "wav.scp"  # of LibriSpeech, and of Kaldi
-CLIPS = ("", "clips", "wavs", "wav", "audio")  # folders beside a table that its paths may begin in
+DELIMITERS = (",", "\t", "|", ";")
+UNQUOTED = ("\t", "|")  # delimiters of Common Voice and LJSpeech, whose sentences hold quotation marks
 
 # From a source's URI, a file and its split to the recordings that it lists.
 Lister = Callable[[str, str, str | None], Iterator[Recording]]
@@ -68,11 +72,27 @@ def list_recordings(uri: str, location: str, label: str, options: ReadOptions) -
             if not found:
                 raise DataError(f"data.source='{uri}': '{lists[0]}' lists no recordings: name one that does")
             return found
-    raise DataError(
-        f"data.source='{uri}' has {sum(name.lower().endswith(SUFFIXES) for name in names.values())} recordings and no "
-        "list of their texts: give a .csv or .tsv with the columns path and text, a .jsonl manifest, wav.scp and text, "
-        "or LibriSpeech's tree"
+    recordings = tuple(path for path in paths if names[path].lower().endswith(SUFFIXES))
+    texts = {_without_ending(path): path for path in paths if names[path].lower().endswith(".txt")}
+    if not texts.keys() & set(map(_without_ending, recordings)):
+        raise DataError(
+            f"data.source='{uri}' has {len(recordings)} recordings and no list of their texts: give a .csv or .tsv "
+            "with the columns path and text, a .jsonl manifest, wav.scp and text, LibriSpeech's tree, or beside each "
+            "recording a .txt of the same name"
+        )
+    return tuple(
+        _with_text_beside(uri, path, texts.get(_without_ending(path)), split)
+        for path, split in _splits(uri, location, recordings).items()
     )
+
+
+def _without_ending(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def _with_text_beside(uri: str, path: str, text: str | None, split: str | None) -> Recording:
+    said = _text_of(uri, text) if text else ""
+    return Recording(Encoded(os.path.basename(path), path), clean(said), split)
 
 
 def _splits(uri: str, location: str, lists: tuple[str, ...]) -> dict[str, str | None]:
@@ -102,52 +122,71 @@ def _text_of(uri: str, path: str, encoding: str | None = None) -> str:
         ) from None
 
 
-def _place(path: str, listed_in: str) -> str:
-    """Return where a listed file lies: paths begin at the list's folder, or in the folder of its recordings."""
-    if "://" in path or os.path.isabs(path):
-        return path
-    folder = os.path.dirname(listed_in)
-    if "://" in folder:
-        return f"{folder}/{path}"
-    for clips in CLIPS:
-        if os.path.isfile(place := os.path.join(folder, clips, path)):
-            return place
-    here = os.path.abspath(path)
-    return here if os.path.isfile(here) else os.path.join(folder, CLIPS[0], path)
+class _Layout(NamedTuple):
+    """How a table is written.
+
+    Attributes:
+        has_header: whether its first line names the columns.
+    """
+
+    delimiter: str
+    columns: list[str]
+    has_header: bool
+
+
+def _quoting(delimiter: str) -> Literal[0, 3]:
+    return csv.QUOTE_NONE if delimiter in UNQUOTED else csv.QUOTE_MINIMAL
+
+
+def _layout(text: str, delimiters: tuple[str, ...], files: ListedFiles) -> _Layout:
+    """Return the layout of a table: the first line names the paths' column, or begins with a recording."""
+    first = next(filter(str.strip, text.splitlines()), "")
+    found = []
+    for delimiter in delimiters:
+        cells = next(csv.reader([first], delimiter=delimiter, quoting=_quoting(delimiter)), [])
+        found.append(_Layout(delimiter, cells, has_header=True))
+        if any(cell.lower() in PATHS for cell in cells):
+            return found[-1]
+        if len(cells) > 1 and files.is_there(cells[0]):
+            between = [f"column {number}" for number in range(2, len(cells))]
+            return _Layout(delimiter, [PATHS[0], *between, TEXTS[0]], has_header=False)
+    return found[0]
 
 
 def _table(uri: str, path: str, split: str | None, label: str, options: ReadOptions) -> Iterator[Recording]:
     """Read a table of paths and texts; a column `split` divides it, a column `speaker` names who speaks."""
-    is_tabs = path.lower().endswith(".tsv")
-    text = _text_of(uri, path, options.encoding)
-    delimiter = options.delimiter or ("\t" if is_tabs else ",")
-    # Common Voice quotes nothing, and its sentences hold quotation marks.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if is_tabs else csv.QUOTE_MINIMAL
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, restval="")
-    columns = list(rows.fieldnames or [])
+    text, files = _text_of(uri, path, options.encoding), ListedFiles(path)
+    usual = "\t" if path.lower().endswith(".tsv") else ","
+    likely = (options.delimiter,) if options.delimiter else tuple(dict.fromkeys((usual, *DELIMITERS)))
+    layout = _layout(text, likely, files)
+    columns = layout.columns
     file = find_column(uri, PATHS, columns, "paths", "name one of them path")
     texts = find_column(uri, text_names(label), columns, "texts", "set data.label")
     lower = {column.lower(): column for column in columns}
     who, divided = (
         next((lower[name] for name in some if name in lower), None) for some in (SPEAKERS, SPLIT_COLUMNS)
     )
+    rows = csv.DictReader(
+        io.StringIO(text, newline=""),
+        None if layout.has_header else columns,
+        delimiter=layout.delimiter,
+        quoting=_quoting(layout.delimiter),
+        restval="",
+    )
     for row in rows:
         stated = split if split is not None or divided is None else split_named(row[divided])
         yield Recording(
-            Encoded(row[file], _place(row[file], path)),
-            clean(row[texts]),
-            stated,
-            row[who] if who else None,
+            Encoded(row[file], files.place(row[file])), clean(row[texts]), stated, row[who] if who else None
         )
 
 
 def _manifest(uri: str, path: str, split: str | None) -> Iterator[Recording]:
     """Read lines of JSON: of NeMo's manifests, or cuts of Lhotse."""
-    text = _text_of(uri, path)
+    text, files = _text_of(uri, path), ListedFiles(path)
     for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
         try:
             item = json.loads(line)
-            yield _cut(item, path, split) if "recording" in item else _item(item, path, split)
+            yield _cut(item, files, split) if "recording" in item else _item(item, files, split)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"data.source='{uri}': line {number} of '{path}' is no recording ({type(error).__name__}: {error}): a "
@@ -155,19 +194,19 @@ def _manifest(uri: str, path: str, split: str | None) -> Iterator[Recording]:
             ) from None
 
 
-def _item(item: Mapping[str, Any], path: str, split: str | None) -> Recording:
+def _item(item: Mapping[str, Any], files: ListedFiles, split: str | None) -> Recording:
     duration = item.get("duration") if "offset" in item else None
     speaker = item.get("speaker")
     name = str(item["audio_filepath"])
     return Recording(
-        Encoded(name, _place(name, path), float(item.get("offset", 0.0)), duration),
+        Encoded(name, files.place(name), float(item.get("offset", 0.0)), duration),
         clean(item.get("text")),
         split,
         None if speaker is None else str(speaker),
     )
 
 
-def _cut(item: Mapping[str, Any], path: str, split: str | None) -> Recording:
+def _cut(item: Mapping[str, Any], files: ListedFiles, split: str | None) -> Recording:
     [recorded] = item["recording"]["sources"]
     if recorded["type"] != "file":
         raise ValueError(f"its source is a {recorded['type']}")
@@ -175,7 +214,7 @@ def _cut(item: Mapping[str, Any], path: str, split: str | None) -> Recording:
     return Recording(
         Encoded(
             str(item["id"]),
-            _place(str(recorded["source"]), path),
+            files.place(str(recorded["source"])),
             float(item["start"]),
             float(item["duration"]),
         ),
@@ -187,16 +226,18 @@ def _cut(item: Mapping[str, Any], path: str, split: str | None) -> Recording:
 
 def _librispeech(uri: str, path: str, split: str | None) -> Iterator[Recording]:
     """Read SPEAKER-CHAPTER.trans.txt, beside which each recording lies under its own name."""
-    folder = os.path.dirname(path)
+    files = ListedFiles(path)
     for name, text in _named_lines(uri, path):
-        yield Recording(Encoded(f"{name}.flac", f"{folder}/{name}.flac"), text, split, name.partition("-")[0])
+        yield Recording(
+            Encoded(f"{name}.flac", files.place(f"{name}.flac")), text, split, name.partition("-")[0]
+        )
 
 
 def _kaldi(uri: str, path: str, split: str | None) -> Iterator[Recording]:
     """Read a data folder of Kaldi: wav.scp, text, and where they are there segments and utt2spk."""
-    folder = os.path.dirname(path)
-    files = dict(_named_lines(uri, path))
-    piped = next((name for name, place in files.items() if place.endswith("|")), None)
+    folder, files = os.path.dirname(path), ListedFiles(path)
+    listed = dict(_named_lines(uri, path))
+    piped = next((name for name, place in listed.items() if place.endswith("|")), None)
     if piped is not None:
         raise DataError(
             f"data.source='{uri}': '{piped}' of '{path}' is a command, and none is run: name files of recordings"
@@ -204,14 +245,12 @@ def _kaldi(uri: str, path: str, split: str | None) -> Iterator[Recording]:
     texts = dict(_named_lines(uri, f"{folder}/text"))
     speakers = dict(_named_lines(uri, f"{folder}/utt2spk")) if Path(f"{folder}/utt2spk").is_file() else {}
     if not Path(f"{folder}/segments").is_file():
-        for name, place in files.items():
-            yield Recording(
-                Encoded(name, _place(place, path)), texts.get(name, ""), split, speakers.get(name)
-            )
+        for name, place in listed.items():
+            yield Recording(Encoded(name, files.place(place)), texts.get(name, ""), split, speakers.get(name))
         return
     for name, where in _named_lines(uri, f"{folder}/segments"):
         recording, start, end = where.split()
-        sound = Encoded(name, _place(files[recording], path), float(start), float(end) - float(start))
+        sound = Encoded(name, files.place(listed[recording]), float(start), float(end) - float(start))
         yield Recording(sound, texts.get(name, ""), split, speakers.get(name))
 
 

@@ -15,7 +15,18 @@ from shoal.data.values import is_missing
 from shoal.errors import DataError, nearest
 
 # As tables call their columns, the likeliest first.
-PATHS = ("path", "file", "filename", "file_name", "audio", "audio_filepath", "audio_file", "wav")
+PATHS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "audio",
+    "audio_filepath",
+    "audio_file",
+    "audio_path",
+    "wav_filename",
+    "wav",
+)
 TEXTS = ("sentence", "text", "transcript", "transcription", "normalized_text")
 SPEAKERS = ("speaker", "client_id", "speaker_id")
 SPLIT_COLUMNS = ("split", "subset")

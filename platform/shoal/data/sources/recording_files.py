@@ -1,0 +1,60 @@
+"""Finds the recordings that a list names: where it says, or elsewhere below the list's own folder.
+
+Lists name files in other machines' folders, with the ending from before they were converted, or without one. It knows
+paths; independent of what a list looks like and of what is in a recording.
+"""
+
+import os
+from functools import cached_property
+from itertools import takewhile
+
+from shoal.data.sources.encoded_audio import SUFFIXES
+
+CLIPS = ("", "clips", "wavs", "wav", "audio")  # folders beside a list that its paths may begin in
+
+
+class ListedFiles:
+    """The recordings of a list, which lies on a disk or in an object store."""
+
+    def __init__(self, listed_in: str) -> None:
+        self._folder = os.path.dirname(listed_in)
+
+    def place(self, path: str) -> str:
+        """Return where a listed recording lies; if it is nowhere, where it would lie in the list's folder."""
+        found = self._found(path)
+        return os.path.join(self._folder, path) if found is None else found
+
+    def is_there(self, path: str) -> bool:
+        """Whether there is such a recording; what lies in an object store is not looked up."""
+        return self._found(path) is not None and "://" not in self._folder
+
+    def _found(self, path: str) -> str | None:
+        if "://" in path:
+            return path
+        if "://" in self._folder:
+            return f"{self._folder}/{path}"
+        tried = (*(os.path.join(self._folder, clips, path) for clips in CLIPS), os.path.abspath(path))
+        return next(filter(os.path.isfile, tried), None) or self._named_alike(path)
+
+    def _named_alike(self, path: str) -> str | None:
+        """Return the recording whose path ends as a listed one for the most parts; None: none, or several do."""
+        *folders, name = path.replace("\\", "/").split("/")
+        by_likeness: dict[int, list[str]] = {}
+        for place in self._by_name.get(name) or self._by_name.get(os.path.splitext(name)[0]) or ():
+            pairs = zip(reversed(os.path.dirname(place).split(os.sep)), reversed(folders), strict=False)
+            same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            by_likeness.setdefault(same, []).append(place)
+        best = by_likeness[max(by_likeness)] if by_likeness else []
+        return best[0] if len(best) == 1 else None
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """The recordings below the list's folder by their file names, and by these without an ending."""
+        found: dict[str, list[str]] = {}
+        for folder, _, names in os.walk(self._folder):
+            for name in names:
+                stem, ending = os.path.splitext(name)
+                if ending.lower() in SUFFIXES:
+                    for called in (name, stem):
+                        found.setdefault(called, []).append(os.path.join(folder, name))
+        return found
