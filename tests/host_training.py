@@ -54,6 +54,9 @@ class HostTraining:
     def await_step(self, step: int) -> None:
         eventually(self._is_at(step), 100, f"the workers make step {step}")
 
+    def await_worker(self, host: str) -> None:
+        eventually(lambda: bool(self.hosts.processes(host, "RayTrainWorker")), 120, f"a worker on {host}")
+
     def _is_at(self, step: int) -> Callable[[], bool]:
         return lambda: last_step(self.folder) >= step or self.process.poll() is not None
 

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 READ_EVERY_S = 0.5
 UNREACHED = "its host does not answer"
+ASK_S = 5.0  # the board, which is on this host
 END_AGAIN_S = 60.0  # where the processes of a hang have not ended
 
 
@@ -132,6 +133,9 @@ class GroupWatch:
         self.hang = self.hang or hang
         self._end_s = time.monotonic() + END_AGAIN_S
         self._reports = end_workers(hang.workers) | self._reports
+        unreached = [one.rank for one in hang.workers if one.rank not in self._reports]
+        if unreached:
+            _give_up(self.board, unreached)
 
     def _leave_what_is_drained(self) -> None:
         """Ask the workers for a checkpoint and their end, if a host of theirs is about to leave."""
@@ -199,6 +203,14 @@ class GroupWatch:
             with contextlib.suppress(ray.exceptions.RayError):
                 self._reports = last_lines([self.statuses[rank] for rank in dead if rank in self.statuses])
         return faults
+
+
+def _give_up(board: Any, ranks: list[int]) -> None:
+    """Have Ray count workers as dead whose hosts do not answer: it would wait for their nodes, a minute and more."""
+    import ray
+
+    for actor in ray.get(board.actors.remote(ranks), timeout=ASK_S):
+        ray.kill(actor)
 
 
 def _checkpoint_step(folder: RunFolder, earlier: FailureRecord | None) -> int | None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,16 @@ class StatusBoard:
 
     def __init__(self) -> None:
         self._said: dict[int, tuple[WorkerStatus, float]] = {}
+        self._actors: dict[int, Any] = {}
         self._leave = False
+
+    def join(self, rank: int, actor: Any) -> None:
+        """Note in which actor a worker is."""
+        self._actors[rank] = actor
+
+    def actors(self, ranks: Collection[int]) -> list[Any]:
+        """Return the handles of the actors in which some workers are."""
+        return [actor for rank, actor in self._actors.items() if rank in ranks]
 
     def say(self, status: WorkerStatus) -> bool:
         """Note a status; return whether the workers are to write a checkpoint and end."""
@@ -71,6 +80,10 @@ def this_node() -> str:
 @contextlib.contextmanager
 def speaking(board: Any, rank: int, clock: Clock) -> Iterator[Callable[[], bool]]:
     """Say on a board, meanwhile, what the thread that calls this does; yield whether the driver asks it to leave."""
+    import ray
+
+    with contextlib.suppress(RuntimeError):  # not in an actor
+        board.join.remote(rank, ray.get_runtime_context().current_actor)
     speaker = _Speaker(board, Observer(rank, clock))
     speaker.start()
     try:
