@@ -9,7 +9,7 @@ import psutil
 import pytest
 from sweeps import CONFIG, QUICK, children, points, sweep
 
-from running import Place, eventually, still_runs
+from running import SLOW_MODULE, Place, eventually, last_step, still_runs
 
 pytestmark = pytest.mark.long
 
@@ -64,6 +64,27 @@ def test_a_killed_driver_is_resumed_and_ends_as_an_uninterrupted_sweep_of_one_tr
     assert children(result) == children(expected)
     assert any((trials / result["run_name"] / "trials" / name / "result.json").stat().st_mtime < seen
                for name in points(result)), "what was finished is not run again"  # fmt: skip
+
+
+def test_losses_of_a_process_before_a_later_checkpoint_count_no_more(place: Place) -> None:
+    """Three kills, where one is allowed without a checkpoint between."""
+    place.add_module("slow", SLOW_MODULE)
+    settings = ("data.source=synthetic:classification?rows=1000", "train.epochs=1000", "train.max_steps=1200")
+    settings += ("model.name=slow:Net", "checkpoint.every_steps=50", "optim.lr=0.01,0.02", "run_name=sweep")
+    process = place.start("tune", *settings, "tune.max_concurrent_trials=1", "scale.max_failures=1")
+    trial = place.folder("sweep/trials/t0000")
+    for kill in range(3):
+        eventually(lambda at=200 * (kill + 1): last_step(trial) >= at, 120, "the trial has gone further")
+        [actor] = [
+            one
+            for one in psutil.Process(process.pid).children(recursive=True)
+            if still_runs(one, "TrialActor")
+        ]
+        actor.kill()
+    done = place.wait(process)
+    assert done.code == 0, done.out + done.err
+    assert done.err.count("it goes on from its last checkpoint, 1 of 1") == 3
+    assert done.result["trials"] == {"planned": 2, "ended": 2, "finished": 2}
 
 
 def test_an_interrupt_closes_every_run_and_the_sweep_is_extended_and_finished_later(shared: Place) -> None:

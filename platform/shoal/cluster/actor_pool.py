@@ -25,6 +25,7 @@ from shoal.training.loop import Decision
 
 logger = logging.getLogger(__name__)
 
+ANSWER_S = 5.0  # of an idle process that is asked whether it lives
 CLOSE_S = 5.0  # `ray.kill` waits for Ray's server, and after 60 s ends the process
 
 Key = TypeVar("Key")
@@ -165,6 +166,7 @@ class ActorPool(Generic[Key]):
         except RayError as error:
             hang, host = self._watch.hangs.get(actor), self._watch.leaving.get(actor)
             lost = ActorLost(hang, False, is_hang=True) if hang else _lost(error, actor_id(actor))
+            self._drop_lost_idle()
             return [(key, replace(lost, was_drained=host is not None))]
         if isinstance(events[-1], TrialEnded):
             if actor in self._watch.leaving:  # Ray starts the next one elsewhere
@@ -186,11 +188,26 @@ class ActorPool(Generic[Key]):
         self._idle.append(actor)
         return []
 
+    def _drop_lost_idle(self) -> None:
+        """Keep the idle actors that answer: others may have been on the host of one that is lost."""
+        asked = {actor.__ray_ready__.remote(): actor for actor in self._idle}
+        ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+        self._idle = [actor for ref, actor in asked.items() if ref in ready and _succeeds(ref)]
+        _kill([actor for actor in asked.values() if actor not in self._idle])
+
     def _listen(self, key: Key, actor: Any) -> None:
         self._busy[actor.events.remote()] = (key, actor)
 
     def _actor(self, key: Key) -> Any:
         return next(actor for held, actor in self._busy.values() if held is key)
+
+
+def _succeeds(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except RayError:
+        return False
+    return True
 
 
 def _kill(actors: list[Any]) -> None:

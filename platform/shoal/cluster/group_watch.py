@@ -25,7 +25,6 @@ from shoal.runs.pace import Pace
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord
 from shoal.storage.run_folder import RunFolder
-from shoal.training.checkpoint.contents import checkpoint_step
 from shoal.training.checkpoint.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -215,7 +214,6 @@ def _give_up(board: Any, ranks: list[int]) -> None:
 
 def _checkpoint_step(folder: RunFolder, earlier: FailureRecord | None) -> int | None:
     try:
-        names = CheckpointStore(folder).names()
+        return CheckpointStore(folder).newest_step
     except (OSError, StorageError):
         return earlier.checkpoint_step if earlier else None
-    return checkpoint_step(names[-1]) if names else None

@@ -86,6 +86,16 @@ class CheckpointStore:
         """Return the complete checkpoints, oldest first."""
         return [name for name, is_complete in self._listed().items() if is_complete]
 
+    @property
+    def newest_step(self) -> int | None:
+        """The step of the newest complete checkpoint; None: there is none.
+
+        Raises:
+            StorageError: the store is away.
+        """
+        names = self.names()
+        return checkpoint_step(names[-1]) if names else None
+
     def _listed(self) -> dict[str, bool]:
         """Return whether each is complete, oldest first; what is not is of an upload or a deletion that was killed."""
         found = [file.split("/") for file in self._folder.files(CHECKPOINTS)]

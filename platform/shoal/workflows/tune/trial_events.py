@@ -5,7 +5,9 @@ import logging
 from shoal.cluster.actor_pool import ActorLost, ActorPool, Event
 from shoal.cluster.placement import Placement
 from shoal.cluster.trial_actor import TrialEnded, TrialReport, TrialStarted
+from shoal.errors import StorageError
 from shoal.storage.records import ErrorRecord
+from shoal.training.checkpoint.store import CheckpointStore
 from shoal.tune.engine import Engine, Trial
 from shoal.workflows.tune.state import SweepState
 from shoal.workflows.tune.stopping import BUDGET_REASON, stop_reason
@@ -97,7 +99,7 @@ class TrialEvents:
             )  # fmt: skip
             self._engine.release(trial)
             return
-        progress.times_lost += 1
+        progress.lose_process(_checkpoint_step(progress))
         if not (event.was_out_of_memory or self._state.folder.is_stop_requested(by_others=False)):
             self._placement.charge(progress.node, "hang" if event.is_hang else "lost worker", event.reason)
         most = self._state.config.scale.max_failures
@@ -114,3 +116,10 @@ class TrialEvents:
         progress.folder.save(progress.error)
         self._engine.fail(trial, "infeasible" if event.was_out_of_memory else "failed")
         self._lifecycle.close(trial, f"{kind}: {times}{event.reason}")
+
+
+def _checkpoint_step(progress: TrialProgress) -> int | None:
+    try:
+        return CheckpointStore(progress.folder).newest_step
+    except (OSError, StorageError):
+        return None

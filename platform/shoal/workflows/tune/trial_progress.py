@@ -23,7 +23,8 @@ class TrialProgress:
         curve: (step, value of the metric) of each evaluation.
         began_s, ended_s: seconds since the sweep began.
         seconds: of work, over all attempts.
-        times_lost: how often this attempt lost the trial's process.
+        times_lost: how often this attempt lost the trial's process without a checkpoint later than the last time.
+        lost_step: that it is known to have reached when its process was lost the last time.
         outcome: finished, stopped, infeasible, failed, killed or reused, once its records are closed.
         evaluation_steps: optimizer steps between evaluations.
         parameters, flops, training_s: of the model and its training, once known.
@@ -38,6 +39,7 @@ class TrialProgress:
     ended_s: float | None = None
     seconds: float = 0.0
     times_lost: int = 0
+    lost_step: int = 0
     node: str | None = None
     outcome: str | None = None
     reason: str | None = None
@@ -67,6 +69,12 @@ class TrialProgress:
         """Add an evaluation to the curve, unless it repeats an earlier one after a lost process."""
         if not self.curve or step > self.curve[-1][0]:
             self.curve.append((step, value))
+
+    def lose_process(self, checkpoint_step: int | None) -> None:
+        """Count a loss of the process; those before a later checkpoint count no more."""
+        step, evaluated = checkpoint_step or 0, self.curve[-1][0] if self.curve else 0
+        self.times_lost = 1 if step > self.lost_step else self.times_lost + 1
+        self.lost_step = max(self.lost_step, step, evaluated)
 
     def set_cost(self, result: TrialResult) -> None:
         """Take the size of the model and the cost of its training from a result."""
