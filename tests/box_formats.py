@@ -1,4 +1,4 @@
-"""The same pictures with boxes in the four formats that `boxes:` reads."""
+"""The same pictures with boxes in the five formats that `boxes:` reads."""
 
 import io
 import json
@@ -140,4 +140,18 @@ def write_objects(folder: Path, made: Sequence[Picture]) -> Path:
         table = pa.table({"image": images, "objects": pa.array(objects, kind)})
         table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
         pq.write_table(table, folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def write_image_folder(folder: Path, made: Sequence[Picture]) -> Path:
+    for split, name in (("train", "train"), ("val", "validation")):
+        (folder / name).mkdir(parents=True)
+        lines = []
+        for picture in made:
+            if picture.split == split:
+                (folder / name / picture.name).write_bytes(picture.png)
+                boxes = [[x1, y1, x2 - x1, y2 - y1] for _, x1, y1, x2, y2 in picture.objects]
+                objects = {"bbox": boxes, "categories": [label for label, *_ in picture.objects]}
+                lines.append(json.dumps({"file_name": picture.name, "objects": objects}))
+        (folder / name / "metadata.jsonl").write_text("\n".join(lines))
     return folder

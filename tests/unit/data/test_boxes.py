@@ -8,7 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from box_formats import pictures, voc_xml, write_coco, write_objects, write_voc, write_yolo
+from box_formats import (
+    pictures,
+    voc_xml,
+    write_coco,
+    write_image_folder,
+    write_objects,
+    write_voc,
+    write_yolo,
+)
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import inspect_source
 from shoal.data.sources.boxes import open_boxes
@@ -16,7 +24,13 @@ from shoal.data.sources.open import open_source
 from shoal.errors import DataError
 from shoal.tasks.open_data import open_data, preprocessing_spec
 
-WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "objects": write_objects}
+WRITERS = {
+    "coco": write_coco,
+    "voc": write_voc,
+    "yolo": write_yolo,
+    "objects": write_objects,
+    "folder": write_image_folder,
+}
 
 
 def opened(folder, **options):
@@ -27,7 +41,7 @@ def rows(source):
     return [(block["image"], block["target"]) for _, block in source.blocks()]
 
 
-def test_the_same_pictures_in_four_formats_are_the_same_data(tmp_path):
+def test_the_same_pictures_in_five_formats_are_the_same_data(tmp_path):
     made = pictures()
     sources = {name: opened(write(tmp_path / name, made)) for name, write in WRITERS.items()}
     assert len({source.fingerprint for source in sources.values()}) == 1
@@ -122,7 +136,21 @@ def break_objects(folder):
     pq.write_table(table.set_column(column, field, pa.array(objects, field.type)), path)
 
 
-BREAKS = {"coco": break_coco, "voc": break_voc, "yolo": break_yolo, "objects": break_objects}
+def break_folder(folder):
+    path = folder / "train" / "metadata.jsonl"
+    first, *others = path.read_text().splitlines()
+    item = json.loads(first)
+    item["objects"]["bbox"][0] = [1, 2, 3]
+    path.write_text("\n".join([json.dumps(item), *others]))
+
+
+BREAKS = {
+    "coco": break_coco,
+    "voc": break_voc,
+    "yolo": break_yolo,
+    "objects": break_objects,
+    "folder": break_folder,
+}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -203,6 +231,10 @@ def test_other_data_are_read_with_the_classes_of_a_trained_model(tmp_path):
     [
         ({}, ["holds no annotations"]),
         ({"a.json": '{"images": 3, "categories": [], "annotations": []}'}, ["a.json", "no COCO JSON"]),
+        (
+            {"metadata.jsonl": '{"file_name": "a.png"}'},
+            ["line 1 of 'metadata.jsonl'", "is no image with objects"],
+        ),
         ({"a.xml": "<annotation>"}, ["a.xml", "no Pascal VOC XML"]),
         ({"a.yaml": "names: [a]\ntrain: [1"}, ["holds no annotations"]),
     ],

@@ -32,7 +32,7 @@ from shoal.data.sampler import SPLITS, TRAIN
 from shoal.data.sources.annotated import BOXES, AnnotatedImage, Annotations, Files
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source, filesystem_of
 from shoal.data.sources.coco import is_coco, read_coco
-from shoal.data.sources.objects_column import read_objects
+from shoal.data.sources.objects_column import METADATA, read_image_folder, read_objects
 from shoal.data.sources.voc import read_voc
 from shoal.data.sources.yolo import is_yolo, read_yolo
 from shoal.errors import DataError, nearest
@@ -227,6 +227,8 @@ def _of_file(files: Files, name: str) -> Annotations:
         return read_coco(files, [name])
     if name.endswith(".parquet"):
         return read_objects(files, [name])
+    if name.endswith(METADATA):
+        return read_image_folder(files, [name])
     raise DataError(
         f"data.source='{files.uri}' is of no known kind: name a COCO .json, a YOLO .yaml, a .parquet with objects, or "
         "a folder of one of these or of Pascal VOC .xml files"
@@ -244,9 +246,11 @@ def _of_folder(files: Files) -> Annotations:
         return read_voc(files, files.ending(".xml"))
     if files.ending(".parquet"):
         return read_objects(files, files.ending(".parquet"))
+    if files.ending(METADATA):
+        return read_image_folder(files, files.ending(METADATA))
     raise DataError(
         f"data.source='{files.uri}' holds no annotations: put COCO's .json, Pascal VOC's .xml, YOLO's .yaml and .txt, "
-        "or .parquet files with objects into it"
+        ".parquet files with objects, or metadata.jsonl with objects into it"
     )
 
 

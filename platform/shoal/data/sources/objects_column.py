@@ -1,4 +1,7 @@
-"""Annotations as the Hub's data sets have them: a column of encoded images, and `objects` with bbox and category."""
+"""Annotations as the Hub's data sets have them: of each image `objects` with bbox and category.
+
+They are columns of parquet files, the images encoded in another, or lines of `metadata.jsonl`, which name files beside.
+"""
 
 import io
 import json
@@ -11,9 +14,17 @@ import pyarrow.parquet as pq
 
 from shoal.data.boxes import Box, Dropped, Size, four_numbers, usable
 from shoal.data.images import upright_size
-from shoal.data.sources.annotated import AnnotatedImage, Annotations, Files, split_of_path
+from shoal.data.sources.annotated import (
+    AnnotatedImage,
+    Annotations,
+    Files,
+    refuse_missing,
+    refuse_twice,
+    split_of_path,
+)
 from shoal.errors import DataError
 
+METADATA = "metadata.jsonl"
 OBJECTS, BOX = "objects", "bbox"
 CATEGORIES = ("category", "categories", "label", "category_id")  # what the class is called in `objects`
 
@@ -30,6 +41,51 @@ def read_objects(files: Files, names: list[str]) -> Annotations:
     for name in names:
         images += _rows(files, name, splits[name] if has_splits else None, dropped)
     return Annotations(images, dropped)
+
+
+def read_image_folder(files: Files, names: list[str]) -> Annotations:
+    """Read files of lines {"file_name": ..., "objects": ...}; each names its split by its folder, or all are of none.
+
+    Raises:
+        DataError: a line is no such object, images are missing or annotated twice, or as `read_objects`.
+    """
+    splits = {name: split_of_path(name) for name in names}
+    has_splits = all(splits.values())
+    dropped, images = Dropped(), []
+    seen: set[str] = set()
+    missing: list[str] = []
+    for name in names:
+        where = f"'{name}' of data.source='{files.uri}'"
+        for number, line in enumerate(files.text(name).splitlines(), 1):
+            if not line.strip():
+                continue
+            title, objects = _listed(line, f"line {number} of {where}")
+            path = files.find_image(title, name)
+            if path is None:
+                missing.append(title)
+                continue
+            if path in seen:
+                refuse_twice(files.uri, path)
+            seen.add(path)
+            read = files.reader(path)
+            size = _size(read, path)
+            boxes = tuple(usable(_boxes(objects, [], path, where), size, path, dropped))
+            split = splits[name] if has_splits else None
+            images.append(AnnotatedImage(path, read, boxes, size, split, files.sizes[path]))
+    refuse_missing(files.uri, missing)
+    return Annotations(images, dropped)
+
+
+def _listed(line: str, where: str) -> tuple[str, Any]:
+    """Return the image of a line and its objects."""
+    try:
+        item = json.loads(line)
+        return str(item["file_name"]), item[OBJECTS]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{where} is no image with objects ({type(error).__name__}: {error}): a line is "
+            '{"file_name": ..., "objects": {"bbox": [[left, top, width, height], ...], "category": [...]}}'
+        ) from None
 
 
 def _rows(files: Files, name: str, split: str | None, dropped: Dropped) -> list[AnnotatedImage]:
