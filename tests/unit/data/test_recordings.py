@@ -17,6 +17,7 @@ from shoal.data.config import DataConfig
 from shoal.data.dataset_info import inspect_source
 from shoal.data.partition import partition_source
 from shoal.data.sampler import SPLITS, TEST, TRAIN, VALIDATION
+from shoal.data.sources import speech
 from shoal.data.sources.encoded_audio import Encoded
 from shoal.data.units import make_units, units_from_json
 from shoal.errors import ConfigError, DataError
@@ -289,6 +290,13 @@ def test_a_recording_much_longer_than_the_others_stops_the_run_or_is_left_out(tm
     inspect_source(source, spec)  # which refuses too much padding
     assert len(rows(source)[TRAIN]) == 60
     assert "1 recording cannot be used: " in source.notes[0]
+
+
+def test_decoding_that_takes_long_says_how_far_it_has_come(corpus, monkeypatch, caplog):
+    monkeypatch.setattr(speech, "NOTED_S", -1.0)
+    with caplog.at_level("INFO"):
+        opened(as_table(*corpus))
+    assert "5 of 6 recordings are decoded" in caplog.text
 
 
 def test_a_list_without_texts_or_recordings_is_refused(tmp_path):

@@ -6,6 +6,8 @@ they are listed and of models.
 """
 
 import hashlib
+import logging
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,9 +28,12 @@ from shoal.data.units import make_units
 from shoal.errors import DataError
 from shoal.processes import no_garbage_search
 
+logger = logging.getLogger(__name__)
+
 AUDIO = "audio"  # the column of waves
 BLOCK_BYTES = 32 << 20  # of waves
 NO_SAMPLES, NO_TEXT = "it holds no samples", "it has no text"
+NOTED_S = 10.0  # from one line on how far decoding has come to the next
 NAMED = 10  # recordings that a message names
 
 # Names of recordings that cannot be used, with the reason.
@@ -106,7 +111,7 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
     """
     bad: Bad = []
     with no_garbage_search():
-        heard = _heard(recordings)
+        heard = _heard(uri, recordings)
         rates = Counter(one.rate for one in heard if one.rate)
         rate = options.trained.rate if options.trained else options.rate or min((MAX_RATE, *rates))
         usable = _usable(heard, rate, options.rule, bad)
@@ -135,10 +140,14 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
     )
 
 
-def _heard(recordings: Sequence[Recording]) -> list[_Heard]:
+def _heard(uri: str, recordings: Sequence[Recording]) -> list[_Heard]:
     """Decode each recording once, and hold those for which there is room, since each is heard several times."""
     found, room = [], IN_DRIVER_BYTES
+    noted_s = time.monotonic()
     for one in recordings:
+        if time.monotonic() - noted_s > NOTED_S:
+            noted_s = time.monotonic()
+            logger.info("data.source='%s': %d of %d recordings are decoded", uri, len(found), len(recordings))
         try:
             wave, rate = one.sound.decoded()
         except ValueError as error:
