@@ -4,6 +4,7 @@ The source's own functions read the blocks and `shoal.data.partition` divides on
 no single process holds.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from shoal.data.dataset_info import DatasetInfo, fit_dataset_info
+from shoal.data.how_far import SAY_EVERY_S, HowFar
 from shoal.data.partition import WorkerRows, concatenate, partition_block
 from shoal.data.preprocessing_spec import PreprocessingSpec
 from shoal.data.sampler import SPLITS, TRAIN
@@ -22,6 +24,8 @@ from shoal.data.sources.arrow import table_to_block
 from shoal.data.sources.base import Block, OtherTypesError, Part, Source
 from shoal.data.summary import DatasetSummary, merge_summaries, summarise_block
 from shoal.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 RowsRef = Any  # ray.ObjectRef[WorkerRows]
 
@@ -65,8 +69,11 @@ def read_blocks(source: Source) -> Blocks:
 
 def _read_once(source: Source) -> Blocks:
     found: list[tuple[str | None, Any]] = []
+    how_far = HowFar(logger)
     for split, refs in [(part.split, _start_reading(part)) for part in source.parts]:
-        found += [(split, ref) for some in refs for ref in some]
+        for ref in itertools.chain.from_iterable(refs):
+            found.append((split, ref))
+            how_far("data.source='%s': %d blocks are read", source.uri, len(found))
     rows = _get([_count.remote(ref) for _, ref in found])
     kept = [(ref, split, count) for (split, ref), count in zip(found, rows, strict=True) if count]
     refs, splits, counts = (list(column) for column in zip(*kept, strict=True)) if kept else ([], [], [])
@@ -93,7 +100,7 @@ def inspect_blocks(
         _summarise.remote(ref, first, source_split, blocks.has_validation, preprocessing)
         for ref, first, source_split in zip(blocks.refs, blocks.first_rows, blocks.splits, strict=True)
     ]
-    before, count = [], dict.fromkeys(SPLITS, 0)
+    before, count, how_far = [], dict.fromkeys(SPLITS, 0), HowFar(logger)
 
     def summaries() -> Iterator[DatasetSummary]:
         """Yield one at a time: this process holds two, however many blocks there are."""
@@ -101,6 +108,7 @@ def inspect_blocks(
             [summary] = _get([started.pop(0)])
             before.append(dict(count))
             count.update({name: count[name] + summary.rows[name] for name in SPLITS})
+            how_far("%d of %d blocks are checked", len(before), len(blocks.refs))
             yield summary
 
     return fit_dataset_info(merge_summaries(summaries()), preprocessing, fingerprint), before
@@ -131,7 +139,11 @@ def partition_blocks(
     if joined:
         shard_refs = [[_join.remote(*(ref for pair in rows for ref in pair))] for rows in shard_refs]
     made = [ref for rows in shard_refs for found in rows for ref in (found if not joined else [found])]
-    ray.wait(made, num_returns=len(made), fetch_local=False)
+    how_far = HowFar(logger)
+    ready: list[Any] = []
+    while len(ready) < len(made):
+        ready, _ = ray.wait(made, num_returns=len(made), timeout=SAY_EVERY_S, fetch_local=False)
+        how_far("%d of %d parts of the workers are made", len(ready), len(made))
     return shard_refs
 
 

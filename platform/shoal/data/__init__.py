@@ -13,6 +13,7 @@
 - `partition`: rows divided among workers; `redraw`: those that hold random numbers, read again in every epoch
 - `loader`: a worker's rows, batch by batch; `widen`: rows kept in their own type, as the model takes them
 - `labels`: the label to targets, and back; `weights`: of samples, stored behind their targets
+- `how_far`: what is said of reading that takes long
 - `tree`: inputs and targets of several tensors; `template`: which columns they are; `packing`: one row of bytes of them
 - `random_state`: what a user's own code draws from, seeded for a while
 - `text`, `tokenizer`, `chat`, `images`, `boxes`, `augment`: for rows of text and images

@@ -12,12 +12,12 @@ import pytest
 import soundfile
 import torch
 
+from shoal.data import how_far
 from shoal.data.audio import BANDS, FULL_SCALE, AudioFormat, as_16_bits, filter_bank, log_mel, resampled
 from shoal.data.config import DataConfig
 from shoal.data.dataset_info import inspect_source
 from shoal.data.partition import partition_source
 from shoal.data.sampler import SPLITS, TEST, TRAIN, VALIDATION
-from shoal.data.sources import speech
 from shoal.data.sources.encoded_audio import Encoded
 from shoal.data.units import make_units, units_from_json
 from shoal.errors import ConfigError, DataError
@@ -293,7 +293,7 @@ def test_a_recording_much_longer_than_the_others_stops_the_run_or_is_left_out(tm
 
 
 def test_decoding_that_takes_long_says_how_far_it_has_come(corpus, monkeypatch, caplog):
-    monkeypatch.setattr(speech, "NOTED_S", -1.0)
+    monkeypatch.setattr(how_far, "SAY_EVERY_S", 0.0)
     with caplog.at_level("INFO"):
         opened(as_table(*corpus))
     assert "5 of 6 recordings are decoded" in caplog.text

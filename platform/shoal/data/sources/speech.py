@@ -7,7 +7,6 @@ they are listed and of models.
 
 import hashlib
 import logging
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from shoal.data.array_stats import longest_kept
 from shoal.data.audio import MAX_RATE, AudioFormat, outputs_of
+from shoal.data.how_far import HowFar
 from shoal.data.packing import as_ragged
 from shoal.data.sampler import SPLITS, TRAIN, VALIDATION, SplitRule
 from shoal.data.sources.base import IN_DRIVER_BYTES, Block, Part, Source
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 AUDIO = "audio"  # the column of waves
 BLOCK_BYTES = 32 << 20  # of waves
 NO_SAMPLES, NO_TEXT = "it holds no samples", "it has no text"
-NOTED_S = 10.0  # from one line on how far decoding has come to the next
 NAMED = 10  # recordings that a message names
 
 # Names of recordings that cannot be used, with the reason.
@@ -142,12 +141,10 @@ def speech_source(uri: str, scheme: str, recordings: Sequence[Recording], option
 
 def _heard(uri: str, recordings: Sequence[Recording]) -> list[_Heard]:
     """Decode each recording once, and hold those for which there is room, since each is heard several times."""
-    found, room = [], IN_DRIVER_BYTES
-    noted_s = time.monotonic()
+    found: list[_Heard] = []
+    room, how_far = IN_DRIVER_BYTES, HowFar(logger)
     for one in recordings:
-        if time.monotonic() - noted_s > NOTED_S:
-            noted_s = time.monotonic()
-            logger.info("data.source='%s': %d of %d recordings are decoded", uri, len(found), len(recordings))
+        how_far("data.source='%s': %d of %d recordings are decoded", uri, len(found), len(recordings))
         try:
             wave, rate = one.sound.decoded()
         except ValueError as error:

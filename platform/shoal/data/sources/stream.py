@@ -5,9 +5,9 @@ Rows that have no numbers cannot be read in another order, by another process or
 
 import copy
 import logging
-import time
 from typing import Any
 
+from shoal.data.how_far import HowFar
 from shoal.data.random_state import seeded
 from shoal.data.sources import base
 from shoal.data.sources.items import DATA_SEED, nbytes_of_item
@@ -16,7 +16,6 @@ from shoal.errors import DataError, UserError
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 10_000_000
-NOTED_S = 5.0  # between notes of how far reading has come
 
 
 def is_stream(value: Any) -> bool:
@@ -33,7 +32,7 @@ def read_stream(uri: str, stream: Any) -> list[Any]:
         DataError: it does not end within the memory that one process may hold.
     """
     items: list[Any] = []
-    nbytes, noted = 0, time.monotonic()
+    nbytes, how_far = 0, HowFar(logger)
     with seeded(DATA_SEED):
         try:
             for item in stream:
@@ -41,9 +40,7 @@ def read_stream(uri: str, stream: Any) -> list[Any]:
                 nbytes += nbytes_of_item(uri, len(items) - 1, item)
                 if nbytes > base.IN_DRIVER_BYTES or len(items) > MOST_ROWS:
                     break
-                if time.monotonic() - noted > NOTED_S:
-                    noted = time.monotonic()
-                    logger.info("data.source='%s': %d rows read, %.0f MB", uri, len(items), nbytes / 1e6)
+                how_far("data.source='%s': %d rows read, %.0f MB", uri, len(items), nbytes / 1e6)
             else:
                 return items
         except UserError:
