@@ -156,6 +156,20 @@ def image_folders(folder: Path) -> None:
             Image.fromarray(image).save(path)
 
 
+def boxed_images(folder: Path) -> None:
+    """As COCO's, with a box in each image."""
+    categories = [{"id": 7, "name": "square"}]
+    for split in SPLITS:
+        (folder / split).mkdir(parents=True)
+        images, annotations = [], []
+        for row, image in enumerate(pixels(split)):
+            Image.fromarray(image).save(folder / split / f"{row:03}.png")
+            images.append({"id": row, "file_name": f"{split}/{row:03}.png", "width": 5, "height": 6})
+            annotations.append({"id": row, "image_id": row, "category_id": 7, "bbox": [0, 0, 4, 4]})
+        data = {"images": images, "categories": categories, "annotations": annotations}
+        (folder / f"instances_{split}.json").write_text(json.dumps(data))
+
+
 def hub_frames(folder: Path) -> None:
     parts = {split: datasets.Dataset.from_pandas(frame(split)) for split in SPLITS}
     parts[TEST] = parts[TEST].select(range(19, -1, -1))  # by an index, as `train_test_split` makes its parts
@@ -298,6 +312,7 @@ CASES = {
     "text files": Case("text", in_files(write_text, "wiki.{}.tokens"), **LANGUAGE),
     "image folders": Case("images", image_folders, **IMAGES),
     "hub": Case("huggingface", hub_frames),
+    "boxes": Case("boxes", boxed_images, task="object_detection", codes=codes_of_pixels),
     "hub images": Case("huggingface", hub_images, splits=(TRAIN, TEST), **IMAGES),
     "hub texts": Case("huggingface", hub_texts, **TEXTS),
     "hub documents": Case("huggingface", hub_texts, **LANGUAGE | {"data": TEXTS["data"]}),
