@@ -6,6 +6,7 @@ what follows is what follows a loss. It decides nothing else.
 
 import contextlib
 import logging
+import pickle
 import time
 from dataclasses import replace
 from typing import Any
@@ -208,8 +209,8 @@ def _give_up(board: Any, ranks: list[int]) -> None:
     """Have Ray count workers as dead whose hosts do not answer: it would wait for their nodes, a minute and more."""
     import ray
 
-    for actor in ray.get(board.actors.remote(ranks), timeout=ASK_S):
-        ray.kill(actor)
+    for handle in ray.get(board.handles.remote(ranks), timeout=ASK_S):
+        ray.kill(pickle.loads(handle))
 
 
 def _checkpoint_step(folder: RunFolder, earlier: FailureRecord | None) -> int | None:

@@ -7,6 +7,7 @@ says nothing. It imports no torch: the actor is a process of its own. What follo
 
 import contextlib
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -30,16 +31,16 @@ class StatusBoard:
 
     def __init__(self) -> None:
         self._said: dict[int, tuple[WorkerStatus, float]] = {}
-        self._actors: dict[int, Any] = {}
+        self._handles: dict[int, bytes] = {}
         self._leave = False
 
-    def join(self, rank: int, actor: Any) -> None:
-        """Note in which actor a worker is."""
-        self._actors[rank] = actor
+    def join(self, rank: int, handle: bytes) -> None:
+        """Note the handle of the actor in which a worker is, pickled: to load it would import all of Ray Train."""
+        self._handles[rank] = handle
 
-    def actors(self, ranks: Collection[int]) -> list[Any]:
-        """Return the handles of the actors in which some workers are."""
-        return [actor for rank, actor in self._actors.items() if rank in ranks]
+    def handles(self, ranks: Collection[int]) -> list[bytes]:
+        """Return the pickled handles of the actors in which some workers are."""
+        return [handle for rank, handle in self._handles.items() if rank in ranks]
 
     def say(self, status: WorkerStatus) -> bool:
         """Note a status; return whether the workers are to write a checkpoint and end."""
@@ -83,7 +84,7 @@ def speaking(board: Any, rank: int, clock: Clock) -> Iterator[Callable[[], bool]
     import ray
 
     with contextlib.suppress(RuntimeError):  # not in an actor
-        board.join.remote(rank, ray.get_runtime_context().current_actor)
+        board.join.remote(rank, pickle.dumps(ray.get_runtime_context().current_actor))
     speaker = _Speaker(board, Observer(rank, clock))
     speaker.start()
     try:
