@@ -264,13 +264,35 @@ def test_what_is_broken_stops_the_run_by_name_or_is_left_out_and_counted(tmp_pat
     assert note.endswith(": left out")
 
 
-def test_a_name_that_several_files_have_is_not_guessed(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        soundfile.write(tmp_path / folder / "1.wav", tone(), RATE)
-    (tmp_path / "all.tsv").write_text("path\tsentence\nsome/1.wav\tyes\n")
-    with pytest.raises(DataError, match=r"'some/1\.wav' \(there is no such file\)"):
+@pytest.mark.parametrize("listed", ["some/1.wav", "1", "/data/1.wav", "test/2.wav", "/data/test/2.wav"])
+def test_a_recording_is_not_guessed_from_several_or_from_another_folder(tmp_path, listed):
+    for file in ("a/1", "b/1", "train/2"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / f"{file}.wav", tone(), RATE)
+    (tmp_path / "all.tsv").write_text(f"path\tsentence\n{listed}\tyes\n")
+    with pytest.raises(DataError, match=rf"'{listed}' \(there is no such file\)"):
         opened(f"audio:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "train/2.wav",
+        "2.mp3",
+        "2",
+        "x/train/2",
+        "/data/train/2.flac",
+        r"C:\data\train\2.wav",
+        "/data/3.ogg",
+    ],
+)
+def test_a_recording_is_found_below_the_folder_of_its_list(tmp_path, listed):
+    for file in ("x/train/2", "3"):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        soundfile.write(tmp_path / f"{file}.wav", tone(), RATE)
+    (tmp_path / "all.tsv").write_text(f"path\tsentence\n{listed}\tyes\n")
+    source, _ = opened(f"audio:{tmp_path}", test_fraction=0.0)
+    assert rows(source) == {TRAIN: [("yes", 6400)]}
 
 
 def test_a_recording_much_longer_than_the_others_stops_the_run_or_is_left_out(tmp_path):

@@ -7,6 +7,7 @@ paths; independent of what a list looks like and of what is in a recording.
 import os
 from functools import cached_property
 from itertools import takewhile
+from pathlib import PureWindowsPath
 
 from shoal.data.sources.encoded_audio import SUFFIXES
 
@@ -37,14 +38,22 @@ class ListedFiles:
         return next(filter(os.path.isfile, tried), None) or self._named_alike(path)
 
     def _named_alike(self, path: str) -> str | None:
-        """Return the recording whose path ends as a listed one for the most parts; None: none, or several do."""
+        """Return the one recording of that name, or of that name with another ending, in a folder that fits.
+
+        That of a path without folders is any; the folders of a relative one have to be there; of an absolute one, whose
+        first folders are another machine's, at least the last has to, unless the recording lies beside the list.
+        """
         *folders, name = path.replace("\\", "/").split("/")
-        by_likeness: dict[int, list[str]] = {}
+        is_absolute = os.path.isabs(path) or folders[:1] == [PureWindowsPath(path).drive]
+        fitting = []
         for place in self._by_name.get(name) or self._by_name.get(os.path.splitext(name)[0]) or ():
-            pairs = zip(reversed(os.path.dirname(place).split(os.sep)), reversed(folders), strict=False)
+            folder = os.path.dirname(place)
+            pairs = zip(reversed(folder.split(os.sep)), reversed(folders), strict=False)
             same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-            by_likeness.setdefault(same, []).append(place)
-        best = by_likeness[max(by_likeness)] if by_likeness else []
+            is_beside = os.path.relpath(folder, self._folder) in (".", *CLIPS)
+            if same == len(folders) or (is_absolute and (same or is_beside)):
+                fitting.append((same, place))
+        best = [place for same, place in fitting if same == max(fitting)[0]]
         return best[0] if len(best) == 1 else None
 
     @cached_property
