@@ -49,6 +49,8 @@ class Net(nn.Module):
             time.sleep(0.01)
         return self.layer(x)
 """
+# A training of that model, whose steps and checkpoints a test counts.
+SLOW_SETTINGS = ("model.name=slow:Net", "data.source=synthetic:classification?rows=2000", "train.epochs=1000")
 # It takes longer, so that a small run lasts long enough to lose a host or to be signalled.
 PACED_MODULE = SLOW_MODULE.replace("0.01", "0.05")
 # After so long a job hangs; a quiet machine needs a tenth. What is checked by `eventually` has limits of its own.

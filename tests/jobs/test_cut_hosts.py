@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from host_training import OTHERS, HostTraining, three_hosts
-from running import Trace, assert_equal, last_step, twin_place
+from running import SLOW_SETTINGS, Trace, assert_equal, last_step, twin_place
 from shoal.storage.records import FailureRecord
 
 pytestmark = pytest.mark.long
@@ -14,9 +14,7 @@ pytestmark = pytest.mark.long
 STEPS, EVERY = 3000, 100
 SETTINGS = (
     "run_name=run",
-    "model.name=slow:Net",
-    "data.source=synthetic:classification?rows=2000",
-    "train.epochs=1000",
+    *SLOW_SETTINGS,
     f"train.max_steps={STEPS}",
     f"checkpoint.every_steps={EVERY}",
 )

@@ -11,7 +11,7 @@ import pytest
 from sweeps import points
 
 from ray_nodes import drain, head, node
-from running import SLOW_MODULE, Place, Trace, assert_equal, eventually, twin_place
+from running import SLOW_MODULE, SLOW_SETTINGS, Place, Trace, assert_equal, eventually, twin_place
 from shoal.storage.host_ledger import HostLedger
 from shoal.storage.lease import now_ms
 from shoal.storage.records import FailureRecord, TrainResult
@@ -22,9 +22,7 @@ pytestmark = pytest.mark.long
 STEPS = 4000
 SETTINGS = (
     "run_name=run",
-    "model.name=slow:Net",
-    "data.source=synthetic:classification?rows=2000",
-    "train.epochs=1000",
+    *SLOW_SETTINGS,
     f"train.max_steps={STEPS}",
     "checkpoint.every_steps=3900",  # none between the start and the notice
     "scale.num_workers=2",
@@ -34,10 +32,8 @@ SETTINGS = (
 
 SWEEP = (
     "run_name=sweep",
-    "model.name=slow:Net",
-    "data.source=synthetic:classification?rows=2000",
+    *SLOW_SETTINGS,
     "optim.lr=0.001,0.01",
-    "train.epochs=1000",
     "train.evaluate_every_steps=250",
     "checkpoint.every_steps=1400",
     "scale.num_workers=1",

@@ -14,6 +14,7 @@ from hosts import Hosts
 from ray_nodes import head, node
 from running import (
     SLOW_MODULE,
+    SLOW_SETTINGS,
     Place,
     Trace,
     assert_close,
@@ -34,9 +35,7 @@ pytestmark = pytest.mark.long
 STEPS, EVERY = 6000, 100
 SETTINGS = (
     "run_name=run",
-    "model.name=slow:Net",
-    "data.source=synthetic:classification?rows=2000",
-    "train.epochs=1000",
+    *SLOW_SETTINGS,
     f"train.max_steps={STEPS}",
     f"checkpoint.every_steps={EVERY}",
 )

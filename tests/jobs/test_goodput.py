@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from running import SLOW_MODULE, Place, last_step, mlflow_record, train_workers
+from running import SLOW_MODULE, SLOW_SETTINGS, Place, last_step, mlflow_record, train_workers
 from shoal.storage.records import Identity, TrainResult
 
 pytestmark = pytest.mark.long
@@ -15,9 +15,7 @@ pytestmark = pytest.mark.long
 STEPS, KILLS = 2400, 10
 SETTINGS = (
     "run_name=run",
-    "model.name=slow:Net",
-    "data.source=synthetic:classification?rows=2000",
-    "train.epochs=1000",
+    *SLOW_SETTINGS,
     f"train.max_steps={STEPS}",
     "train.evaluate_every_steps=200",
     "checkpoint.every_steps=50",

@@ -146,6 +146,37 @@ class Files:
         return min(self.images.get(wanted[-1], []), key=alike, default=None)
 
 
+class NamedImages:
+    """Finds the images that annotations name, each once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._seen: set[str] = set()
+        self._missing: list[str] = []
+
+    def find(self, named: str, beside: str) -> str | None:
+        """Return the image that an annotation names; None: it is not there, which `check` refuses.
+
+        Args:
+            beside: the annotation's own path.
+
+        Raises:
+            DataError: another annotation has named it.
+        """
+        path = self._files.find_image(named, beside)
+        if path is None:
+            self._missing.append(named)
+            return None
+        if path in self._seen:
+            refuse_twice(self._files.uri, path)
+        self._seen.add(path)
+        return path
+
+    def check(self) -> None:
+        """Raise a DataError if images are not there."""
+        refuse_missing(self._files.uri, self._missing)
+
+
 def refuse_missing(uri: str, missing: list[str]) -> None:
     """Raise a DataError that counts the images that are annotated and not there, if there are any."""
     if missing:

@@ -4,14 +4,7 @@ import json
 from typing import Any
 
 from shoal.data.boxes import Box, Dropped, Size, four_numbers, usable
-from shoal.data.sources.annotated import (
-    AnnotatedImage,
-    Annotations,
-    Files,
-    refuse_missing,
-    refuse_twice,
-    split_of_path,
-)
+from shoal.data.sources.annotated import AnnotatedImage, Annotations, Files, NamedImages, split_of_path
 from shoal.errors import DataError
 
 
@@ -31,8 +24,7 @@ def read_coco(files: Files, names: list[str]) -> Annotations:
         DataError: a file is damaged, images are missing or annotated twice, a box has not four numbers, ids are
             not unique, or an annotation is of no image or category.
     """
-    dropped, images, missing = Dropped(), [], []
-    seen: set[str] = set()
+    dropped, images, named = Dropped(), [], NamedImages(files)
     for name in names:
         split = split_of_path(name) if len(names) > 1 else None
         if len(names) > 1 and split is None:
@@ -40,20 +32,16 @@ def read_coco(files: Files, names: list[str]) -> Annotations:
                 f"data.source='{files.uri}' has {len(names)} files of annotations, and '{name}' names no split: "
                 "name one file, or call them instances_train.json, instances_val.json, instances_test.json"
             )
-        for title, path, boxes, size in _images(files, name, dropped):
-            if path is None:
-                missing.append(title)
-            elif path in seen:
-                refuse_twice(files.uri, path)
-            else:
-                seen.add(path)
+        for title, boxes, size in _images(files, name, dropped):
+            path = named.find(title, name)
+            if path is not None:
                 images.append(AnnotatedImage(path, files.reader(path), boxes, size, split, files.sizes[path]))
-    refuse_missing(files.uri, missing)
+    named.check()
     return Annotations(images, dropped)
 
 
-def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | None, tuple[Box, ...], Size]]:
-    """Return of each image its name, its path or None, its boxes and its size."""
+def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, tuple[Box, ...], Size]]:
+    """Return of each image its name, its boxes and its size."""
     where = f"'{name}' of data.source='{files.uri}'"
     try:
         data = json.loads(files.text(name))
@@ -62,7 +50,7 @@ def _images(files: Files, name: str, dropped: Dropped) -> list[tuple[str, str | 
         boxes: dict[Any, list[Box]] = {number: [] for number in listed}
         for annotation in data["annotations"]:
             _add(annotation, boxes, labels, listed, dropped, where)
-        return [_image(files, name, one, boxes[number], dropped) for number, one in listed.items()]
+        return [_image(one, boxes[number], dropped) for number, one in listed.items()]
     except DataError:
         raise  # which is a ValueError
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -104,8 +92,6 @@ def _add(
     boxes[image].append(Box(labels[category], left, top, left + width, top + height))
 
 
-def _image(
-    files: Files, name: str, one: dict[str, Any], boxes: list[Box], dropped: Dropped
-) -> tuple[str, str | None, tuple[Box, ...], Size]:
+def _image(one: dict[str, Any], boxes: list[Box], dropped: Dropped) -> tuple[str, tuple[Box, ...], Size]:
     title, size = str(one["file_name"]), Size(int(one["height"]), int(one["width"]))
-    return title, files.find_image(title, name), tuple(usable(boxes, size, title, dropped)), size
+    return title, tuple(usable(boxes, size, title, dropped)), size

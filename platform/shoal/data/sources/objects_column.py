@@ -14,14 +14,7 @@ import pyarrow.parquet as pq
 
 from shoal.data.boxes import Box, Dropped, Size, four_numbers, usable
 from shoal.data.images import upright_size
-from shoal.data.sources.annotated import (
-    AnnotatedImage,
-    Annotations,
-    Files,
-    refuse_missing,
-    refuse_twice,
-    split_of_path,
-)
+from shoal.data.sources.annotated import AnnotatedImage, Annotations, Files, NamedImages, split_of_path
 from shoal.errors import DataError
 
 METADATA = "metadata.jsonl"
@@ -51,28 +44,22 @@ def read_image_folder(files: Files, names: list[str]) -> Annotations:
     """
     splits = {name: split_of_path(name) for name in names}
     has_splits = all(splits.values())
-    dropped, images = Dropped(), []
-    seen: set[str] = set()
-    missing: list[str] = []
+    dropped, images, named = Dropped(), [], NamedImages(files)
     for name in names:
         where = f"'{name}' of data.source='{files.uri}'"
         for number, line in enumerate(files.text(name).splitlines(), 1):
             if not line.strip():
                 continue
             title, objects = _listed(line, f"line {number} of {where}")
-            path = files.find_image(title, name)
+            path = named.find(title, name)
             if path is None:
-                missing.append(title)
                 continue
-            if path in seen:
-                refuse_twice(files.uri, path)
-            seen.add(path)
             read = files.reader(path)
             size = _size(read, path)
             boxes = tuple(usable(_boxes(objects, [], path, where), size, path, dropped))
             split = splits[name] if has_splits else None
             images.append(AnnotatedImage(path, read, boxes, size, split, files.sizes[path]))
-    refuse_missing(files.uri, missing)
+    named.check()
     return Annotations(images, dropped)
 
 

@@ -5,14 +5,7 @@ from xml.etree import ElementTree
 
 from shoal.data.boxes import Box, Dropped, Size, four_numbers, usable
 from shoal.data.sampler import split_named
-from shoal.data.sources.annotated import (
-    AnnotatedImage,
-    Annotations,
-    Files,
-    refuse_missing,
-    refuse_twice,
-    split_of_path,
-)
+from shoal.data.sources.annotated import AnnotatedImage, Annotations, Files, NamedImages, split_of_path
 from shoal.errors import DataError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -29,24 +22,17 @@ def read_voc(files: Files, names: list[str]) -> Annotations:
         DataError: a file is damaged, images are missing or annotated twice, or a box lacks a side.
     """
     splits = _listed_splits(files) or _splits_of_folders(names)
-    dropped, images, missing = Dropped(), [], []
-    seen: set[str] = set()
+    dropped, images, named = Dropped(), [], NamedImages(files)
     for name in names:
         stem = posixpath.splitext(posixpath.basename(name))[0]
         title, boxes, size = _annotation(files, name)
-        path = files.find_image(title, name)
-        if path is None:
-            missing.append(title)
-            continue
-        if path in seen:
-            refuse_twice(files.uri, path)
-        seen.add(path)
+        path = named.find(title, name)
         split = splits.get(stem, splits.get(name))
-        if splits and split is None:
-            continue  # in no list, as images of other years' challenges
+        if path is None or (splits and split is None):  # in no list, as images of other years' challenges
+            continue
         kept = tuple(usable(boxes, size, title, dropped))
         images.append(AnnotatedImage(path, files.reader(path), kept, size, split, files.sizes[path]))
-    refuse_missing(files.uri, missing)
+    named.check()
     return Annotations(images, dropped)
 
 
