@@ -150,7 +150,8 @@ def _found(
     classes, (height, width) = outputs.shape[1] - 4, outputs.shape[2:]
     logits, sides = outputs.flatten(2).split([classes, 4], dim=1)
     scores = logits.sigmoid().flatten(1)
-    candidates = int((scores >= least_score).sum(dim=1).max().clamp(1, CANDIDATES))
+    fewest = min(most, scores.shape[1])  # as many for any images
+    candidates = int((scores >= least_score).sum(dim=1).max().clamp(fewest, max(fewest, CANDIDATES)))
     scores, order = scores.topk(candidates, dim=1)
     kinds, cells = order // (height * width), order % (height * width)
     middle = centres(height, width, stride, outputs.device)[cells]
@@ -160,5 +161,5 @@ def _found(
     is_found = (scores >= least_score) & (areas(boxes) > 0)
     boxes = boxes * is_found[..., None]  # what is none overlaps none
     is_found &= ~suppressed(boxes, kinds, most_overlap)
-    scores, best = (scores * is_found).topk(min(most, scores.shape[1]), dim=1)
+    scores, best = (scores * is_found).topk(fewest, dim=1)
     return Found(boxes.gather(1, best[..., None].expand(-1, -1, 4)), scores, kinds.gather(1, best))

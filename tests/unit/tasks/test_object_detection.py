@@ -14,7 +14,19 @@ from shoal.data.sampler import Lanes
 from shoal.distributed.process_group import SingleProcess
 from shoal.errors import ConfigError, ModelError
 from shoal.tasks.average_precision import AveragePrecision, Image, coco_of, detections_of
-from shoal.tasks.boxes import Found, are_boxes, assign, centres, generalized_overlap, overlaps, suppressed
+from shoal.tasks.boxes import (
+    IMAGES as AT_A_TIME,
+)
+from shoal.tasks.boxes import (
+    Found,
+    are_boxes,
+    assign,
+    centres,
+    find_boxes,
+    generalized_overlap,
+    overlaps,
+    suppressed,
+)
 from shoal.tasks.object_detection import ObjectDetection
 from shoal.training.counted import CountedShard
 
@@ -141,6 +153,25 @@ def greedy(boxes, classes, most):
         ):
             kept.append(place)
     return kept
+
+
+def test_many_images_have_the_boxes_that_each_has_alone():
+    """A model that has learnt is sure of few boxes, of another number in each image."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.rand((3 * AT_A_TIME + 5, 2 + 4, 8, 8), generator=generator)
+    outputs[:, :2] = -9.0
+    for image in range(len(outputs)):
+        cells = torch.randperm(64, generator=generator)[: image % 9]
+        outputs[image, 0].view(-1)[cells] = 3.0
+    together = find_boxes(outputs, (64, 64), 8.0, 0.05, 0.5, 40)
+    assert together.scores.shape == (len(outputs), 40)
+    for image in range(len(outputs)):
+        alone = find_boxes(outputs[image : image + 1], (64, 64), 8.0, 0.05, 0.5, 40)
+        assert int((alone.scores > 0).sum()) > 0 or image % 9 == 0
+        is_found = alone.scores[0] > 0
+        torch.testing.assert_close(together.scores[image], alone.scores[0])
+        torch.testing.assert_close(together.boxes[image][is_found], alone.boxes[0][is_found])
+        assert torch.equal(together.classes[image][is_found], alone.classes[0][is_found])
 
 
 def test_boxes_that_overlap_a_better_one_are_dropped_as_one_after_the_other_would_be():
