@@ -72,27 +72,29 @@ def list_recordings(uri: str, location: str, label: str, options: ReadOptions) -
             if not found:
                 raise DataError(f"data.source='{uri}': '{lists[0]}' lists no recordings: name one that does")
             return found
-    recordings = tuple(path for path in paths if names[path].lower().endswith(SUFFIXES))
-    texts = {_without_ending(path): path for path in paths if names[path].lower().endswith(".txt")}
+    return _with_texts_beside(uri, location, paths)
+
+
+def _with_texts_beside(uri: str, location: str, paths: tuple[str, ...]) -> tuple[Recording, ...]:
+    """List the recordings that no list names, each with the text of the .txt beside it."""
+    recordings = tuple(path for path in paths if path.lower().endswith(SUFFIXES))
+    texts = {_without_ending(path): path for path in paths if path.lower().endswith(".txt")}
     if not texts.keys() & set(map(_without_ending, recordings)):
         raise DataError(
             f"data.source='{uri}' has {len(recordings)} recordings and no list of their texts: give a .csv or .tsv "
             "with the columns path and text, a .jsonl manifest, wav.scp and text, LibriSpeech's tree, or beside each "
             "recording a .txt of the same name"
         )
-    return tuple(
-        _with_text_beside(uri, path, texts.get(_without_ending(path)), split)
-        for path, split in _splits(uri, location, recordings).items()
-    )
+    found = []
+    for path, split in _splits(uri, location, recordings).items():
+        text = texts.get(_without_ending(path))
+        said = clean(_text_of(uri, text) if text else None)
+        found.append(Recording(Encoded(os.path.basename(path), path), said, split))
+    return tuple(found)
 
 
 def _without_ending(path: str) -> str:
     return os.path.splitext(path)[0]
-
-
-def _with_text_beside(uri: str, path: str, text: str | None, split: str | None) -> Recording:
-    said = _text_of(uri, text) if text else ""
-    return Recording(Encoded(os.path.basename(path), path), clean(said), split)
 
 
 def _splits(uri: str, location: str, lists: tuple[str, ...]) -> dict[str, str | None]:

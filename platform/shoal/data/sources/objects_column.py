@@ -28,11 +28,10 @@ def read_objects(files: Files, names: list[str]) -> Annotations:
     Raises:
         DataError: a file has no such columns, a class has no name, or a box has not four numbers.
     """
-    splits = {name: split_of_path(name) for name in names}
-    has_splits = all(splits.values())
+    splits = _splits(names)
     dropped, images = Dropped(), []
     for name in names:
-        images += _rows(files, name, splits[name] if has_splits else None, dropped)
+        images += _rows(files, name, splits[name], dropped)
     return Annotations(images, dropped)
 
 
@@ -42,8 +41,7 @@ def read_image_folder(files: Files, names: list[str]) -> Annotations:
     Raises:
         DataError: a line is no such object, images are missing or annotated twice, or as `read_objects`.
     """
-    splits = {name: split_of_path(name) for name in names}
-    has_splits = all(splits.values())
+    splits = _splits(names)
     dropped, images, named = Dropped(), [], NamedImages(files)
     for name in names:
         where = f"'{name}' of data.source='{files.uri}'"
@@ -57,10 +55,15 @@ def read_image_folder(files: Files, names: list[str]) -> Annotations:
             read = files.reader(path)
             size = _size(read, path)
             boxes = tuple(usable(_boxes(objects, [], path, where), size, path, dropped))
-            split = splits[name] if has_splits else None
-            images.append(AnnotatedImage(path, read, boxes, size, split, files.sizes[path]))
+            images.append(AnnotatedImage(path, read, boxes, size, splits[name], files.sizes[path]))
     named.check()
     return Annotations(images, dropped)
+
+
+def _splits(names: list[str]) -> dict[str, str | None]:
+    """Return the split that each file names, or that all are of none."""
+    splits = {name: split_of_path(name) for name in names}
+    return splits if all(splits.values()) else dict.fromkeys(names)
 
 
 def _listed(line: str, where: str) -> tuple[str, Any]:

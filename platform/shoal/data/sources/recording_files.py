@@ -53,7 +53,8 @@ class ListedFiles:
             is_beside = os.path.relpath(folder, self._folder) in (".", *CLIPS)
             if same == len(folders) or (is_absolute and (same or is_beside)):
                 fitting.append((same, place))
-        best = [place for same, place in fitting if same == max(fitting)[0]]
+        most = max(fitting, default=(0, ""))[0]
+        best = [place for same, place in fitting if same == most]
         return best[0] if len(best) == 1 else None
 
     @cached_property

@@ -210,9 +210,11 @@ def _strung(usable: Sequence[Usable], rate: int, how: Compose) -> list[Usable]:
 
 def _of_like_length(usable: Sequence[Usable], rate: int, bad: Bad) -> list[Usable]:
     """Return recordings that can be padded to the longest of them; those that are too long are added to `bad`."""
+    if not usable:
+        return []
     lengths = np.array([one.samples for one in usable], dtype=np.int64)
-    longest = longest_kept(lengths, np.dtype(np.int16).itemsize) if len(usable) else 0
-    mean_s = lengths[lengths <= longest].mean() / rate if len(usable) else 0.0
+    longest = longest_kept(lengths, np.dtype(np.int16).itemsize)
+    mean_s = lengths[lengths <= longest].mean() / rate
     for one in usable:
         if one.samples > longest:
             reason = (
