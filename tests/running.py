@@ -59,6 +59,11 @@ JOB_TIMEOUT_S, STEP_TIMEOUT_S = 900.0, 600.0
 TRACKED = ("train/", "val/", "test/", "best/")
 
 
+def slow_run(steps: int) -> tuple[str, ...]:
+    """Return the settings of a training with `SLOW_MODULE`, named `run`, with a checkpoint every 100 steps."""
+    return ("run_name=run", *SLOW_SETTINGS, f"train.max_steps={steps}", "checkpoint.every_steps=100")
+
+
 @dataclass
 class Finished:
     """A job that ended."""

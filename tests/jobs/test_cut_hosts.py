@@ -6,18 +6,12 @@ from pathlib import Path
 import pytest
 
 from host_training import OTHERS, HostTraining, three_hosts
-from running import SLOW_SETTINGS, Trace, assert_equal, last_step, twin_place
+from running import Trace, assert_equal, last_step, slow_run, twin_place
 from shoal.storage.records import FailureRecord
 
 pytestmark = pytest.mark.long
 
-STEPS, EVERY = 3000, 100
-SETTINGS = (
-    "run_name=run",
-    *SLOW_SETTINGS,
-    f"train.max_steps={STEPS}",
-    f"checkpoint.every_steps={EVERY}",
-)
+SETTINGS = slow_run(3000)
 
 
 def test_a_training_goes_on_elsewhere_before_ray_gives_up_the_host_that_is_cut_off(tmp_path: Path) -> None:

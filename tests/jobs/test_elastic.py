@@ -14,13 +14,13 @@ from hosts import Hosts
 from ray_nodes import head, node
 from running import (
     SLOW_MODULE,
-    SLOW_SETTINGS,
     Place,
     Trace,
     assert_close,
     eventually,
     last_step,
     mlflow_record,
+    slow_run,
     twin_place,
 )
 from shoal.runs.callbacks import WORKERS_METRIC
@@ -32,13 +32,8 @@ from shoal.tracking.journal import JournalReader
 
 pytestmark = pytest.mark.long
 
-STEPS, EVERY = 6000, 100
-SETTINGS = (
-    "run_name=run",
-    *SLOW_SETTINGS,
-    f"train.max_steps={STEPS}",
-    f"checkpoint.every_steps={EVERY}",
-)
+STEPS = 6000
+SETTINGS = slow_run(STEPS)
 
 
 def resizes_so_far(folder: RunFolder) -> list[Resize]:
